@@ -1,0 +1,1 @@
+"""Evaluation: generation, and the scores that read what was generated."""

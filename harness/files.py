@@ -1,0 +1,95 @@
+"""Files and digests. Whatever is written appears whole or not at all: temporary name first, rename last."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value; the order of keys in a mapping does not matter."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        HarnessError: the disk is full or the folder can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with disk_errors(path), os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented so that a person can read it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+@contextmanager
+def new_directory(final: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``final`` that takes its name only when the block ends without an error.
+
+    If ``final`` exists already when the block ends (another process was faster), the new folder is dropped.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    temporary.chmod(0o755)  # mkdtemp makes it private; what is kept is readable like any other file
+    try:
+        with disk_errors(final):
+            yield temporary
+            try:
+                os.rename(temporary, final)
+            except OSError:
+                if not final.is_dir():
+                    raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "not writable" into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
+            raise HarnessError(
+                str(path),
+                f"a full disk ({free / 2**20:.0f} MiB free)",
+                "room to write",
+                "Free some space or choose another folder (HARNESS_RUNS, HARNESS_CACHE), then run the same command "
+                "again: it goes on where it stopped.",
+            ) from error
+        if isinstance(error, PermissionError):
+            raise HarnessError(
+                str(path), "a folder that may not be written", "a writable folder", "Change its rights."
+            ) from error
+        raise
+
+
+_DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
