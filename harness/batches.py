@@ -1,0 +1,543 @@
+"""Examples -> tokens and byte spans -> padded batches with their rows, groups and chunks.
+
+Prompt and response are tokenised apart and joined, as at generation. All models of a pair see the same response
+bytes: where one of them is over its limit, the response is cut on all sides at the last byte boundary they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from harness.errors import HarnessError
+from methods.alignment import AlignedResponse, Groups, IntArray, cut_at_common_boundary
+from methods.base import Method, Need, Rows
+from methods.vocabulary import UnsupportedTokenizerError, Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+STUDENT = "student"
+Overlong = Literal["error", "drop"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of a task: the same prompt and response text for every model.
+
+    Attributes:
+        id: unique within the task, stable between runs.
+        prompt: text before the response, in the task's layout (a model's own template may go around it).
+        response: the reference that is trained on or measured; never empty.
+        source: where it comes from (file and line), for messages.
+    """
+
+    id: str
+    prompt: str
+    response: str
+    source: str = ""
+
+
+class TextSide:
+    """One model's way to turn text into tokens: its tokenizer, its template, its BOS and EOS."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, template: Literal["plain", "chat"], name: str) -> None:
+        self.tokenizer, self.template, self.name = tokenizer, template, name
+        if tokenizer.eos_token_id is None:
+            raise HarnessError(name, "a tokenizer without an EOS token", "one that can end a response")
+        if template == "chat" and not tokenizer.chat_template:
+            raise HarnessError(f"template of {name}", "'chat'", "'plain', since this tokenizer has no chat template")
+        # Whether the tokenizer puts BOS before a text on its own decides whether the model was trained with it.
+        self.bos = [tokenizer.bos_token_id] if self._adds_bos() else []
+        self.eos = int(tokenizer.eos_token_id)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        try:
+            return Vocabulary.of(self.tokenizer.backend_tokenizer, self.name, (self.eos,))
+        except UnsupportedTokenizerError as error:
+            raise HarnessError(
+                f"tokenizer of {self.name}", str(error), "a byte-level or SentencePiece tokenizer"
+            ) from error
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the rendered prompts, BOS included."""
+        if self.template == "chat":
+            return [
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+                for text in texts
+            ]
+        return [self.bos + ids for ids in self._encode(texts)]
+
+    def responses(self, texts: Sequence[str]) -> list[IntArray]:
+        """Token ids of the responses, without special tokens."""
+        return [np.asarray(ids, dtype=np.int64) for ids in self._encode(texts)]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        backend = self.tokenizer.backend_tokenizer
+        return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def _adds_bos(self) -> bool:
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and self.tokenizer("a")["input_ids"][0] == bos
+
+
+@dataclass(frozen=True)
+class SideTokens:
+    """What one model sees of an example.
+
+    Attributes:
+        prompt: int64 [p]; response: int64 [n], with EOS unless the response was cut.
+        ends: int64 [n], byte ends of the response's tokens; EOS has width zero.
+    """
+
+    prompt: IntArray
+    response: IntArray
+    ends: IntArray
+
+    @property
+    def length(self) -> int:
+        return int(self.prompt.size + self.response.size)
+
+    @property
+    def sequence(self) -> IntArray:
+        return np.concatenate([self.prompt, self.response])
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """An example as every model of the pair sees it.
+
+    Attributes:
+        sides: by the role of the model: "student", and the roles of its teachers.
+        cut: whether a limit cut the response (then it has no EOS).
+        response_bytes: UTF-8 bytes of the response that the tokens spell.
+    """
+
+    id: str
+    sides: Mapping[str, SideTokens]
+    cut: bool
+    response_bytes: int
+
+    def aligned(self, teacher: str) -> AlignedResponse:
+        student, other = self.sides[STUDENT], self.sides[teacher]
+        return AlignedResponse(
+            student.response, other.response, student.ends, other.ends, student.prompt.size, other.prompt.size
+        )
+
+
+def tokenize(
+    examples: Sequence[Example],
+    sides: Mapping[str, TextSide],
+    max_length: int,
+    overlong: Overlong = "error",
+) -> list[TokenizedExample]:
+    """Tokenise examples for every model of a pair; one call into the tokenizers library a side.
+
+    Args:
+        max_length: the most tokens of prompt and response together, EOS included, on any side.
+        overlong: what to do with a prompt that leaves no room for a response.
+
+    Raises:
+        HarnessError: an empty response, a prompt that leaves no room, a tokenizer that changes text.
+    """
+    for example in examples:
+        if not example.response:
+            raise HarnessError(example.source or example.id, "an empty response", "text to train on")
+    prompts = {role: side.prompts([example.prompt for example in examples]) for role, side in sides.items()}
+    responses = {role: side.responses([example.response for example in examples]) for role, side in sides.items()}
+    tokenized = []
+    for number, example in enumerate(examples):
+        one = {role: np.asarray(prompts[role][number], dtype=np.int64) for role in sides}
+        joined = _join(example, one, {role: responses[role][number] for role in sides}, sides, max_length)
+        if joined is not None:
+            tokenized.append(joined)
+        elif overlong == "error":
+            longest = max(one, key=lambda role: one[role].size)
+            raise HarnessError(
+                example.source or example.id,
+                f"a prompt of {one[longest].size} tokens for {sides[longest].name}",
+                f"fewer than {max_length}, so that the response has room",
+                "Raise limits.length, or set limits.overlong=drop to leave such rows out.",
+            )
+    return tokenized
+
+
+def _join(
+    example: Example,
+    prompts: Mapping[str, IntArray],
+    responses: Mapping[str, IntArray],
+    sides: Mapping[str, TextSide],
+    max_length: int,
+) -> TokenizedExample | None:
+    """One example with its byte spans, cut to the limit; None where a limit leaves no response token."""
+    text = example.response.encode()
+    try:
+        ends = {role: sides[role].vocabulary.ends(ids, text) for role, ids in responses.items()}
+    except UnsupportedTokenizerError as error:
+        raise HarnessError(
+            example.source or example.id, str(error), "a tokenizer that keeps every byte of the response"
+        ) from error
+    room = [max_length - prompts[role].size - 1 for role in sides]  # one place is EOS's
+    if min(room) < 1:
+        return None
+    kept = cut_at_common_boundary([ends[role] for role in sides], room)
+    if kept is not None and min(kept) < 1:
+        return None
+    joined = {}
+    for place, role in enumerate(sides):
+        if kept is None:
+            response = np.append(responses[role], sides[role].eos)
+            joined[role] = SideTokens(prompts[role], response, np.append(ends[role], len(text)))
+        else:
+            joined[role] = SideTokens(prompts[role], responses[role][: kept[place]], ends[role][: kept[place]])
+    spelled = int(joined[STUDENT].ends[-1]) if STUDENT in joined else len(text)
+    return TokenizedExample(example.id, joined, kept is not None, spelled)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One distillation term of an objective.
+
+    Attributes:
+        method: its loss.
+        teacher: role of the teacher it learns from.
+        weight: factor of its KD sum in the total loss.
+    """
+
+    method: Method
+    teacher: str
+    weight: float
+
+
+class OnDevice:
+    """A dataclass whose tensors move to a device together, as accelerate's data loaders ask."""
+
+    def to(self, device: Any, non_blocking: bool = False) -> Any:
+        return replace(self, **{f.name: _move(getattr(self, f.name), device, non_blocking) for f in fields(self)})  # type: ignore[type-var]
+
+
+def _move(value: Any, device: Any, non_blocking: bool) -> Any:
+    if isinstance(value, torch.Tensor | OnDevice):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, dict):
+        return {key: _move(item, device, non_blocking) for key, item in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], OnDevice):
+        return [_move(item, device, non_blocking) for item in value]
+    return value
+
+
+@dataclass
+class TermBatch(OnDevice):
+    """Groups of one term over all rows of a batch. Row numbers count the rows of :class:`Batch`.
+
+    Attributes:
+        student_index, student_group, teacher_index, teacher_group: int64 [members], groups ascending.
+        slices: for each chunk, (student members, teacher members, groups, teacher rows) as (start, stop) pairs.
+        in_order: for each chunk, whether (student, teacher) members are its rows in their order.
+        groups: number of groups.
+    """
+
+    student_index: torch.Tensor
+    student_group: torch.Tensor
+    teacher_index: torch.Tensor
+    teacher_group: torch.Tensor
+    slices: list[tuple[tuple[int, int], ...]]
+    in_order: list[tuple[bool, bool]]
+    groups: int
+
+
+@dataclass
+class TeacherBatch(OnDevice):
+    """One teacher's part of a batch: its tokens for a live forward pass, or its stored rows.
+
+    Attributes:
+        input_ids, attention_mask, position_ids: int64 [batch, length]; None where rows are stored.
+        row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
+        targets: int64 [rows], the response token that each row predicts, or -100.
+        stored: [rows, hidden] stored rows, or None.
+    """
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    row_index: torch.Tensor
+    targets: torch.Tensor
+    stored: torch.Tensor | None
+
+
+@dataclass
+class Batch(OnDevice):
+    """A padded batch of the student, its teachers' parts, and how the loss walks over its rows.
+
+    Attributes:
+        input_ids, attention_mask, position_ids: int64 [batch, length].
+        row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
+        targets: int64 [rows], the response token that each row predicts, or -100.
+        chunks: (start, stop) of the student rows of each chunk.
+        counts: float64 [2 + terms]: response tokens, responses, and the groups of each term.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    row_index: torch.Tensor
+    targets: torch.Tensor
+    chunks: list[tuple[int, int]]
+    teachers: dict[str, TeacherBatch]
+    terms: list[TermBatch]
+    counts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class AlignedExample:
+    """A tokenised example with the groups of every term of an objective."""
+
+    example: TokenizedExample
+    groups: tuple[Groups, ...]
+
+
+def align(example: TokenizedExample, terms: Sequence[Term]) -> AlignedExample:
+    """Align an example for every term; done once, since it needs no model."""
+    return AlignedExample(example, tuple(term.method.align(example.aligned(term.teacher)) for term in terms))
+
+
+class Collator:
+    """Builds a :class:`Batch` from aligned examples.
+
+    Args:
+        terms: the objective's distillation terms, in the order of each example's groups.
+        pad: padding token id by role.
+        chunk_rows: the most student rows in a chunk, unless one group or response needs more.
+        padding_side: "right" or "left"; losses don't depend on it.
+        stored: rows of a teacher by role and example id, ``stored[role](example_id) -> [rows, hidden]``.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        pad: Mapping[str, int],
+        *,
+        chunk_rows: int = 256,
+        padding_side: Literal["left", "right"] = "right",
+        stored: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.terms, self.pad, self.chunk_rows, self.padding_side = list(terms), pad, chunk_rows, padding_side
+        self.stored = stored or {}
+        self.windows = {
+            STUDENT: row_window([term.method.rows for term in terms]),
+            **{role: TEACHER_ROWS for role in {term.teacher for term in terms}},
+        }
+        for role in self.windows.keys() - {STUDENT}:
+            if any(term.method.rows is Rows.ALL for term in terms if term.teacher == role):
+                self.windows[role] = Rows.ALL
+
+    def __call__(self, examples: Sequence[AlignedExample]) -> dict[str, Any]:
+        """The batch under the key "batch", as transformers' Trainer wants a mapping."""
+        return {"batch": self.collate(examples)}
+
+    def collate(self, examples: Sequence[AlignedExample]) -> Batch:
+        plain = [aligned.example for aligned in examples]
+        student = [example.sides[STUDENT] for example in plain]
+        window = self.windows[STUDENT]
+        starts = _row_starts(student, window)
+        input_ids, mask, positions, offsets = self._pad(STUDENT, student)
+        terms = [self._groups(number, examples, window, starts) for number in range(len(self.terms))]
+        chunks = _chunk_bounds(starts, terms, self.chunk_rows, self._whole_responses())
+        batch_terms = [_slice_term(groups, chunks) for groups in terms]
+        counts = [sum(side.response.size for side in student), len(student), *(term.groups for term in batch_terms)]
+        return Batch(
+            input_ids,
+            mask,
+            positions,
+            _row_index(student, window, offsets),
+            torch.from_numpy(np.concatenate([_targets(side, window) for side in student])),
+            chunks,
+            {role: self._teacher(role, plain) for role in self.windows if role != STUDENT},
+            batch_terms,
+            torch.tensor(counts, dtype=torch.float64),
+        )
+
+    def _teacher(self, role: str, examples: Sequence[TokenizedExample]) -> TeacherBatch:
+        sides, window = [example.sides[role] for example in examples], self.windows[role]
+        targets = torch.from_numpy(np.concatenate([_targets(side, window) for side in sides]))
+        if role in self.stored:
+            rows = torch.cat([self.stored[role](example.id) for example in examples])
+            return TeacherBatch(None, None, None, torch.arange(rows.shape[0]), targets, rows)
+        input_ids, mask, positions, offsets = self._pad(role, sides)
+        return TeacherBatch(input_ids, mask, positions, _row_index(sides, window, offsets), targets, None)
+
+    def _pad(self, role: str, sides: Sequence[SideTokens]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, IntArray]:
+        """Ids, mask and positions [batch, length], and the flat position where each sequence starts."""
+        length = max(side.length for side in sides)
+        ids = np.full((len(sides), length), self.pad[role], dtype=np.int64)
+        mask = np.zeros((len(sides), length), dtype=np.int64)
+        positions = np.zeros((len(sides), length), dtype=np.int64)
+        starts = np.zeros(len(sides), dtype=np.int64)
+        for row, side in enumerate(sides):
+            starts[row] = length - side.length if self.padding_side == "left" else 0
+            place = slice(starts[row], starts[row] + side.length)
+            ids[row, place], mask[row, place], positions[row, place] = side.sequence, 1, np.arange(side.length)
+        offsets = starts + np.arange(len(sides)) * length
+        return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(positions), offsets
+
+    def _groups(self, number: int, examples: Sequence[AlignedExample], window: Rows, starts: IntArray) -> Groups:
+        """The groups of one term over the whole batch, members as row numbers of the batch."""
+        term = self.terms[number]
+        teacher_sides = [aligned.example.sides[term.teacher] for aligned in examples]
+        teacher_window = self.windows[term.teacher]
+        teacher_starts = _row_starts(teacher_sides, teacher_window)
+        parts: list[Groups] = []
+        count = 0
+        for place, aligned in enumerate(examples):
+            groups = aligned.groups[number]
+            student = aligned.example.sides[STUDENT]
+            student_shift = starts[place] + _shift(term.method.rows, window, student)
+            teacher_shift = teacher_starts[place] + _shift(term.method.rows, teacher_window, teacher_sides[place])
+            parts.append(
+                Groups(
+                    groups.student_index + student_shift,
+                    groups.student_group + count,
+                    groups.teacher_index + teacher_shift,
+                    groups.teacher_group + count,
+                    groups.count,
+                )
+            )
+            count += groups.count
+        return Groups(
+            np.concatenate([part.student_index for part in parts]),
+            np.concatenate([part.student_group for part in parts]),
+            np.concatenate([part.teacher_index for part in parts]),
+            np.concatenate([part.teacher_group for part in parts]),
+            count,
+        )
+
+    def _whole_responses(self) -> bool:
+        return any(Need.WHOLE_RESPONSE in term.method.needs for term in self.terms)
+
+
+# A teacher's rows of a response: from the row that predicts the first token to the row after the last one, so that
+# one set of stored rows serves PREDICTING and AFTER.
+TEACHER_ROWS = Rows.AFTER
+
+
+def row_window(kinds: Sequence[Rows]) -> Rows:
+    """The widest of the windows that an objective's terms need: PREDICTING < AFTER < ALL."""
+    order = [Rows.PREDICTING, Rows.AFTER, Rows.ALL]
+    return order[max((order.index(kind) for kind in kinds), default=0)]
+
+
+def row_bounds(side: SideTokens, window: Rows) -> tuple[int, int]:
+    """First and one past the last position whose rows go through the head.
+
+    PREDICTING: p-1 .. p+n-1, n rows. AFTER: one more, n+1 rows. ALL: every position of the sequence.
+    """
+    first = side.prompt.size - 1
+    if window is Rows.ALL:
+        return 0, side.length
+    return first, first + side.response.size + (1 if window is Rows.AFTER else 0)
+
+
+def _shift(kind: Rows, window: Rows, side: SideTokens) -> int:
+    """What to add to a group's index of ``kind`` to get a row number within the example's window."""
+    position = {Rows.PREDICTING: side.prompt.size - 1, Rows.AFTER: side.prompt.size, Rows.ALL: 0}[kind]
+    return int(position - row_bounds(side, window)[0])
+
+
+def _row_starts(sides: Sequence[SideTokens], window: Rows) -> IntArray:
+    """int64 [batch + 1]: where each example's rows start among the rows of the batch."""
+    sizes = [stop - start for start, stop in (row_bounds(side, window) for side in sides)]
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _row_index(sides: Sequence[SideTokens], window: Rows, offsets: IntArray) -> torch.Tensor:
+    bounds = [row_bounds(side, window) for side in sides]
+    return torch.from_numpy(
+        np.concatenate([np.arange(a, b) + offset for (a, b), offset in zip(bounds, offsets, strict=True)])
+    )
+
+
+def _targets(side: SideTokens, window: Rows) -> IntArray:
+    start, stop = row_bounds(side, window)
+    targets = np.full(stop - start, -100, dtype=np.int64)
+    first = side.prompt.size - 1 - start
+    targets[first : first + side.response.size] = side.response
+    return targets
+
+
+def _chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bool) -> list[tuple[int, int]]:
+    """Cut the rows of a batch into contiguous chunks that no group straddles."""
+    rows = int(starts[-1])
+    allowed = np.ones(rows + 1, dtype=bool)  # allowed[r]: a chunk may end before row r
+    if whole:
+        allowed[:] = False
+        allowed[starts] = True
+    for groups in terms:
+        if groups.count:
+            first = np.full(groups.count, rows, dtype=np.int64)
+            last = np.zeros(groups.count, dtype=np.int64)
+            np.minimum.at(first, groups.student_group, groups.student_index)
+            np.maximum.at(last, groups.student_group, groups.student_index)
+            inside = np.zeros(rows + 2, dtype=np.int64)  # +1 where a group forbids cuts, -1 where it ends
+            np.add.at(inside, first + 1, 1)
+            np.add.at(inside, last + 1, -1)
+            allowed &= np.cumsum(inside)[: rows + 1] == 0
+    cuts = np.flatnonzero(allowed)
+    bounds = [0]
+    while bounds[-1] < rows:
+        within = cuts[(cuts > bounds[-1]) & (cuts <= bounds[-1] + most)]
+        bounds.append(int(within[-1]) if within.size else int(cuts[cuts > bounds[-1]][0]))
+    return list(pairwise(bounds))
+
+
+def _slice_term(groups: Groups, chunks: Sequence[tuple[int, int]]) -> TermBatch:
+    """Sort groups by chunk and make member indices relative to their chunk."""
+    first = np.full(groups.count, np.iinfo(np.int64).max)
+    np.minimum.at(first, groups.student_group, groups.student_index)
+    stops = np.asarray([stop for _, stop in chunks])
+    chunk_of_group = np.searchsorted(stops, first, side="right")
+    order = np.argsort(chunk_of_group, kind="stable")
+    number = np.empty(groups.count, dtype=np.int64)
+    number[order] = np.arange(groups.count)
+    group_bounds = np.searchsorted(chunk_of_group[order], np.arange(len(chunks) + 1))
+    student_index, student_group = _reorder(groups.student_index, number[groups.student_group])
+    teacher_index, teacher_group = _reorder(groups.teacher_index, number[groups.teacher_group])
+    spans = [(int(a), int(b)) for a, b in pairwise(group_bounds)]
+    members = [(_members(student_group, span), _members(teacher_group, span)) for span in spans]
+    slices, in_order = [], []
+    for (start, stop), span, (s, t) in zip(chunks, spans, members, strict=True):
+        rows = _extent(teacher_index[slice(*t)])
+        student_index[slice(*s)] -= start
+        teacher_index[slice(*t)] -= rows[0]
+        student_group[slice(*s)] -= span[0]
+        teacher_group[slice(*t)] -= span[0]
+        slices.append((s, t, span, rows))
+        student_rows, teacher_rows = student_index[slice(*s)], teacher_index[slice(*t)]
+        in_order.append((_is_range(student_rows, stop - start), _is_range(teacher_rows, rows[1] - rows[0])))
+    tensors = (torch.from_numpy(a) for a in (student_index, student_group, teacher_index, teacher_group))
+    return TermBatch(*tensors, slices, in_order, groups.count)
+
+
+def _reorder(index: IntArray, group: IntArray) -> tuple[IntArray, IntArray]:
+    order = np.argsort(group, kind="stable")
+    return index[order].copy(), group[order].copy()
+
+
+def _members(group: IntArray, span: tuple[int, int]) -> tuple[int, int]:
+    return int(np.searchsorted(group, span[0])), int(np.searchsorted(group, span[1]))
+
+
+def _extent(index: IntArray) -> tuple[int, int]:
+    return (int(index.min()), int(index.max()) + 1) if index.size else (0, 0)
+
+
+def _is_range(index: IntArray, rows: int) -> bool:
+    return index.size == rows and bool(np.array_equal(index, np.arange(rows)))

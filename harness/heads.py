@@ -1,0 +1,92 @@
+"""A model's output head as a function of its hidden rows, so that logits are made for chosen rows only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits of hidden rows: ``soft_cap * tanh(scale * (rows @ weight.T + bias) / soft_cap)``.
+
+    Attributes:
+        weight: [vocabulary, hidden]; the model's own parameter, tied or not.
+        bias: [vocabulary] or None.
+        scale: factor of the logits (Cohere, Granite); 1 where the model has none.
+        soft_cap: bound of the logits (Gemma-2: 30); None where the model has none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        """The head of a causal language model.
+
+        Raises:
+            HarnessError: the model has no linear output layer.
+        """
+        layer = model.get_output_embeddings()
+        if not isinstance(layer, nn.Linear):
+            raise HarnessError(type(model).__name__, f"an output layer of type {type(layer).__name__}", "nn.Linear")
+        config = model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        if getattr(config, "logits_scaling", None):  # Granite divides
+            scale = scale / config.logits_scaling
+        return cls(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, rows: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """[n, vocabulary] from rows [n, hidden]; ``weight`` and ``bias`` may stand in for the head's own."""
+        logits = nn.functional.linear(
+            rows, self.weight if weight is None else weight, self.bias if bias is None else bias
+        )
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
+        return logits
+
+
+def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    """[batch, length, hidden]: the last hidden state, final norm included, without any logits."""
+    output = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, name: str, tolerance: float = 1e-3) -> None:
+    """Compare :class:`Head` on hidden states with the model's own logits, once per model.
+
+    Raises:
+        HarnessError: they differ by more than ``tolerance`` of the largest logit: the head does more than we know.
+    """
+    device = next(model.parameters()).device
+    ids = torch.arange(1, 9, device=device).unsqueeze(0)
+    mask = torch.ones_like(ids)
+    positions = torch.arange(8, device=device).unsqueeze(0)
+    training, _ = model.training, model.eval()
+    own = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.float()
+    ours = Head.of(model).logits(hidden_states(model, ids, mask, positions)).float()
+    model.train(training)
+    error = float((own - ours).abs().max() / own.abs().max().clamp_min(1e-6))
+    if error > tolerance:
+        raise HarnessError(
+            f"output head of {name}",
+            f"logits that differ from ours by {error:.1e} of the largest",
+            f"at most {tolerance:.0e}",
+            "This architecture changes its logits in a way that harness/heads.py does not know.",
+        )

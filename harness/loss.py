@@ -1,0 +1,317 @@
+"""From hidden rows to the loss, a chunk of rows at a time; gradients are made inside the chunk.
+
+No tensor of shape [batch, length, vocabulary] exists: a chunk's logits are made, used for every term, turned into
+gradients of the rows and of the head, and dropped before the next chunk begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.batches import Batch, TeacherBatch, Term
+from harness.heads import Head, hidden_states
+from methods.base import AlignedChunk, Side
+
+NORMALIZERS = {"tokens": 0, "samples": 1}  # places in Batch.counts; the groups of term k stand at 2 + k
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run minimises: ``ce_weight * CE + sum of weight_k * KD_k``.
+
+    Attributes:
+        name: label in tables, such as "uld".
+        ce_weight: factor of the mean cross-entropy of the response tokens.
+        terms: distillation terms; none for plain fine-tuning.
+    """
+
+    name: str
+    ce_weight: float
+    terms: tuple[Term, ...] = ()
+
+    def divisors(self, counts: Tensor) -> Tensor:
+        """[1 + terms]: what CE and each KD sum are divided by, from the summed counts of the window."""
+        places = [NORMALIZERS["tokens"]]
+        places += [NORMALIZERS.get(term.method.normalize, 2 + k) for k, term in enumerate(self.terms)]
+        return counts[places].clamp_min(1)
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """A batch's loss and what it is made of. All but ``loss`` are without gradient.
+
+    Attributes:
+        loss: scalar, weighted and normalised.
+        ce: scalar, sum of the cross-entropy over response tokens.
+        kd: [terms], sum of each term's distillation loss.
+        ce_gradient, kd_gradient: squared norms, at the student's logits, of the gradients of the normalised but
+            unweighted CE and KD terms; scalar and [terms].
+        diagnostics: sums by name, as the methods return them.
+    """
+
+    loss: Tensor
+    ce: Tensor
+    kd: Tensor
+    ce_gradient: Tensor
+    kd_gradient: Tensor
+    diagnostics: dict[str, Tensor]
+
+
+class Distiller(nn.Module):
+    """The module that is trained: the student and the loss in one forward, so that DDP and FSDP see every gradient.
+
+    Args:
+        student: causal language model.
+        objective: what to minimise.
+        teachers: live teachers by role; a role whose rows are stored needs none, only its head.
+        teacher_heads: heads of all teachers by role.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        teachers: dict[str, nn.Module] | None = None,
+        teacher_heads: dict[str, Head] | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.own = nn.ModuleList(m for term in objective.terms if (m := term.method.trainable()) is not None)
+        self.objective = objective
+        # Plain dictionaries in a tuple: teachers must be no submodules, or they would be wrapped, saved and trained.
+        teachers = teachers or {}
+        heads = {role: Head.of(model) for role, model in teachers.items()} | (teacher_heads or {})  # type: ignore[arg-type]
+        self._teachers: tuple[dict[str, nn.Module], dict[str, Head]] = (teachers, heads)
+        for model in teachers.values():
+            model.eval().requires_grad_(False)
+
+    def forward(self, batch: Batch, divisors: Tensor) -> LossParts:
+        """Loss of a batch.
+
+        Args:
+            batch: see :class:`Batch`, on the student's device.
+            divisors: [1 + terms], from :meth:`Objective.divisors` of the whole window.
+        """
+        hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
+        rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
+        teacher_rows = {role: self._teacher_rows(role, part) for role, part in batch.teachers.items()}
+        walk = _ChunkWalk(self.objective, Head.of(self.student), self._teachers[1], teacher_rows, batch, divisors)  # type: ignore[arg-type]
+        head = walk.student_head
+        parameters = [head.weight, *([] if head.bias is None else [head.bias]), *self.own.parameters()]
+        sink: list[LossParts] = []
+        loss = _Chunked.apply(walk, sink, rows, *parameters)  # type: ignore[no-untyped-call]
+        parts = sink[0]
+        return LossParts(loss, parts.ce, parts.kd, parts.ce_gradient, parts.kd_gradient, parts.diagnostics)
+
+    @torch.no_grad()
+    def _teacher_rows(self, role: str, part: TeacherBatch) -> Tensor:
+        if part.stored is not None:
+            weight = self._teachers[1][role].weight
+            return part.stored.to(device=weight.device, dtype=weight.dtype)
+        assert part.input_ids is not None
+        assert part.attention_mask is not None
+        assert part.position_ids is not None
+        hidden = hidden_states(self._teachers[0][role], part.input_ids, part.attention_mask, part.position_ids)
+        return hidden.flatten(0, 1).index_select(0, part.row_index)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Parameters without the second name of tied ones, since safetensors refuses shared memory."""
+        kept: dict[str, Any] = {}
+        seen: set[int] = set()
+        for name, value in super().state_dict(*args, **kwargs).items():
+            if isinstance(value, Tensor) and value.numel() and value.data_ptr() in seen:
+                continue
+            if isinstance(value, Tensor):
+                seen.add(value.data_ptr())
+            kept[name] = value
+        return kept
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """Names that :meth:`state_dict` leaves out; transformers' Trainer does not miss them when it resumes."""
+        return sorted(super().state_dict().keys() - self.state_dict().keys())
+
+    def tie_weights(self) -> None:
+        """Nothing to do: a tied parameter is one tensor under two names. Called by the Trainer after loading."""
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs)  # type: ignore[operator]
+
+
+class _Chunked(torch.autograd.Function):
+    """Runs a walk in the forward pass, gradients included; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, walk: _ChunkWalk, sink: list[LossParts], rows: Tensor, *parameters: Tensor) -> Tensor:
+        wanted = [rows.requires_grad, *(parameter.requires_grad for parameter in parameters)]
+        parts, gradients = walk.run(rows.detach(), [parameter.detach() for parameter in parameters], wanted)
+        ctx.gradients = gradients
+        sink.append(parts)
+        return parts.loss
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        scaled = [None if gradient is None else gradient * scale for gradient in ctx.gradients]
+        ctx.gradients = None
+        return None, None, *scaled
+
+
+class _ChunkWalk:
+    """One pass over the chunks of a batch."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        student_head: Head,
+        teacher_heads: dict[str, Head],
+        teacher_rows: dict[str, Tensor],
+        batch: Batch,
+        divisors: Tensor,
+    ) -> None:
+        self.objective, self.student_head, self.teacher_heads = objective, student_head, teacher_heads
+        self.teacher_rows, self.batch, self.divisors = teacher_rows, batch, divisors
+
+    def run(
+        self, rows: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[LossParts, list[Tensor | None]]:
+        """Sums of the loss, and the gradients of rows and parameters where wanted."""
+        leaves = [p.requires_grad_(want) for p, want in zip(parameters, wanted[1:], strict=True)]
+        # Parameter gradients are added up over chunks: in float32, so that bf16 does not lose the small ones.
+        gradients: list[Tensor | None] = [torch.zeros_like(rows) if wanted[0] else None]
+        gradients += [_accumulator(leaf) if want else None for leaf, want in zip(leaves, wanted[1:], strict=True)]
+        total = _Sums(rows.device, len(self.objective.terms))
+        for number in range(len(self.batch.chunks)):
+            start, stop = self.batch.chunks[number]
+            piece = rows[start:stop].detach().requires_grad_(wanted[0])
+            made = self._chunk(number, piece, leaves, total, need_gradient=any(wanted))
+            if made is None:
+                continue
+            inputs = [leaf for leaf, want in zip([piece, *leaves], wanted, strict=True) if want]
+            grads = iter(made(inputs))
+            if wanted[0]:
+                assert gradients[0] is not None
+                gradients[0][start:stop] = next(grads)
+            for place, want in enumerate(wanted[1:], start=1):
+                accumulated = gradients[place]
+                if want and accumulated is not None:
+                    accumulated += next(grads)
+        cast = [None if g is None else g.to(like.dtype) for g, like in zip(gradients, [rows, *leaves], strict=True)]
+        return total.parts(self.objective, self.divisors), cast
+
+    def _chunk(
+        self, number: int, rows: Tensor, leaves: Sequence[Tensor], total: _Sums, need_gradient: bool
+    ) -> Callable[[list[Tensor]], Sequence[Tensor]] | None:
+        """Add one chunk to the sums; give a function from inputs to their gradients, or None without gradients."""
+        start, stop = self.batch.chunks[number]
+        targets = self.batch.targets[start:stop]
+        has_bias = self.student_head.bias is not None
+        with torch.set_grad_enabled(need_gradient):
+            logits = self.student_head.logits(rows, leaves[0], leaves[1] if has_bias else None)
+            # Every term differentiates to a detached copy of the logits; the head is walked back once for their sum.
+            surface = logits.detach().float() if logits.dtype in _LOW else logits.detach()
+            surface.requires_grad_(need_gradient)
+            ce = nn.functional.cross_entropy(surface, targets, ignore_index=-100, reduction="sum")
+            kd = [self._term(k, number, surface, targets, total) for k in range(len(self.objective.terms))]
+        total.add(ce, kd)
+        if not need_gradient:
+            return None
+        own = list(leaves[1 + has_bias :])
+        upstream, own_gradients = self._logit_gradients(surface, ce, kd, own, total)
+
+        def gradients(inputs: list[Tensor]) -> Sequence[Tensor]:
+            through_head = [tensor for tensor in inputs if not any(tensor is leaf for leaf in own)]
+            found = list(torch.autograd.grad(logits, through_head, upstream.to(logits.dtype)))
+            return found + own_gradients
+
+        return gradients
+
+    def _logit_gradients(
+        self, surface: Tensor, ce: Tensor, kd: Sequence[Tensor], own: list[Tensor], total: _Sums
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Gradient of the weighted, normalised chunk loss at the logits, and at the methods' own parameters."""
+        (of_ce,) = torch.autograd.grad(ce, surface)
+        of_ce = of_ce / self.divisors[0].to(of_ce.dtype)
+        total.ce_gradient += of_ce.square().sum()
+        upstream = of_ce * self.objective.ce_weight
+        of_own = [torch.zeros_like(parameter) for parameter in own]
+        for k, (term, value) in enumerate(zip(self.objective.terms, kd, strict=True)):
+            if not value.requires_grad:
+                continue
+            of_kd, *rest = torch.autograd.grad(value, [surface, *own], allow_unused=True)
+            divisor = self.divisors[1 + k].to(surface.dtype)
+            if of_kd is not None:
+                of_kd = of_kd / divisor
+                total.kd_gradient[k] += of_kd.square().sum()
+                upstream = upstream + term.weight * of_kd
+            for place, gradient in enumerate(rest):
+                if gradient is not None:
+                    of_own[place] = of_own[place] + gradient * (term.weight / divisor)
+        return upstream, of_own
+
+    def _term(self, k: int, number: int, logits: Tensor, targets: Tensor, total: _Sums) -> Tensor:
+        """The KD sum of one term over one chunk."""
+        term, groups = self.objective.terms[k], self.batch.terms[k]
+        student_members, teacher_members, span, rows = groups.slices[number]
+        if span[0] == span[1]:
+            return logits.new_zeros(())
+        with torch.no_grad():
+            head = self.teacher_heads[term.teacher]
+            teacher_logits = head.logits(self.teacher_rows[term.teacher][slice(*rows)])
+            if teacher_logits.dtype in _LOW:
+                teacher_logits = teacher_logits.float()
+        in_order = groups.in_order[number]
+        student = Side(
+            logits,
+            targets,
+            groups.student_index[slice(*student_members)],
+            groups.student_group[slice(*student_members)],
+            in_order[0],
+        )
+        teacher = Side(
+            teacher_logits,
+            self.batch.teachers[term.teacher].targets[slice(*rows)],
+            groups.teacher_index[slice(*teacher_members)],
+            groups.teacher_group[slice(*teacher_members)],
+            in_order[1],
+        )
+        sums = term.method.loss(AlignedChunk(student, teacher, span[1] - span[0]))
+        total.note(sums.diagnostics)
+        return sums.kd
+
+
+class _Sums:
+    """Running sums over chunks; all without gradient."""
+
+    def __init__(self, device: torch.device, terms: int) -> None:
+        self.ce = torch.zeros((), dtype=torch.float64, device=device)
+        self.kd = torch.zeros(terms, dtype=torch.float64, device=device)
+        self.ce_gradient = torch.zeros((), dtype=torch.float64, device=device)
+        self.kd_gradient = torch.zeros(terms, dtype=torch.float64, device=device)
+        self.diagnostics: dict[str, Tensor] = {}
+
+    def add(self, ce: Tensor, kd: Sequence[Tensor]) -> None:
+        self.ce += ce.detach()
+        for k, value in enumerate(kd):
+            self.kd[k] += value.detach()
+
+    def note(self, diagnostics: Any) -> None:
+        for name, value in diagnostics.items():
+            self.diagnostics[name] = self.diagnostics.get(name, 0) + value.detach()
+
+    def parts(self, objective: Objective, divisors: Tensor) -> LossParts:
+        weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64, device=self.kd.device)
+        scale = divisors.to(torch.float64)
+        loss = objective.ce_weight * self.ce / scale[0] + (weights * self.kd / scale[1:]).sum()
+        return LossParts(loss, self.ce, self.kd, self.ce_gradient, self.kd_gradient, self.diagnostics)
+
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+def _accumulator(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter, dtype=torch.float32 if parameter.dtype in _LOW else parameter.dtype)

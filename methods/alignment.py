@@ -1,0 +1,156 @@
+"""Alignment of two tokenisations of the same response. Bytes are the only coordinate that they share.
+
+Every response token has a half-open span [start, end) of UTF-8 bytes, relative to the response's first byte. Spans
+of one side are contiguous, so a list of ends says it all. Groups close where both sides end on the same byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AlignedResponse:
+    """One response as both models see it; EOS, where present, is a last token of width zero.
+
+    Attributes:
+        student_ids, teacher_ids: int64 [n], [m], response tokens.
+        student_ends, teacher_ends: int64 [n], [m], where each token ends, in bytes of the response.
+        student_prompt, teacher_prompt: number of tokens before the response.
+    """
+
+    student_ids: IntArray
+    teacher_ids: IntArray
+    student_ends: IntArray
+    teacher_ends: IntArray
+    student_prompt: int = 0
+    teacher_prompt: int = 0
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Alignment groups: which student tokens are compared with which teacher tokens.
+
+    Members are listed group by group. A token may be in several groups (time warping) or in none.
+
+    Attributes:
+        student_index, student_group: int64 [members], token and its group, groups ascending.
+        teacher_index, teacher_group: the same for the teacher.
+        count: number of groups; each has members on both sides.
+    """
+
+    student_index: IntArray
+    student_group: IntArray
+    teacher_index: IntArray
+    teacher_group: IntArray
+    count: int
+
+    @classmethod
+    def one_to_one(cls, student: npt.ArrayLike, teacher: npt.ArrayLike) -> Groups:
+        """Groups of one token on each side.
+
+        Raises:
+            ValueError: the two lists differ in length.
+        """
+        left, right = np.asarray(student, dtype=np.int64), np.asarray(teacher, dtype=np.int64)
+        if left.shape != right.shape:
+            raise ValueError(f"{left.size} student tokens can't be paired with {right.size} teacher tokens")
+        number = np.arange(left.size)
+        return cls(left, number, right, number, left.size)
+
+    @classmethod
+    def from_lists(cls, student: Sequence[Sequence[int]], teacher: Sequence[Sequence[int]]) -> Groups:
+        """Groups from one list of token indices a group and side."""
+        return cls(*_flatten(student), *_flatten(teacher), len(student))
+
+    def to_lists(self) -> tuple[list[list[int]], list[list[int]]]:
+        """One list of token indices a group, for each side."""
+        return (
+            _unflatten(self.student_index, self.student_group, self.count),
+            _unflatten(self.teacher_index, self.teacher_group, self.count),
+        )
+
+
+def pair_identical(response: AlignedResponse, prompt: bool = False) -> Groups:
+    """Every token with itself, for models that share a tokenizer; with the prompt's positions where asked.
+
+    Raises:
+        ValueError: the two sides hold different tokens, so they don't share a tokenizer or a prompt.
+    """
+    if not np.array_equal(response.student_ids, response.teacher_ids):
+        raise ValueError("student and teacher cut the response into different tokens")
+    if prompt and response.student_prompt != response.teacher_prompt:
+        raise ValueError("student and teacher render the prompt with different numbers of tokens")
+    every = np.arange(response.student_ids.size + (response.student_prompt if prompt else 0))
+    return Groups.one_to_one(every, every)
+
+
+def pair_positions(students: int, teachers: int) -> Groups:
+    """Token i with token i, cut to the shorter side (ULD, arXiv 2402.12030, section 3)."""
+    shorter = np.arange(min(students, teachers))
+    return Groups.one_to_one(shorter, shorter)
+
+
+def group_bytes(student_ends: IntArray, teacher_ends: IntArray) -> Groups:
+    """The finest partition of both sides on the byte boundaries that they share; O(n + m).
+
+    Same groups as the two-pointer walk that advances the side which ends first and closes a group when both end on
+    the same byte. A k-th token that ends on a byte closes with the other side's k-th, so that a zero-width EOS on
+    both sides is a group of its own. The tail after the last shared boundary is in no group.
+
+    Args:
+        student_ends, teacher_ends: int64 [n], [m], ascending.
+    """
+    student_keys, teacher_keys = _boundary_keys(student_ends, teacher_ends)
+    shared = np.intersect1d(student_keys, teacher_keys, assume_unique=True)
+    student_group = np.searchsorted(shared, student_keys)
+    teacher_group = np.searchsorted(shared, teacher_keys)
+    n, m = int(np.sum(student_group < shared.size)), int(np.sum(teacher_group < shared.size))
+    return Groups(np.arange(n), student_group[:n], np.arange(m), teacher_group[:m], shared.size)
+
+
+def cut_at_common_boundary(ends: Sequence[IntArray], limits: Sequence[int]) -> list[int] | None:
+    """How many tokens of each side to keep so that none exceeds its limit and all end on the same byte.
+
+    Args:
+        ends: int64 [n_k] for each side, without EOS.
+        limits: the most tokens that each side may keep.
+
+    Returns:
+        None where nothing needs to be cut; else the number of tokens of each side, 0 where no boundary is shared.
+    """
+    if all(len(side) <= limit for side, limit in zip(ends, limits, strict=True)):
+        return None
+    shared = ends[0][: limits[0]]
+    for side, limit in zip(ends[1:], limits[1:], strict=True):
+        shared = np.intersect1d(shared, side[:limit])
+    last = shared[-1] if shared.size else 0
+    return [int(np.searchsorted(side[:limit], last, side="right")) for side, limit in zip(ends, limits, strict=True)]
+
+
+def _boundary_keys(*sides: IntArray) -> tuple[IntArray, ...]:
+    """Unique ascending keys of (end, how many tokens before ended there too), comparable between sides."""
+    base = max(len(side) for side in sides) + 1
+    keys = []
+    for ends in sides:
+        repeat = np.arange(len(ends)) - np.searchsorted(ends, ends)
+        keys.append(ends.astype(np.int64) * base + repeat)
+    return tuple(keys)
+
+
+def _flatten(lists: Sequence[Sequence[int]]) -> tuple[IntArray, IntArray]:
+    index = np.asarray([token for group in lists for token in group], dtype=np.int64)
+    number = np.repeat(np.arange(len(lists)), [len(group) for group in lists])
+    return index, number
+
+
+def _unflatten(index: IntArray, group: IntArray, count: int) -> list[list[int]]:
+    bounds = np.searchsorted(group, np.arange(count + 1))
+    return [index[a:b].tolist() for a, b in pairwise(bounds)]

@@ -1,0 +1,276 @@
+"""What a distillation method is: which teacher it needs, how it aligns, and its loss on one chunk of rows.
+
+A method never sees models, batches or padding. The engine cuts the response rows of a batch into chunks that are
+closed under the method's alignment groups, and hands each chunk over as an :class:`AlignedChunk`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from methods.alignment import AlignedResponse, Groups
+from methods.vocabulary import TokenizerPair
+
+ENTRY_POINT_GROUP = "ctkd_harness.methods"
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class TeacherKind(enum.Enum):
+    """Which teacher a method learns from."""
+
+    NONE = "none"
+    SAME_TOKENIZER = "same-tokenizer"
+    CROSS_TOKENIZER = "cross-tokenizer"
+
+
+class Start(enum.Enum):
+    """Which weights training starts from."""
+
+    PRETRAINED = "pretrained"
+    WARM_START = "warm start"
+
+
+class Rows(enum.Enum):
+    """Which rows of hidden states group indices count."""
+
+    PREDICTING = "predicting"
+    """Row i predicts response token i (it stands one position before it)."""
+    AFTER = "after"
+    """Row i has just consumed response token i; it predicts token i + 1."""
+    ALL = "all"
+    """Row i is position i of the whole sequence, prompt included; needs one tokenizer on both sides."""
+
+
+class Need(enum.Enum):
+    """What a method asks of the engine beyond the rows of a chunk."""
+
+    WHOLE_RESPONSE = "whole response"
+    """A response is never split over chunks."""
+
+
+class KDOptions(BaseModel):
+    """Options that every method has. The total loss is ``ce_weight * CE + kd_weight * KD``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    ce_weight: NonNegative = Field(0.5, description="weight of the cross-entropy on the reference response")
+    kd_weight: NonNegative = Field(0.5, description="weight of the distillation term")
+    fidelity: Literal["described", "released"] = Field(
+        "described", description="as the paper describes the method, or as its authors' code computes it"
+    )
+    normalize: Literal["tokens", "rows", "samples"] = Field(
+        "tokens",
+        description="what the KD sum is divided by, over the accumulation window and all ranks: the student's "
+        "response tokens, the rows or groups that carry KD, or the responses (parity with released code)",
+    )
+
+
+class SoftenedOptions(KDOptions):
+    """Options of methods that soften both distributions with a temperature."""
+
+    temperature: Positive = Field(2.0, description="τ, divides the logits of both sides; CDM's scripts use 2")
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """What a method returns for a chunk.
+
+    Attributes:
+        kd: scalar, the SUM of the distillation loss over the chunk (the engine divides by the window's count).
+        diagnostics: sums over the chunk, by name, without gradient; the report divides them by the response tokens.
+    """
+
+    kd: Tensor
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Side:
+    """One model's rows of a chunk.
+
+    Attributes:
+        logits: [rows, vocabulary], the head's output; requires grad on the student's side.
+        targets: int64 [rows], the token that each row predicts, -100 where it predicts no response token.
+        index: int64 [members], row of each member of a group.
+        group: int64 [members], group of each member, ascending.
+        in_order: True where ``index`` is 0, 1, ..., rows - 1, so that rows need no gathering.
+    """
+
+    def __init__(self, logits: Tensor, targets: Tensor, index: Tensor, group: Tensor, in_order: bool) -> None:
+        self.logits, self.targets, self.index, self.group, self.in_order = logits, targets, index, group, in_order
+        self._log_probs: dict[float, Tensor] = {}
+
+    def log_probs(self, temperature: float = 1.0) -> Tensor:
+        """[rows, vocabulary] log-probabilities of ``logits / temperature``; computed once per temperature."""
+        if temperature not in self._log_probs:
+            logits = self.logits if temperature == 1.0 else self.logits / temperature
+            self._log_probs[temperature] = logits.log_softmax(-1)
+        return self._log_probs[temperature]
+
+    def first_columns(self, columns: int) -> Side:
+        """The same rows over the first ``columns`` entries of the vocabulary."""
+        return Side(self.logits[:, :columns], self.targets, self.index, self.group, self.in_order)
+
+    def paired_log_probs(self, temperature: float = 1.0) -> Tensor:
+        """[members, vocabulary]: the rows of the groups' members, in the order of the groups."""
+        rows = self.log_probs(temperature)
+        return rows if self.in_order else rows.index_select(0, self.index)
+
+
+@dataclass(frozen=True)
+class AlignedChunk:
+    """Rows of both models, closed under the method's groups: every member of a group is in the same chunk.
+
+    Attributes:
+        student: rows with gradient. Rows outside every group may stand between the members.
+        teacher: rows without gradient.
+        groups: number of groups in the chunk.
+    """
+
+    student: Side
+    teacher: Side
+    groups: int
+
+    def paired_over_shared_columns(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Paired log-probabilities of student and teacher over one vocabulary, both [members, columns].
+
+        Sizes of one model family pad their logits differently (Qwen2: 151,936 and 152,064 for 151,646 tokens); the
+        columns that both have are kept and renormalised.
+        """
+        columns = min(self.student.logits.shape[-1], self.teacher.logits.shape[-1])
+        student, teacher = (
+            side if side.logits.shape[-1] == columns else side.first_columns(columns)
+            for side in (self.student, self.teacher)
+        )
+        return student.paired_log_probs(temperature), teacher.paired_log_probs(temperature)
+
+
+class Method(ABC):
+    """A distillation method: one file of this folder, or of a plug-in that declares an entry point.
+
+    Class attributes:
+        name: how recipes call it.
+        paper: where it is described.
+        summary: one line for ``harness methods``.
+        teacher: which teacher it needs.
+        start: which weights the student starts from.
+        needs: what it asks of the engine.
+        zero_at_identity: whether KD is 0 when student and teacher are the same model with the same tokenizer.
+        fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
+        Options: the fields that a recipe may set, with their defaults.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    teacher: ClassVar[TeacherKind]
+    start: ClassVar[Start] = Start.WARM_START
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    zero_at_identity: ClassVar[bool] = True
+    fidelities_differ: ClassVar[bool] = False
+
+    Options: ClassVar[type[KDOptions]] = KDOptions
+
+    def __init__(self, options: KDOptions | None = None, **values: Any) -> None:
+        self.options: Any = options if options is not None else self.Options(**values)
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows the group indices of :meth:`align` count."""
+        return Rows.PREDICTING
+
+    @property
+    def normalize(self) -> str:
+        """What the engine divides the KD sum by: "tokens", "rows" or "samples"."""
+        return str(self.options.normalize)
+
+    def refuses(self, pair: TokenizerPair) -> str | None:
+        """The reason why the method does not apply to this pair of tokenizers, or None."""
+        if self.teacher is TeacherKind.SAME_TOKENIZER and not pair.same_tokenizer:
+            return (
+                f"{self.name} compares distributions over one vocabulary, but the tokenizers of teacher and student "
+                f"differ: {pair.difference()}"
+            )
+        return None
+
+    def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most methods need nothing
+        """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
+
+    def align(self, response: AlignedResponse) -> Groups:
+        """Groups of student and teacher tokens that are compared; runs on the CPU, once per example."""
+        raise NotImplementedError(f"{self.name} has no teacher to align with")
+
+    @abstractmethod
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        """The sum of the distillation loss over the chunk, differentiable with respect to ``chunk.student``."""
+
+    def trainable(self) -> nn.Module | None:
+        """Parameters of the method's own that are trained with the student."""
+        return None
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+class UnknownMethodError(KeyError):
+    """No method of that name; ``suggestion`` is the nearest name there is, or None."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+        self.suggestion = next(iter(difflib.get_close_matches(name, registered(), n=1)), None)
+
+
+def register(method: M) -> M:
+    """Class decorator: make a method known by its ``name``.
+
+    Raises:
+        ValueError: another class holds that name already.
+    """
+    known = _REGISTRY.setdefault(method.name, method)
+    if (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
+        raise ValueError(f"two methods are called {method.name!r}: {known!r} and {method!r}")
+    return method
+
+
+def registered() -> dict[str, type[Method]]:
+    """All methods by name: the files of this folder first, then entry points of group ``ctkd_harness.methods``."""
+    for module in _method_modules():
+        importlib.import_module(module)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        register(entry.load())
+    return dict(_REGISTRY)
+
+
+def find(name: str) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        UnknownMethodError: there is none.
+    """
+    try:
+        return registered()[name]
+    except KeyError:
+        raise UnknownMethodError(name) from None
+
+
+def _method_modules() -> Iterator[str]:
+    import methods
+
+    infrastructure = {"base", "alignment", "vocabulary", "divergences"}
+    for module in pkgutil.iter_modules(methods.__path__):
+        if module.name not in infrastructure:
+            yield f"methods.{module.name}"

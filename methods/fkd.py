@@ -1,0 +1,37 @@
+"""Forward-KL distillation (FKD) from a teacher with the student's tokenizer.
+
+Hinton et al., arXiv 1503.02531, section 2:   L = CE + w · mean_i τ² · KL(p_T(i) || p_S(i)),   both softened at τ
+
+``released`` (the code of CDM, arXiv 2502.11104): the sum runs over all tokens, the prompt too, and is divided by the
+number of sequences.
+"""
+
+from __future__ import annotations
+
+from methods.alignment import AlignedResponse, Groups, pair_identical
+from methods.base import AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
+from methods.divergences import forward_kl
+
+
+@register
+class FKD(Method):
+    name, paper, teacher = "fkd", "arXiv 1503.02531", TeacherKind.SAME_TOKENIZER
+    summary = "forward KL to a teacher with the same tokenizer"
+    Options = SoftenedOptions
+    fidelities_differ = True
+
+    @property
+    def rows(self) -> Rows:
+        return Rows.ALL if self.options.fidelity == "released" else Rows.PREDICTING
+
+    @property
+    def normalize(self) -> str:
+        return "samples" if self.options.fidelity == "released" else super().normalize
+
+    def align(self, response: AlignedResponse) -> Groups:
+        return pair_identical(response, prompt=self.rows is Rows.ALL)
+
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        tau = self.options.temperature
+        student, teacher = chunk.paired_over_shared_columns(tau)
+        return LossSums(kd=tau**2 * forward_kl(student, teacher).sum())

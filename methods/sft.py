@@ -1,0 +1,37 @@
+"""Supervised fine-tuning (SFT), and the control of every distillation run.
+
+L = CE: the cross-entropy of the reference response and its EOS, without a teacher.
+
+``sft`` trains from the pretrained student for as many steps as warm start and distillation together. ``control``
+starts from the warm start like every distillation run and trains as long, without a KD term: what a method gains
+over it is due to its teacher.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from methods.base import AlignedChunk, KDOptions, LossSums, Method, NonNegative, Start, TeacherKind, register
+
+
+@register
+class SFT(Method):
+    name, paper, teacher = "sft", "cross-entropy on the reference", TeacherKind.NONE
+    summary = "cross-entropy from the pretrained student, warm-start and KD steps together"
+    start = Start.PRETRAINED
+
+    class Options(KDOptions):
+        ce_weight: NonNegative = Field(1.0, description="weight of the cross-entropy")
+        kd_weight: NonNegative = Field(0.0, description="unused: there is no teacher")
+
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        return LossSums(kd=chunk.student.logits.new_zeros(()))
+
+
+@register
+class Control(SFT):
+    name = "control"
+    summary = "cross-entropy continued from the warm start: a KD run whose KD weight is 0"
+    start: ClassVar[Start] = Start.WARM_START

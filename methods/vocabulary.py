@@ -1,0 +1,207 @@
+"""Vocabularies as bytes: what each token id stands for, whatever the tokenizer's family.
+
+A byte-level BPE writes bytes as printable characters (``Ġ``), SentencePiece writes spaces as ``▁`` and unknown
+bytes as ``<0xE4>``. Their canonical bytes can be compared; their strings can't.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+_SPACE = "▁"
+
+
+class TokenKind(enum.IntEnum):
+    """Kinds of tokens, which pair only with their like."""
+
+    ORDINARY = 0
+    FALLBACK = 1
+    """A piece of byte fallback, ``<0x31>``: emitted only for bytes that no ordinary piece covers."""
+    SPECIAL = 2
+    """A control token; it stands for no text, so its spans have width zero."""
+    UNUSED = 3
+    """An id that the tokenizer does not name."""
+
+
+class UnsupportedTokenizerError(ValueError):
+    """The tokenizer's tokens can't be mapped to the bytes of a text."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Canonical bytes of every token of a tokenizer.
+
+    Attributes:
+        name: for messages.
+        token_bytes: by id. Special tokens hold the bytes of their name; :attr:`widths` gives them width 0.
+        kinds: int8 [size], :class:`TokenKind` of each id.
+        eos: ids that end a response, the one that training appends first.
+        digest: SHA-256 of all that decides how text is cut: vocabulary, merges, normaliser, added tokens.
+        normalizers: names of the steps that change text before it is cut, for messages.
+    """
+
+    name: str
+    token_bytes: tuple[bytes, ...]
+    kinds: npt.NDArray[np.int8]
+    eos: tuple[int, ...]
+    digest: str
+    normalizers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, name: str = "tokenizer", eos: Sequence[int] = ()) -> Vocabulary:
+        """Read the canonical bytes of a fast tokenizer.
+
+        Args:
+            tokenizer: of the tokenizers library (``PreTrainedTokenizerFast.backend_tokenizer``).
+            name: used in messages.
+            eos: ids that end a response.
+
+        Raises:
+            UnsupportedTokenizerError: neither byte-level nor SentencePiece-like (WordPiece loses spaces).
+        """
+        description = json.loads(tokenizer.to_str())
+        to_bytes = _piece_reader(description, name)
+        size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        token_bytes, kinds = [b""] * size, np.full(size, TokenKind.UNUSED, dtype=np.int8)
+        pieces = tokenizer.get_vocab(with_added_tokens=False)
+        for piece, index in pieces.items():
+            token_bytes[index], kinds[index] = to_bytes(piece)
+        for index, added in tokenizer.get_added_tokens_decoder().items():
+            if added.special:
+                token_bytes[index], kinds[index] = added.content.encode(), TokenKind.SPECIAL
+            elif pieces.get(added.content) != index:
+                token_bytes[index], kinds[index] = added.content.encode(), TokenKind.ORDINARY
+        return cls(name, tuple(token_bytes), kinds, tuple(eos), _digest(description), tuple(_normalizers(description)))
+
+    def __len__(self) -> int:
+        return len(self.token_bytes)
+
+    @cached_property
+    def widths(self) -> npt.NDArray[np.int64]:
+        """int64 [size], bytes of text that each token covers; 0 for special and unused ids."""
+        lengths = np.fromiter(map(len, self.token_bytes), dtype=np.int64, count=len(self))
+        lengths[self.kinds >= TokenKind.SPECIAL] = 0
+        return lengths
+
+    def ends(self, ids: npt.NDArray[np.int64], text: bytes) -> npt.NDArray[np.int64]:
+        """Where each token of ``text`` ends, in bytes; a dummy prefix space is taken out of the first span.
+
+        Args:
+            ids: int64 [n], the tokens of ``text``, without EOS.
+            text: the UTF-8 bytes that the tokens must spell.
+
+        Raises:
+            UnsupportedTokenizerError: they spell something else, because the tokenizer normalises text.
+        """
+        spelled = b"".join(self.token_bytes[i] for i in ids if self.widths[i])
+        ends = np.cumsum(self.widths[ids])
+        if spelled == text:
+            return ends
+        if spelled == b" " + text:
+            return np.maximum(ends - 1, 0)
+        raise UnsupportedTokenizerError(self._mismatch(spelled, text))
+
+    def _mismatch(self, spelled: bytes, text: bytes) -> str:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(spelled, text, strict=False)) if a != b), min(map(len, (spelled, text)))
+        )
+        window = slice(max(at - 12, 0), at + 12)
+        steps = ", ".join(self.normalizers) or "none declared"
+        return (
+            f"{self.name} changes text before it cuts it (normaliser: {steps}): byte {at} of the response reads "
+            f"{text[window]!r}, its tokens spell {spelled[window]!r}"
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerPair:
+    """The vocabularies of a student and a teacher."""
+
+    student: Vocabulary
+    teacher: Vocabulary
+
+    @property
+    def same_tokenizer(self) -> bool:
+        """Whether both cut every text into the same ids (logits may still be padded to different sizes)."""
+        return self.student.digest == self.teacher.digest
+
+    def difference(self) -> str:
+        """In words, what tells the two apart."""
+        if self.same_tokenizer:
+            return "nothing"
+        return (
+            f"{self.student.name} has {len(self.student):,} tokens and {self.teacher.name} {len(self.teacher):,} "
+            f"(digests {self.student.digest[:8]} and {self.teacher.digest[:8]})"
+        )
+
+
+def _piece_reader(description: dict[str, Any], name: str) -> Any:
+    """The function from a piece to its bytes and kind that fits the tokenizer's family."""
+    steps = {step["type"] for part in ("decoder", "pre_tokenizer") for step in _steps(description[part])}
+    if "ByteLevel" in steps:
+        return _read_byte_level
+    if steps & {"Metaspace", "ByteFallback"}:
+        return _read_sentencepiece
+    raise UnsupportedTokenizerError(
+        f"{name} is neither byte-level nor SentencePiece-like (its steps: {', '.join(sorted(steps)) or 'none'}), so "
+        "its tokens can't be traced to the bytes of a text"
+    )
+
+
+def _read_byte_level(piece: str) -> tuple[bytes, TokenKind]:
+    try:
+        return bytes(_BYTE_OF_CHARACTER[character] for character in piece), TokenKind.ORDINARY
+    except KeyError:  # a piece outside the alphabet: reserved names that stand in the vocabulary itself
+        return piece.encode(), TokenKind.ORDINARY
+
+
+def _read_sentencepiece(piece: str) -> tuple[bytes, TokenKind]:
+    if match := _FALLBACK.fullmatch(piece):
+        return bytes([int(match[1], 16)]), TokenKind.FALLBACK
+    return piece.replace(_SPACE, " ").encode(), TokenKind.ORDINARY
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins: visible Latin-1 characters for themselves, the others from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
+
+
+_BYTE_OF_CHARACTER = _byte_level_alphabet()
+
+
+def _steps(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The steps of a normaliser, pre-tokeniser or decoder, sequences opened."""
+    if part is None:
+        return
+    inner = next((part[key] for key in ("normalizers", "pretokenizers", "decoders") if key in part), None)
+    if part["type"] == "Sequence" and inner is not None:
+        for step in inner:
+            yield from _steps(step)
+    else:
+        yield part
+
+
+def _normalizers(description: dict[str, Any]) -> Iterator[str]:
+    for step in _steps(description["normalizer"]):
+        if step["type"] not in {"Replace", "Prepend"} or _SPACE not in json.dumps(step, ensure_ascii=False):
+            yield step["type"]
+
+
+def _digest(description: dict[str, Any]) -> str:
+    """Digest of what decides how text is cut; padding and truncation settings are the caller's business."""
+    parts = {key: value for key, value in description.items() if key not in {"padding", "truncation", "version"}}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
