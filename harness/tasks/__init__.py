@@ -1,0 +1,22 @@
+"""Tasks: where their rows come from, how a prompt reads, and what is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.tasks.base import Request, Task, TaskSettings, samples_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def tasks() -> Mapping[str, type[Task]]:
+    """All tasks by name."""
+    from harness.tasks.codem import CodeM
+    from harness.tasks.dolly import Dolly
+    from harness.tasks.gsm8k import GSM8K
+
+    return {task.name: task for task in (Dolly, CodeM, GSM8K)}
+
+
+__all__ = ["Request", "Task", "TaskSettings", "samples_folder", "tasks"]

@@ -1,0 +1,191 @@
+"""What a task is, and how its files are read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.batches import Example
+
+
+class TaskSettings(BaseModel):
+    """Settings that every task has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train_items: int | None = Field(None, ge=1, description="train on the first N rows; null for all")
+    test_items: int | None = Field(None, ge=1, description="evaluate on the first N items; null for all")
+    new_tokens: int = Field(256, ge=1, description="the most tokens that a student may answer with")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to generate from.
+
+    Attributes:
+        id: of the test item.
+        prompt: text in the task's layout; the model's own template goes around it where ``rendered`` is False.
+        stop: strings that end the answer; they are cut off.
+        rendered: whether the prompt is text to continue as it stands, without a chat template.
+    """
+
+    id: str
+    prompt: str
+    stop: tuple[str, ...] = ()
+    rendered: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task gives.
+
+    Attributes:
+        name: as in results.
+        unit: "%" or "bits/byte".
+        headline: whether it is part of the table's average.
+        higher_is_better: direction.
+    """
+
+    name: str
+    unit: str = "%"
+    headline: bool = True
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """Scores of one student on one task: metric -> item -> value (0 to 100 where the unit is %)."""
+
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A data set with its prompt layout and its measure.
+
+    Args:
+        settings: the task's part of the recipe.
+        root: folder of data; None for the samples that the project ships.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    Settings: ClassVar[type[TaskSettings]]
+    metrics: ClassVar[tuple[Metric, ...]]
+    train_files: ClassVar[tuple[str, ...]]
+    test_files: ClassVar[tuple[str, ...]]
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, settings: TaskSettings, root: Path | None) -> None:
+        self.settings: Any = settings
+        self.root = root if root is not None else samples_folder()
+        self.built_in = root is None
+
+    @property
+    def train_file(self) -> Path:
+        return self._first(self.train_files)
+
+    @property
+    def test_file(self) -> Path:
+        return self._first(self.test_files)
+
+    @abstractmethod
+    def training_examples(self) -> list[Example]:
+        """Rows to train on, in the order of the file."""
+
+    @abstractmethod
+    def reference_examples(self) -> list[Example]:
+        """Held-out prompts and references whose bits per byte are measured, rendered as in training."""
+
+    @abstractmethod
+    def requests(self) -> list[Request]:
+        """Prompts of the test items."""
+
+    @abstractmethod
+    def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
+        """Scores by student from stored outputs, ``outputs[student][item]``; all students at once.
+
+        Args:
+            work: an empty folder for temporary files.
+            unsafe: whether generated code may run without a sandbox where none is available.
+        """
+
+    @abstractmethod
+    def protocol(self) -> list[str]:
+        """How the numbers are made, in words: printed under every table that shows them."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of the settings decides generation and scores."""
+        return dict(self.settings.model_dump(mode="json"))
+
+    def _first(self, names: Sequence[str]) -> Path:
+        for name in names:
+            if (self.root / name).is_file():
+                return self.root / name
+        raise HarnessError(
+            f"data of task {self.name}",
+            f"none of {', '.join(names)} under {self.root}",
+            "one of these files",
+            "Set data.root to the folder that holds it, or leave it out for the built-in samples; `harness data` "
+            "says where each data set comes from.",
+        )
+
+
+def samples_folder() -> Path:
+    """The samples that the project ships, in the layout that ``data.root`` must have."""
+    return Path(__file__).parent / "samples"
+
+
+def read_rows(path: Path, fields: Mapping[str, type | tuple[type, ...]], limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file (``.gz`` too), with their fields checked.
+
+    Args:
+        fields: the fields that every row must have, with their types.
+        limit: read the first ``limit`` rows only.
+
+    Raises:
+        HarnessError: names file, line and field.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, line in _lines(path):
+        if limit is not None and len(rows) == limit:
+            break
+        where = f"{path} line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise HarnessError(where, f"{line[:40].strip()!r} ({error.msg})", "a JSON object", "") from error
+        if not isinstance(row, dict):
+            raise HarnessError(where, f"a JSON {type(row).__name__}", "a JSON object")
+        for name, kind in fields.items():
+            if name not in row:
+                raise HarnessError(f"{where}, field {name!r}", f"no such field (there are {', '.join(row)})", "it")
+            if not isinstance(row[name], kind):
+                kinds = kind if isinstance(kind, tuple) else (kind,)
+                expected = " or ".join(k.__name__ for k in kinds)
+                raise HarnessError(f"{where}, field {name!r}", f"{row[name]!r:.40}", expected)
+        rows.append(row | {"source": where})
+    if not rows:
+        raise HarnessError(str(path), "no rows", "at least one")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(str(path), f"a file that can't be read ({error})", "JSON lines in UTF-8") from error

@@ -1,0 +1,99 @@
+"""Grade-school mathematics (GSM8K, arXiv 2110.14168), scored by lm-evaluation-harness's own task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from harness.batches import Example
+from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
+
+_FIELDS = {"question": str, "answer": str}
+
+
+class GSM8KSettings(TaskSettings):
+    template: Literal["bare", "lm_eval"] = Field(
+        "lm_eval", description="how training prompts read: the bare question (the paper), or as lm-eval asks"
+    )
+    few_shot: int = Field(5, ge=0, description="solved examples before the question, at evaluation")
+    few_shot_seed: int = Field(1234, description="lm-eval's seed for choosing them")
+
+
+class GSM8K(Task):
+    name, source = "gsm8k", "openai/grade-school-math, MIT"
+    summary = "grade-school mathematics, exact match"
+    Settings = GSM8KSettings
+    metrics = (Metric("exact_match_strict"), Metric("exact_match_flexible", headline=False))
+    train_files = ("gsm8k/train.jsonl",)
+    test_files = ("gsm8k/test.jsonl",)
+    libraries = ("lm-eval",)
+
+    def training_examples(self) -> list[Example]:
+        return self._examples(self.train_file, "gsm8k/train", self.settings.train_items)
+
+    def reference_examples(self) -> list[Example]:
+        return self._examples(self.test_file, "gsm8k", self.settings.test_items)
+
+    def requests(self) -> list[Request]:
+        from harness.evaluate import gsm8k
+
+        settings = self.settings
+        return [
+            Request(request.id, request.prompt, request.stop, rendered=True)
+            for request in gsm8k.requests(
+                self.train_file,
+                self.test_file,
+                few_shot=settings.few_shot,
+                few_shot_seed=settings.few_shot_seed,
+                limit=settings.test_items,
+            )
+        ]
+
+    def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
+        from harness.evaluate import gsm8k
+
+        settings = self.settings
+        scores = {}
+        for student, answers in outputs.items():
+            items = gsm8k.score(
+                self.train_file,
+                self.test_file,
+                answers,
+                few_shot=settings.few_shot,
+                few_shot_seed=settings.few_shot_seed,
+                limit=settings.test_items,
+            )
+            scores[student] = ItemScores(
+                {
+                    "exact_match_strict": {item.id: 100 * item.scores["strict_match"] for item in items},
+                    "exact_match_flexible": {item.id: 100 * item.scores["flexible_extract"] for item in items},
+                }
+            )
+        return scores
+
+    def protocol(self) -> list[str]:
+        from harness.evaluate import gsm8k
+
+        trained = "as lm-eval asks" if self.settings.template == "lm_eval" else "the bare question"
+        count = len(read_rows(self.test_file, _FIELDS, self.settings.test_items))
+        return [
+            f"lm-evaluation-harness's gsm8k, version {gsm8k.task_version()}, {self.settings.few_shot}-shot (seed "
+            f"{self.settings.few_shot_seed}), greedy, {count} items, at most {self.settings.new_tokens} new tokens; "
+            f"exact match, strict and flexible filters; trained with the prompt {trained}."
+        ]
+
+    def _examples(self, path: Path, prefix: str, limit: int | None) -> list[Example]:
+        asked = self.settings.template == "lm_eval"
+        return [
+            Example(
+                f"{prefix}/{number}",
+                f"Question: {row['question']}\nAnswer:" if asked else row["question"],
+                # lm-eval joins question and answer with a space, which belongs to the answer's first token.
+                f" {row['answer']}" if asked and row["answer"] else row["answer"],
+                row["source"],
+            )
+            for number, row in enumerate(read_rows(path, _FIELDS, limit))
+        ]
