@@ -75,6 +75,10 @@ class TextSide:
                 )
                 for text in texts
             ]
+        return self.plain_prompts(texts)
+
+    def plain_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they stand, without the chat template, BOS included."""
         return [self.bos + ids for ids in self._encode(texts)]
 
     def responses(self, texts: Sequence[str]) -> list[IntArray]:

@@ -32,7 +32,7 @@ from harness.errors import HarnessError
 NOBODY = 65534  # uid and gid of the command inside
 OUTPUT_BYTES = 64 * 1024  # of the output, the last bytes are kept
 SCRATCH_BYTES = 2 * 2**30  # of the private /tmp and of /dev/shm each; they live in memory
-_INSIDE = "/work"  # where the work folder is mounted: its name outside is nobody's business
+_INSIDE = "/harness-work"  # where the work folder is mounted; a name that hides no folder of the interpreter
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Completed:
     wall_s: float
 
 
-class SandboxUnavailable(HarnessError):
+class SandboxUnavailable(HarnessError):  # noqa: N818  a state of the machine, not a fault
     """Untrusted code would have to run, and nothing on this machine can contain it."""
 
     def __init__(self, reason: str) -> None:
@@ -159,7 +159,8 @@ def run(
     }
     limited = [sys.executable, "-I", "-S", "-c", _LIMIT_AND_EXEC]
     if unsafe:
-        return _wait([*limited, _how(limits, str(work), drops_root=False), *command], limits.wall_s, variables)
+        outside = [*limited, _how(limits, str(work.absolute()), drops_root=False), *command]
+        return _wait(outside, limits.wall_s, env=variables)
     if sandbox.drops_root:
         _hand_over(work)
     inside = [*limited, _how(limits, _INSIDE, sandbox.drops_root), *command]
@@ -175,9 +176,10 @@ def read_untrusted(path: Path, max_bytes: int) -> bytes | None:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        return None
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return None
         content = file.read(max_bytes + 1)
     return content if len(content) <= max_bytes else None
 
@@ -217,7 +219,7 @@ def _how(limits: Limits, folder: str, drops_root: bool) -> str:
 
 
 def _bubblewrap(sandbox: SandboxStatus, work: Path, read_only: Sequence[Path], env: Mapping[str, str]) -> list[str]:
-    """The whole bubblewrap call up to the command. Later mounts lie over earlier ones, so their order matters."""
+    """The bubblewrap call up to the command. Later mounts lie over earlier ones, so their order matters."""
     call = [str(sandbox.binary), "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     if sandbox.drops_root:  # real root needs no user namespace, and must keep what it takes to give up root inside
         call += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
@@ -229,13 +231,16 @@ def _bubblewrap(sandbox: SandboxStatus, work: Path, read_only: Sequence[Path], e
     for scratch in ("/dev/shm", "/tmp"):  # semaphores of multiprocessing live in /dev/shm
         call += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", scratch]
     for path in _outermost([*_interpreter_folders(), *read_only]):
-        for parent in reversed(path.parents[:-1]):  # made by bubblewrap itself, they would be closed to others
-            call += ["--perms", "0755", "--dir", str(parent)]
+        for parent in reversed(path.parents[:-1]):
+            call += [*_OPEN_FOLDER, str(parent)]
         call += ["--ro-bind", str(path), str(path)]
-    call += ["--bind", str(work.resolve()), _INSIDE, "--chdir", "/", "--remount-ro", "/"]
+    call += ["--bind", str(work.resolve()), _INSIDE, "--chdir", "/", "--remount-ro", "/dev", "--remount-ro", "/"]
     for name, value in env.items():
         call += ["--setenv", name, value]
     return call
+
+
+_OPEN_FOLDER = ["--perms", "0755", "--dir"]  # without it, bubblewrap closes the folders above a mount to all but root
 
 
 def _system_folders() -> list[str]:
@@ -247,6 +252,7 @@ def _system_folders() -> list[str]:
             binds += ["--symlink", os.readlink(path), name]
         elif path.is_dir():
             binds += ["--ro-bind", name, name]
+    binds += [*_OPEN_FOLDER, "/etc"]
     for name in ("/etc/ld.so.cache", "/etc/alternatives"):
         binds += ["--ro-bind-try", name, name]
     return binds

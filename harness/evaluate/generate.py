@@ -1,0 +1,193 @@
+"""Generation: prompts -> stored answers. Scores are computed later, from what was stored.
+
+Sampling draws from one generator per example, seeded by (example id, seed), so that batching and order can't change
+an answer: adding Gumbel noise to log-probabilities and taking the largest is a draw from the distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from harness.batches import TextSide
+from harness.errors import HarnessError
+from harness.identity import seed_of
+from harness.tasks import Request
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a student said.
+
+    Attributes:
+        id: of the test item.
+        prompt: what it was given, in text, before the model's own template.
+        output: decoded answer, cut before the first stop string; special tokens left out.
+        tokens: generated tokens, the one that ended the answer included.
+        stop: "eos", "stop string" or "length".
+    """
+
+    id: str
+    prompt: str
+    output: str
+    tokens: int
+    stop: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    side: TextSide,
+    requests: Sequence[Request],
+    *,
+    new_tokens: int,
+    sampling_seed: int | None,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:
+    """Answers in the order of the requests.
+
+    Args:
+        new_tokens: the most tokens of an answer.
+        sampling_seed: None for greedy decoding; else sampling at T=1 from the whole distribution.
+        on_batch: called with the number of requests done.
+
+    Raises:
+        HarnessError: a prompt that leaves the model no room.
+    """
+    prompts = _prompts(side, requests)
+    _check_room(model, requests, prompts, new_tokens)
+    # Longest first: batches pad little, and memory runs out in the first batch or never.
+    order = sorted(range(len(requests)), key=lambda place: -len(prompts[place]))
+    answers: dict[int, Answer] = {}
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        made = _generate_batch(
+            model, side, [requests[p] for p in places], [prompts[p] for p in places], new_tokens, sampling_seed
+        )
+        answers.update(zip(places, made, strict=True))
+        on_batch(len(answers))
+    return [answers[place] for place in range(len(requests))]
+
+
+def _prompts(side: TextSide, requests: Sequence[Request]) -> list[list[int]]:
+    plain = side.plain_prompts([request.prompt for request in requests])
+    if side.template == "plain":
+        return plain
+    templated = side.prompts([request.prompt for request in requests])
+    return [plain[i] if request.rendered else templated[i] for i, request in enumerate(requests)]
+
+
+def _check_room(model: Any, requests: Sequence[Request], prompts: Sequence[list[int]], new_tokens: int) -> None:
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for request, prompt in zip(requests, prompts, strict=True):
+        if room is not None and len(prompt) + new_tokens > room:
+            raise HarnessError(
+                f"test item {request.id}",
+                f"a prompt of {len(prompt)} tokens and {new_tokens} new ones",
+                f"at most {room} together, which is what the model reads",
+                "Lower the task's new_tokens or its few_shot.",
+            )
+
+
+def _generate_batch(
+    model: Any,
+    side: TextSide,
+    requests: Sequence[Request],
+    prompts: Sequence[list[int]],
+    new_tokens: int,
+    sampling_seed: int | None,
+) -> list[Answer]:
+    tokenizer = side.tokenizer
+    device = next(model.parameters()).device
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    stops = _StopStrings(tokenizer, [request.stop for request in requests], width)
+    processors = LogitsProcessorList()
+    if sampling_seed is not None:
+        processors.append(_GumbelNoise([request.id for request in requests], sampling_seed))
+    output = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=side.eos,
+        pad_token_id=tokenizer.pad_token_id,
+        logits_processor=processors,
+        stopping_criteria=StoppingCriteriaList([stops]),
+    )
+    return [
+        _answer(tokenizer, side.eos, request, row.tolist())
+        for request, row in zip(requests, output[:, width:], strict=True)
+    ]
+
+
+def _answer(tokenizer: Any, eos: int, request: Request, ids: list[int]) -> Answer:
+    ended = eos in ids
+    own = ids[: ids.index(eos)] if ended else ids
+    text, stopped = cut_at_stop(tokenizer.decode(own, skip_special_tokens=True), request.stop)
+    if stopped:
+        return Answer(request.id, request.prompt, text, _tokens_until_stop(tokenizer, own, request.stop), "stop string")
+    return Answer(request.id, request.prompt, text, len(own) + ended, "eos" if ended else "length")
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there was one."""
+    places = [place for string in stop if string and (place := text.find(string)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _tokens_until_stop(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> int:
+    """How many tokens it took until a stop string was complete; the batch may have gone on for other rows."""
+    low, high = 1, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if cut_at_stop(tokenizer.decode(ids[:middle], skip_special_tokens=True), stop)[1]:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+class _StopStrings(StoppingCriteria):  # type: ignore[misc]
+    """Ends each row of a batch at its own stop strings."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[tuple[str, ...]], prompt_width: int) -> None:
+        self.tokenizer, self.stop, self.start = tokenizer, stop, prompt_width
+        self.done = [False] * len(stop)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        for row, stop in enumerate(self.stop):
+            if stop and not self.done[row]:
+                text = self.tokenizer.decode(input_ids[row, self.start :], skip_special_tokens=True)
+                self.done[row] = cut_at_stop(text, stop)[1]
+        return torch.tensor(self.done, dtype=torch.bool, device=input_ids.device)
+
+
+class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
+    """Turns greedy decoding into sampling at T=1: argmax(log p + Gumbel noise) is distributed as p."""
+
+    def __init__(self, ids: Sequence[str], seed: int) -> None:
+        self.generators = [torch.Generator().manual_seed(seed_of("sampling", item, seed)) for item in ids]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # On the CPU and in float64 everywhere, so that a device does not change the draw.
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=g, dtype=torch.float64) for g in self.generators])
+        noise = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
+        return scores.float() + noise.to(scores.device, torch.float32)

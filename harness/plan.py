@@ -1,0 +1,321 @@
+"""Recipe -> cells and stages with their identities. Executes nothing and loads no model.
+
+A stage's identity is a digest of what decides its result (recipe values, sources, code, library versions) and of the
+identities of its input stages, so that a plan knows it beforehand. Stages that mean the same are the same stage:
+all methods share one teacher, one warm start and one set of teacher rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness import models
+from harness.batches import STUDENT
+from harness.files import digest_of, sha256_file
+from harness.identity import code_digest, seed_of, versions
+from harness.recipe import ModelSpec, Training
+from harness.tasks import Task, tasks
+from methods.base import Method, Rows, Start, TeacherKind, find
+
+_CORE = ("harness.batches", "harness.heads", "harness.loss", "harness.train")
+_SCIENCE = ("methods.base", "methods.alignment", "methods.vocabulary", "methods.divergences")
+_LIBRARIES = ("torch", "transformers", "tokenizers")
+
+ROLE_OF_KIND = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A step whose result is stored.
+
+    Attributes:
+        kind: "teacher", "warm_start", "rows", "student", "answers", "bits" or "scores".
+        title: what a person calls it.
+        task: name of the task.
+        values: what decides the result, beside the inputs.
+        inputs: stages whose results it reads, by name.
+        seed: repetition, where the stage depends on it.
+        role: of the teacher, where the stage is about one.
+        objective: what the stage trains or evaluates, where it is about a student.
+    """
+
+    kind: str
+    title: str
+    task: str
+    values: Mapping[str, Any]
+    inputs: Mapping[str, Stage] = field(default_factory=dict)
+    seed: int = 0
+    role: str = ""
+    objective: ObjectiveSpec | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        inputs = {name: stage.identity for name, stage in self.inputs.items()}
+        return digest_of({"kind": self.kind, "values": dict(self.values), "inputs": inputs})
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """A row of the table: a method with its options.
+
+    Attributes:
+        label: in tables; the method's name.
+        method: built with the recipe's options.
+        roles: teachers it learns from.
+    """
+
+    label: str
+    method: Method
+
+    @property
+    def fidelity(self) -> str:
+        return str(self.method.options.fidelity)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (ROLE_OF_KIND[self.method.teacher],) if self.method.teacher in ROLE_OF_KIND else ()
+
+    def needs_live(self, role: str) -> bool:
+        """Whether stored response rows are not enough: the method scores the prompt too."""
+        return role in self.roles and self.method.rows is Rows.ALL
+
+    def identity(self) -> dict[str, Any]:
+        classes = [c.__module__ for c in type(self.method).__mro__ if issubclass(c, Method) and c is not Method]
+        return {
+            "method": self.method.name,
+            "options": self.method.options.model_dump(mode="json"),
+            "code": code_digest(*sorted({*classes, *_SCIENCE})),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One student: a task, an objective and a seed; its stages end with scores and bits per byte."""
+
+    task: str
+    objective: ObjectiveSpec
+    seed: int
+    student: Stage
+    answers: Stage
+    scores: Stage
+    bits: Stage | None
+
+    @property
+    def name(self) -> str:
+        released = " (released)" if self.objective.fidelity == "released" else ""
+        return f"{self.task} · {self.objective.label}{released} · seed {self.seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All cells of a recipe and their stages."""
+
+    recipe: Any
+    cells: tuple[Cell, ...]
+    tasks: Mapping[str, Task]
+
+    @cached_property
+    def identity(self) -> str:
+        return digest_of(sorted(stage.identity for stage in self.stages()))
+
+    def stages(self) -> list[Stage]:
+        """Every stage once, inputs before what reads them, task by task."""
+        seen: dict[str, Stage] = {}
+        for cell in self.cells:
+            for last in (cell.scores, cell.bits):
+                if last is not None:
+                    for stage in _with_inputs(last):
+                        seen.setdefault(stage.identity, stage)
+        return list(seen.values())
+
+
+def make_plan(recipe: Any) -> Plan:
+    """The plan of a recipe.
+
+    Raises:
+        HarnessError: a model URI or a data file is wrong, or a method lacks its teacher.
+    """
+    made = {name: task_of(recipe, name) for name in recipe.tasks}
+    objectives = make_objectives(recipe)
+    cells = []
+    for name, task in made.items():
+        builder = _Builder(recipe, task)
+        cells += [builder.cell(objective, seed) for seed in recipe.seeds for objective in objectives]
+    return Plan(recipe, tuple(cells), made)
+
+
+def task_of(recipe: Any, name: str) -> Task:
+    """The task with its settings and data folder."""
+    root = recipe.data.root
+    return tasks()[name](getattr(recipe, name), Path(root).expanduser() if root else None)
+
+
+def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
+    """Methods with their options: a row for each fidelity in which they differ."""
+    from harness.errors import HarnessError
+
+    objectives = []
+    for name in recipe.methods:
+        kind = find(name)
+        role = ROLE_OF_KIND.get(kind.teacher)
+        if role is not None and getattr(recipe.teachers, role) is None:
+            raise HarnessError(
+                f"teachers.{role}", "none", f"a teacher for method {name}", "Name a model, or leave the method out."
+            )
+        given = dict(recipe.method_options.get(name, {}))
+        if kind.teacher is not TeacherKind.NONE:
+            shared = recipe.method_options.get("all", {})
+            given = {k: v for k, v in shared.items() if k in kind.Options.model_fields} | given
+        # "released" of a method whose code does what its paper says is the same row
+        wanted = recipe.fidelity if kind.fidelities_differ else ("described",)
+        for fidelity in dict.fromkeys(wanted):
+            options = kind.Options.model_validate({"fidelity": fidelity, **given})
+            objectives.append(ObjectiveSpec(name, kind(options)))
+    return objectives
+
+
+class _Builder:
+    """Stages of one task."""
+
+    def __init__(self, recipe: Any, task: Task) -> None:
+        self.recipe, self.task = recipe, task
+        self.specs: dict[str, ModelSpec] = {STUDENT: recipe.student}
+        for role in ("same", "cross"):
+            if (spec := getattr(recipe.teachers, role)) is not None:
+                self.specs[role] = spec
+        self.sources = {role: model_identity(spec) for role, spec in self.specs.items()}
+
+    def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
+        student = self._student(objective, seed)
+        answers = self._stage(
+            "answers",
+            f"answers of {objective.label}",
+            {"requests": self._test_values(), "code": code_digest("harness.evaluate.generate", *self._task_modules())},
+            {"student": student},
+            seed=seed,
+            objective=objective,
+        )
+        scores = self._stage(
+            "scores",
+            f"scores of {objective.label}",
+            {"code": code_digest(*self._task_modules(), *self._scorers()), "versions": versions(*self.task.libraries)},
+            {"answers": answers},
+            seed=seed,
+            objective=objective,
+        )
+        bits = self._stage(
+            "bits",
+            f"bits per byte of {objective.label}",
+            {
+                "references": self._test_values(),
+                "limits": self.recipe.limits.model_dump(),
+                "code": code_digest("harness.evaluate.bits_per_byte", *self._task_modules(), *_CORE[:2]),
+            },
+            {"student": student},
+            seed=seed,
+            objective=objective,
+        )
+        measured = bits if self.recipe.evaluation.bits_per_byte else None
+        return Cell(self.task.name, objective, seed, student, answers, scores, measured)
+
+    def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
+        recipe = self.recipe
+        inputs: dict[str, Stage] = {}
+        rows = self.training_rows
+        if objective.method.start is Start.WARM_START:
+            inputs["start"] = self._warm_start(seed)
+            training, steps = recipe.train, recipe.train.total_steps(rows)
+        else:
+            training = recipe.warm_start
+            steps = recipe.warm_start.total_steps(rows) + recipe.train.total_steps(rows)
+        for role in objective.roles:
+            inputs[role] = self._teacher(role) if objective.needs_live(role) else self._rows(role)
+        return self._stage(
+            "student",
+            f"training of {objective.label}",
+            self._training_values(STUDENT, training, steps) | {"objective": objective.identity(), "seed": seed},
+            inputs,
+            seed=seed,
+            objective=objective,
+        )
+
+    def _warm_start(self, seed: int) -> Stage:
+        training = self.recipe.warm_start
+        steps = training.total_steps(self.training_rows)
+        values = self._training_values(STUDENT, training, steps) | {"seed": seed}
+        return self._stage("warm_start", "warm start of the student", values, {}, seed=seed)
+
+    def _teacher(self, role: str) -> Stage:
+        training = self.recipe.teacher
+        values = self._training_values(role, training, training.total_steps(self.training_rows))
+        title = f"fine-tuning of the {role}-tokenizer teacher"
+        return self._stage("teacher", title, values, {}, role=role)
+
+    def _rows(self, role: str) -> Stage:
+        title = f"rows of the {role}-tokenizer teacher"
+        values = {"code": code_digest("harness.teacher", *_CORE[:2]), "data": self._data_values()}
+        return self._stage("rows", title, values, {"teacher": self._teacher(role)}, role=role)
+
+    def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Any]:
+        return {
+            "model": self.sources[role],
+            "training": training.identity(),
+            "steps": steps,
+            "precision": training.precision,
+            "data": self._data_values(),
+            "code": code_digest(*_CORE, *_SCIENCE[:3]),
+            "versions": versions(*_LIBRARIES, *(["peft"] if training.lora else [])),
+        }
+
+    def _data_values(self) -> dict[str, Any]:
+        """What decides the training tokens: rows, layout, limits, and every model of the pair, since a cut is common."""
+        return {
+            "file": sha256_file(self.task.train_file),
+            "settings": self.task.training_identity(),
+            "limits": self.recipe.limits.model_dump(),
+            "sides": self.sources,
+            "code": code_digest(*self._task_modules()),
+        }
+
+    def _test_values(self) -> dict[str, Any]:
+        return {"files": self.task.test_digests(), "settings": self.task.identity()}
+
+    def _task_modules(self) -> list[str]:
+        return ["harness.tasks.base", "harness.tasks.dolly", type(self.task).__module__]
+
+    def _scorers(self) -> list[str]:
+        return list(self.task.scorers)
+
+    @cached_property
+    def training_rows(self) -> int:
+        return len(self.task.training_examples())
+
+    def _stage(
+        self, kind: str, title: str, values: Mapping[str, Any], inputs: Mapping[str, Stage], **more: Any
+    ) -> Stage:
+        return Stage(kind, title, self.task.name, values, inputs, **more)
+
+
+def model_identity(spec: ModelSpec) -> dict[str, Any]:
+    """What of a model's entry decides results; its name in tables does not."""
+    return {
+        "source": models.source_digest(models.parse_uri(spec.model)),
+        "layers": spec.layers,
+        "template": spec.template,
+        "attention": spec.attention,
+    }
+
+
+def order_seed(stage: Stage) -> int:
+    """Seed of a stage's data order and dropout: the same for every method in the same repetition."""
+    return seed_of("order", stage.task, stage.seed)
+
+
+def _with_inputs(stage: Stage) -> Iterator[Stage]:
+    for needed in stage.inputs.values():
+        yield from _with_inputs(needed)
+    yield stage

@@ -1,0 +1,388 @@
+"""What may be asked for: a typed schema, YAML files that extend one another, ``key=value`` overrides.
+
+Every error of a recipe is reported at once, with its path, the value found and the nearest name that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
+
+from harness.errors import HarnessError
+from harness.tasks import tasks
+
+Role = Literal["same", "cross"]
+
+
+class RecipeError(HarnessError):
+    """Everything that is wrong with a recipe, a line each."""
+
+    def __init__(self, name: str, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = f"{len(self.problems)} error" + ("s" if len(self.problems) > 1 else "")
+        Exception.__init__(self, "\n".join([f"recipe {name}: {count}", *(f"  {line}" for line in self.problems)]))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Strict):
+    """A model of the pair."""
+
+    model: str = Field(description="hf:org/name[@revision], path:dir or pypi:package==version#sha256=...")
+    name: str = Field("", description="how tables call it; the URI's last part by default")
+    layers: int | None = Field(None, ge=1, description="keep N evenly spaced decoder layers")
+    template: Literal["plain", "chat"] = Field(
+        "plain", description="chat: the model's chat template goes round prompts"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+class Teachers(_Strict):
+    """Teachers by what they share with the student."""
+
+    same: ModelSpec | None = Field(None, description="teacher with the student's tokenizer: FKD, RKD")
+    cross: ModelSpec | None = Field(None, description="teacher with another tokenizer: ULD and the other methods")
+
+
+class Lora(_Strict):
+    """Low-rank adapters (peft), merged before the model is used."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class Training(_Strict):
+    """A training stage. What only changes speed or memory is marked; it is not part of a stage's identity."""
+
+    steps: int | None = Field(None, ge=0, description="optimiser steps; wins over epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the training rows")
+    batch_size: int = Field(8, ge=1, description="responses per optimiser step, over all devices")
+    micro_batch_size: int | None = Field(None, ge=1, description="(speed) responses per forward pass and device")
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup: float = Field(0.0, ge=0, description="steps of warm-up, or a share of all steps where below 1")
+    weight_decay: float = Field(0.01, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bf16 where the GPU has it")
+    lora: Lora | None = Field(None, description="train adapters only")
+    gradient_checkpointing: bool = Field(False, description="(memory) recompute activations")
+    chunk_rows: int = Field(256, ge=1, description="(memory) response rows whose logits exist at once")
+    checkpoint_every: int | None = Field(None, ge=1, description="(safety) steps between checkpoints; null for none")
+    report_to: tuple[str, ...] = Field((), description="trackers of transformers' Trainer, such as tensorboard")
+
+    @model_validator(mode="after")
+    def _has_length(self) -> Training:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("set steps or epochs")
+        return self
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps over ``rows`` training rows."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * rows / self.batch_size))
+
+    def identity(self) -> dict[str, Any]:
+        """What changes results."""
+        speed = {"micro_batch_size", "gradient_checkpointing", "chunk_rows", "checkpoint_every", "report_to"}
+        return self.model_dump(mode="json", exclude=speed)
+
+
+class Limits(_Strict):
+    """Lengths, in tokens."""
+
+    length: int = Field(512, ge=2, description="prompt and response together, EOS included, on every side")
+    overlong: Literal["error", "drop"] = Field(
+        "error", description="a prompt that leaves no room: stop, or leave it out"
+    )
+
+
+class Data(_Strict):
+    """Where the data is."""
+
+    root: str | None = Field(None, description="folder of the data sets; null for the samples that the project ships")
+
+
+class Evaluation(_Strict):
+    """How students are evaluated, beyond each task's own settings."""
+
+    batch_size: int = Field(16, ge=1, description="(speed) prompts per generation batch")
+    bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class _RecipeBase(_Strict):
+    """A comparison: one pair of models, and the methods, tasks and seeds to cross."""
+
+    name: str = Field(description="how runs of it are called")
+    title: str = Field("", description="heading of the report")
+    notes: tuple[str, ...] = Field((), description="sentences printed under the table")
+    student: ModelSpec
+    teachers: Teachers
+    tasks: Names
+    methods: Names
+    fidelity: Fidelities = ("described",)
+    method_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="options by method; those under `all` go to every method with a teacher"
+    )
+    seeds: Seeds = (0,)
+    data: Data = Data()
+    limits: Limits = Limits()
+    teacher: Training = Field(description="fine-tuning of the teachers on the task")
+    warm_start: Training = Field(description="fine-tuning of the student before distillation")
+    train: Training = Field(description="distillation")
+    evaluation: Evaluation = Evaluation()
+    keep_students: bool = Field(True, description="keep trained weights; their scores are kept in any case")
+
+
+# The tasks' own settings are fields of the recipe under the tasks' names: dolly.new_tokens=64.
+Recipe = create_model(  # type: ignore[call-overload]
+    "Recipe",
+    __base__=_RecipeBase,
+    __module__=__name__,
+    **{name: (task.Settings, Field(default_factory=task.Settings)) for name, task in tasks().items()},
+)
+
+
+def recipes_folder() -> Path:
+    """The recipes that the project ships."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("recipes")
+    if spec is None or not spec.submodule_search_locations:
+        raise HarnessError("package recipes", "no such package", "an installed ctkd-harness", "Install it again.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that the project ships."""
+    return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
+    """Read a recipe by name or path, with what it extends, apply overrides, and validate all of it.
+
+    Args:
+        name: of a recipe that the project ships, or the path of a YAML file.
+        overrides: ``key=value`` with dots in the key; the value is YAML.
+
+    Raises:
+        RecipeError: with every problem at once.
+        HarnessError: no such recipe, or a file that is not YAML.
+    """
+    values = _read(find_recipe(name), ())
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(values), *(_override(text) for text in overrides))
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise RecipeError(name, [str(error).splitlines()[0]]) from error
+    return validate(name, plain)
+
+
+def validate(name: str, values: Any) -> Any:
+    """A :class:`Recipe` from plain values.
+
+    Raises:
+        RecipeError: with every problem at once.
+    """
+    problems: list[str] = []
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += [_problem(entry, values) for entry in error.errors()]
+    problems += _name_problems(values)
+    if problems or recipe is None:
+        raise RecipeError(name, list(dict.fromkeys(problems)))
+    return recipe
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        HarnessError: there is none; names the nearest.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if Path(name).is_file():
+            return Path(name)
+        raise HarnessError("recipe", f"no file {name!r}", "a YAML file or the name of a recipe")
+    path = recipes_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise HarnessError("recipe", repr(name), f"one of {', '.join(recipe_names())}", suggest(name, recipe_names()))
+    return path
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """'Did you mean "gold"?', or nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f'Did you mean "{near[0]}"?' if near else ""
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """A YAML file merged over the recipe that it ``extends``."""
+    path = path.resolve()
+    if path in seen:
+        raise HarnessError(str(path), "a recipe that extends itself", "a chain that ends")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise HarnessError(str(path), f"text that is no YAML ({' '.join(str(error).split())})", "YAML") from error
+    if not isinstance(values, dict):
+        raise HarnessError(str(path), f"a YAML {type(values).__name__}", "a mapping of fields")
+    base = values.pop("extends", None)
+    values.setdefault("name", path.stem)
+    if base is None:
+        return values
+    beside = path.parent / f"{base}.yaml"
+    parent = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(parent), OmegaConf.create(values)))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _override(text: str) -> Any:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise HarnessError("override", repr(text), "key=value, such as train.steps=20")
+    try:
+        parsed = yaml.safe_load(value) if value else None
+    except yaml.YAMLError as error:
+        raise HarnessError(f"override {key}", repr(value), "a YAML value, such as 20, true or [sft,uld]") from error
+    nested: Any = _number(parsed)
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return OmegaConf.create(nested)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 2e-5 as text; a person means a number."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return (
+                float(value) if value.lower().strip("+-.").replace(".", "").startswith(tuple("0123456789")) else value
+            )
+        except ValueError:
+            return value
+    return value
+
+
+def _problem(error: Mapping[str, Any], values: Any) -> str:
+    """One line of a pydantic error: path, what was found, what was expected, the nearest name."""
+    path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith(("function-", "tuple[")))]
+    where = ".".join(str(part) for part in path) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(path[:-1])
+        hint = suggest(str(path[-1]), known) or f"There are {', '.join(sorted(known))}."
+        return f"{where}: unknown key (value {error['input']!r:.60}). {hint}"
+    if error["type"] == "missing":
+        return f"{where}: missing. {_description(path)}".rstrip()
+    message = str(error["msg"]).removeprefix("Value error, ")
+    hint = ""
+    if error["type"] == "literal_error":
+        hint = suggest(str(error["input"]), _quoted(error["ctx"]["expected"]))
+    return f"{where}: found {error['input']!r:.60}; {message[:1].lower()}{message[1:]}. {hint}".rstrip()
+
+
+def _quoted(expected: str) -> list[str]:
+    return [part.strip(" '") for part in expected.replace(" or ", ",").split(",")]
+
+
+def _model_at(path: Sequence[Any]) -> tuple[type[BaseModel] | None, FieldInfo | None]:
+    """The schema that stands at a path, and the field that leads to it."""
+    model: type[BaseModel] | None = Recipe
+    field: FieldInfo | None = None
+    for part in path:
+        if model is None or part not in model.model_fields:
+            return None, None
+        field = model.model_fields[part]
+        candidates = [field.annotation, *get_args(field.annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return model, field
+
+
+def _fields_at(path: Sequence[Any]) -> list[str]:
+    model, _ = _model_at(path)
+    return list(model.model_fields) if model is not None else []
+
+
+def _description(path: Sequence[Any]) -> str:
+    _, field = _model_at(path)
+    return f"It says: {field.description}." if field is not None and field.description else ""
+
+
+def _name_problems(values: Any) -> list[str]:
+    """Unknown methods and tasks, wrong method options: checked beside the schema, so that all errors come at once."""
+    from methods.base import registered
+
+    if not isinstance(values, Mapping):
+        return []
+    known_methods, known_tasks = registered(), tasks()
+    problems = []
+    for key, known in (("methods", known_methods), ("tasks", known_tasks)):
+        listed = _as_list(values.get(key))
+        for place, name in enumerate(listed if isinstance(listed, list) else []):
+            if isinstance(name, str) and name not in known:
+                hint = suggest(name, known) or f"There are {', '.join(known)}."
+                problems.append(f"{key}.{place}: unknown {key[:-1]} {name!r}. {hint}")
+        if isinstance(listed, list) and len(set(map(str, listed))) < len(listed):
+            problems.append(f"{key}: found {listed!r}; a name stands there twice.")
+    return problems + _option_problems(values, known_methods)
+
+
+def _option_problems(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    problems = []
+    options = values.get("method_options")
+    for method, given in (options if isinstance(options, Mapping) else {}).items():
+        where = f"method_options.{method}"
+        if not isinstance(given, Mapping):
+            problems.append(f"{where}: found {given!r:.60}; expected a mapping of options.")
+        elif method == "all":
+            everything = sorted({field for m in known.values() for field in m.Options.model_fields})
+            problems += [
+                f"{where}.{key}: unknown option. {suggest(str(key), everything)}".rstrip()
+                for key in given
+                if key not in everything
+            ]
+        elif method not in known:
+            problems.append(f"{where}: unknown method. {suggest(str(method), [*known, 'all'])}".rstrip())
+        else:
+            problems += _wrong_options(where, known[method].Options, given)
+    return problems
+
+
+def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, Any]) -> list[str]:
+    try:
+        schema.model_validate(given)
+    except ValidationError as error:
+        problems = []
+        for entry in error.errors():
+            path = ".".join(str(part) for part in entry["loc"])
+            hint = suggest(path, schema.model_fields) if entry["type"] == "extra_forbidden" else ""
+            problems.append(f"{where}.{path}: found {entry['input']!r:.60}; {entry['msg'].lower()}. {hint}".rstrip())
+        return problems
+    return []

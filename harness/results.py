@@ -1,0 +1,228 @@
+"""From stored stages to one tidy table, and to the report's context. No model, no recipe: a run's record is enough."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import HarnessError
+from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
+from harness.files import write_json
+from harness.plan import ROLE_OF_KIND, Cell, Plan
+from harness.run import Failure
+from harness.store import Store
+from reports import ReportContext, Score, write
+
+RECORD = "run.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and record.
+
+    Attributes:
+        folder: holds run.json, the report's files and tracebacks of failures.
+        record: cells with the identities of their stages, protocol, notes, settings, failures.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+
+
+def run_folder(runs: Path, plan: Plan) -> Path:
+    """Where a plan's run is kept: its recipe's name and its identity."""
+    return runs / f"{plan.recipe.name}-{plan.identity[:10]}"
+
+
+def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], environment: Mapping[str, Any]) -> Run:
+    """Write run.json: all that a report needs beside the store."""
+    recipe = plan.recipe
+    record = {
+        "format": FORMAT,
+        "identity": plan.identity,
+        "recipe": recipe.model_dump(mode="json"),
+        "title": recipe.title or recipe.name,
+        "notes": list(recipe.notes),
+        "protocol": {name: task.protocol() for name, task in plan.tasks.items()},
+        "settings": _settings(plan),
+        "environment": dict(environment),
+        "cells": [_cell(plan, cell, failures) for cell in plan.cells],
+    }
+    write_json(folder / RECORD, record)
+    return Run(folder, record)
+
+
+def read_record(folder: Path) -> Run:
+    """A run from its folder.
+
+    Raises:
+        HarnessError: there is no run there, or an other version of the harness wrote it.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD}"))
+        there = f" There are {', '.join(known)}." if known else ""
+        raise HarnessError("run", f"no {RECORD} in {folder}", f"the folder of a run.{there}") from None
+    except ValueError as error:
+        raise HarnessError(
+            str(folder / RECORD), f"damaged JSON ({error})", "a run's record", "Run the recipe again."
+        ) from error
+    if record.get("format") != FORMAT:
+        raise HarnessError(str(folder / RECORD), f"format {record.get('format')}", f"format {FORMAT}", "Run it again.")
+    return Run(folder, record)
+
+
+def write_report(run: Run, store: Store) -> tuple[pd.DataFrame, ReportContext, list[Path]]:
+    """Collect a run's results and write the report's files into its folder."""
+    results = collect(run, store)
+    context = report_context(run, store)
+    return results, context, write(results, context, run.folder)
+
+
+def collect(run: Run, store: Store) -> pd.DataFrame:
+    """The tidy table: one row per cell and metric, failures included."""
+    rows = []
+    for cell in run.record["cells"]:
+        rows += [asdict(score) | {"cell": cell["name"]} for score in _scores(cell, store)]
+    return pd.DataFrame(rows)
+
+
+def report_context(run: Run, store: Store) -> ReportContext:
+    """Protocol, notes, settings and diagnostics of a run."""
+    record = run.record
+    return ReportContext(
+        title=record["title"],
+        recipe=record["recipe"]["name"],
+        protocol=record["protocol"],
+        settings=[(name, value) for name, value in record["settings"]],
+        notes=record["notes"],
+        appendix=_diagnostics(run, store),
+    )
+
+
+def _cell(plan: Plan, cell: Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:
+    """What a report must know of a cell: labels, stage identities, metrics, failures."""
+    recipe, kind = plan.recipe, cell.objective.method.teacher
+    role = ROLE_OF_KIND.get(kind)
+    teacher = getattr(recipe.teachers, role) if role else None
+    metrics = [asdict(metric) for metric in plan.tasks[cell.task].metrics]
+    stages = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers, "student": cell.student}
+    return {
+        "name": cell.name,
+        "task": cell.task,
+        "seed": cell.seed,
+        "method": cell.objective.label,
+        "fidelity": cell.objective.fidelity if cell.objective.method.fidelities_differ else "",
+        "student": recipe.student.name or recipe.student.model,
+        "teacher": (teacher.name or teacher.model) if teacher else "",
+        "teacher_kind": kind.value,
+        "metrics": metrics,
+        "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
+        "failures": {
+            name: asdict(failure)
+            for name, stage in stages.items()
+            if stage is not None and (failure := failures.get(stage.identity)) is not None
+        },
+    }
+
+
+def _scores(cell: Mapping[str, Any], store: Store) -> list[Score]:
+    """All numbers of a cell, or why they are not there."""
+    scores = []
+    stored = _stored(store, "scores", cell, "scores.json")
+    for metric in cell["metrics"]:
+        items = stored.get(metric["name"], {}) if stored else {}
+        value = sum(items.values()) / len(items) if items else math.nan
+        scores.append(_score(cell, "scores", metric, value, len(items)))
+    if "bits" in cell["stages"]:
+        bits = [Bits(**item) for item in _stored(store, "bits", cell, "bits.json") or []]
+        metric = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False, "higher_is_better": False}
+        scores.append(_score(cell, "bits", metric, corpus_bits_per_byte(bits), len(bits)))
+    return scores
+
+
+def _score(cell: Mapping[str, Any], stage: str, metric: Mapping[str, Any], value: float, items: int) -> Score:
+    failure = cell["failures"].get(stage)
+    status, reason = "done", ""
+    if math.isnan(value):
+        status = "skipped" if failure and failure["skipped"] else "failed"
+        reason = failure["reason"] if failure else "not run yet"
+    return Score(
+        student=cell["student"],
+        teacher=cell["teacher"],
+        teacher_kind=cell["teacher_kind"],
+        method=cell["method"],
+        fidelity=cell["fidelity"],
+        role="student",
+        task=cell["task"],
+        metric=metric["name"],
+        seed=cell["seed"],
+        value=value,
+        n_items=items,
+        higher_is_better=metric["higher_is_better"],
+        headline=metric["headline"],
+        status=status,
+        reason=reason,
+        unit=metric["unit"],
+    )
+
+
+def _stored(store: Store, kind: str, cell: Mapping[str, Any], name: str) -> Any | None:
+    artefact = store.find(kind, cell["stages"][kind])
+    return artefact.json(name) if artefact is not None else None
+
+
+def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
+    """What training showed, per method and task, means over steps and seeds: the table's appendix."""
+    rows = []
+    for cell in run.record["cells"]:
+        steps = store.read_dropped("student", cell["stages"]["student"], "steps.json")
+        if not steps:
+            continue
+        frame = pd.DataFrame(steps)
+        label = cell["method"] + (" (released)" if cell["fidelity"] == "released" else "")
+        row = {"method": label, "task": cell["task"], "steps": len(frame), "CE, last step": frame["ce"].iloc[-1]}
+        if "kd_0" in frame:
+            row |= {"KD, last step": frame["kd_0"].iloc[-1], "KD/CE gradient norm": frame["kd_ce_ratio_0"].mean()}
+        rows.append(row)
+    if not rows:
+        return None
+    table = pd.DataFrame(rows).groupby(["method", "task"], sort=False).mean(numeric_only=True).reset_index()
+    table["steps"] = table["steps"].astype(int)
+    return table
+
+
+def _settings(plan: Plan) -> list[tuple[str, str]]:
+    """Settings that a reader of the table needs, in words."""
+    recipe = plan.recipe
+    teachers = [
+        f"{role}: {spec.name or spec.model}" for role in ("same", "cross") if (spec := getattr(recipe.teachers, role))
+    ]
+    weights = {
+        cell.objective.label: (cell.objective.method.options.ce_weight, cell.objective.method.options.kd_weight)
+        for cell in plan.cells
+    }
+    training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
+    return [
+        ("Teachers", "; ".join(teachers) or "none"),
+        ("Seeds", ", ".join(map(str, recipe.seeds))),
+        ("Weights (CE, KD)", "; ".join(f"{name} {ce:g}, {kd:g}" for name, (ce, kd) in weights.items())),
+        *(
+            (
+                name.replace("_", " ").capitalize(),
+                f"{t.steps if t.steps is not None else f'{t.epochs:g} epochs'}"
+                f"{' steps' if t.steps is not None else ''}, batch {t.batch_size}, learning rate {t.learning_rate:g} "
+                f"({t.schedule}){', LoRA rank ' + str(t.lora.rank) if t.lora else ''}",
+            )
+            for name, t in training
+        ),
+        ("Data", recipe.data.root or "samples that the project ships"),
+    ]

@@ -1,0 +1,503 @@
+"""Walks a plan: makes what is missing, goes on where it stopped, turns failures into rows.
+
+Demand comes from the end: a cell whose scores are stored needs nothing else, so removed weights are no loss.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from harness import models, teacher
+from harness.batches import (
+    STUDENT,
+    AlignedExample,
+    Collator,
+    Term,
+    TextSide,
+    TokenizedExample,
+    align,
+    tokenize,
+)
+from harness.errors import HarnessError
+from harness.evaluate.bits_per_byte import Bits, measure
+from harness.evaluate.generate import generate
+from harness.evaluate.sandbox import SandboxUnavailable
+from harness.files import write_json, write_text
+from harness.heads import Head, check_head
+from harness.identity import environment
+from harness.loss import Distiller, Objective
+from harness.plan import ROLE_OF_KIND, Cell, Plan, Stage, order_seed
+from harness.recipe import ModelSpec, Training
+from harness.store import Artefact, CorruptArtefactError, Store
+from harness.train import train
+from methods.base import Method, TeacherKind
+from methods.vocabulary import TokenizerPair
+
+
+class Progress(Protocol):
+    """What a run tells while it works."""
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+
+    def begin(self, stage: str, total: int) -> None:
+        """A stage starts; ``total`` in the stage's own units."""
+
+    def advance(self, done: int) -> None:
+        """So many units of the stage are done."""
+
+    def finish(self) -> None:
+        """The stage is done."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage has no result: printed as a footnote, never cached."""
+
+    stage: str
+    reason: str
+    skipped: bool = False
+
+
+class StageFailedError(Exception):
+    """An input of a stage failed."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class Runner:
+    """Executes a plan.
+
+    Args:
+        plan: what to make.
+        store: where results are.
+        folder: the run's own folder, for tracebacks of failures.
+        progress: told about every stage.
+        unsafe: whether generated code may run without a sandbox.
+    """
+
+    def __init__(self, plan: Plan, store: Store, folder: Path, progress: Progress, unsafe: bool = False) -> None:
+        self.plan, self.store, self.folder, self.progress, self.unsafe = plan, store, folder, progress, unsafe
+        self.failures: dict[str, Failure] = {}
+        self.recipe = plan.recipe
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._tokenized: dict[str, list[TokenizedExample]] = {}
+        self._student: tuple[str, Any] | None = None
+        self._teacher: tuple[str, Any] | None = None
+        self._heads: dict[str, Head] = {}
+
+    def run(self) -> None:
+        """Make everything that the plan's cells need. Bad input raises; other failures become rows."""
+        self.preflight()
+        for name in self.plan.tasks:
+            cells = [cell for cell in self.plan.cells if cell.task == name]
+            for cell in cells:
+                self._attempt(cell.answers)
+                if cell.bits is not None:
+                    self._attempt(cell.bits)
+                self._drop_student(cell)
+            self._score(cells)
+            self._forget()
+
+    def preflight(self) -> None:
+        """Check before anything runs that models are there, tokenizers fit and data reads.
+
+        Raises:
+            HarnessError: on the first thing that is wrong.
+        """
+        if not self._missing_stages():
+            return
+        for spec in self.specs.values():
+            models.resolve(models.parse_uri(spec.model), report=self.progress.message)
+        for objective in {id(cell.objective): cell.objective for cell in self.plan.cells}.values():
+            for role in objective.roles:
+                if (reason := objective.method.refuses(self.pair(role))) is not None:
+                    raise HarnessError(
+                        f"teachers.{role}",
+                        reason,
+                        "a teacher that the method can use",
+                        "Name another, or leave it out.",
+                    )
+        for name, task in self.plan.tasks.items():
+            self._examples(name, "train")
+            task.requests()
+
+    def _missing_stages(self) -> bool:
+        ends = [end for cell in self.plan.cells for end in (cell.scores, cell.bits) if end is not None]
+        return any(self.store.find(end.kind, end.identity) is None for end in ends)
+
+    # --- stages -----------------------------------------------------------------------------------------------------
+
+    def _attempt(self, stage: Stage) -> None:
+        """Make a stage and what it needs; note a failure instead of raising, but for bad input."""
+        try:
+            self._need(stage)
+        except StageFailedError as error:
+            self.failures.setdefault(stage.identity, error.failure)
+
+    def _need(self, stage: Stage) -> Artefact:
+        """The stored result of a stage, made first where it is missing."""
+        found = self.store.find(stage.kind, stage.identity)
+        if found is not None:
+            return found
+        if stage.identity in self.failures:
+            raise StageFailedError(self.failures[stage.identity])
+        for needed in stage.inputs.values():
+            self._need(needed)
+        try:
+            return self._make(stage)
+        except CorruptArtefactError as error:
+            return self._remake(stage, error)
+        except (HarnessError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise StageFailedError(self._fail(stage, error)) from error
+
+    def _remake(self, stage: Stage, error: CorruptArtefactError) -> Artefact:
+        """A stored input differs from its digest: throw away the damaged ones and make them again."""
+        self.progress.message(f"[yellow]damaged[/] {error}: made again")
+        for needed in stage.inputs.values():
+            artefact = self.store.find(needed.kind, needed.identity)
+            if artefact is not None:
+                try:
+                    artefact.checked()
+                except CorruptArtefactError:
+                    self.store.discard(artefact)
+        return self._need(stage)
+
+    def _make(self, stage: Stage) -> Artefact:
+        makers: dict[str, Callable[[Stage, Path], dict[str, Any]]] = {
+            "teacher": self._make_teacher,
+            "warm_start": self._make_warm_start,
+            "rows": self._make_rows,
+            "student": self._make_student,
+            "answers": self._make_answers,
+            "bits": self._make_bits,
+        }
+        started = time.monotonic()
+        manifest = self._manifest(stage)
+        with self.store.create(stage.kind, stage.identity, manifest) as folder:
+            manifest |= makers[stage.kind](stage, folder)
+            self._finish(manifest, started)
+        self.progress.finish()
+        artefact = self.store.find(stage.kind, stage.identity)
+        assert artefact is not None
+        return artefact
+
+    def _manifest(self, stage: Stage) -> dict[str, Any]:
+        return {
+            "title": stage.title,
+            "task": stage.task,
+            "seed": stage.seed,
+            "values": dict(stage.values),
+            "inputs": {name: {"kind": s.kind, "identity": s.identity} for name, s in stage.inputs.items()},
+        }
+
+    def _finish(self, manifest: dict[str, Any], started: float) -> None:
+        manifest |= {
+            "environment": environment(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 2),
+            "process_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+    def _make_teacher(self, stage: Stage, folder: Path) -> dict[str, Any]:
+        """Fine-tune a teacher: adapters are stored where LoRA trains, else the whole model."""
+        training: Training = self.recipe.teacher
+        model = self._load(self.specs[stage.role])
+        wrapper, inner = teacher.add_lora(model, training.lora) if training.lora else (None, model)
+        if training.gradient_checkpointing and wrapper is not None:
+            inner.enable_input_require_grads()
+        steps = self._train(stage, inner, (), training, STUDENT_OF_ROLE[stage.role])
+        if wrapper is not None:
+            wrapper.save_pretrained(str(folder / "adapter"))
+        else:
+            models.save_model(inner, self.sides[stage.role].tokenizer, folder / "model")
+        write_json(folder / "steps.json", steps)
+        return {}
+
+    def _make_warm_start(self, stage: Stage, folder: Path) -> dict[str, Any]:
+        model = self._load(self.specs[STUDENT])
+        steps = self._train(stage, model, (), self.recipe.warm_start, (STUDENT,))
+        self._save_student(model, steps, folder)
+        return {}
+
+    def _make_rows(self, stage: Stage, folder: Path) -> dict[str, Any]:
+        model = self._tuned_teacher(stage.inputs["teacher"])
+        examples = self._examples(stage.task, "train")
+        self.progress.begin(stage.title, len(examples))
+        side = self.sides[stage.role]
+        size = teacher.store_rows(
+            model,
+            stage.role,
+            examples,
+            folder,
+            pad=side.tokenizer.pad_token_id,
+            on_batch=self.progress.advance,
+        )
+        return {"bytes": size}
+
+    def _make_student(self, stage: Stage, folder: Path) -> dict[str, Any]:
+        assert stage.objective is not None
+        objective = stage.objective
+        method = objective.method
+        start = stage.inputs.get("start")
+        if start is None:
+            model, training = self._load(self.specs[STUDENT]), self.recipe.warm_start
+        else:
+            model, training = self._load_folder(self._need(start).checked() / "model"), self.recipe.train
+        terms: tuple[Term, ...] = ()
+        for role in objective.roles:
+            method.prepare(self.pair(role))
+            terms += (Term(method, role, method.options.kd_weight),)
+        steps = self._train(stage, model, terms, training, (STUDENT, *objective.roles), method.options.ce_weight)
+        self._save_student(model, steps, folder)
+        self._student = (stage.identity, model)
+        return {}
+
+    def _save_student(self, model: Any, steps: list[dict[str, float]], folder: Path) -> None:
+        models.save_model(model, self.sides[STUDENT].tokenizer, folder / "model")
+        write_json(folder / "steps.json", steps)
+
+    def _train(
+        self,
+        stage: Stage,
+        model: Any,
+        terms: tuple[Term, ...],
+        training: Training,
+        roles: tuple[str, ...],
+        ce_weight: float = 1.0,
+    ) -> list[dict[str, float]]:
+        """Train a model on the task's rows.
+
+        Args:
+            roles: whose tokens the trained model and its teachers see; the first one is trained.
+        """
+        count = int(stage.values["steps"])
+        self.progress.begin(stage.title, count)
+        if count == 0:
+            return []
+        trained, *teachers = roles
+        examples = [_as_student(example, trained) for example in self._examples(stage.task, "train")]
+        aligned = [align(example, terms) for example in examples]
+        live, stored, heads = self._teacher_parts(stage, teachers)
+        pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
+        pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
+        objective = Objective(stage.title, ce_weight, terms)
+        with self.store.work(stage.kind, stage.identity) as work:
+            return train(
+                Distiller(model.to(self.device), objective, live, heads),
+                aligned,
+                Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored),
+                training,
+                steps=count,
+                seed=order_seed(stage),
+                work=work,
+                on_step=lambda step: self.progress.advance(int(step["step"])),
+            )
+
+    def _teacher_parts(
+        self, stage: Stage, roles: list[str]
+    ) -> tuple[dict[str, Any], dict[str, teacher.StoredRows], dict[str, Head]]:
+        """Live teachers, stored rows and heads by role, as the stage's inputs say."""
+        live, stored, heads = {}, {}, {}
+        for role in roles:
+            source = stage.inputs[role]
+            if source.kind == "rows":
+                stored[role] = teacher.StoredRows(self._need(source).checked())
+                heads[role] = self._teacher_head(source.inputs["teacher"])
+            else:
+                live[role] = self._tuned_teacher(source)
+        return live, stored, heads
+
+    def _make_answers(self, stage: Stage, folder: Path) -> dict[str, Any]:
+        task = self.plan.tasks[stage.task]
+        requests = task.requests()
+        model = self._trained_student(stage.inputs["student"])
+        self.progress.begin(stage.title, len(requests))
+        greedy = getattr(task.settings, "decoding", "greedy") == "greedy"
+        answers = generate(
+            model,
+            self.sides[STUDENT],
+            requests,
+            new_tokens=task.settings.new_tokens,
+            sampling_seed=None if greedy else task.settings.sampling_seed,
+            batch_size=self.recipe.evaluation.batch_size,
+            on_batch=self.progress.advance,
+        )
+        write_json(folder / "answers.json", [answer.to_dict() for answer in answers])
+        return {}
+
+    def _make_bits(self, stage: Stage, folder: Path) -> dict[str, Any]:
+        model = self._trained_student(stage.inputs["student"])
+        examples = self._examples(stage.task, "test")
+        self.progress.begin(stage.title, len(examples))
+        pad = self.sides[STUDENT].tokenizer.pad_token_id
+        items = measure(model, examples, pad=pad, on_batch=self.progress.advance)
+        write_json(folder / "bits.json", [vars(item) for item in items])
+        return {"left_out": len(examples) - len(items)}
+
+    def _score(self, cells: list[Cell]) -> None:
+        """Score all students of a task together: EvalPlus starts once."""
+        answers: dict[str, dict[str, str]] = {}
+        stages: dict[str, Stage] = {}
+        for cell in cells:
+            stage = cell.scores
+            if self.store.find(stage.kind, stage.identity) is not None:
+                continue
+            if (failure := self.failures.get(cell.answers.identity)) is not None:
+                self.failures[stage.identity] = failure
+                continue
+            stored = self._need(cell.answers).json("answers.json")
+            answers[stage.identity] = {answer["id"]: answer["output"] for answer in stored}
+            stages[stage.identity] = stage
+        if not stages:
+            return
+        first = next(iter(stages.values()))
+        started = time.monotonic()
+        self.progress.begin(f"scores of {first.task}", len(stages))
+        try:
+            with tempfile.TemporaryDirectory(prefix="harness-score-") as work:
+                scores = self.plan.tasks[first.task].score(answers, Path(work), self.unsafe)
+        except SandboxUnavailable as error:
+            failure = Failure(first.title, str(error), skipped=True)
+            self.failures |= dict.fromkeys(stages, failure)
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            failure = self._fail(first, error)
+            self.failures |= dict.fromkeys(stages, failure)
+        else:
+            for identity, stage in stages.items():
+                manifest = self._manifest(stage)
+                with self.store.create(stage.kind, identity, manifest) as folder:
+                    write_json(folder / "scores.json", {k: dict(v) for k, v in scores[identity].values.items()})
+                    manifest |= {"unsafe_execution": self.unsafe}
+                    self._finish(manifest, started)
+        self.progress.finish()
+
+    def _fail(self, stage: Stage, error: Exception) -> Failure:
+        """Note a failure with its traceback in the run's folder."""
+        path = self.folder / "failures" / f"{stage.kind}-{stage.identity[:12]}.txt"
+        write_text(path, f"{stage.title} ({stage.task}, seed {stage.seed})\n\n{traceback.format_exc()}")
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else ''} ({path.relative_to(self.folder)})"
+        failure = Failure(stage.title, reason)
+        self.failures[stage.identity] = failure
+        self.progress.message(f"[red]failed[/] {stage.task} · {stage.title}: {reason}")
+        self.progress.finish()
+        return failure
+
+    # --- what stages read -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def specs(self) -> dict[str, ModelSpec]:
+        """Models of the pair by role."""
+        teachers = {role: getattr(self.recipe.teachers, role) for role in ("same", "cross")}
+        return {STUDENT: self.recipe.student, **{role: spec for role, spec in teachers.items() if spec is not None}}
+
+    @cached_property
+    def sides(self) -> dict[str, TextSide]:
+        """Tokenizers of the pair by role."""
+        sides = {}
+        for role, spec in self.specs.items():
+            local = models.resolve(models.parse_uri(spec.model), report=self.progress.message)
+            name = spec.name or spec.model
+            sides[role] = TextSide(models.load_tokenizer(local.folder), template=spec.template, name=name)
+        return sides
+
+    def pair(self, role: str) -> TokenizerPair:
+        """The vocabularies of the student and one teacher."""
+        return TokenizerPair(self.sides[STUDENT].vocabulary, self.sides[role].vocabulary)
+
+    def _examples(self, task: str, split: str) -> list[TokenizedExample]:
+        """Tokenised rows, cut at a boundary that all models of the pair share."""
+        key = f"{task}/{split}"
+        if key not in self._tokenized:
+            source = self.plan.tasks[task]
+            examples = source.training_examples() if split == "train" else source.reference_examples()
+            limits = self.recipe.limits
+            overlong = limits.overlong if split == "train" else "drop"
+            self._tokenized[key] = tokenize(examples, self.sides, limits.length, overlong)
+        return self._tokenized[key]
+
+    def _load(self, spec: ModelSpec) -> Any:
+        """A model as it was published, pruned where the recipe says so; its head is checked."""
+        local = models.resolve(models.parse_uri(spec.model), report=self.progress.message)
+        model = models.load_model(local.folder, attention=spec.attention, layers=spec.layers)
+        check_head(model, spec.name or spec.model)
+        return model.to(self.device)
+
+    def _load_folder(self, folder: Path) -> Any:
+        return models.load_model(folder, attention=self.specs[STUDENT].attention).to(self.device)
+
+    def _trained_student(self, stage: Stage) -> Any:
+        """The student that a stage trained; the last one is kept in memory."""
+        if self._student is None or self._student[0] != stage.identity:
+            self._student = None
+            gc.collect()
+            self._student = (stage.identity, self._load_folder(self._need(stage).checked() / "model"))
+        return self._student[1]
+
+    def _tuned_teacher(self, stage: Stage) -> Any:
+        """The fine-tuned teacher of a stage; the last one is kept in memory."""
+        if self._teacher is None or self._teacher[0] != stage.identity:
+            self._teacher = None
+            gc.collect()
+            folder = self._need(stage).checked()
+            if (folder / "adapter").is_dir():
+                model = teacher.merge_lora(self._load(self.specs[stage.role]), folder / "adapter")
+            else:
+                model = models.load_model(folder / "model", attention=self.specs[stage.role].attention).to(self.device)
+            self._teacher = (stage.identity, model.eval().requires_grad_(False))
+        return self._teacher[1]
+
+    def _teacher_head(self, stage: Stage) -> Head:
+        """The head of a fine-tuned teacher without the rest of the model."""
+        if stage.identity not in self._heads:
+            head = Head.of(self._tuned_teacher(stage))
+            self._heads[stage.identity] = head
+            self._teacher = None  # its layers are not needed: the rows are stored
+        return self._heads[stage.identity]
+
+    def _drop_student(self, cell: Cell) -> None:
+        """Remove a student's weights once everything that reads them is stored, where the recipe says so."""
+        ends = [stage for stage in (cell.answers, cell.bits) if stage is not None]
+        done = all(self.store.find(stage.kind, stage.identity) is not None for stage in ends)
+        artefact = self.store.find(cell.student.kind, cell.student.identity)
+        if done and artefact is not None and not self.recipe.keep_students:
+            self.store.drop_files(artefact, keep={"steps.json"})
+
+    def _forget(self) -> None:
+        """Free what the next task does not need."""
+        self._student, self._teacher = None, None
+        self._heads.clear()
+        gc.collect()
+
+
+STUDENT_OF_ROLE = {role: (role,) for role in ROLE_OF_KIND.values()}
+
+
+def _as_student(example: TokenizedExample, role: str) -> TokenizedExample:
+    """The example with the trained model's tokens under the role "student": a teacher is trained like a student."""
+    if role == STUDENT:
+        return example
+    sides: Mapping[str, Any] = {**example.sides, STUDENT: example.sides[role]}
+    return TokenizedExample(example.id, sides, example.cut, example.response_bytes)
+
+
+__all__ = ["AlignedExample", "Bits", "Failure", "Method", "Progress", "Runner", "TeacherKind"]

@@ -1,0 +1,141 @@
+"""Results on disk: one folder per finished stage, found by the stage's identity.
+
+``<runs>/store/<kind>/<identity>/`` holds the stage's files and ``manifest.json``, with the digest of each file. A
+folder takes its name only when it is complete, so whatever stands under its name can be read. What a stage needs to
+go on after an interruption (checkpoints) stands beside it in a work folder that one process at a time may use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.files import disk_errors, new_directory, sha256_file, write_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_NAME_LENGTH = 24  # hex digits of an identity in a folder's name; the manifest holds all 64
+
+
+class CorruptArtefactError(Exception):
+    """A stored file differs from the digest in its manifest."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished stage.
+
+    Attributes:
+        folder: holds the files.
+        manifest: identity, values, inputs, outputs, environment, seconds, peak memory.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """A file of the stage, its digest checked.
+
+        Raises:
+            CorruptArtefactError: the file is missing or changed.
+        """
+        path = self.folder / name
+        expected = self.manifest["outputs"].get(name)
+        if expected is None or not path.is_file() or sha256_file(path) != expected:
+            raise CorruptArtefactError(f"{path} is missing or differs from its manifest")
+        return path
+
+    def checked(self) -> Path:
+        """The folder, once every file in it has been checked."""
+        for name in self.manifest["outputs"]:
+            self.file(name)
+        return self.folder
+
+    def json(self, name: str) -> Any:
+        """A JSON file of the stage."""
+        return json.loads(self.file(name).read_text(encoding="utf-8"))
+
+
+class Store:
+    """The finished stages under a runs folder."""
+
+    def __init__(self, runs: Path) -> None:
+        self.root = runs / "store"
+
+    def find(self, kind: str, identity: str) -> Artefact | None:
+        """The finished stage of that identity, or None. A dropped one (its weights were removed) is not found."""
+        folder = self._folder(kind, identity)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if manifest.get("identity") != identity or manifest.get("format") != FORMAT or manifest.get("dropped"):
+            return None
+        return Artefact(folder, manifest)
+
+    @contextlib.contextmanager
+    def create(self, kind: str, identity: str, manifest: dict[str, Any]) -> Iterator[Path]:
+        """A folder to fill; it becomes the stage's when the block ends without an error.
+
+        Args:
+            manifest: completed in the block by the caller, and here by format, identity and output digests.
+        """
+        final = self._folder(kind, identity)
+        if final.exists():  # dropped, corrupt or of an older format: anything else would have been found
+            shutil.rmtree(final)
+        with new_directory(final) as folder:
+            yield folder
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            outputs = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+            complete = manifest | {"format": FORMAT, "kind": kind, "identity": identity, "outputs": outputs}
+            write_json(folder / MANIFEST, complete)
+
+    def discard(self, artefact: Artefact) -> None:
+        """Remove a stage, so that it runs again."""
+        shutil.rmtree(artefact.folder, ignore_errors=True)
+
+    def drop_files(self, artefact: Artefact, keep: set[str]) -> None:
+        """Remove all files but those named; the manifest stays, marked, so that the stage counts as not finished."""
+        write_json(artefact.folder / MANIFEST, {**artefact.manifest, "dropped": True})
+        for name in artefact.manifest["outputs"]:
+            if name not in keep:
+                (artefact.folder / name).unlink(missing_ok=True)
+
+    def read_dropped(self, kind: str, identity: str, name: str) -> Any | None:
+        """A JSON file of a stage, dropped or not; None where there is none."""
+        folder = self._folder(kind, identity)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            return Artefact(folder, manifest).json(name) if manifest.get("identity") == identity else None
+        except (OSError, ValueError, CorruptArtefactError):
+            return None
+
+    @contextlib.contextmanager
+    def work(self, kind: str, identity: str) -> Iterator[Path]:
+        """A folder for checkpoints that outlives an interruption; removed when the block ends without an error.
+
+        Raises:
+            HarnessError: another process works on the same stage.
+        """
+        folder = self.root / kind / f".work-{identity[:_NAME_LENGTH]}"
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise HarnessError(
+                    str(folder), "another process at work on the same stage", "to be alone", "Wait for it to end."
+                ) from error
+            yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, kind: str, identity: str) -> Path:
+        return self.root / kind / identity[:_NAME_LENGTH]

@@ -1,0 +1,245 @@
+"""Training: transformers' Trainer around a :class:`~harness.loss.Distiller`.
+
+Ours are the batches, the loss and its normalisation (by the whole accumulation window over all ranks); the loop,
+clipping, schedules, mixed precision, checkpoints, resuming and trackers are the Trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from harness.batches import AlignedExample, Collator
+from harness.errors import HarnessError
+from harness.files import sha256_file, write_json
+from harness.loss import Distiller, LossParts
+from harness.recipe import Training
+
+COMPLETE = "complete.json"
+STEPS = "steps.json"
+
+
+class DistillationTrainer(Trainer):
+    """The Trainer with our loss: sums over the window are divided by the window's counts over all ranks."""
+
+    def __init__(self, *args: Any, on_step: Callable[[dict[str, float]], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
+        self._window = _Window(len(self.model.objective.terms))
+        self._on_step = on_step
+        self.steps: list[dict[str, float]] = []
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of one accumulation window, and their counts summed over the window and all ranks."""
+        samples = []
+        for _ in range(num_batches):
+            try:
+                samples.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        if not samples:
+            return samples, None
+        # float64 does not exist on every device; counts stay far below 2**24
+        counts = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(device, torch.float32)
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        self._window.begin(self.model.objective.divisors(counts), counts)
+        return samples, counts
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss of one micro-batch, a part of its window's loss."""
+        assert self._window.divisors is not None
+        parts: LossParts = model(inputs["batch"], self._window.divisors)
+        self._window.add(parts)
+        # DDP and FSDP average gradients over ranks, the window's loss is their sum.
+        loss = parts.loss * self.accelerator.num_processes
+        return (loss, parts) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the optimiser step did to the Trainer's log, so that trackers see it, and keep it."""
+        if "learning_rate" in logs:
+            logs |= self._window.means(self.accelerator)
+            self.steps.append({"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}})
+            if self._on_step:
+                self._on_step(self.steps[-1])
+        super().log(logs, start_time)
+
+
+class _Window:
+    """Sums over the micro-batches of one optimiser step."""
+
+    def __init__(self, terms: int) -> None:
+        self.terms = terms
+        self.divisors: Tensor | None = None
+
+    def begin(self, divisors: Tensor, counts: Tensor) -> None:
+        self.divisors, self.counts = divisors, counts
+        self.sums: Tensor | None = None
+        self.diagnostics: dict[str, Tensor] = {}
+
+    def add(self, parts: LossParts) -> None:
+        loss = parts.loss.detach().to(torch.float64).reshape(1)
+        values = torch.cat([loss, parts.ce.reshape(1), parts.kd, parts.ce_gradient.reshape(1), parts.kd_gradient])
+        self.sums = values if self.sums is None else self.sums + values
+        for name, value in parts.diagnostics.items():
+            self.diagnostics[name] = self.diagnostics.get(name, torch.zeros_like(value)) + value
+
+    def means(self, accelerator: Any) -> dict[str, float]:
+        """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, diagnostics per response token."""
+        assert self.sums is not None
+        assert self.divisors is not None
+        sums = accelerator.reduce(self.sums.to(torch.float32), reduction="sum").tolist()
+        divisors, tokens, k = self.divisors.tolist(), float(self.counts[0]), self.terms
+        values = {"loss": sums[0], "ce": sums[1] / divisors[0], "tokens": tokens}
+        ce_norm = sums[2 + k] ** 0.5
+        for term in range(k):
+            values[f"kd_{term}"] = sums[2 + term] / divisors[1 + term]
+            values[f"kd_ce_ratio_{term}"] = sums[3 + k + term] ** 0.5 / ce_norm if ce_norm else float("nan")
+        for name in sorted(self.diagnostics):
+            total = accelerator.reduce(self.diagnostics[name].to(torch.float32), reduction="sum")
+            values[name] = float(total) / tokens
+        return values
+
+
+class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]
+    """Marks checkpoints that were written whole, with the digests of their files."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            write_json(folder / STEPS, self.steps)
+            files = sorted(path for path in folder.iterdir() if path.name != COMPLETE)
+            write_json(folder / COMPLETE, {path.name: sha256_file(path) for path in files})
+
+
+def latest_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written whole; broken ones are removed, so that nothing resumes from them."""
+    numbered = sorted(
+        (path for path in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+        reverse=True,
+    )
+    for folder in numbered:
+        if _is_complete(folder):
+            return folder
+        shutil.rmtree(folder)
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        digests = json.loads((folder / COMPLETE).read_text())
+        return all(sha256_file(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def train(
+    distiller: Distiller,
+    examples: Sequence[AlignedExample],
+    collator: Collator,
+    training: Training,
+    *,
+    steps: int,
+    seed: int,
+    work: Path,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train in place, going on from the newest whole checkpoint in ``work``.
+
+    Args:
+        examples: in the order of their data set; the seed decides the order of training.
+        steps: optimiser steps of the whole run.
+        seed: of the order of examples and of dropout; a hash of named coordinates.
+        work: folder for checkpoints; the caller removes it when the result is stored.
+
+    Returns:
+        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
+    """
+    marker = _CheckpointMarker()
+    trainer = DistillationTrainer(
+        model=distiller,
+        args=_arguments(training, steps, seed, work),
+        train_dataset=list(examples),
+        data_collator=collator,
+        callbacks=[marker],
+        on_step=on_step,
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = latest_checkpoint(work)
+    if checkpoint is not None:
+        trainer.steps = json.loads((checkpoint / STEPS).read_text())
+    marker.steps = trainer.steps
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer.steps
+
+
+def _arguments(training: Training, steps: int, seed: int, work: Path) -> TrainingArguments:
+    micro = training.micro_batch_size or training.batch_size
+    world = _world_size()
+    per_step = micro * world
+    if training.batch_size % per_step:
+        raise HarnessError(
+            "train.batch_size",
+            f"{training.batch_size}, with micro_batch_size {micro} on {world} process(es)",
+            f"a multiple of {per_step}",
+        )
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=training.batch_size // per_step,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_betas[0],
+        adam_beta2=training.adam_betas[1],
+        max_grad_norm=training.max_grad_norm,
+        bf16=_bf16(training),
+        gradient_checkpointing=training.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps" if training.checkpoint_every else "no",
+        save_steps=training.checkpoint_every or 500,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        report_to=list(training.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        log_level="error",
+    )
+
+
+def _bf16(training: Training) -> bool:
+    """bf16 only where the hardware multiplies it: on a CPU it is emulated and slower than float32."""
+    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return able if training.precision == "auto" else training.precision == "bfloat16"
+
+
+def compute_dtype(training: Training) -> str:
+    """The dtype that matrix products run in here; part of what a result means."""
+    return "bfloat16" if _bf16(training) else "float32"
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,82 @@
+"""The report as GitHub Markdown: a table for each student, its footnotes, and how the numbers were made."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from reports.context import ReportContext, explanations, protocols
+from reports.table import DASH, Cell, Group, Row, Table
+
+SIGNIFICANT_DIGITS = 4  # of the appendix's numbers, whose units we do not know
+
+
+def markdown(table: Table, context: ReportContext) -> str:
+    """The whole report. Raises ValueError naming a task that has no protocol lines."""
+    blocks = [f"# {escape(context.title)}", f"Recipe: {escape(context.recipe)}"]
+    for student, groups in table.students():
+        blocks += [f"## {escape(student)}", _student_table(table, groups)]
+    blocks += [escape(line) for line in explanations(table)]
+    if table.footnotes:
+        blocks.append("\n".join(f"{number}. {escape(text)}" for number, text in enumerate(table.footnotes, start=1)))
+    if context.notes:
+        blocks += ["## Notes", _list(context.notes)]
+    blocks.append("## How the numbers were made")
+    for task, lines in protocols(table, context):
+        blocks += [f"**{escape(task)}**", _list(lines)]
+    if context.settings:
+        blocks += ["## Settings", _grid(["setting", "value"], [[escape(k), escape(v)] for k, v in context.settings], 2)]
+    if context.appendix is not None and not context.appendix.empty:
+        blocks += ["## Appendix: diagnostics", _frame(context.appendix)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def escape(text: str) -> str:
+    r"""Plain text as one line of Markdown that reads the same, in a table's cell too: `a|b` becomes `a\|b`."""
+    line = re.sub(r"([\\|`*<\[~&$])", r"\\\1", " ".join(text.split()))
+    # Underscores inside a word mean nothing to GitHub; all others might start emphasis.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)
+
+
+def _student_table(table: Table, groups: Sequence[Group]) -> str:
+    header = ["method", "seeds", *("<br>".join(escape(line) for line in column.header) for column in table.columns)]
+    lines = []
+    for group in groups:
+        lines.append([_group_heading(group), *[""] * (len(header) - 1)])
+        lines += [_row(row) for row in group.rows]
+    return _grid(header, lines, left=1)
+
+
+def _group_heading(group: Group) -> str:
+    teachers = f": {', '.join(group.teachers)}" if group.teachers else ""
+    return f"*{escape(group.heading + teachers)}*"
+
+
+def _row(row: Row) -> list[str]:
+    return [escape(row.label), str(row.n_seeds), *(_cell(cell) for cell in row.cells)]
+
+
+def _cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return text if cell.note is None else f"{text} <sup>{cell.note}</sup>"
+
+
+def _frame(frame: pd.DataFrame) -> str:
+    rows = [[_value(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return _grid([escape(str(name)) for name in frame.columns], rows, left=1)
+
+
+def _value(value: object) -> str:
+    if value is None or value is pd.NA or value != value:  # NaN alone differs from itself
+        return DASH
+    return f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else escape(str(value))
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _grid(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """A table of escaped cells whose first `left` columns are aligned to the left, the others to the right."""
+    rule = [":--" if index < left else "--:" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))

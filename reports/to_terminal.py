@@ -1,0 +1,91 @@
+"""The report for a terminal 100 columns wide."""
+
+from collections.abc import Callable
+
+from rich import box
+from rich.console import Group as Renderables
+from rich.console import RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from reports.context import ReportContext, explanations, protocols
+from reports.table import Cell, Table
+
+WIDTH = 100
+FIRST_COLUMN = 30  # at most; longer labels wrap, numbers never do
+GAP = 3  # a column's padding and the box's separator
+ROOM = WIDTH - FIRST_COLUMN - len("seeds") - 2 * GAP  # for the columns of numbers
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def terminal(table: Table, context: ReportContext) -> Renderables:
+    """The table first (several, one below the other, where it is too wide), then footnotes, notes and protocols.
+
+    The result is for `rich`'s `Console.print`. Raises ValueError naming a task that has no protocol lines.
+    """
+    parts: list[RenderableType] = [*_tables(table, context)]
+    parts += [Text(f"{_mark(number)} {text}") for number, text in enumerate(table.footnotes, start=1)]
+    parts += [Text(text, "dim") for text in explanations(table)]
+    parts += [Text(text, "yellow") for text in context.notes]
+    for task, lines in protocols(table, context):
+        parts.append(Text.assemble((task, "bold"), ": ", "; ".join(lines)))
+    parts += [Text.assemble((name, "bold"), ": ", value) for name, value in context.settings]
+    return Renderables(*parts)
+
+
+def _tables(table: Table, context: ReportContext) -> list[RichTable]:
+    """One table if it fits, with the spread below the mean if need be; else as many as it takes, never cut numbers."""
+    two_lines = sum(_widths(table, _one_line)) > ROOM
+    show = _two_lines if two_lines else _one_line
+    blocks: list[list[int]] = [[]]
+    widths = _widths(table, show)
+    for index, width in enumerate(widths):
+        if blocks[-1] and sum(widths[i] for i in blocks[-1]) + width > ROOM:
+            blocks.append([])
+        blocks[-1].append(index)
+    return [_table(table, block, show, context.title if block is blocks[0] else None) for block in blocks]
+
+
+def _widths(table: Table, show: Callable[[Cell], str]) -> list[int]:
+    """Characters that each column takes, its gap included."""
+    rows = [row for group in table.groups for row in group.rows]
+    return [
+        GAP
+        + max(
+            len(line) for text in (*column.header, *(show(row.cells[i]) for row in rows)) for line in text.split("\n")
+        )
+        for i, column in enumerate(table.columns)
+    ]
+
+
+def _table(table: Table, block: list[int], show: Callable[[Cell], str], title: str | None) -> RichTable:
+    """The table's columns with the indices in `block`."""
+    grid = RichTable(box=box.SIMPLE_HEAD, title=title and Text(title, "bold"), title_justify="left", pad_edge=False)
+    grid.add_column(Text("method"), max_width=FIRST_COLUMN, overflow="fold")
+    grid.add_column(Text("seeds"), justify="right", no_wrap=True)
+    for index in block:
+        grid.add_column(Text("\n".join(table.columns[index].header)), justify="right", no_wrap=True)
+    for student, groups in table.students():
+        grid.add_row(Text(student, "bold"))
+        for group in groups:
+            grid.add_row(Text("\n".join(["  " + group.heading, *(f"  {name}" for name in group.teachers)]), "italic"))
+            for row in group.rows:
+                cells = [row.cells[index] for index in block]
+                numbers = [Text(show(cell), "bold" if cell.best else "") for cell in cells]
+                grid.add_row(Text(f"    {row.label}"), Text(str(row.n_seeds)), *numbers)
+        grid.add_section()
+    return grid
+
+
+def _one_line(cell: Cell) -> str:
+    return cell.text + _mark(cell.note)
+
+
+def _two_lines(cell: Cell) -> str:
+    """The spread under the mean, the footnote's mark at the mean."""
+    mean, *spread = cell.text.split(" ± ")
+    return "\n".join([mean + _mark(cell.note), *(f"±{std}" for std in spread)])
+
+
+def _mark(note: int | None) -> str:
+    return "" if note is None else str(note).translate(SUPERSCRIPTS)

@@ -1,0 +1,324 @@
+"""EvalPlus end to end on small problems written here: verdicts, owners, hostile code; how code is taken from text."""
+
+import gzip
+import importlib.util
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.evaluate import code, sandbox
+
+STATUS = sandbox.probe()
+needs_sandbox = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)
+
+
+def problem(number: int, name: str, body: str, base: list[list[Any]], plus: list[list[Any]]) -> code.Problem:
+    return {
+        "task_id": f"HumanEval/{number}",
+        "prompt": f'def {name}(x):\n    """Number {number}."""\n',
+        "entry_point": name,
+        "canonical_solution": f"    {body}\n",
+        "contract": "",
+        "base_input": base,
+        "plus_input": plus,
+        "atol": 0,
+    }
+
+
+PROBLEMS = [
+    problem(900, "double", "return 2 * x", [[1], [2]], [[-3], [0]]),
+    problem(901, "size", "return len(x)", [["ab"], [""]], [["é\u2028x"]]),
+    problem(902, "half", "return x / 2", [[1]], [[3], [1e300]]),
+    problem(903, "never_asked", "return x", [[1]], [[2]]),
+]
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("problems") / "problems.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(p) + "\n" for p in PROBLEMS).encode()))
+    return path
+
+
+def solve(owner: str, number: int, text: str) -> code.Solution:
+    return code.Solution(owner, f"HumanEval/{number}", text)
+
+
+def double(body: str, head: str = "") -> str:
+    return f"{head}\ndef double(x):\n    {body}\n"
+
+
+GOOD = double("return 2 * x")
+BASE_ONLY = double("return abs(2 * x)")
+WRONG = double("return x")
+
+
+@needs_sandbox
+def test_verdicts_find_their_owners(problems: Path, tmp_path: Path) -> None:
+    solutions = [
+        solve("a", 900, GOOD),
+        solve("b", 900, BASE_ONLY),
+        solve("c", 900, WRONG),
+        solve("d", 900, ""),
+        solve("e", 900, "def double(x:\n"),
+        solve("f", 900, "print('no function')"),
+        solve("g", 900, GOOD),  # the same as a
+        solve("h", 900, "x = '\ud800'\n" + GOOD),  # a lone surrogate, as a byte-level tokenizer can give
+        solve("i", 900, double("while True: pass")),
+        # In another order, and with two owners that agree, for the next problem.
+        solve("c", 901, "def size(x):\n    return len(x)"),
+        solve("b", 901, ""),
+        solve("a", 901, "def size(x):\n    return len(x)"),
+        solve("a", 902, "def half(x):\n    return x * 0.5 + 1e-9"),  # floats are compared within 1e-6
+    ]
+    stale = tmp_path / "samples_eval_results.json"
+    stale.write_text('{"eval": {}}')
+    start = time.monotonic()
+    verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
+    assert time.monotonic() - start < 40  # the loop costs 2 times 4 s
+    assert [(v.owner, v.task_id) for v in verdicts] == [(s.owner, s.task_id) for s in solutions]
+    assert [(v.owner, v.base, v.plus, v.status) for v in verdicts] == [
+        ("a", True, True, "pass"),
+        ("b", True, False, "fail"),
+        ("c", False, False, "fail"),
+        ("d", False, False, "fail"),
+        ("e", False, False, "fail"),
+        ("f", False, False, "fail"),
+        ("g", True, True, "pass"),
+        ("h", False, False, "fail"),
+        ("i", False, False, "fail"),
+        ("c", True, True, "pass"),
+        ("b", False, False, "fail"),
+        ("a", True, True, "pass"),
+        ("a", True, True, "pass"),
+    ]
+    assert list(tmp_path.iterdir()) == [stale]
+
+
+@needs_sandbox
+def test_hostile_code_is_contained(problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each returns the right value if its attack went through, so that a pass would be a hole; `control` has none."""
+    monkeypatch.setenv("API_TOKEN", "the password")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the password")
+    target = tmp_path / "written.txt"
+    work = tmp_path / "work"
+    work.mkdir()
+    attacks = {
+        "control": "pass",
+        "reads a file": f"import io; io.open({str(secret)!r}).read()",
+        "deletes a file": f"import posix; posix.unlink({str(secret)!r})",
+        "writes a file": f"import pathlib; pathlib.Path({str(target)!r}).write_text('here')",
+        "reads the environment": "import os; os.environ['API_TOKEN']",
+        "opens a connection": "import socket; socket.create_connection(('192.0.2.1', 80), 1)",
+        "takes memory": "bytearray(20 * 2**30)",
+        "ends the process": "import posix; posix._exit(0)",
+    }
+    solutions = [solve(name, 900, double("return 2 * x", attack)) for name, attack in attacks.items()]
+    verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=work, sandbox=STATUS)
+    assert {v.owner: v.plus for v in verdicts} == {name: name == "control" for name in attacks}
+    assert secret.read_text() == "the password"
+    assert not target.exists()
+
+
+@needs_sandbox
+def test_an_evaluation_that_breaks_is_an_error_and_not_a_score(problems: Path, tmp_path: Path) -> None:
+    killer = double("return 2 * x", "import posix, os; posix.kill(os.getppid(), 9)")
+    start = time.monotonic()
+    with pytest.raises(code.EvaluationFailed, match=r"(?s)found exit status 1.*BrokenProcessPool") as caught:
+        code.evaluate(problems, [solve("a", 900, killer)], dataset="humaneval", work=tmp_path, sandbox=STATUS)
+    assert "BrokenProcessPool" in caught.value.output
+    assert time.monotonic() - start < 20
+    limits = replace(code.default_limits(1), wall_s=0.2)
+    with pytest.raises(code.EvaluationFailed, match="found no end after 0 s"):
+        code.evaluate(
+            problems, [solve("a", 900, GOOD)], dataset="humaneval", work=tmp_path, sandbox=STATUS, limits=limits
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_sandbox
+def test_mbpp_has_its_own_oracles(tmp_path: Path) -> None:
+    row = PROBLEMS[0] | {
+        "task_id": "Mbpp/2",
+        "prompt": '"""\nFind the shared elements.\n"""\n',
+        "entry_point": "similar_elements",
+        "canonical_solution": "def similar_elements(a, b):\n    return tuple(set(a) & set(b))\n",
+        "base_input": [[[3, 4, 5], [5, 4, 9]]],
+        "plus_input": [[[1], [1]]],
+    }
+    (tmp_path / "mbpp.jsonl").write_text(json.dumps(row) + "\n")
+    solutions = [
+        code.Solution("as a list", "Mbpp/2", "def similar_elements(a, b):\n    return [x for x in b if x in a]"),
+        code.Solution("wrong", "Mbpp/2", "def similar_elements(a, b):\n    return a"),
+    ]
+    verdicts = code.evaluate(tmp_path / "mbpp.jsonl", solutions, dataset="mbpp", work=tmp_path, sandbox=STATUS)
+    assert [v.plus for v in verdicts] == [True, False]
+
+
+def test_results_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    samples = [("HumanEval/900", GOOD), ("HumanEval/900", WRONG)]
+    rows = [{"solution": text, "base_status": "pass", "plus_status": "pass"} for _, text in samples]
+    path.write_text(json.dumps({"eval": {"HumanEval/900": rows}}))
+    assert code._read_results(path, samples) == dict(zip(samples, rows, strict=True))
+    for forged in (rows[:1], rows[::-1], [*rows, rows[0]]):
+        path.write_text(json.dumps({"eval": {"HumanEval/900": forged}}))
+        with pytest.raises(ValueError, match="other solutions than those sent"):
+            code._read_results(path, samples)
+    path.unlink()
+    with pytest.raises(ValueError, match="no result file"):
+        code._read_results(path, samples)
+
+
+def test_without_a_sandbox_nothing_runs(problems: Path, tmp_path: Path) -> None:
+    none = sandbox.SandboxStatus(False, None, "", "namespaces are forbidden here")
+    with pytest.raises(sandbox.SandboxUnavailable, match="namespaces are forbidden here"):
+        code.evaluate(problems, [solve("a", 900, GOOD)], dataset="humaneval", work=tmp_path, sandbox=none)
+
+
+def test_unsafe_evaluates_without_a_sandbox(problems: Path, tmp_path: Path) -> None:
+    none = sandbox.SandboxStatus(False, None, "", "namespaces are forbidden here")
+    solutions = [solve("a", 900, GOOD), solve("b", 900, WRONG)]
+    verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=none, unsafe=True)
+    assert [v.plus for v in verdicts] == [True, False]
+
+
+def test_solutions_that_do_not_fit_are_errors(problems: Path, tmp_path: Path) -> None:
+    def evaluate(*solutions: code.Solution) -> list[code.Verdict]:
+        status = sandbox.SandboxStatus(True, Path("/no/bwrap"), "", "")
+        return code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=status)
+
+    assert evaluate() == []
+    with pytest.raises(HarnessError, match=r"solution of a: found task id 'HumanEval/1'"):
+        evaluate(solve("a", 1, GOOD))
+    with pytest.raises(HarnessError, match=r"solution of a: found two for HumanEval/900"):
+        evaluate(solve("a", 900, GOOD), solve("a", 900, WRONG))
+
+
+def test_problems_are_read_in_order(problems: Path, tmp_path: Path) -> None:
+    read = code.read_problems(problems)
+    assert list(read.values()) == PROBLEMS
+    assert list(read) == [p["task_id"] for p in PROBLEMS]
+    (tmp_path / "plain.jsonl").write_text("\n" + json.dumps(PROBLEMS[1], ensure_ascii=False) + "\n\n")
+    assert code.read_problems(tmp_path / "plain.jsonl") == {"HumanEval/901": PROBLEMS[1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.pop("entry_point"), r"line 2, field entry_point: found nothing; expected str"),
+        (lambda p: p.update(base_input="[]"), r"line 2, field base_input: found a str; expected list"),
+        (lambda p: p.update(atol=True), r"line 2, field atol: found a bool; expected int or float"),
+        (lambda p: p.update(task_id="HumanEval/900"), r"line 2, field task_id: found 'HumanEval/900' again"),
+    ],
+)
+def test_a_bad_problem_is_named(tmp_path: Path, change: Callable[[code.Problem], object], message: str) -> None:
+    bad = dict(PROBLEMS[1])
+    change(bad)
+    path = tmp_path / "problems.jsonl"
+    path.write_text(f"{json.dumps(PROBLEMS[0])}\n{json.dumps(bad)}\n")
+    with pytest.raises(HarnessError, match=message):
+        code.read_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{\n", r"line 1: found text that is not JSON"),
+        (b"[]\n", r"line 1: found list; expected a JSON object"),
+        (b"\n", r"found no problems"),
+        (b"\xff\n", r"found no readable file"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "problems.jsonl").write_bytes(content)
+    with pytest.raises(HarnessError, match=message):
+        code.read_problems(tmp_path / "problems.jsonl")
+    (tmp_path / "problems.jsonl.gz").write_bytes(content)
+    with pytest.raises(HarnessError, match="found no readable file"):
+        code.read_problems(tmp_path / "problems.jsonl.gz")
+    with pytest.raises(HarnessError, match="found no readable file"):
+        code.read_problems(tmp_path / "none.jsonl")
+
+
+def test_prompts_and_stop_strings_are_evalpluss() -> None:
+    spaced = PROBLEMS[0] | {"prompt": "\n" + PROBLEMS[0]["prompt"] + "    \n"}
+    head = 'def double(x):\n    """Number 900."""'
+    assert code.generation_prompt(spaced) == head + "\n"
+    assert code.generation_prompt(spaced, "response") == (
+        "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
+        f"```\n{head}\n```"
+    )
+    common = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
+    assert code.stop_strings("humaneval", "response") == common
+    assert code.stop_strings("mbpp") == (*common, '\n"""', "\nassert")
+    assert code.stop_strings("humaneval") == (
+        *common,
+        *("\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert "),
+    )
+
+
+def test_a_completion_goes_on_from_the_prompt() -> None:
+    output = "\ty = 2 * x\n\treturn y\n\ndef other():\n    return 1\n"
+    head = 'def double(x):\n    """Number 900."""\n'
+    assert code.solution_code(PROBLEMS[0], output, dataset="humaneval") == f"{head}    y = 2 * x\n    return y"
+    # Cut in the middle of a line by the limit on tokens, it keeps the longest part that is Python.
+    cut = code.solution_code(PROBLEMS[0], "    if x:\n        return 2 * x\n    return (", dataset="humaneval")
+    assert cut == f"{head}    if x:\n        return 2 * x"
+
+
+ANSWER = "import math\ndef double(x):\n    return helper(x)\ndef helper(x):\n    return 2 * x"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        ANSWER,
+        f"Here is the code:\n{ANSWER}\n",
+        f"Sure!\n```python\n{ANSWER}\n```\nIt doubles x.",
+        f"```\n{ANSWER}\n",  # the limit on tokens cut the closing fence
+        f"First:\n```bash\npip install x\n```\nThen:\n```python\n{ANSWER}\n```\nOr:\n```\ndef double(x): ...\n```",
+        f"1. So:\n  ```python\n{ANSWER}\n  ```",
+        f"{ANSWER}\n\nprint(double(3))\n",
+        f"{ANSWER}\ndef unused():\n    return 1\n",
+    ],
+)
+def test_a_response_gives_its_code(response: str) -> None:
+    found = code.solution_code(PROBLEMS[0], response, dataset="humaneval", style="response")
+    assert found == ANSWER
+
+
+@pytest.mark.parametrize(
+    "output", ["", "\n", "No.", "\x00", "\ud800", "(" * 5000, "\n" * 768, "x\n" * 384, "x = (\n" * 256, "```", "```\n"]
+)
+@pytest.mark.parametrize("style", ["completion", "response"])
+def test_whatever_a_model_writes_gives_some_text_soon(output: str, style: code.Style) -> None:
+    code.stop_strings("humaneval")  # EvalPlus's import is not what is timed
+    code.solution_code(PROBLEMS[0], "", dataset="humaneval")
+    start = time.monotonic()
+    assert isinstance(code.solution_code(PROBLEMS[0], output, dataset="humaneval", style=style), str)
+    assert time.monotonic() - start < 10  # EvalPlus's own search takes 86 s for one of these
+
+
+def test_the_faster_search_finds_what_evalplus_finds() -> None:
+    spec = importlib.util.find_spec("evalplus.sanitize")
+    assert spec is not None
+    assert spec.loader is not None
+    original = importlib.util.module_from_spec(spec)  # a copy of its own, in which nothing was replaced
+    spec.loader.exec_module(original)
+    pieces = ["x", "", "  ", "def f(x):", "    return x", "    y = 1", "import os", "foo bar", "'''", "(", ")", "\\"]
+    pieces += ["\x0c", "# c", "if x:", "a = (1,", "try:", "except: pass", "else:", "@d", "x = 1 + \\", '"a', "'a\\"]
+    pieces += ['f"{x', 'f"""', "]", "class A:", "    await x", "  y", "x = 5 6", "return", "```python", "Some prose."]
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "\n".join(draw.choices(pieces, k=draw.randint(1, 9)))
+        assert code._longest_valid_range(text) == original.code_extract(text), repr(text)
+        assert code._sanitize(text, "f") == original.sanitize(text, "f"), repr(text)

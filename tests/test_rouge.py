@@ -1,0 +1,49 @@
+"""ROUGE-L against values worked out by hand and against rouge-score itself."""
+
+import pytest
+
+from harness.evaluate import rouge
+
+
+def test_a_hand_computed_subsequence() -> None:
+    # LCS of "the cat sat on the mat" (6 words) and "the cat on a mat" (5): "the cat on mat", 4 words.
+    precision, recall = 4 / 5, 4 / 6
+    expected = 100 * 2 * precision * recall / (precision + recall)
+    assert rouge.score("the cat on a mat", ["the cat sat on the mat"]) == pytest.approx(expected)
+
+
+def test_word_order_counts() -> None:
+    # "c b a" against "a b c": one word in order, so P = R = F1 = 1/3.
+    assert rouge.score("c b a", ["a b c"]) == pytest.approx(100 / 3)
+
+
+def test_words_are_stemmed() -> None:
+    assert rouge.score("running dogs jumped", ["run dog jump"]) == 100.0
+
+
+def test_the_best_reference_counts() -> None:
+    assert rouge.score("blue sky", ["green grass", "blue sky", "blue"]) == 100.0
+
+
+def test_the_same_as_rouge_score() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    output, reference = "Paris is the capital, and largest city, of France.", "The capital city of France is Paris!"
+    expected = RougeScorer(["rougeL"], use_stemmer=True).score(reference, output)["rougeL"].fmeasure
+    assert rouge.score(output, [reference]) == pytest.approx(100 * expected)
+    assert 0 < expected < 1
+
+
+def test_text_ends_at_the_end_token() -> None:
+    assert rouge.score("  blue sky \n<|endoftext|> and much more<|endoftext|>", ["blue sky"]) == 100.0
+
+
+@pytest.mark.parametrize("output", ["", "  \n", "<|endoftext|>blue sky", "...", "天空"])
+def test_an_output_without_words_gives_zero(output: str) -> None:
+    # Rouge-score's words are of a-z and 0-9 only, so text in other scripts scores 0, as it does in the papers' tables.
+    assert rouge.score(output, ["blue sky"]) == 0.0
+
+
+def test_no_reference_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one reference"):
+        rouge.score("blue", [])
