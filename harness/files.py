@@ -33,6 +33,7 @@ def write_text(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.fchmod(handle, 0o644)  # mkstemp makes it private; results are there to be shared
     try:
         with disk_errors(path), os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

@@ -569,7 +569,8 @@ def _pip_complaint(result: "subprocess.CompletedProcess[str]") -> str:
     lines = [line.strip() for line in result.stderr.splitlines()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     said = errors or [line for line in lines if line and not line.startswith(("WARNING:", "DEPRECATION:", "[notice]"))]
-    return f"pip failed: {said[-1].rstrip('.')}" if said else f"pip failed with exit code {result.returncode}"
+    problem = "pip got no connection" if "connection broken" in result.stderr else "pip failed"
+    return f"{problem}: {said[-1].rstrip('.')}" if said else f"{problem} with exit code {result.returncode}"
 
 
 def _wheel_licence(archive: zipfile.ZipFile) -> str:

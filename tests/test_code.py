@@ -249,6 +249,18 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> No
         code.read_problems(tmp_path / "none.jsonl")
 
 
+def test_the_protocol_is_said() -> None:
+    from importlib.metadata import version
+
+    assert code.protocol() == {
+        "evalplus": version("evalplus"),
+        "min_time_limit_s": 4.0,
+        "time_limit_factor": 4.0,
+        "memory_bytes": 8589934592,
+        "workers": 2,
+    }
+
+
 def test_prompts_and_stop_strings_are_evalpluss() -> None:
     spaced = PROBLEMS[0] | {"prompt": "\n" + PROBLEMS[0]["prompt"] + "    \n"}
     head = 'def double(x):\n    """Number 900."""'

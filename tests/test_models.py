@@ -396,6 +396,10 @@ def test_download_not_allowed(shelf: Shelf) -> None:
         ("kill -9 $$", "pip stopped by signal 9"),
         ("echo '/usr/bin/python: No module named pip' >&2; exit 1", "no pip in this Python"),
         ("exit 3", "exit code 3"),
+        (
+            "echo 'WARNING: Retrying after connection broken by X' >&2; echo 'ERROR: No' >&2; exit 1",
+            "no connection: No;",
+        ),
         ("echo 'ERROR: one' >&2; echo 'ERROR: the end.' >&2; echo 'WARNING: old' >&2; exit 1", "pip failed: the end;"),
     ],
 )

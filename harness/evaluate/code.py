@@ -95,6 +95,19 @@ class EvaluationFailed(HarnessError):  # noqa: N818  an outcome: the engine make
         super().__init__("EvalPlus", found, "its results", f"It said last:\n{output.strip()[-2000:]}")
 
 
+def protocol() -> dict[str, str | int | float]:
+    """What a score depends on beside the data: part of the identity of a scoring stage, and printed with the score."""
+    from importlib.metadata import version
+
+    return {
+        "evalplus": version("evalplus"),
+        "min_time_limit_s": MIN_TIME_LIMIT_S,
+        "time_limit_factor": TIME_LIMIT_FACTOR,
+        "memory_bytes": MEMORY_BYTES,
+        "workers": WORKERS,
+    }
+
+
 def read_problems(path: Path) -> dict[str, Problem]:
     """Problems in EvalPlus's format (.jsonl or .jsonl.gz) by task id, in the order of the file.
 

@@ -1,0 +1,249 @@
+"""What any method must keep, on two tiny models with different tokenizers.
+
+``test_method_contract.py`` runs this for every registered method, so an installed plug-in is held to it too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.batches import STUDENT, AlignedExample, Batch, Collator, Example, SideTokens, Term, TextSide, align, tokenize
+from harness.loss import Distiller, LossParts, Objective
+from harness.recipe import Training
+from harness.train import train
+from methods.base import Method, Rows, TeacherKind
+from methods.vocabulary import TokenizerPair
+from tests import tiny
+
+ROLES = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
+
+
+@dataclass
+class Bench:
+    """A student, the teacher that the method wants, and four aligned examples."""
+
+    method: Method
+    student: Any
+    teacher: Any | None
+    role: str
+    examples: list[AlignedExample]
+    objective: Objective
+
+    def collator(self, **settings: Any) -> Collator:
+        pad = {STUDENT: 0, "same": 0, "cross": 0}
+        return Collator(self.objective.terms, pad, **settings)
+
+    def distiller(self, student: Any | None = None) -> Distiller:
+        teachers = {self.role: self.teacher} if self.teacher is not None else {}
+        return Distiller(self.student if student is None else student, self.objective, teachers)
+
+    def batch(self, examples: Sequence[AlignedExample] | None = None, **settings: Any) -> Batch:
+        return self.collator(**settings).collate(self.examples if examples is None else examples)
+
+    def loss(self, batch: Batch, divisors: torch.Tensor | None = None) -> LossParts:
+        wanted = self.objective.divisors(batch.counts) if divisors is None else divisors
+        return self.distiller()(batch, wanted)
+
+
+def bench(method: Method, *, dtype: torch.dtype = torch.float64, identical: bool = False) -> Bench:
+    """Everything that a method needs; with ``identical`` the teacher is the student itself."""
+    role = ROLES.get(method.teacher, "")
+    student_side = TextSide(tiny.tokenizer("byte_level"), template="plain", name="student")
+    sides = {STUDENT: student_side}
+    student = tiny.model("qwen2", len(student_side.vocabulary), dtype=dtype)
+    teacher: Any | None = None
+    if role:
+        family = "byte_level" if role == "same" or identical else "byte_fallback"
+        sides[role] = TextSide(tiny.tokenizer(family), template="plain", name="teacher")
+        size = len(sides[role].vocabulary)
+        teacher = copy.deepcopy(student) if identical else tiny.model("llama", size, seed=1, dtype=dtype)
+        method.prepare(TokenizerPair(student_side.vocabulary, sides[role].vocabulary))
+    texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(tiny.SAMPLES)]
+    terms = (Term(method, role, 0.7),) if role else ()
+    examples = [align(example, terms) for example in tokenize(texts, sides, max_length=128)]
+    return Bench(method, student, teacher, role, examples, Objective(method.name, 0.3, terms))
+
+
+def check_finite_and_positive(method: Method) -> None:
+    parts = bench(method, dtype=torch.float32)
+    loss = parts.loss(parts.batch())
+    assert torch.isfinite(loss.loss)
+    assert float(loss.ce) > 0
+    if method.teacher is not TeacherKind.NONE:
+        assert float(loss.kd[0]) != 0
+
+
+def check_gradient_reaches_the_student_only(method: Method) -> None:
+    made = bench(method)
+    made.loss(made.batch()).loss.backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in made.student.parameters())
+    if made.teacher is not None:
+        assert all(p.grad is None and not p.requires_grad for p in made.teacher.parameters())
+        assert not any(name.startswith("teacher") for name, _ in made.distiller().named_parameters())
+
+
+def check_zero_at_identity(method: Method) -> None:
+    """Of the loss only: a distance that is no square has no gradient at its minimum (ULD's L1)."""
+    made = bench(method, identical=True)
+    parts = made.loss(made.batch())
+    assert abs(float(parts.kd[0])) < 1e-9 * float(parts.ce)
+
+
+def check_batching_changes_nothing(method: Method) -> None:
+    """Chunk size, padding side, order and batch split give the same loss and the same gradients."""
+    made = bench(method)
+    whole = made.batch()
+    divisors = made.objective.divisors(whole.counts)
+    expected = _loss_and_gradient(made, [whole], divisors)
+    variants = {
+        "chunks of one row": [made.batch(chunk_rows=1)],
+        "chunks of seven rows": [made.batch(chunk_rows=7)],
+        "left padding": [made.batch(padding_side="left")],
+        "reversed": [made.batch(made.examples[::-1])],
+        "one at a time": [made.batch([example]) for example in made.examples],
+        "three and one": [made.batch(made.examples[:3]), made.batch(made.examples[3:], chunk_rows=5)],
+    }
+    for name, batches in variants.items():
+        loss, gradient = _loss_and_gradient(made, batches, divisors)
+        assert abs(loss - expected[0]) < 1e-10 * abs(expected[0]), name
+        torch.testing.assert_close(gradient, expected[1], rtol=1e-9, atol=1e-11, msg=name)
+
+
+def _loss_and_gradient(made: Bench, batches: Sequence[Batch], divisors: torch.Tensor) -> tuple[float, torch.Tensor]:
+    made.student.zero_grad()
+    total = 0.0
+    for batch in batches:
+        parts = made.loss(batch, divisors)
+        parts.loss.backward()
+        total += float(parts.loss)
+    return total, torch.cat([p.grad.flatten() for p in made.student.parameters()])
+
+
+def check_nothing_is_mutated(method: Method) -> None:
+    made = bench(method)
+    batch = made.batch()
+    before = copy.deepcopy(batch)
+    weights = copy.deepcopy(made.student.state_dict())
+    teacher = copy.deepcopy(made.teacher.state_dict()) if made.teacher is not None else {}
+    first = made.loss(batch).loss
+    first.backward()
+    again = made.loss(batch).loss
+    assert float(first) == float(again)
+    _assert_same(before, batch)
+    for name, value in made.student.state_dict().items():
+        assert torch.equal(value, weights[name])
+    for name, value in teacher.items():
+        assert torch.equal(value, made.teacher.state_dict()[name])  # type: ignore[union-attr]
+
+
+def _assert_same(left: Any, right: Any) -> None:
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        for key in left:
+            _assert_same(left[key], right[key])
+    elif isinstance(left, list):
+        for a, b in zip(left, right, strict=True):
+            _assert_same(a, b)
+    elif hasattr(left, "__dataclass_fields__"):
+        for name in left.__dataclass_fields__:
+            _assert_same(getattr(left, name), getattr(right, name))
+    else:
+        assert left == right
+
+
+def check_masked_example_adds_nothing(method: Method) -> None:
+    """An example whose response is masked out altogether; methods that score the prompt are held to CE alone."""
+    made = bench(method)
+    empty = np.zeros(0, dtype=np.int64)
+    first = made.examples[0].example
+    masked = replace(
+        first, id="masked", sides={role: SideTokens(side.prompt, empty, empty) for role, side in first.sides.items()}
+    )
+    extra = align(masked, made.objective.terms)
+    plain = made.batch()
+    divisors = made.objective.divisors(plain.counts)
+    alone, more = made.loss(plain, divisors), made.loss(made.batch([*made.examples, extra]), divisors)
+    assert abs(float(alone.ce) - float(more.ce)) < 1e-9 * float(alone.ce)
+    if method.rows is not Rows.ALL and method.teacher is not TeacherKind.NONE:
+        assert abs(float(alone.kd[0]) - float(more.kd[0])) < 1e-9 * abs(float(alone.kd[0]))
+
+
+def check_gradient_equals_finite_differences(method: Method) -> None:
+    """In float64, along random directions of every parameter."""
+    made = bench(method)
+    batch = made.batch(chunk_rows=20)
+    made.student.zero_grad()
+    made.loss(batch).loss.backward()
+    generator = torch.Generator().manual_seed(0)
+    step = 1e-6
+    for name, parameter in list(made.student.named_parameters())[::3]:
+        direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        direction /= direction.norm()
+        predicted = float((parameter.grad * direction).sum())
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * step * direction)
+                values.append(float(made.loss(batch).loss))
+                parameter.sub_(sign * step * direction)
+        measured = (values[0] - values[1]) / (2 * step)
+        assert abs(measured - predicted) < 1e-5 * max(abs(predicted), 1e-2), name
+
+
+def check_accumulation_changes_nothing(method: Method, folder: Path) -> None:
+    """Four responses at once, or one by one: the same losses and gradient norms, step by step."""
+    at_once = run(method, folder / "a", batch_size=4, micro_batch_size=4)
+    one_by_one = run(method, folder / "b", batch_size=4, micro_batch_size=1)
+    assert len(at_once) == len(one_by_one) == 4
+    for left, right in zip(at_once, one_by_one, strict=True):
+        for key in ("loss", "ce", "grad_norm", *(["kd_0"] if "kd_0" in left else [])):
+            assert abs(left[key] - right[key]) < 2e-5 * max(abs(left[key]), 1e-3), (key, left["step"])
+
+
+def check_resumed_equals_straight(method: Method, folder: Path) -> None:
+    """Stopped after the second step and resumed in a new trainer: loss by loss the same as without a stop."""
+    straight = run(method, folder / "a", checkpoint_every=2)
+    interrupted = folder / "b"
+    try:
+        run(method, interrupted, checkpoint_every=2, stop_after=3)
+    except _StoppedError:
+        pass
+    else:
+        raise AssertionError("the run was meant to stop")
+    resumed = run(method, interrupted, checkpoint_every=2)
+    assert [step["step"] for step in resumed] == [1, 2, 3, 4]
+    for left, right in zip(straight, resumed, strict=True):
+        for key in ("loss", "ce", "grad_norm"):
+            assert left[key] == right[key], (key, left["step"])
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def run(method: Method, folder: Path, *, stop_after: int = 99, **settings: Any) -> list[dict[str, float]]:
+    """Four optimiser steps on the tiny pair; the loss of each."""
+    made = bench(method, dtype=torch.float32)
+
+    def on_step(step: dict[str, float]) -> None:
+        if step["step"] >= stop_after:
+            raise _StoppedError
+
+    return train(
+        made.distiller(),
+        made.examples,
+        made.collator(chunk_rows=16),
+        Training(steps=4, learning_rate=1e-3, **({"batch_size": 2} | settings)),
+        steps=4,
+        seed=3,
+        work=folder,
+        on_step=on_step,
+    )

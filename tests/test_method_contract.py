@@ -1,0 +1,68 @@
+"""The contract of every registered method, in every fidelity in which it differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from methods.base import Method, TeacherKind, registered
+from tests import method_contract as contract
+
+
+def _all_methods() -> list[Method]:
+    made = []
+    for kind in registered().values():
+        fidelities = ("described", "released") if kind.fidelities_differ else ("described",)
+        made += [kind(fidelity=fidelity) for fidelity in fidelities]
+    return made
+
+
+METHODS = pytest.mark.parametrize("method", _all_methods(), ids=lambda m: f"{m.name}-{m.options.fidelity}")
+
+
+@METHODS
+def test_loss_is_finite(method: Method) -> None:
+    contract.check_finite_and_positive(method)
+
+
+@METHODS
+def test_gradient_reaches_the_student_only(method: Method) -> None:
+    contract.check_gradient_reaches_the_student_only(method)
+
+
+@METHODS
+def test_kd_is_zero_when_student_and_teacher_are_one(method: Method) -> None:
+    if method.teacher is TeacherKind.NONE or not method.zero_at_identity:
+        pytest.skip(f"{method.name} does not promise it")
+    contract.check_zero_at_identity(method)
+
+
+@METHODS
+def test_batching_changes_nothing(method: Method) -> None:
+    contract.check_batching_changes_nothing(method)
+
+
+@METHODS
+def test_nothing_is_mutated(method: Method) -> None:
+    contract.check_nothing_is_mutated(method)
+
+
+@METHODS
+def test_masked_example_adds_nothing(method: Method) -> None:
+    contract.check_masked_example_adds_nothing(method)
+
+
+@METHODS
+def test_gradient_equals_finite_differences(method: Method) -> None:
+    contract.check_gradient_equals_finite_differences(method)
+
+
+@METHODS
+def test_accumulation_changes_nothing(method: Method, tmp_path: Path) -> None:
+    contract.check_accumulation_changes_nothing(method, tmp_path)
+
+
+@METHODS
+def test_resumed_run_equals_a_straight_one(method: Method, tmp_path: Path) -> None:
+    contract.check_resumed_equals_straight(method, tmp_path)
