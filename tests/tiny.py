@@ -113,7 +113,9 @@ def model(
     }[architecture]()
     config.attention_dropout = 0.0
     torch.manual_seed(seed)
-    made = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+    made = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager" if architecture == "gemma2" else "sdpa", dtype=dtype
+    )
     with torch.no_grad():  # larger weights than usual, so that distributions differ visibly
         for parameter in made.parameters():
             if parameter.dim() > 1:
