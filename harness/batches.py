@@ -226,7 +226,7 @@ class OnDevice:
     """A dataclass whose tensors move to a device together, as accelerate's data loaders ask."""
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
-        return replace(self, **{f.name: _move(getattr(self, f.name), device, non_blocking) for f in fields(self)})  # type: ignore[type-var]
+        return replace(self, **{f.name: _move(getattr(self, f.name), device, non_blocking) for f in fields(self)})  # type: ignore[arg-type, type-var]
 
 
 def _move(value: Any, device: Any, non_blocking: bool) -> Any:
@@ -526,8 +526,15 @@ def _slice_term(groups: Groups, chunks: Sequence[tuple[int, int]]) -> TermBatch:
         slices.append((s, t, span, rows))
         student_rows, teacher_rows = student_index[slice(*s)], teacher_index[slice(*t)]
         in_order.append((_is_range(student_rows, stop - start), _is_range(teacher_rows, rows[1] - rows[0])))
-    tensors = (torch.from_numpy(a) for a in (student_index, student_group, teacher_index, teacher_group))
-    return TermBatch(*tensors, slices, in_order, groups.count)
+    return TermBatch(
+        torch.from_numpy(student_index),
+        torch.from_numpy(student_group),
+        torch.from_numpy(teacher_index),
+        torch.from_numpy(teacher_group),
+        slices,
+        in_order,
+        groups.count,
+    )
 
 
 def _reorder(index: IntArray, group: IntArray) -> tuple[IntArray, IntArray]:

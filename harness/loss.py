@@ -85,7 +85,7 @@ class Distiller(nn.Module):
         self.objective = objective
         # Plain dictionaries in a tuple: teachers must be no submodules, or they would be wrapped, saved and trained.
         teachers = teachers or {}
-        heads = {role: Head.of(model) for role, model in teachers.items()} | (teacher_heads or {})  # type: ignore[arg-type]
+        heads = {role: Head.of(model) for role, model in teachers.items()} | (teacher_heads or {})
         self._teachers: tuple[dict[str, nn.Module], dict[str, Head]] = (teachers, heads)
         for model in teachers.values():
             model.eval().requires_grad_(False)
@@ -100,11 +100,11 @@ class Distiller(nn.Module):
         hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
         rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
         teacher_rows = {role: self._teacher_rows(role, part) for role, part in batch.teachers.items()}
-        walk = _ChunkWalk(self.objective, Head.of(self.student), self._teachers[1], teacher_rows, batch, divisors)  # type: ignore[arg-type]
+        walk = _ChunkWalk(self.objective, Head.of(self.student), self._teachers[1], teacher_rows, batch, divisors)
         head = walk.student_head
         parameters = [head.weight, *([] if head.bias is None else [head.bias]), *self.own.parameters()]
         sink: list[LossParts] = []
-        loss = _Chunked.apply(walk, sink, rows, *parameters)  # type: ignore[no-untyped-call]
+        loss = _Chunked.apply(walk, sink, rows, *parameters)
         parts = sink[0]
         return LossParts(loss, parts.ce, parts.kd, parts.ce_gradient, parts.kd_gradient, parts.diagnostics)
 
@@ -119,7 +119,7 @@ class Distiller(nn.Module):
         hidden = hidden_states(self._teachers[0][role], part.input_ids, part.attention_mask, part.position_ids)
         return hidden.flatten(0, 1).index_select(0, part.row_index)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Parameters without the second name of tied ones, since safetensors refuses shared memory."""
         kept: dict[str, Any] = {}
         seen: set[int] = set()
@@ -140,7 +140,8 @@ class Distiller(nn.Module):
         """Nothing to do: a tied parameter is one tensor under two names. Called by the Trainer after loading."""
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs)  # type: ignore[operator]
+        student: Any = self.student
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
 
 class _Chunked(torch.autograd.Function):

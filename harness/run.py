@@ -22,8 +22,8 @@ import torch
 from harness import models, teacher
 from harness.batches import (
     STUDENT,
-    AlignedExample,
     Collator,
+    Overlong,
     Term,
     TextSide,
     TokenizedExample,
@@ -31,7 +31,7 @@ from harness.batches import (
     tokenize,
 )
 from harness.errors import HarnessError
-from harness.evaluate.bits_per_byte import Bits, measure
+from harness.evaluate.bits_per_byte import measure
 from harness.evaluate.generate import generate
 from harness.evaluate.sandbox import SandboxUnavailable
 from harness.files import write_json, write_text
@@ -42,7 +42,6 @@ from harness.plan import ROLE_OF_KIND, Cell, Plan, Stage, order_seed
 from harness.recipe import ModelSpec, Training
 from harness.store import Artefact, CorruptArtefactError, Store
 from harness.train import train
-from methods.base import Method, TeacherKind
 from methods.vocabulary import TokenizerPair
 
 
@@ -431,7 +430,7 @@ class Runner:
             source = self.plan.tasks[task]
             examples = source.training_examples() if split == "train" else source.reference_examples()
             limits = self.recipe.limits
-            overlong = limits.overlong if split == "train" else "drop"
+            overlong: Overlong = limits.overlong if split == "train" else "drop"
             self._tokenized[key] = tokenize(examples, self.sides, limits.length, overlong)
         return self._tokenized[key]
 
@@ -498,6 +497,3 @@ def _as_student(example: TokenizedExample, role: str) -> TokenizedExample:
         return example
     sides: Mapping[str, Any] = {**example.sides, STUDENT: example.sides[role]}
     return TokenizedExample(example.id, sides, example.cut, example.response_bytes)
-
-
-__all__ = ["AlignedExample", "Bits", "Failure", "Method", "Progress", "Runner", "TeacherKind"]

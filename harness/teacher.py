@@ -114,14 +114,17 @@ class _ShardWriter:
             self.pending, self.rows, self.shard = [], 0, self.shard + 1
 
 
+def _open_rows(path: Path) -> Any:
+    shard: Any = safe_open(path, framework="pt")
+    return shard.get_slice("rows")
+
+
 class StoredRows:
     """Rows of a teacher by example id, read from memory-mapped shards."""
 
     def __init__(self, folder: Path) -> None:
         self.index: dict[str, tuple[int, int, int]] = json.loads((folder / INDEX).read_text())
-        self.shards = [
-            safe_open(path, framework="pt").get_slice("rows") for path in sorted(folder.glob("rows-*.safetensors"))
-        ]
+        self.shards = [_open_rows(path) for path in sorted(folder.glob("rows-*.safetensors"))]
 
     def __call__(self, example: str) -> Tensor:
         """[n + 1, hidden] of one example."""

