@@ -338,7 +338,7 @@ class Collator:
         self.stored = stored or {}
         self.windows = {
             STUDENT: row_window([term.method.rows for term in terms]),
-            **{role: TEACHER_ROWS for role in {term.teacher for term in terms}},
+            **dict.fromkeys({term.teacher for term in terms}, TEACHER_ROWS),
         }
         for role in self.windows.keys() - {STUDENT}:
             if any(term.method.rows is Rows.ALL for term in terms if term.teacher == role):
@@ -516,7 +516,8 @@ def _slice_term(groups: Groups, chunks: Sequence[tuple[int, int]]) -> TermBatch:
     teacher_index, teacher_group = _reorder(groups.teacher_index, number[groups.teacher_group])
     spans = [(int(a), int(b)) for a, b in pairwise(group_bounds)]
     members = [(_members(student_group, span), _members(teacher_group, span)) for span in spans]
-    slices, in_order = [], []
+    slices: list[tuple[tuple[int, int], ...]] = []
+    in_order: list[tuple[bool, bool]] = []
     for (start, stop), span, (s, t) in zip(chunks, spans, members, strict=True):
         rows = _extent(teacher_index[slice(*t)])
         student_index[slice(*s)] -= start

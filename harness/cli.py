@@ -62,7 +62,7 @@ def run(
     """Train and evaluate what a recipe asks for, and print its table."""
     from harness.identity import environment
     from harness.progress import TerminalProgress
-    from harness.results import run_folder, write_record, write_report
+    from harness.results import run_folder, write_record
     from harness.run import Runner
     from harness.store import Store
 

@@ -50,8 +50,8 @@ def models_table() -> Group:
     return Group(
         table,
         Text(
-            f"Kept in {models.cache_folder()} (HARNESS_CACHE changes that). A recipe may also name hf:org/name@revision "
-            "or path:folder; see `harness doctor` for the hub's cache."
+            f"Kept in {models.cache_folder()} (HARNESS_CACHE changes that). A recipe may also name "
+            "hf:org/name@revision or path:folder; see `harness doctor` for the hub's cache."
         ),
     )
 

@@ -104,7 +104,7 @@ class Distiller(nn.Module):
         head = walk.student_head
         parameters = [head.weight, *([] if head.bias is None else [head.bias]), *self.own.parameters()]
         sink: list[LossParts] = []
-        loss = _Chunked.apply(walk, sink, rows, *parameters)
+        loss = _Chunked.apply(walk, sink, rows, *parameters)  # type: ignore[no-untyped-call]
         parts = sink[0]
         return LossParts(loss, parts.ce, parts.kd, parts.ce_gradient, parts.kd_gradient, parts.diagnostics)
 
@@ -156,7 +156,7 @@ class _Chunked(torch.autograd.Function):
         return parts.loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
         scaled = [None if gradient is None else gradient * scale for gradient in ctx.gradients]
         ctx.gradients = None
         return None, None, *scaled

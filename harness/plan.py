@@ -65,7 +65,6 @@ class ObjectiveSpec:
     Attributes:
         label: in tables; the method's name.
         method: built with the recipe's options.
-        roles: teachers it learns from.
     """
 
     label: str
@@ -74,6 +73,11 @@ class ObjectiveSpec:
     @property
     def fidelity(self) -> str:
         return str(self.method.options.fidelity)
+
+    @property
+    def name(self) -> str:
+        """The label, with the fidelity where it is not the default."""
+        return f"{self.label} (released)" if self.fidelity == "released" else self.label
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -106,8 +110,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        released = " (released)" if self.objective.fidelity == "released" else ""
-        return f"{self.task} · {self.objective.label}{released} · seed {self.seed}"
+        return f"{self.task} · {self.objective.name} · seed {self.seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +145,7 @@ def make_plan(recipe: Any) -> Plan:
     made = {name: task_of(recipe, name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
     cells = []
-    for name, task in made.items():
+    for task in made.values():
         builder = _Builder(recipe, task)
         cells += [builder.cell(objective, seed) for seed in recipe.seeds for objective in objectives]
     return Plan(recipe, tuple(cells), made)
@@ -193,7 +196,7 @@ class _Builder:
         student = self._student(objective, seed)
         answers = self._stage(
             "answers",
-            f"answers of {objective.label}",
+            f"answers of {objective.name}",
             {"requests": self._test_values(), "code": code_digest("harness.evaluate.generate", *self._task_modules())},
             {"student": student},
             seed=seed,
@@ -201,7 +204,7 @@ class _Builder:
         )
         scores = self._stage(
             "scores",
-            f"scores of {objective.label}",
+            f"scores of {objective.name}",
             {"code": code_digest(*self._task_modules(), *self._scorers()), "versions": versions(*self.task.libraries)},
             {"answers": answers},
             seed=seed,
@@ -209,7 +212,7 @@ class _Builder:
         )
         bits = self._stage(
             "bits",
-            f"bits per byte of {objective.label}",
+            f"bits per byte of {objective.name}",
             {
                 "references": self._test_values(),
                 "limits": self.recipe.limits.model_dump(),
@@ -236,7 +239,7 @@ class _Builder:
             inputs[role] = self._teacher(role) if objective.needs_live(role) else self._rows(role)
         return self._stage(
             "student",
-            f"training of {objective.label}",
+            f"training of {objective.name}",
             self._training_values(STUDENT, training, steps) | {"objective": objective.identity(), "seed": seed},
             inputs,
             seed=seed,
@@ -272,7 +275,7 @@ class _Builder:
         }
 
     def _data_values(self) -> dict[str, Any]:
-        """What decides the training tokens: rows, layout, limits, and every model of the pair, since a cut is common."""
+        """What decides the training tokens: rows, layout, limits, every model of the pair (cuts are common)."""
         return {
             "file": sha256_file(self.task.train_file),
             "settings": self.task.training_identity(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,15 +28,14 @@ class TerminalProgress:
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
         )
-        self.total = self.bars.add_task("all stages", total=self._weight(self.missing), visible=False)
-        self.stages = self.bars.add_task("[bold]all stages", total=len(self.missing) or 1)
+        self.everything = self.bars.add_task("[bold]all stages", total=_weight(self.missing) or 1)
         self.stage = self.bars.add_task("", total=1, visible=False)
         self.reported: set[str] = set()
 
@@ -48,7 +48,7 @@ class TerminalProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._report_cells()
+        self._update()
         self.bars.stop()
 
     def message(self, text: str) -> None:
@@ -56,7 +56,7 @@ class TerminalProgress:
 
     def begin(self, stage: str, total: int) -> None:
         self.bars.reset(self.stage, total=total, description=stage, visible=True)
-        if not self.console.is_terminal:
+        if not self.console.is_terminal:  # a log has no bars
             self.console.print(f"  {stage}")
 
     def advance(self, done: int) -> None:
@@ -64,39 +64,58 @@ class TerminalProgress:
 
     def finish(self) -> None:
         self.bars.update(self.stage, visible=False)
-        self._report_cells()
+        self._update()
 
-    def _report_cells(self) -> None:
-        """A line for each cell whose answers have been scored since the last call."""
+    def _update(self) -> None:
+        """Move the overall bar, and print a line for each cell that has been scored since the last call."""
         left = [stage for stage in self.missing if self.store.find(stage.kind, stage.identity) is None]
-        self.bars.update(self.stages, completed=len(self.missing) - len(left))
+        self.bars.update(self.everything, completed=_weight(self.missing) - _weight(left))
         fresh = {stage.identity for stage in self.missing} - {stage.identity for stage in left}
         for cell in self.plan.cells:
             if cell.scores.identity in fresh and cell.name not in self.reported:
                 self.reported.add(cell.name)
                 self.console.print(f"[green]done[/]  {cell.name}")
 
-    def _weight(self, stages: list[Stage]) -> float:
-        return sum(_WEIGHTS.get(stage.kind, 1.0) for stage in stages) or 1.0
+
+def _weight(stages: list[Stage]) -> float:
+    return sum(_WEIGHTS.get(stage.kind, 1.0) for stage in stages)
 
 
 def plan_table(plan: Plan, store: Store) -> Group:
-    """Stages by task, what is stored and what would run; below, the cells."""
-    stages = Table(title=f"{plan.recipe.name}: {len(plan.cells)} cells", title_justify="left")
-    for column in ("task", "stage", "seed", "state", "identity"):
-        stages.add_column(column)
+    """What is stored and what would run: stages that cells share, then a row for each cell."""
     demanded = _demanded(plan, store)
-    counts = {"stored": 0, "would run": 0, "not needed": 0}
+    shared = _table(f"{plan.recipe.name}: stages that cells share", "task", "stage", "seed", "identity", "state")
+    cells = _table(f"{len(plan.cells)} cells", "task", "method", "seed", *_OF_A_CELL)
     for stage in plan.stages():
-        state = "stored" if store.find(stage.kind, stage.identity) else "would run"
-        if state == "would run" and stage.identity not in demanded:
-            state = "not needed"  # all that reads it is stored
-        counts[state] += 1
-        style = {"stored": "green", "would run": "yellow", "not needed": "dim"}[state]
-        fidelity = " (released)" if stage.objective and stage.objective.fidelity == "released" else ""
-        stages.add_row(stage.task, stage.title + fidelity, str(stage.seed), Text(state, style), stage.identity[:12])
-    summary = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    return Group(stages, Text(f"{len(plan.stages())} stages: {summary}."))
+        if stage.kind not in _OF_A_CELL.values():
+            state = _state(stage, store, demanded)
+            shared.add_row(stage.task, stage.title, str(stage.seed), stage.identity[:12], state)
+    for cell in plan.cells:
+        stages = {"student": cell.student, "answers": cell.answers, "scores": cell.scores, "bits": cell.bits}
+        states = [_state(stages[kind], store, demanded) for kind in _OF_A_CELL.values()]
+        cells.add_row(cell.task, cell.objective.name, str(cell.seed), *states)
+    counts = Counter(str(_state(stage, store, demanded)) for stage in plan.stages())
+    summary = ", ".join(f"{number} {state}" for state, number in counts.items())
+    return Group(shared, cells, Text(f"{len(plan.stages())} stages: {summary}. Nothing was executed."))
+
+
+_OF_A_CELL = {"training": "student", "answers": "answers", "scores": "scores", "bits per byte": "bits"}
+
+
+def _state(stage: Stage | None, store: Store, demanded: set[str]) -> Text:
+    if stage is None:
+        return Text("-", "dim")
+    if store.find(stage.kind, stage.identity) is not None:
+        return Text("stored", "green")
+    # What nobody asks for any more: all that reads it is stored.
+    return Text("would run", "yellow") if stage.identity in demanded else Text("not needed", "dim")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    return table
 
 
 def _demanded(plan: Plan, store: Store) -> set[str]:

@@ -114,8 +114,8 @@ class CodeM(Task):
             problems = self._problems(benchmark)
             ceiling = len(problems) - len(code.CANNOT_PASS & problems.keys())
             lines.append(
-                f"EvalPlus {version('evalplus')}, {benchmark} format, base and plus tests, pass@1, greedy; {asked}; at "
-                f"most {self.settings.new_tokens} new tokens; {len(problems)} problems, of which {ceiling} can be passed."
+                f"EvalPlus {version('evalplus')}, {benchmark} format, base and plus tests, pass@1, greedy; {asked}; "
+                f"at most {self.settings.new_tokens} new tokens; {len(problems)} problems, {ceiling} can be passed."
             )
         return lines
 

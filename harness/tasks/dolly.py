@@ -1,4 +1,4 @@
-"""Instruction following: databricks-dolly-15k in DSKD's split, Alpaca prompts, ROUGE-L (arXiv 2406.17328, section 4)."""
+"""Instruction following: databricks-dolly-15k in DSKD's split (arXiv 2406.17328), Alpaca prompts, ROUGE-L."""
 
 from __future__ import annotations
 
