@@ -1,14 +1,18 @@
 """Files and digests. Whatever is written appears whole or not at all: temporary name first, rename last."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from harness.errors import HarnessError
 
@@ -31,18 +35,19 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         HarnessError: the disk is full or the folder can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.fchmod(handle, 0o644)  # mkstemp makes it private; results are there to be shared
-    try:
-        with disk_errors(path), os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.fchmod(handle, 0o644)  # mkstemp makes it private; results are there to be shared
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,9 +61,10 @@ def new_directory(final: Path) -> Iterator[Path]:
 
     If ``final`` exists already when the block ends (another process was faster), the new folder is dropped.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    temporary.chmod(0o755)  # mkdtemp makes it private; what is kept is readable like any other file
+    with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        temporary.chmod(0o755)  # mkdtemp makes it private; what is kept is readable like any other file
     try:
         with disk_errors(final):
             yield temporary
@@ -73,24 +79,40 @@ def new_directory(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "not writable" into errors that say what to do."""
+    """Turn "no space left" and "not writable" into errors that say what to do, whichever library met them."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
+    except (OSError, SafetensorError, RuntimeError) as error:
+        number = _error_number(error)
+        where = str(getattr(error, "filename", None) or path)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise HarnessError(
                 str(path),
-                f"a full disk ({free / 2**20:.0f} MiB free)",
+                f"a full disk ({_free_bytes(path) / 2**20:.0f} MiB free)",
                 "room to write",
                 "Free some space or choose another folder (HARNESS_RUNS, HARNESS_CACHE), then run the same command "
                 "again: it goes on where it stopped.",
             ) from error
-        if isinstance(error, PermissionError):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise HarnessError(
-                str(path), "a folder that may not be written", "a writable folder", "Change its rights."
+                where, "a file or folder that may not be written", "a writable folder", "Change its rights."
             ) from error
+        if number in (errno.ENOTDIR, errno.EEXIST):
+            raise HarnessError(where, "a file where a folder has to be", "a folder", "Choose another folder.") from error
         raise
 
 
-_DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
+def _error_number(error: Exception) -> int | None:
+    """The system's error number; safetensors gives it in words only, and torch.save not even that."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, SafetensorError):
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        return int(told[1]) if told else None
+    failed_write = "inline_container" in str(error) and "PytorchStreamReader" not in str(error)
+    return errno.ENOSPC if failed_write else None
+
+
+def _free_bytes(path: Path) -> int:
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free

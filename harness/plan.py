@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import models
 from harness.batches import STUDENT
+from harness.device import compute_dtype
 from harness.files import digest_of, sha256_file
 from harness.identity import code_digest, seed_of, versions
 from harness.recipe import ModelSpec, Training
@@ -260,7 +261,11 @@ class _Builder:
 
     def _rows(self, role: str) -> Stage:
         title = f"rows of the {role}-tokenizer teacher"
-        values = {"code": code_digest("harness.teacher", *_CORE[:2]), "data": self._data_values()}
+        values = {
+            "code": code_digest("harness.teacher", *_CORE[:2]),
+            "data": self._data_values(),
+            "dtype": compute_dtype(self.recipe.teacher.precision),
+        }
         return self._stage("rows", title, values, {"teacher": self._teacher(role)}, role=role)
 
     def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Any]:
@@ -268,7 +273,7 @@ class _Builder:
             "model": self.sources[role],
             "training": training.identity(),
             "steps": steps,
-            "precision": training.precision,
+            "dtype": compute_dtype(training.precision),
             "data": self._data_values(),
             "code": code_digest(*_CORE, *_SCIENCE[:3]),
             "versions": versions(*_LIBRARIES, *(["peft"] if training.lora else [])),
@@ -314,8 +319,12 @@ def model_identity(spec: ModelSpec) -> dict[str, Any]:
 
 
 def order_seed(stage: Stage) -> int:
-    """Seed of a stage's data order and dropout: the same for every method in the same repetition."""
-    return seed_of("order", stage.task, stage.seed)
+    """Seed of a stage's data order and dropout: the same for every method in the same repetition.
+
+    Distillation does not begin with the rows that the warm start has just seen.
+    """
+    phase = "distillation" if "start" in stage.inputs else "fine-tuning"
+    return seed_of("order", stage.task, phase, stage.seed)
 
 
 def _with_inputs(stage: Stage) -> Iterator[Stage]:

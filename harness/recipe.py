@@ -6,6 +6,7 @@ Every error of a recipe is reported at once, with its path, the value found and 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -13,9 +14,20 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
+from harness import models
+from harness.device import Precision
 from harness.errors import HarnessError
 from harness.tasks import tasks
 
@@ -45,6 +57,15 @@ class ModelSpec(_Strict):
         "plain", description="chat: the model's chat template goes round prompts"
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_uri(cls, text: str) -> str:
+        try:
+            models.parse_uri(text)
+        except HarnessError as error:
+            raise ValueError(f"expected {error.expected}. {error.fix}".strip()) from error
+        return text
 
 
 class Teachers(_Strict):
@@ -76,7 +97,7 @@ class Training(_Strict):
     weight_decay: float = Field(0.01, ge=0)
     adam_betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bf16 where the GPU has it")
+    precision: Precision = Field("auto", description="auto: bf16 where the GPU has it")
     lora: Lora | None = Field(None, description="train adapters only")
     gradient_checkpointing: bool = Field(False, description="(memory) recompute activations")
     chunk_rows: int = Field(256, ge=1, description="(memory) response rows whose logits exist at once")
@@ -98,7 +119,15 @@ class Training(_Strict):
 
     def identity(self) -> dict[str, Any]:
         """What changes results."""
-        speed = {"micro_batch_size", "gradient_checkpointing", "chunk_rows", "checkpoint_every", "report_to"}
+        # precision "auto" means something only on a machine: plans say what it comes to
+        speed = {
+            "precision",
+            "micro_batch_size",
+            "gradient_checkpointing",
+            "chunk_rows",
+            "checkpoint_every",
+            "report_to",
+        }
         return self.model_dump(mode="json", exclude=speed)
 
 
@@ -192,12 +221,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
         RecipeError: with every problem at once.
         HarnessError: no such recipe, or a file that is not YAML.
     """
-    values = _read(find_recipe(name), ())
+    values: Any = _read(find_recipe(name), ())
+    for text in overrides:
+        values = _merge(values, _override(text))
     try:
-        merged = OmegaConf.merge(OmegaConf.create(values), *(_override(text) for text in overrides))
-        plain = OmegaConf.to_container(merged, resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:
-        raise RecipeError(name, [str(error).splitlines()[0]]) from error
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise RecipeError(name, [f"{where}{str(error).splitlines()[0]}."]) from error
     return validate(name, plain)
 
 
@@ -247,7 +278,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise HarnessError(str(path), "a recipe that extends itself", "a chain that ends")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise HarnessError(str(path), f"text that is no YAML ({' '.join(str(error).split())})", "YAML") from error
     if not isinstance(values, dict):
@@ -256,11 +287,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     values.setdefault("name", path.stem)
     if base is None:
         return values
-    beside = path.parent / f"{base}.yaml"
-    parent = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
-    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(parent), OmegaConf.create(values)))
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
+    beside = [file for file in (path.parent / str(base), path.parent / f"{base}.yaml") if file.is_file()]
+    merged: dict[str, Any] = _merge(_read(beside[0] if beside else find_recipe(str(base)), (*seen, path)), values)
+    return merged
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """Mappings merge key by key; whatever else stands in ``over`` replaces what was there."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return base | {key: _merge(base.get(key), value) for key, value in over.items()}
+    return over
 
 
 def _override(text: str) -> Any:
@@ -268,32 +304,31 @@ def _override(text: str) -> Any:
     if not equals or not key:
         raise HarnessError("override", repr(text), "key=value, such as train.steps=20")
     try:
-        parsed = yaml.safe_load(value) if value else None
+        nested = _parse_yaml(value) if value else None
     except yaml.YAMLError as error:
         raise HarnessError(f"override {key}", repr(value), "a YAML value, such as 20, true or [sft,uld]") from error
-    nested: Any = _number(parsed)
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    return OmegaConf.create(nested)
+    return nested
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 2e-5 as text; a person means a number."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, str):
-        try:
-            return (
-                float(value) if value.lower().strip("+-.").replace(".", "").startswith(tuple("0123456789")) else value
-            )
-        except ValueError:
-            return value
-    return value
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 2e-5 is a number, as a person means it, and not text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def _problem(error: Mapping[str, Any], values: Any) -> str:
     """One line of a pydantic error: path, what was found, what was expected, the nearest name."""
-    path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith(("function-", "tuple[")))]
+    inside = ("function-", "tuple[", "literal[")  # what pydantic adds for the branches of a type
+    path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith(inside))]
     where = ".".join(str(part) for part in path) or "recipe"
     if error["type"] == "extra_forbidden":
         known = _fields_at(path[:-1])
@@ -305,7 +340,8 @@ def _problem(error: Mapping[str, Any], values: Any) -> str:
     hint = ""
     if error["type"] == "literal_error":
         hint = suggest(str(error["input"]), _quoted(error["ctx"]["expected"]))
-    return f"{where}: found {error['input']!r:.60}; {message[:1].lower()}{message[1:]}. {hint}".rstrip()
+    end = "" if message.endswith((".", "?")) else "."
+    return f"{where}: found {error['input']!r:.60}; {message[:1].lower()}{message[1:]}{end} {hint}".rstrip()
 
 
 def _quoted(expected: str) -> list[str]:
@@ -349,8 +385,10 @@ def _name_problems(values: Any) -> list[str]:
             if isinstance(name, str) and name not in known:
                 hint = suggest(name, known) or f"There are {', '.join(known)}."
                 problems.append(f"{key}.{place}: unknown {key[:-1]} {name!r}. {hint}")
+    for key in ("methods", "tasks", "seeds", "fidelity"):
+        listed = _as_list(values.get(key))
         if isinstance(listed, list) and len(set(map(str, listed))) < len(listed):
-            problems.append(f"{key}: found {listed!r}; a name stands there twice.")
+            problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     return problems + _option_problems(values, known_methods)
 
 
@@ -368,6 +406,10 @@ def _option_problems(values: Mapping[str, Any], known: Mapping[str, Any]) -> lis
                 for key in given
                 if key not in everything
             ]
+            asked = _as_list(values.get("methods"))
+            for kind in [known[name] for name in known if isinstance(asked, list) and name in asked]:
+                fitting = {key: value for key, value in given.items() if key in kind.Options.model_fields}
+                problems += _wrong_options(where, kind.Options, fitting)
         elif method not in known:
             problems.append(f"{where}: unknown method. {suggest(str(method), [*known, 'all'])}".rstrip())
         else:
@@ -382,7 +424,10 @@ def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, Any]
         problems = []
         for entry in error.errors():
             path = ".".join(str(part) for part in entry["loc"])
-            hint = suggest(path, schema.model_fields) if entry["type"] == "extra_forbidden" else ""
-            problems.append(f"{where}.{path}: found {entry['input']!r:.60}; {entry['msg'].lower()}. {hint}".rstrip())
+            if entry["type"] == "extra_forbidden":
+                hint = suggest(path, schema.model_fields) or f"There are {', '.join(sorted(schema.model_fields))}."
+                problems.append(f"{where}.{path}: unknown option (value {entry['input']!r:.60}). {hint}")
+            else:
+                problems.append(f"{where}.{path}: found {entry['input']!r:.60}; {entry['msg'].lower()}.")
         return problems
     return []

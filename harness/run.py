@@ -30,6 +30,7 @@ from harness.batches import (
     align,
     tokenize,
 )
+from harness.device import compute_dtype, device
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import measure
 from harness.evaluate.generate import generate
@@ -93,7 +94,7 @@ class Runner:
         self.plan, self.store, self.folder, self.progress, self.unsafe = plan, store, folder, progress, unsafe
         self.failures: dict[str, Failure] = {}
         self.recipe = plan.recipe
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
         self._tokenized: dict[str, list[TokenizedExample]] = {}
         self._student: tuple[str, Any] | None = None
         self._teacher: tuple[str, Any] | None = None
@@ -120,6 +121,7 @@ class Runner:
         """
         if not self._missing_stages():
             return
+        self.store.sweep()
         for spec in self.specs.values():
             models.resolve(models.parse_uri(spec.model), report=self.progress.message)
         for objective in {id(cell.objective): cell.objective for cell in self.plan.cells}.values():
@@ -462,7 +464,8 @@ class Runner:
                 model = teacher.merge_lora(self._load(self.specs[stage.role]), folder / "adapter")
             else:
                 model = models.load_model(folder / "model", attention=self.specs[stage.role].attention).to(self.device)
-            self._teacher = (stage.identity, model.eval().requires_grad_(False))
+            dtype = getattr(torch, compute_dtype(self.recipe.teacher.precision))
+            self._teacher = (stage.identity, model.to(dtype).eval().requires_grad_(False))
         return self._teacher[1]
 
     def _teacher_head(self, stage: Stage) -> Head:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from harness.files import disk_errors, new_directory, sha256_file, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_WORK = ".work-"
 _NAME_LENGTH = 24  # hex digits of an identity in a folder's name; the manifest holds all 64
 
 
@@ -97,6 +99,13 @@ class Store:
             complete = manifest | {"format": FORMAT, "kind": kind, "identity": identity, "outputs": outputs}
             write_json(folder / MANIFEST, complete)
 
+    def sweep(self, older_than_s: float = 24 * 3600) -> None:
+        """Remove what killed processes left half-written; younger folders may belong to one that is at work."""
+        for folder in self.root.glob("*/.*"):
+            unfinished = folder.is_dir() and not folder.name.startswith(_WORK)
+            if unfinished and time.time() - folder.stat().st_mtime > older_than_s:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def discard(self, artefact: Artefact) -> None:
         """Remove a stage, so that it runs again."""
         shutil.rmtree(artefact.folder, ignore_errors=True)
@@ -124,7 +133,7 @@ class Store:
         Raises:
             HarnessError: another process works on the same stage.
         """
-        folder = self.root / kind / f".work-{identity[:_NAME_LENGTH]}"
+        folder = self.root / kind / f"{_WORK}{identity[:_NAME_LENGTH]}"
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:

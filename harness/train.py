@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from harness.batches import AlignedExample, Collator
+from harness.device import compute_dtype
 from harness.errors import HarnessError
 from harness.files import sha256_file, write_json
 from harness.loss import Distiller, LossParts
@@ -212,7 +213,7 @@ def _arguments(training: Training, steps: int, seed: int, work: Path) -> Trainin
         adam_beta1=training.adam_betas[0],
         adam_beta2=training.adam_betas[1],
         max_grad_norm=training.max_grad_norm,
-        bf16=_bf16(training),
+        bf16=compute_dtype(training.precision) == "bfloat16",
         gradient_checkpointing=training.gradient_checkpointing,
         seed=seed,
         data_seed=seed,
@@ -228,17 +229,6 @@ def _arguments(training: Training, steps: int, seed: int, work: Path) -> Trainin
         use_cpu=not torch.cuda.is_available(),
         log_level="error",
     )
-
-
-def _bf16(training: Training) -> bool:
-    """bf16 only where the hardware multiplies it: on a CPU it is emulated and slower than float32."""
-    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return able if training.precision == "auto" else training.precision == "bfloat16"
-
-
-def compute_dtype(training: Training) -> str:
-    """The dtype that matrix products run in here; part of what a result means."""
-    return "bfloat16" if _bf16(training) else "float32"
 
 
 def _world_size() -> int:

@@ -67,7 +67,13 @@ class Groups:
 
     @classmethod
     def from_lists(cls, student: Sequence[Sequence[int]], teacher: Sequence[Sequence[int]]) -> Groups:
-        """Groups from one list of token indices a group and side."""
+        """Groups from one list of token indices a group and side.
+
+        Raises:
+            ValueError: a group without members on one side.
+        """
+        if len(student) != len(teacher) or not all(map(len, [*student, *teacher])):
+            raise ValueError("every group needs members on both sides")
         return cls(*_flatten(student), *_flatten(teacher), len(student))
 
     def to_lists(self) -> tuple[list[list[int]], list[list[int]]]:
@@ -124,7 +130,8 @@ def cut_at_common_boundary(ends: Sequence[IntArray], limits: Sequence[int]) -> l
         limits: the most tokens that each side may keep.
 
     Returns:
-        None where nothing needs to be cut; else the number of tokens of each side, 0 where no boundary is shared.
+        None where nothing needs to be cut; else the number of tokens of each side, 0 where no boundary past byte 0
+        is shared (a dummy prefix space, which covers no byte, is no response).
     """
     if all(len(side) <= limit for side, limit in zip(ends, limits, strict=True)):
         return None
@@ -132,6 +139,8 @@ def cut_at_common_boundary(ends: Sequence[IntArray], limits: Sequence[int]) -> l
     for side, limit in zip(ends[1:], limits[1:], strict=True):
         shared = np.intersect1d(shared, side[:limit])
     last = shared[-1] if shared.size else 0
+    if last == 0:
+        return [0] * len(ends)
     return [int(np.searchsorted(side[:limit], last, side="right")) for side, limit in zip(ends, limits, strict=True)]
 
 

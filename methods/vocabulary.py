@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"
@@ -82,7 +82,7 @@ class Vocabulary:
             if added.special:
                 token_bytes[index], kinds[index] = added.content.encode(), TokenKind.SPECIAL
             elif pieces.get(added.content) != index:
-                token_bytes[index], kinds[index] = added.content.encode(), TokenKind.ORDINARY
+                token_bytes[index], kinds[index] = _added_bytes(added, tokenizer), TokenKind.ORDINARY
         return cls(name, tuple(token_bytes), kinds, tuple(eos), _digest(description), tuple(_normalizers(description)))
 
     def __len__(self) -> int:
@@ -111,16 +111,20 @@ class Vocabulary:
             return ends
         if spelled == b" " + text:
             return np.maximum(ends - 1, 0)
-        raise UnsupportedTokenizerError(self._mismatch(spelled, text))
+        raise UnsupportedTokenizerError(self._mismatch(ids, spelled, text))
 
-    def _mismatch(self, spelled: bytes, text: bytes) -> str:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(spelled, text, strict=False)) if a != b), min(map(len, (spelled, text)))
-        )
+    def _mismatch(self, ids: npt.NDArray[np.int64], spelled: bytes, text: bytes) -> str:
+        at, spelled = max((_same_bytes(found, text), found) for found in (spelled, spelled.removeprefix(b" ")))
+        special = next((self.token_bytes[i].decode() for i in ids if self.kinds[i] == TokenKind.SPECIAL), None)
+        if special is not None:
+            cause = f"{special!r}, a special token that stands for no text, is among its tokens"
+        elif text[at:].startswith(_SPACE.encode()) and spelled[at:].startswith(b" "):
+            cause = f"it writes a space as {_SPACE!r}, which the response has of its own"
+        else:
+            cause = f"normaliser: {', '.join(self.normalizers) or 'none declared'}"
         window = slice(max(at - 12, 0), at + 12)
-        steps = ", ".join(self.normalizers) or "none declared"
         return (
-            f"{self.name} changes text before it cuts it (normaliser: {steps}): byte {at} of the response reads "
+            f"{self.name} changes text before it cuts it ({cause}): byte {at} of the response reads "
             f"{text[window]!r}, its tokens spell {spelled[window]!r}"
         )
 
@@ -173,6 +177,18 @@ def _read_sentencepiece(piece: str) -> tuple[bytes, TokenKind]:
     return piece.replace(_SPACE, " ").encode(), TokenKind.ORDINARY
 
 
+def _added_bytes(added: AddedToken, tokenizer: Tokenizer) -> bytes:
+    """What an added token that no piece stands for matches: its content, in normalised text if it says so."""
+    if added.normalized and tokenizer.normalizer is not None:
+        return str(tokenizer.normalizer.normalize_str(added.content)).replace(_SPACE, " ").encode()
+    return str(added.content).encode()
+
+
+def _same_bytes(left: bytes, right: bytes) -> int:
+    """Length of the longest common prefix."""
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
 def _byte_level_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins: visible Latin-1 characters for themselves, the others from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -202,6 +218,7 @@ def _normalizers(description: dict[str, Any]) -> Iterator[str]:
 
 
 def _digest(description: dict[str, Any]) -> str:
-    """Digest of what decides how text is cut; padding and truncation settings are the caller's business."""
-    parts = {key: value for key, value in description.items() if key not in {"padding", "truncation", "version"}}
+    """Digest of what decides how text is cut; what happens to the tokens afterwards is the caller's business."""
+    later = {"padding", "truncation", "post_processor", "decoder", "version"}
+    parts = {key: value for key, value in description.items() if key not in later}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
