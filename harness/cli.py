@@ -21,7 +21,8 @@ app = typer.Typer(
     help="Trains and compares methods of cross-tokenizer knowledge distillation. Begin with "
     "`harness run recipe=quickstart`.",
 )
-console = Console(highlight=False)
+# A log or a pipe has no width of its own: one that holds the table, rather than 80.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, highlight=False)
 
 Runs = Annotated[
@@ -46,9 +47,13 @@ def main() -> None:
     except HarnessError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("\nstopped; the same command goes on where it stopped", style="yellow")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            errors.print("\nstopped; the same command goes on where it stopped", style="yellow")
+        raise
+
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 @app.command()
@@ -98,7 +103,7 @@ def report(
 
     for folder in run:
         place = folder if folder.exists() or not (runs / folder).exists() else runs / folder
-        _show(read_record(place), Store(place.parent))
+        _show(read_record(place), Store(place.absolute().parent))
 
 
 @app.command()
@@ -163,8 +168,8 @@ def _show(run: Any, store: Any) -> None:
     from reports import build_table, terminal
 
     results, context, files = write_report(run, store)
-    console.print(terminal(build_table(results), context))
-    console.print("Files: " + ", ".join(str(path) for path in files))
+    console.print(terminal(build_table(results), context, console.width))
+    console.print("Files: " + ", ".join(str(path) for path in files), markup=False)
 
 
 def _quiet_libraries() -> None:

@@ -139,9 +139,15 @@ class Distiller(nn.Module):
     def tie_weights(self) -> None:
         """Nothing to do: a tied parameter is one tensor under two names. Called by the Trainer after loading."""
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Recompute the student's activations in the backward pass; called by the Trainer."""
         student: Any = self.student
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        student.activation_checkpointing_enable(**settings)
+
+    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+        """The same under the name that transformers before 5.23 calls."""
+        student: Any = self.student
+        student.gradient_checkpointing_enable(**settings)
 
 
 class _Chunked(torch.autograd.Function):

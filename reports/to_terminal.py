@@ -1,4 +1,4 @@
-"""The report for a terminal 100 columns wide."""
+"""The report for a terminal; 100 columns hold three tasks."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ from reports.table import Cell, Table
 WIDTH = 100
 FIRST_COLUMN = 30  # at most; longer labels wrap, numbers never do
 GAP = 3  # a column's padding and the box's separator
-ROOM = WIDTH - FIRST_COLUMN - len("seeds") - 2 * GAP  # for the columns of numbers
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def terminal(table: Table, context: ReportContext) -> Renderables:
+def terminal(table: Table, context: ReportContext, width: int = WIDTH) -> Renderables:
     """The table first (several, one below the other, where it is too wide), then footnotes, notes and protocols.
 
-    The result is for `rich`'s `Console.print`. Raises ValueError naming a task that has no protocol lines.
+    `width` is the terminal's, in characters; the result is for `rich`'s `Console.print`.
+    Raises ValueError naming a task that has no protocol lines.
     """
-    parts: list[RenderableType] = [*_tables(table, context)]
+    parts: list[RenderableType] = [*_tables(table, context, width)]
     parts += [Text(f"{_mark(number)} {text}") for number, text in enumerate(table.footnotes, start=1)]
     parts += [Text(text, "dim") for text in explanations(table)]
     parts += [Text(text, "yellow") for text in context.notes]
@@ -33,14 +33,15 @@ def terminal(table: Table, context: ReportContext) -> Renderables:
     return Renderables(*parts)
 
 
-def _tables(table: Table, context: ReportContext) -> list[RichTable]:
+def _tables(table: Table, context: ReportContext, width: int) -> list[RichTable]:
     """One table if it fits, with the spread below the mean if need be; else as many as it takes, never cut numbers."""
-    two_lines = sum(_widths(table, _one_line)) > ROOM
+    room = width - FIRST_COLUMN - len("seeds") - 2 * GAP  # for the columns of numbers
+    two_lines = sum(_widths(table, _one_line)) > room
     show = _two_lines if two_lines else _one_line
     blocks: list[list[int]] = [[]]
     widths = _widths(table, show)
-    for index, width in enumerate(widths):
-        if blocks[-1] and sum(widths[i] for i in blocks[-1]) + width > ROOM:
+    for index, needed in enumerate(widths):
+        if blocks[-1] and sum(widths[i] for i in blocks[-1]) + needed > room:
             blocks.append([])
         blocks[-1].append(index)
     return [_table(table, block, show, context.title if block is blocks[0] else None) for block in blocks]
