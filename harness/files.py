@@ -98,7 +98,9 @@ def disk_errors(path: Path) -> Iterator[None]:
                 where, "a file or folder that may not be written", "a writable folder", "Change its rights."
             ) from error
         if number in (errno.ENOTDIR, errno.EEXIST):
-            raise HarnessError(where, "a file where a folder has to be", "a folder", "Choose another folder.") from error
+            raise HarnessError(
+                where, "a file where a folder has to be", "a folder", "Choose another folder."
+            ) from error
         raise
 
 

@@ -34,11 +34,12 @@ class Objective:
     ce_weight: float
     terms: tuple[Term, ...] = ()
 
-    def divisors(self, counts: Tensor) -> Tensor:
-        """[1 + terms]: what CE and each KD sum are divided by, from the summed counts of the window."""
+    def divisors(self, counts: Tensor) -> list[float]:
+        """What CE and each KD sum are divided by, from the summed counts of the window; waits for the device once."""
         places = [NORMALIZERS["tokens"]]
         places += [NORMALIZERS.get(term.method.normalize, 2 + k) for k, term in enumerate(self.terms)]
-        return counts[places].clamp_min(1)
+        known = counts.tolist()
+        return [max(known[place], 1.0) for place in places]
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,12 @@ class Distiller(nn.Module):
         for model in teachers.values():
             model.eval().requires_grad_(False)
 
-    def forward(self, batch: Batch, divisors: Tensor) -> LossParts:
+    def forward(self, batch: Batch, divisors: Sequence[float]) -> LossParts:
         """Loss of a batch.
 
         Args:
             batch: see :class:`Batch`, on the student's device.
-            divisors: [1 + terms], from :meth:`Objective.divisors` of the whole window.
+            divisors: from :meth:`Objective.divisors` of the whole window.
         """
         hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
         rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
@@ -178,7 +179,7 @@ class _ChunkWalk:
         teacher_heads: dict[str, Head],
         teacher_rows: dict[str, Tensor],
         batch: Batch,
-        divisors: Tensor,
+        divisors: Sequence[float],
     ) -> None:
         self.objective, self.student_head, self.teacher_heads = objective, student_head, teacher_heads
         self.teacher_rows, self.batch, self.divisors = teacher_rows, batch, divisors
@@ -242,22 +243,20 @@ class _ChunkWalk:
     ) -> tuple[Tensor, list[Tensor]]:
         """Gradient of the weighted, normalised chunk loss at the logits, and at the methods' own parameters."""
         (of_ce,) = torch.autograd.grad(ce, surface)
-        of_ce = of_ce / self.divisors[0].to(of_ce.dtype)
-        total.ce_gradient += of_ce.square().sum()
-        upstream = of_ce * self.objective.ce_weight
+        total.ce_gradient += _squared_norm(of_ce) / self.divisors[0] ** 2
+        upstream = of_ce.mul_(self.objective.ce_weight / self.divisors[0])
         of_own = [torch.zeros_like(parameter) for parameter in own]
         for k, (term, value) in enumerate(zip(self.objective.terms, kd, strict=True)):
             if not value.requires_grad:
                 continue
             of_kd, *rest = torch.autograd.grad(value, [surface, *own], allow_unused=True)
-            divisor = self.divisors[1 + k].to(surface.dtype)
+            divisor = self.divisors[1 + k]
             if of_kd is not None:
-                of_kd = of_kd / divisor
-                total.kd_gradient[k] += of_kd.square().sum()
-                upstream = upstream + term.weight * of_kd
+                total.kd_gradient[k] += _squared_norm(of_kd) / divisor**2
+                upstream.add_(of_kd, alpha=term.weight / divisor)
             for place, gradient in enumerate(rest):
                 if gradient is not None:
-                    of_own[place] = of_own[place] + gradient * (term.weight / divisor)
+                    of_own[place].add_(gradient, alpha=term.weight / divisor)
         return upstream, of_own
 
     def _term(self, k: int, number: int, logits: Tensor, targets: Tensor, total: _Sums) -> Tensor:
@@ -310,14 +309,20 @@ class _Sums:
         for name, value in diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, 0) + value.detach()
 
-    def parts(self, objective: Objective, divisors: Tensor) -> LossParts:
+    def parts(self, objective: Objective, divisors: Sequence[float]) -> LossParts:
         weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64, device=self.kd.device)
-        scale = divisors.to(torch.float64)
+        scale = torch.tensor(divisors, dtype=torch.float64, device=self.kd.device)
         loss = objective.ce_weight * self.ce / scale[0] + (weights * self.kd / scale[1:]).sum()
         return LossParts(loss, self.ce, self.kd, self.ce_gradient, self.kd_gradient, self.diagnostics)
 
 
 _LOW = (torch.bfloat16, torch.float16)
+
+
+def _squared_norm(gradient: Tensor) -> Tensor:
+    """Sum of squares, without a copy of the gradient."""
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    return norm.square()
 
 
 def _accumulator(parameter: Tensor) -> Tensor:

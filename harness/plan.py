@@ -132,7 +132,7 @@ class Plan:
         for cell in self.cells:
             for last in (cell.scores, cell.bits):
                 if last is not None:
-                    for stage in _with_inputs(last):
+                    for stage in with_inputs(last):
                         seen.setdefault(stage.identity, stage)
         return list(seen.values())
 
@@ -174,9 +174,10 @@ def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
         if kind.teacher is not TeacherKind.NONE:
             shared = recipe.method_options.get("all", {})
             given = {k: v for k, v in shared.items() if k in kind.Options.model_fields} | given
+        own = given.pop("fidelity", None)
         # "released" of a method whose code does what its paper says is the same row
-        wanted = recipe.fidelity if kind.fidelities_differ else ("described",)
-        for fidelity in dict.fromkeys(wanted):
+        wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
+        for fidelity in wanted:
             options = kind.Options.model_validate({"fidelity": fidelity, **given})
             objectives.append(ObjectiveSpec(name, kind(options)))
     return objectives
@@ -198,7 +199,11 @@ class _Builder:
         answers = self._stage(
             "answers",
             f"answers of {objective.name}",
-            {"requests": self._test_values(), "code": code_digest("harness.evaluate.generate", *self._task_modules())},
+            {
+                "requests": self._test_values(),
+                "code": code_digest("harness.evaluate.generate", *self._task_modules(), *self.task.askers),
+                "versions": versions(*(self.task.libraries if self.task.askers else ())),
+            },
             {"student": student},
             seed=seed,
             objective=objective,
@@ -327,7 +332,8 @@ def order_seed(stage: Stage) -> int:
     return seed_of("order", stage.task, phase, stage.seed)
 
 
-def _with_inputs(stage: Stage) -> Iterator[Stage]:
+def with_inputs(stage: Stage) -> Iterator[Stage]:
+    """A stage after all that it reads, directly or not; what is read twice comes twice."""
     for needed in stage.inputs.values():
-        yield from _with_inputs(needed)
+        yield from with_inputs(needed)
     yield stage

@@ -13,7 +13,7 @@ import pandas as pd
 
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
-from harness.files import write_json
+from harness.files import disk_errors, write_json
 from harness.plan import ROLE_OF_KIND, Cell, Plan
 from harness.run import Failure
 from harness.store import Store
@@ -67,7 +67,7 @@ def read_record(folder: Path) -> Run:
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         known = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD}"))
         there = f" There are {', '.join(known)}." if known else ""
         raise HarnessError("run", f"no {RECORD} in {folder}", f"the folder of a run.{there}") from None
@@ -75,8 +75,9 @@ def read_record(folder: Path) -> Run:
         raise HarnessError(
             str(folder / RECORD), f"damaged JSON ({error})", "a run's record", "Run the recipe again."
         ) from error
-    if record.get("format") != FORMAT:
-        raise HarnessError(str(folder / RECORD), f"format {record.get('format')}", f"format {FORMAT}", "Run it again.")
+    form = record.get("format") if isinstance(record, dict) else None
+    if form != FORMAT:
+        raise HarnessError(str(folder / RECORD), f"format {form}", f"format {FORMAT}", "Run the recipe again.")
     return Run(folder, record)
 
 
@@ -84,7 +85,8 @@ def write_report(run: Run, store: Store) -> tuple[pd.DataFrame, ReportContext, l
     """Collect a run's results and write the report's files into its folder."""
     results = collect(run, store)
     context = report_context(run, store)
-    return results, context, write(results, context, run.folder)
+    with disk_errors(run.folder):
+        return results, context, write(results, context, run.folder)
 
 
 def collect(run: Run, store: Store) -> pd.DataFrame:
@@ -141,20 +143,26 @@ def _scores(cell: Mapping[str, Any], store: Store) -> list[Score]:
     for metric in cell["metrics"]:
         items = stored.get(metric["name"], {}) if stored else {}
         value = sum(items.values()) / len(items) if items else math.nan
-        scores.append(_score(cell, "scores", metric, value, len(items)))
+        scores.append(_score(cell, "scores", metric, value, len(items), stored is not None))
     if "bits" in cell["stages"]:
-        bits = [Bits(**item) for item in _stored(store, "bits", cell, "bits.json") or []]
+        stored = _stored(store, "bits", cell, "bits.json")
+        bits = [Bits(**item) for item in stored or []]
         metric = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False, "higher_is_better": False}
-        scores.append(_score(cell, "bits", metric, corpus_bits_per_byte(bits), len(bits)))
+        scores.append(_score(cell, "bits", metric, corpus_bits_per_byte(bits), len(bits), stored is not None))
     return scores
 
 
-def _score(cell: Mapping[str, Any], stage: str, metric: Mapping[str, Any], value: float, items: int) -> Score:
+def _score(
+    cell: Mapping[str, Any], stage: str, metric: Mapping[str, Any], value: float, items: int, stored: bool
+) -> Score:
     failure = cell["failures"].get(stage)
     status, reason = "done", ""
     if math.isnan(value):
         status = "skipped" if failure and failure["skipped"] else "failed"
-        reason = failure["reason"] if failure else "not run yet"
+        if stored:
+            reason = "not a number: the training diverged" if items else "no item that the limits do not cut"
+        else:
+            reason = failure["reason"] if failure else "no stored result: run the recipe (again)"
     return Score(
         student=cell["student"],
         teacher=cell["teacher"],
@@ -176,8 +184,9 @@ def _score(cell: Mapping[str, Any], stage: str, metric: Mapping[str, Any], value
 
 
 def _stored(store: Store, kind: str, cell: Mapping[str, Any], name: str) -> Any | None:
+    """A JSON file of a cell's stage; None where there is none, or a damaged one."""
     artefact = store.find(kind, cell["stages"][kind])
-    return artefact.json(name) if artefact is not None else None
+    return artefact.json(name) if artefact is not None and artefact.is_whole() else None
 
 
 def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.markup import escape
+from transformers import AutoConfig, set_seed
 
 from harness import models, teacher
 from harness.batches import (
@@ -33,15 +35,16 @@ from harness.batches import (
 from harness.device import compute_dtype, device
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import measure
-from harness.evaluate.generate import generate
+from harness.evaluate.generate import check_room, generate
 from harness.evaluate.sandbox import SandboxUnavailable
 from harness.files import write_json, write_text
 from harness.heads import Head, check_head
 from harness.identity import environment
 from harness.loss import Distiller, Objective
-from harness.plan import ROLE_OF_KIND, Cell, Plan, Stage, order_seed
+from harness.plan import ROLE_OF_KIND, Cell, Plan, Stage, order_seed, with_inputs
 from harness.recipe import ModelSpec, Training
 from harness.store import Artefact, CorruptArtefactError, Store
+from harness.tasks import Request
 from harness.train import train
 from methods.vocabulary import TokenizerPair
 
@@ -96,6 +99,7 @@ class Runner:
         self.recipe = plan.recipe
         self.device = device()
         self._tokenized: dict[str, list[TokenizedExample]] = {}
+        self._requests: dict[str, list[Request]] = {}
         self._student: tuple[str, Any] | None = None
         self._teacher: tuple[str, Any] | None = None
         self._heads: dict[str, Head] = {}
@@ -106,7 +110,8 @@ class Runner:
         for name in self.plan.tasks:
             cells = [cell for cell in self.plan.cells if cell.task == name]
             for cell in cells:
-                self._attempt(cell.answers)
+                if self._find(cell.scores) is None:
+                    self._attempt(cell.answers)
                 if cell.bits is not None:
                     self._attempt(cell.bits)
                 self._drop_student(cell)
@@ -135,11 +140,15 @@ class Runner:
                     )
         for name, task in self.plan.tasks.items():
             self._examples(name, "train")
-            task.requests()
+            if self.recipe.evaluation.bits_per_byte:
+                self._examples(name, "test")
+            student = models.resolve(models.parse_uri(self.specs[STUDENT].model)).folder
+            config = AutoConfig.from_pretrained(student, local_files_only=True)
+            check_room(config, self.sides[STUDENT], self._prompts(name), task.settings.new_tokens)
 
     def _missing_stages(self) -> bool:
         ends = [end for cell in self.plan.cells for end in (cell.scores, cell.bits) if end is not None]
-        return any(self.store.find(end.kind, end.identity) is None for end in ends)
+        return any(self._find(end) is None for end in ends)
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -150,9 +159,21 @@ class Runner:
         except StageFailedError as error:
             self.failures.setdefault(stage.identity, error.failure)
 
+    def _find(self, stage: Stage) -> Artefact | None:
+        """The stored result of a stage. Small files are checked here, weights and rows when they are read."""
+        found = self.store.find(stage.kind, stage.identity)
+        if found is not None and stage.kind in ("answers", "bits", "scores") and not found.is_whole():
+            self._discard(found)
+            return None
+        return found
+
+    def _discard(self, artefact: Artefact) -> None:
+        self.progress.message(f"[yellow]damaged[/] {escape(str(artefact.folder))}: made again")
+        self.store.discard(artefact)
+
     def _need(self, stage: Stage) -> Artefact:
         """The stored result of a stage, made first where it is missing."""
-        found = self.store.find(stage.kind, stage.identity)
+        found = self._find(stage)
         if found is not None:
             return found
         if stage.identity in self.failures:
@@ -169,15 +190,13 @@ class Runner:
             raise StageFailedError(self._fail(stage, error)) from error
 
     def _remake(self, stage: Stage, error: CorruptArtefactError) -> Artefact:
-        """A stored input differs from its digest: throw away the damaged ones and make them again."""
-        self.progress.message(f"[yellow]damaged[/] {error}: made again")
-        for needed in stage.inputs.values():
-            artefact = self.store.find(needed.kind, needed.identity)
-            if artefact is not None:
-                try:
-                    artefact.checked()
-                except CorruptArtefactError:
-                    self.store.discard(artefact)
+        """Something that the stage reads differs from its digest: throw away what is damaged and make it again."""
+        stored = {one.identity: self.store.find(one.kind, one.identity) for one in with_inputs(stage)}
+        damaged = [artefact for artefact in stored.values() if artefact is not None and not artefact.is_whole()]
+        if not damaged:
+            raise StageFailedError(self._fail(stage, error)) from error
+        for artefact in damaged:
+            self._discard(artefact)
         return self._need(stage)
 
     def _make(self, stage: Stage) -> Artefact:
@@ -191,6 +210,7 @@ class Runner:
         }
         started = time.monotonic()
         manifest = self._manifest(stage)
+        set_seed(order_seed(stage))  # what is drawn must not depend on what ran before in this process
         with self.store.create(stage.kind, stage.identity, manifest) as folder:
             manifest |= makers[stage.kind](stage, folder)
             self._finish(manifest, started)
@@ -221,8 +241,6 @@ class Runner:
         training: Training = self.recipe.teacher
         model = self._load(self.specs[stage.role])
         wrapper, inner = teacher.add_lora(model, training.lora) if training.lora else (None, model)
-        if training.gradient_checkpointing and wrapper is not None:
-            inner.enable_input_require_grads()
         steps = self._train(stage, inner, (), training, STUDENT_OF_ROLE[stage.role])
         if wrapper is not None:
             wrapper.save_pretrained(str(folder / "adapter"))
@@ -233,8 +251,7 @@ class Runner:
 
     def _make_warm_start(self, stage: Stage, folder: Path) -> dict[str, Any]:
         model = self._load(self.specs[STUDENT])
-        steps = self._train(stage, model, (), self.recipe.warm_start, (STUDENT,))
-        self._save_student(model, steps, folder)
+        self._train_student(stage, model, (), self.recipe.warm_start, (STUDENT,), 1.0, folder)
         return {}
 
     def _make_rows(self, stage: Stage, folder: Path) -> dict[str, Any]:
@@ -265,14 +282,31 @@ class Runner:
         for role in objective.roles:
             method.prepare(self.pair(role))
             terms += (Term(method, role, method.options.kd_weight),)
-        steps = self._train(stage, model, terms, training, (STUDENT, *objective.roles), method.options.ce_weight)
-        self._save_student(model, steps, folder)
-        self._student = (stage.identity, model)
+        roles, ce_weight = (STUDENT, *objective.roles), method.options.ce_weight
+        self._student = (
+            stage.identity,
+            self._train_student(stage, model, terms, training, roles, ce_weight, folder),
+        )
         return {}
 
-    def _save_student(self, model: Any, steps: list[dict[str, float]], folder: Path) -> None:
-        models.save_model(model, self.sides[STUDENT].tokenizer, folder / "model")
+    def _train_student(
+        self,
+        stage: Stage,
+        model: Any,
+        terms: tuple[Term, ...],
+        training: Training,
+        roles: tuple[str, ...],
+        ce_weight: float,
+        folder: Path,
+    ) -> Any:
+        """Train and store a student; adapters are merged into it."""
+        self._student = None  # what the last one was needed for is stored
+        wrapper, inner = teacher.add_lora(model, training.lora) if training.lora else (None, model)
+        steps = self._train(stage, inner, terms, training, roles, ce_weight)
+        trained = inner if wrapper is None else wrapper.merge_and_unload()
+        models.save_model(trained, self.sides[STUDENT].tokenizer, folder / "model")
         write_json(folder / "steps.json", steps)
+        return trained
 
     def _train(
         self,
@@ -292,6 +326,8 @@ class Runner:
         self.progress.begin(stage.title, count)
         if count == 0:
             return []
+        if training.gradient_checkpointing and training.lora:
+            model.enable_input_require_grads()
         trained, *teachers = roles
         examples = [_as_student(example, trained) for example in self._examples(stage.task, "train")]
         aligned = [align(example, terms) for example in examples]
@@ -327,7 +363,7 @@ class Runner:
 
     def _make_answers(self, stage: Stage, folder: Path) -> dict[str, Any]:
         task = self.plan.tasks[stage.task]
-        requests = task.requests()
+        requests = self._prompts(stage.task)
         model = self._trained_student(stage.inputs["student"])
         self.progress.begin(stage.title, len(requests))
         greedy = getattr(task.settings, "decoding", "greedy") == "greedy"
@@ -358,7 +394,7 @@ class Runner:
         stages: dict[str, Stage] = {}
         for cell in cells:
             stage = cell.scores
-            if self.store.find(stage.kind, stage.identity) is not None:
+            if self._find(stage) is not None:
                 continue
             if (failure := self.failures.get(cell.answers.identity)) is not None:
                 self.failures[stage.identity] = failure
@@ -399,7 +435,7 @@ class Runner:
         reason = f"{type(error).__name__}: {lines[0] if lines else ''} ({path.relative_to(self.folder)})"
         failure = Failure(stage.title, reason)
         self.failures[stage.identity] = failure
-        self.progress.message(f"[red]failed[/] {stage.task} · {stage.title}: {reason}")
+        self.progress.message(f"[red]failed[/] {stage.task} · {escape(f'{stage.title}: {reason}')}")
         self.progress.finish()
         return failure
 
@@ -435,6 +471,12 @@ class Runner:
             overlong: Overlong = limits.overlong if split == "train" else "drop"
             self._tokenized[key] = tokenize(examples, self.sides, limits.length, overlong)
         return self._tokenized[key]
+
+    def _prompts(self, task: str) -> list[Request]:
+        """Prompts of a task's test items."""
+        if task not in self._requests:
+            self._requests[task] = self.plan.tasks[task].requests()
+        return self._requests[task]
 
     def _load(self, spec: ModelSpec) -> Any:
         """A model as it was published, pruned where the recipe says so; its head is checked."""

@@ -60,6 +60,14 @@ class Artefact:
             self.file(name)
         return self.folder
 
+    def is_whole(self) -> bool:
+        """Whether every file is as it was written."""
+        try:
+            self.checked()
+        except CorruptArtefactError:
+            return False
+        return True
+
     def json(self, name: str) -> Any:
         """A JSON file of the stage."""
         return json.loads(self.file(name).read_text(encoding="utf-8"))
@@ -84,13 +92,13 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, kind: str, identity: str, manifest: dict[str, Any]) -> Iterator[Path]:
-        """A folder to fill; it becomes the stage's when the block ends without an error.
+        """A folder to fill; it becomes the stage's when the block ends without an error. Its checkpoints go then.
 
         Args:
             manifest: completed in the block by the caller, and here by format, identity and output digests.
         """
         final = self._folder(kind, identity)
-        if final.exists():  # dropped, corrupt or of an older format: anything else would have been found
+        if final.exists() and self.find(kind, identity) is None:  # dropped, damaged or of an older format
             shutil.rmtree(final)
         with new_directory(final) as folder:
             yield folder
@@ -98,6 +106,7 @@ class Store:
             outputs = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
             complete = manifest | {"format": FORMAT, "kind": kind, "identity": identity, "outputs": outputs}
             write_json(folder / MANIFEST, complete)
+        shutil.rmtree(self._work_folder(kind, identity), ignore_errors=True)
 
     def sweep(self, older_than_s: float = 24 * 3600) -> None:
         """Remove what killed processes left half-written; younger folders may belong to one that is at work."""
@@ -128,12 +137,12 @@ class Store:
 
     @contextlib.contextmanager
     def work(self, kind: str, identity: str) -> Iterator[Path]:
-        """A folder for checkpoints that outlives an interruption; removed when the block ends without an error.
+        """A folder for checkpoints that outlives an interruption; :meth:`create` removes it once the stage is stored.
 
         Raises:
             HarnessError: another process works on the same stage.
         """
-        folder = self.root / kind / f"{_WORK}{identity[:_NAME_LENGTH]}"
+        folder = self._work_folder(kind, identity)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
@@ -144,7 +153,9 @@ class Store:
                     str(folder), "another process at work on the same stage", "to be alone", "Wait for it to end."
                 ) from error
             yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def _work_folder(self, kind: str, identity: str) -> Path:
+        return self.root / kind / f"{_WORK}{identity[:_NAME_LENGTH]}"
 
     def _folder(self, kind: str, identity: str) -> Path:
         return self.root / kind / identity[:_NAME_LENGTH]

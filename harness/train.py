@@ -84,9 +84,9 @@ class _Window:
 
     def __init__(self, terms: int) -> None:
         self.terms = terms
-        self.divisors: Tensor | None = None
+        self.divisors: list[float] | None = None
 
-    def begin(self, divisors: Tensor, counts: Tensor) -> None:
+    def begin(self, divisors: list[float], counts: Tensor) -> None:
         self.divisors, self.counts = divisors, counts
         self.sums: Tensor | None = None
         self.diagnostics: dict[str, Tensor] = {}
@@ -103,7 +103,7 @@ class _Window:
         assert self.sums is not None
         assert self.divisors is not None
         sums = accelerator.reduce(self.sums.to(torch.float32), reduction="sum").tolist()
-        divisors, tokens, k = self.divisors.tolist(), float(self.counts[0]), self.terms
+        divisors, tokens, k = self.divisors, float(self.counts[0]), self.terms
         values = {"loss": sums[0], "ce": sums[1] / divisors[0], "tokens": tokens}
         ce_norm = sums[2 + k] ** 0.5
         for term in range(k):

@@ -58,7 +58,7 @@ class Bench:
     def batch(self, examples: Sequence[AlignedExample] | None = None, **settings: Any) -> Batch:
         return self.collator(**settings).collate(self.examples if examples is None else examples)
 
-    def loss(self, batch: Batch, divisors: torch.Tensor | None = None) -> LossParts:
+    def loss(self, batch: Batch, divisors: Sequence[float] | None = None) -> LossParts:
         wanted = self.objective.divisors(batch.counts) if divisors is None else divisors
         return self.distiller()(batch, wanted)
 
@@ -131,7 +131,7 @@ def check_batching_changes_nothing(method: Method) -> None:
         torch.testing.assert_close(gradient, expected[1], rtol=1e-9, atol=1e-11, msg=name)
 
 
-def _loss_and_gradient(made: Bench, batches: Sequence[Batch], divisors: torch.Tensor) -> tuple[float, torch.Tensor]:
+def _loss_and_gradient(made: Bench, batches: Sequence[Batch], divisors: Sequence[float]) -> tuple[float, torch.Tensor]:
     made.student.zero_grad()
     total = 0.0
     for batch in batches:

@@ -6,13 +6,14 @@ an answer: adding Gumbel noise to log-probabilities and taking the largest is a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from harness.batches import TextSide
 from harness.errors import HarnessError
@@ -59,12 +60,8 @@ def generate(
         new_tokens: the most tokens of an answer.
         sampling_seed: None for greedy decoding; else sampling at T=1 from the whole distribution.
         on_batch: called with the number of requests done.
-
-    Raises:
-        HarnessError: a prompt that leaves the model no room.
     """
     prompts = _prompts(side, requests)
-    _check_room(model, requests, prompts, new_tokens)
     # Longest first: batches pad little, and memory runs out in the first batch or never.
     order = sorted(range(len(requests)), key=lambda place: -len(prompts[place]))
     answers: dict[int, Answer] = {}
@@ -87,14 +84,22 @@ def _prompts(side: TextSide, requests: Sequence[Request]) -> list[list[int]]:
     return [plain[i] if request.rendered else templated[i] for i, request in enumerate(requests)]
 
 
-def _check_room(model: Any, requests: Sequence[Request], prompts: Sequence[list[int]], new_tokens: int) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for request, prompt in zip(requests, prompts, strict=True):
+def check_room(config: Any, side: TextSide, requests: Sequence[Request], new_tokens: int) -> None:
+    """Check, before a model is trained, that it can read each prompt and what it may answer.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        HarnessError: a prompt that leaves the model no room.
+    """
+    room = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for request, prompt in zip(requests, _prompts(side, requests), strict=True):
         if room is not None and len(prompt) + new_tokens > room:
             raise HarnessError(
                 f"test item {request.id}",
                 f"a prompt of {len(prompt)} tokens and {new_tokens} new ones",
-                f"at most {room} together, which is what the model reads",
+                f"at most {room} together, which is what {side.name} reads",
                 "Lower the task's new_tokens or its few_shot.",
             )
 
@@ -119,23 +124,31 @@ def _generate_batch(
     processors = LogitsProcessorList()
     if sampling_seed is not None:
         processors.append(_GumbelNoise([request.id for request in requests], sampling_seed))
-    output = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=side.eos,
-        pad_token_id=tokenizer.pad_token_id,
-        logits_processor=processors,
-        stopping_criteria=StoppingCriteriaList([stops]),
-    )
+    with _own_settings_off(model):
+        output = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=side.eos,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([stops]),
+        )
     return [
         _answer(tokenizer, side.eos, request, row.tolist())
         for request, row in zip(requests, output[:, width:], strict=True)
     ]
+
+
+@contextmanager
+def _own_settings_off(model: Any) -> Iterator[None]:
+    """Without what a model's publisher set for chats (a repetition penalty, say): it is no part of a protocol."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _answer(tokenizer: Any, eos: int, request: Request, ids: list[int]) -> Answer:

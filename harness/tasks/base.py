@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ class Task(ABC):
     """Distributions whose version decides scores."""
     scorers: ClassVar[tuple[str, ...]]
     """Modules of ours that decide scores."""
+    askers: ClassVar[tuple[str, ...]] = ()
+    """Modules of ours that decide prompts, with the libraries above."""
 
     def __init__(self, settings: TaskSettings, root: Path | None) -> None:
         self.settings: Any = settings
@@ -178,12 +181,13 @@ def read_rows(
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise HarnessError(where, f"{line[:40].strip()!r} ({error.msg})", "a JSON object", "") from error
+            raise HarnessError(where, f"{line[:40].strip()!r} ({error.msg})", "a JSON object") from error
         if not isinstance(row, dict):
             raise HarnessError(where, f"a JSON {type(row).__name__}", "a JSON object")
         for name, kind in fields.items():
             if name not in row:
-                raise HarnessError(f"{where}, field {name!r}", f"no such field (there are {', '.join(row)})", "it")
+                found = f"no such field (there are {', '.join(row) or 'none'})"
+                raise HarnessError(f"{where}, field {name!r}", found, "one in every row")
             if not isinstance(row[name], kind):
                 kinds = kind if isinstance(kind, tuple) else (kind,)
                 expected = " or ".join(k.__name__ for k in kinds)
@@ -201,5 +205,5 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise HarnessError(str(path), f"a file that can't be read ({error})", "JSON lines in UTF-8") from error

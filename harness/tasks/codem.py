@@ -34,6 +34,7 @@ class CodeM(Task):
     mbpp_files = ("codem/mbpp_test.jsonl", "evalplus/MbppPlus.jsonl.gz")
     libraries = ("evalplus",)
     scorers = ("harness.evaluate.code", "harness.evaluate.sandbox")
+    askers = ("harness.evaluate.code",)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
@@ -43,6 +44,7 @@ class CodeM(Task):
         return tuple(made)
 
     def training_examples(self) -> list[Example]:
+        """Rows to train on; two of CodeAlpaca's have no output and are left out."""
         rows = read_rows(self.train_file, {"instruction": str, "output": str}, self.settings.train_items)
         return [
             Example(
@@ -52,6 +54,7 @@ class CodeM(Task):
                 row["source"],
             )
             for number, row in enumerate(rows)
+            if row["output"].strip()
         ]
 
     def reference_examples(self) -> list[Example]:

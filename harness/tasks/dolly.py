@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.batches import Example
+from harness.errors import HarnessError
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
 
 _PREAMBLE = "Below is an instruction that describes a task"
@@ -75,7 +76,11 @@ class Dolly(Task):
         ]
 
     def _test_rows(self) -> list[dict[str, Any]]:
-        return read_rows(self.test_file, {"instruction": str, "output": (str, list)}, self.settings.test_items)
+        rows = read_rows(self.test_file, {"instruction": str, "output": (str, list)}, self.settings.test_items)
+        for row in rows:
+            if not _references(row) or not all(isinstance(text, str) and text for text in _references(row)):
+                raise HarnessError(f"{row['source']}, field 'output'", f"{row['output']!r:.40}", "one or more texts")
+        return rows
 
 
 def _prompt(row: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ class GSM8K(Task):
     test_files = ("gsm8k/test.jsonl",)
     libraries = ("lm-eval",)
     scorers = ("harness.evaluate.gsm8k",)
+    askers = ("harness.evaluate.gsm8k",)
 
     def training_examples(self) -> list[Example]:
         return self._examples(self.train_file, "gsm8k/train", self.settings.train_items)
