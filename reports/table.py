@@ -330,6 +330,8 @@ def _mark_best(groups: Sequence[Group], columns: Sequence[Column]) -> list[Group
 
 def _best(cells: Sequence[Cell], column: Column) -> float | None:
     printed = [value for cell in cells if (value := _as_printed(cell, column)) is not None]
+    if len(printed) > 1 and len(set(printed)) == 1:
+        return None  # where all are the same, none is the best
     choose = max if column.higher_is_better else min
     return choose(printed, default=None)
 

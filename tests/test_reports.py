@@ -198,6 +198,11 @@ def test_best_with_ties_at_the_printed_precision() -> None:
     assert [cell(table, label).best for label in "abc"] == [True, True, False]
 
 
+def test_where_all_are_the_same_none_is_best() -> None:
+    table = build_table(frame(score("a", 0.0), score("b", 0.0)))
+    assert [cell(table, label).best for label in "ab"] == [False, False]
+
+
 def test_best_of_bits_per_byte_is_the_lowest() -> None:
     table = build_table(frame(*(score(m, v, "bits_per_byte") for m, v in [("a", 0.72), ("b", 0.711), ("c", 0.75)])))
     assert [cell(table, label, "gsm8k.bits_per_byte").best for label in "abc"] == [False, True, False]
