@@ -270,7 +270,7 @@ def find(name: str) -> type[Method]:
 def _method_modules() -> Iterator[str]:
     import methods
 
-    infrastructure = {"base", "alignment", "vocabulary", "divergences"}
+    infrastructure = {"base", "alignment", "vocabulary", "maps", "divergences"}
     for module in pkgutil.iter_modules(methods.__path__):
         if module.name not in infrastructure:
             yield f"methods.{module.name}"

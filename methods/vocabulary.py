@@ -50,6 +50,7 @@ class Vocabulary:
         eos: ids that end a response, the one that training appends first.
         digest: SHA-256 of all that decides how text is cut: vocabulary, merges, normaliser, added tokens.
         normalizers: names of the steps that change text before it is cut, for messages.
+        pieces: the tokenizer's own string of each id, ``Ġthe`` or ``▁the``; None for unused ids.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Vocabulary:
     eos: tuple[int, ...]
     digest: str
     normalizers: tuple[str, ...]
+    pieces: tuple[str | None, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, name: str = "tokenizer", eos: Sequence[int] = ()) -> Vocabulary:
@@ -83,7 +85,11 @@ class Vocabulary:
                 token_bytes[index], kinds[index] = added.content.encode(), TokenKind.SPECIAL
             elif pieces.get(added.content) != index:
                 token_bytes[index], kinds[index] = _added_bytes(added, tokenizer), TokenKind.ORDINARY
-        return cls(name, tuple(token_bytes), kinds, tuple(eos), _digest(description), tuple(_normalizers(description)))
+        named: list[str | None] = [None] * size
+        for piece, index in tokenizer.get_vocab(with_added_tokens=True).items():
+            named[index] = piece
+        digest, normalizers = _digest(description), tuple(_normalizers(description))
+        return cls(name, tuple(token_bytes), kinds, tuple(eos), digest, normalizers, tuple(named))
 
     def __len__(self) -> int:
         return len(self.token_bytes)
@@ -114,7 +120,8 @@ class Vocabulary:
         raise UnsupportedTokenizerError(self._mismatch(ids, spelled, text))
 
     def _mismatch(self, ids: npt.NDArray[np.int64], spelled: bytes, text: bytes) -> str:
-        at, spelled = max((_same_bytes(found, text), found) for found in (spelled, spelled.removeprefix(b" ")))
+        spelled = max((spelled, spelled.removeprefix(b" ")), key=lambda found: _same_bytes(found, text))
+        at = _same_bytes(spelled, text)
         special = next((self.token_bytes[i].decode() for i in ids if self.kinds[i] == TokenKind.SPECIAL), None)
         if special is not None:
             cause = f"{special!r}, a special token that stands for no text, is among its tokens"
