@@ -201,12 +201,19 @@ def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
         row = {"method": label, "task": cell["task"], "steps": len(frame), "CE, last step": frame["ce"].iloc[-1]}
         if "kd_0" in frame:
             row |= {"KD, last step": frame["kd_0"].iloc[-1], "KD/CE gradient norm": frame["kd_ce_ratio_0"].mean()}
-        rows.append(row)
+        # what methods report of themselves: sums per response token
+        own = [name for name in frame.columns if name not in _STEP_FIELDS]
+        rows.append(row | {f"{name} / token": frame[name].mean() for name in own})
     if not rows:
         return None
     table = pd.DataFrame(rows).groupby(["method", "task"], sort=False).mean(numeric_only=True).reset_index()
     table["steps"] = table["steps"].astype(int)
     return table
+
+
+_STEP_FIELDS = frozenset(
+    ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "ce", "kd_0", "kd_ce_ratio_0")
+)
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:

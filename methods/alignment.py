@@ -76,6 +76,13 @@ class Groups:
             raise ValueError("every group needs members on both sides")
         return cls(*_flatten(student), *_flatten(teacher), len(student))
 
+    def only_one_to_one(self) -> Groups:
+        """The groups that have one member on each side, renumbered."""
+        alone = np.bincount(self.student_group, minlength=self.count) == 1
+        alone &= np.bincount(self.teacher_group, minlength=self.count) == 1
+        student, teacher = alone[self.student_group], alone[self.teacher_group]
+        return Groups.one_to_one(self.student_index[student], self.teacher_index[teacher])
+
     def to_lists(self) -> tuple[list[list[int]], list[list[int]]]:
         """One list of token indices a group, for each side."""
         return (

@@ -123,6 +123,11 @@ class Side:
         """The same rows over the first ``columns`` entries of the vocabulary."""
         return Side(self.logits[:, :columns], self.targets, self.index, self.group, self.in_order)
 
+    def over_columns(self, columns: Tensor) -> Side:
+        """The same rows over chosen entries of the vocabulary, int64 [columns], in their order."""
+        chosen = self.logits.index_select(1, columns.to(self.logits.device))
+        return Side(chosen, self.targets, self.index, self.group, self.in_order)
+
     def paired_log_probs(self, temperature: float = 1.0) -> Tensor:
         """[members, vocabulary]: the rows of the groups' members, in the order of the groups."""
         rows = self.log_probs(temperature)

@@ -1,0 +1,47 @@
+"""Strict 1:1 distillation: only where both tokenizers cut the same token, over the tokens that both have.
+
+arXiv 2610.08448:   L = CE + w · mean_g KL(p_S(g) || p_T(g)),   g: alignment groups of one token on each side,
+both distributions restricted to the shared vocabulary and renormalised, or further to the student's k likeliest tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from methods.alignment import AlignedResponse, Groups, group_bytes
+from methods.base import AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
+from methods.divergences import reverse_kl
+from methods.maps import UNMAPPED, exact_map
+from methods.vocabulary import TokenizerPair
+
+
+@register
+class OneToOne(Method):
+    name, paper, teacher = "one_to_one", "arXiv 2610.08448", TeacherKind.CROSS_TOKENIZER
+    summary = "reverse KL over the shared vocabulary, at tokens that both tokenizers cut alike"
+
+    class Options(KDOptions):
+        temperature: Positive = Field(1.0, description="divides the logits of both sides")
+        top_k: int | None = Field(None, ge=2, description="compare the student's k likeliest shared tokens (paper: 16)")
+
+    def prepare(self, pair: TokenizerPair) -> None:
+        student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student))
+        self.teacher_columns = (student_of_teacher != UNMAPPED).nonzero().squeeze(1)
+        self.student_columns = student_of_teacher[self.teacher_columns]
+
+    def align(self, response: AlignedResponse) -> Groups:
+        return group_bytes(response.student_ends, response.teacher_ends).only_one_to_one()
+
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        tau = self.options.temperature
+        shared = chunk.teacher.paired_log_probs()[:, self.teacher_columns.to(chunk.teacher.logits.device)]
+        p = chunk.student.over_columns(self.student_columns).paired_log_probs(tau)
+        q = chunk.teacher.over_columns(self.teacher_columns).paired_log_probs(tau)
+        if self.options.top_k is not None:
+            likeliest = p.topk(min(self.options.top_k, p.shape[-1])).indices
+            p, q = (side.gather(-1, likeliest).log_softmax(-1) for side in (p, q))
+        return LossSums(
+            kd=tau**2 * reverse_kl(p, q).sum(),
+            diagnostics={"aligned 1-1": p.new_tensor(chunk.groups), "teacher mass": shared.exp().sum()},
+        )
