@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def recipes_table() -> Table:
 
 
 def models_table() -> Group:
-    """Small models that install as packages, and every model that a recipe names."""
+    """Small models that install as packages: what is downloaded, from where, under which licence."""
     table = _table("model", "downloaded", "size", "licence", "from", "what it is")
     for name, known in models.KNOWN_MODELS.items():
         here = models.is_downloaded(models.parse_uri(known.uri))
@@ -88,7 +89,7 @@ def doctor_table(runs: Path) -> Group:
     table = _table("what", "found", "advice")
     for check in (_python, _libraries, _device, _memory, lambda: _disk(runs), _caches, _sandbox, _optional):
         for row in check():
-            table.add_row(*row)
+            table.add_row(row[0], row[1], Text(row[2]))  # as text: [tensorboard] is no markup
     return Group(table)
 
 
@@ -153,7 +154,11 @@ def _caches() -> list[Row]:
     known = models.KNOWN_MODELS.values()
     here = sum(models.is_downloaded(models.parse_uri(model.uri)) for model in known)
     advice = "" if here == len(known) else "harness models --download"
-    return [("models", f"{here} of {len(known)} small models downloaded, in {models.cache_folder()}", advice)]
+    hub = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    return [
+        ("models", f"{here} of {len(known)} small models downloaded, in {models.cache_folder()}", advice),
+        ("models of the hub", f"in {hub}", "HF_HOME changes that"),
+    ]
 
 
 def _sandbox() -> list[Row]:
@@ -161,7 +166,7 @@ def _sandbox() -> list[Row]:
 
     status = probe()
     if status.available:
-        return [("sandbox", f"bubblewrap {status.version} ({status.binary})", "")]
+        return [("sandbox", f"{status.version} ({status.binary})", "")]
     return [("sandbox", Text("can't start", "yellow"), status.reason)]
 
 
