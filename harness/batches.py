@@ -87,7 +87,12 @@ class TextSide:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         backend = self.tokenizer.backend_tokenizer
-        return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+        # "</s>" in a data set is text: it must not end a response
+        backend.encode_special_tokens, before = True, backend.encode_special_tokens
+        try:
+            return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+        finally:
+            backend.encode_special_tokens = before
 
     def _adds_bos(self) -> bool:
         bos = self.tokenizer.bos_token_id
@@ -161,6 +166,12 @@ def tokenize(
     tokenized = []
     for number, example in enumerate(examples):
         one = {role: np.asarray(prompts[role][number], dtype=np.int64) for role in sides}
+        for role, prompt in one.items():
+            if not prompt.size:  # nothing would predict the first token of the response
+                where = example.source or example.id
+                raise HarnessError(
+                    where, f"a prompt without a token for {sides[role].name}", "a prompt, or a BOS token"
+                )
         joined = _join(example, one, {role: responses[role][number] for role in sides}, sides, max_length)
         if joined is not None:
             tokenized.append(joined)
@@ -168,8 +179,8 @@ def tokenize(
             longest = max(one, key=lambda role: one[role].size)
             raise HarnessError(
                 example.source or example.id,
-                f"a prompt of {one[longest].size} tokens for {sides[longest].name}",
-                f"fewer than {max_length}, so that the response has room",
+                f"a prompt of {one[longest].size} tokens for {sides[longest].name} and a limit of {max_length}",
+                "room for a token of the response and its end, and a byte boundary that all models share before it",
                 "Raise limits.length, or set limits.overlong=drop to leave such rows out.",
             )
     return tokenized
@@ -342,6 +353,8 @@ class Collator:
         }
         for role in self.windows.keys() - {STUDENT}:
             if any(term.method.rows is Rows.ALL for term in terms if term.teacher == role):
+                if role in self.stored:
+                    raise ValueError(f"the stored rows of {role!r} leave out the prompt, which a method scores")
                 self.windows[role] = Rows.ALL
 
     def __call__(self, examples: Sequence[AlignedExample]) -> dict[str, Any]:

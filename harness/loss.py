@@ -103,7 +103,8 @@ class Distiller(nn.Module):
         teacher_rows = {role: self._teacher_rows(role, part) for role, part in batch.teachers.items()}
         walk = _ChunkWalk(self.objective, Head.of(self.student), self._teachers[1], teacher_rows, batch, divisors)
         head = walk.student_head
-        parameters = [head.weight, *([] if head.bias is None else [head.bias]), *self.own.parameters()]
+        own = [parameter for parameter in self.own.parameters() if parameter.requires_grad]
+        parameters = [head.weight, *([] if head.bias is None else [head.bias]), *own]
         sink: list[LossParts] = []
         loss = _Chunked.apply(walk, sink, rows, *parameters)  # type: ignore[no-untyped-call]
         parts = sink[0]
@@ -156,8 +157,11 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, walk: _ChunkWalk, sink: list[LossParts], rows: Tensor, *parameters: Tensor) -> Tensor:
-        wanted = [rows.requires_grad, *(parameter.requires_grad for parameter in parameters)]
-        parts, gradients = walk.run(rows.detach(), [parameter.detach() for parameter in parameters], wanted)
+        wanted = list(ctx.needs_input_grad[2:])
+        # The head is a function of the tensors that it is given; a method uses its own parameters as they are.
+        of_head = 1 if walk.student_head.bias is None else 2
+        leaves = [*(parameter.detach() for parameter in parameters[:of_head]), *parameters[of_head:]]
+        parts, gradients = walk.run(rows.detach(), leaves, wanted)
         ctx.gradients = gradients
         sink.append(parts)
         return parts.loss
@@ -188,7 +192,7 @@ class _ChunkWalk:
         self, rows: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[LossParts, list[Tensor | None]]:
         """Sums of the loss, and the gradients of rows and parameters where wanted."""
-        leaves = [p.requires_grad_(want) for p, want in zip(parameters, wanted[1:], strict=True)]
+        leaves = [p if p.requires_grad else p.requires_grad_(w) for p, w in zip(parameters, wanted[1:], strict=True)]
         # Parameter gradients are added up over chunks: in float32, so that bf16 does not lose the small ones.
         gradients: list[Tensor | None] = [torch.zeros_like(rows) if wanted[0] else None]
         gradients += [_accumulator(leaf) if want else None for leaf, want in zip(leaves, wanted[1:], strict=True)]

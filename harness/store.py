@@ -81,14 +81,8 @@ class Store:
 
     def find(self, kind: str, identity: str) -> Artefact | None:
         """The finished stage of that identity, or None. A dropped one (its weights were removed) is not found."""
-        folder = self._folder(kind, identity)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if manifest.get("identity") != identity or manifest.get("format") != FORMAT or manifest.get("dropped"):
-            return None
-        return Artefact(folder, manifest)
+        artefact = self._read(kind, identity)
+        return None if artefact is None or artefact.manifest.get("dropped") else artefact
 
     @contextlib.contextmanager
     def create(self, kind: str, identity: str, manifest: dict[str, Any]) -> Iterator[Path]:
@@ -128,11 +122,10 @@ class Store:
 
     def read_dropped(self, kind: str, identity: str, name: str) -> Any | None:
         """A JSON file of a stage, dropped or not; None where there is none."""
-        folder = self._folder(kind, identity)
+        artefact = self._read(kind, identity)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return Artefact(folder, manifest).json(name) if manifest.get("identity") == identity else None
-        except (OSError, ValueError, CorruptArtefactError):
+            return artefact.json(name) if artefact is not None else None
+        except CorruptArtefactError:
             return None
 
     @contextlib.contextmanager
@@ -153,6 +146,16 @@ class Store:
                     str(folder), "another process at work on the same stage", "to be alone", "Wait for it to end."
                 ) from error
             yield folder
+
+    def _read(self, kind: str, identity: str) -> Artefact | None:
+        """What stands under an identity, dropped or not; None where nothing does that this version understands."""
+        folder = self._folder(kind, identity)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        known = isinstance(manifest, dict) and (manifest.get("identity"), manifest.get("format")) == (identity, FORMAT)
+        return Artefact(folder, manifest) if known else None
 
     def _work_folder(self, kind: str, identity: str) -> Path:
         return self.root / kind / f"{_WORK}{identity[:_NAME_LENGTH]}"

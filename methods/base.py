@@ -10,6 +10,7 @@ import difflib
 import enum
 import importlib
 import pkgutil
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -208,6 +209,11 @@ class Method(ABC):
                 f"{self.name} compares distributions over one vocabulary, but the tokenizers of teacher and student "
                 f"differ: {pair.difference()}"
             )
+        if self.teacher is TeacherKind.SAME_TOKENIZER and pair.student.eos[:1] != pair.teacher.eos[:1]:
+            return (
+                f"{self.name} compares the same tokens, but responses end with token {pair.student.eos[:1]} of "
+                f"{pair.student.name} and {pair.teacher.eos[:1]} of {pair.teacher.name}"
+            )
         return None
 
     def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most methods need nothing
@@ -252,12 +258,15 @@ def register(method: M) -> M:
 
 
 def registered() -> dict[str, type[Method]]:
-    """All methods by name: the files of this folder first, then entry points of group ``ctkd_harness.methods``."""
+    """All methods, sorted by name: the files of this folder, and entry points of group ``ctkd_harness.methods``."""
     for module in _method_modules():
         importlib.import_module(module)
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        register(entry.load())
-    return dict(_REGISTRY)
+        try:
+            register(entry.load())
+        except Exception as error:  # a broken plug-in must not take the other methods with it
+            warnings.warn(f"plug-in {entry.name} ({entry.value}) can't be used: {error}", stacklevel=2)
+    return dict(sorted(_REGISTRY.items()))
 
 
 def find(name: str) -> type[Method]:

@@ -1,0 +1,117 @@
+"""Every test runs without network and writes nothing into the user's home."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+# At import, before huggingface_hub and torch read them once for all; processes that tests start inherit them.
+_SCRATCH = Path(tempfile.mkdtemp(prefix="harness-tests-"))
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HOME=str(_SCRATCH / "hub"),
+    XDG_CACHE_HOME=str(_SCRATCH / "xdg"),
+)
+os.environ.setdefault("HARNESS_CACHE", str(_SCRATCH / "harness"))  # a developer may name one that holds models
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for one another make tiny models ten times slower
+os.environ["COLUMNS"] = "200"  # of a terminal: messages are not wrapped
+os.environ.pop("HARNESS_RUNS", None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data sets; skips where HARNESS_TEST_DATA does not name one."""
+    root = os.environ.get("HARNESS_TEST_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("HARNESS_TEST_DATA does not name a folder of real data sets")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders ``student``, ``same`` and ``cross``: a pair with one tokenizer, and a teacher with another."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("models")
+    kinds = {"student": ("llama", "byte_level"), "same": ("llama", "byte_level"), "cross": ("gemma2", "byte_fallback")}
+    for seed, (role, (architecture, family)) in enumerate(kinds.items()):
+        tokenizer = tiny.tokenizer(family)
+        tiny.model(architecture, len(tokenizer), seed=seed).save_pretrained(folder / role)
+        tokenizer.save_pretrained(folder / role)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_models: Path) -> dict[str, Any]:
+    """Every method on the tiny models, a few steps and items; fields may be changed in a copy."""
+    from methods.base import registered
+
+    return {
+        "student": {"model": f"path:{tiny_models / 'student'}", "name": "tiny student"},
+        "teachers": {
+            "same": {"model": f"path:{tiny_models / 'same'}", "name": "same teacher"},
+            "cross": {"model": f"path:{tiny_models / 'cross'}", "name": "cross teacher", "attention": "eager"},
+        },
+        "tasks": ["dolly", "gsm8k"],
+        "methods": list(registered()),
+        "seeds": [0],
+        "method_options": {"all": {"ce_weight": 0.5, "kd_weight": 0.5}},
+        "limits": {"length": 400, "overlong": "drop"},
+        "teacher": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "lora": {"rank": 2, "alpha": 4}},
+        "warm_start": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3},
+        "train": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 1},
+        "dolly": {"train_items": 8, "test_items": 3, "new_tokens": 8},
+        "gsm8k": {"train_items": 8, "test_items": 3, "new_tokens": 8, "few_shot": 0},
+        "codem": {"train_items": 8, "test_items": 3, "new_tokens": 8},
+    }
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def harness() -> Command:
+    """The command line in this process, through its entry point: ``harness("run", "recipe=quickstart")``."""
+    from harness import cli
+
+    def call(*arguments: str | Path) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.object(sys, "argv", ["harness", *map(str, arguments)]),
+        ):
+            try:
+                cli.main()
+                code = 0
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    return call

@@ -1,0 +1,182 @@
+"""methods.divergences: values by hand, torch.distributions and the plainest possible references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
+
+from methods.divergences import _sorted_values, forward_kl, reverse_kl, sorted_l1
+
+SIZES = pytest.mark.parametrize(("columns_s", "columns_t"), [(7, 12), (12, 7), (9, 9), (1, 5), (5, 1)])
+
+
+def random_logits(rows: int, columns: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(rows, columns, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def kl_by_loops(p: Tensor, q: Tensor) -> list[float]:
+    """KL(p || q) of probabilities, a number at a time."""
+    return [
+        sum(a * math.log(a / b) for a, b in zip(x, y, strict=True)) for x, y in zip(p.tolist(), q.tolist(), strict=True)
+    ]
+
+
+def padded_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    """ULD's distance as its formula stands: zeros up to the larger vocabulary, both sides sorted in full."""
+    columns = max(student.shape[-1], teacher.shape[-1])
+    sides = [torch.nn.functional.pad(side, (0, columns - side.shape[-1])) for side in (student, teacher)]
+    ordered = [side.sort(-1, descending=True).values for side in sides]
+    return (ordered[0] - ordered[1]).abs().sum(-1)
+
+
+# --- KL ---------------------------------------------------------------------------------------------------------------
+
+
+def test_kl_by_hand() -> None:
+    """p = (1/2, 1/2), q = (1/4, 3/4): KL(p||q) = ln 2 - ln 3 / 2, KL(q||p) = 3/4 ln 3 - ln 2."""
+    p, q = (
+        torch.tensor([[0.5, 0.5]], dtype=torch.float64).log(),
+        torch.tensor([[0.25, 0.75]], dtype=torch.float64).log(),
+    )
+    forward, reverse = math.log(2) - math.log(3) / 2, 0.75 * math.log(3) - math.log(2)
+    assert forward_kl(student=q, teacher=p).item() == pytest.approx(forward, rel=1e-14)
+    assert reverse_kl(student=q, teacher=p).item() == pytest.approx(reverse, rel=1e-14)
+
+
+def test_kl_equals_torch_distributions_and_loops() -> None:
+    student, teacher = random_logits(6, 11), random_logits(6, 11, seed=1)
+    p, q = student.softmax(-1), teacher.softmax(-1)
+    forward = forward_kl(student.log_softmax(-1), teacher.log_softmax(-1))
+    reverse = reverse_kl(student.log_softmax(-1), teacher.log_softmax(-1))
+    torch.testing.assert_close(forward, kl_divergence(Categorical(logits=teacher), Categorical(logits=student)))
+    torch.testing.assert_close(reverse, kl_divergence(Categorical(logits=student), Categorical(logits=teacher)))
+    assert forward.tolist() == pytest.approx(kl_by_loops(q, p), rel=1e-12)
+    assert reverse.tolist() == pytest.approx(kl_by_loops(p, q), rel=1e-12)
+
+
+def test_gradient_of_forward_kl_is_the_difference_of_probabilities() -> None:
+    """d KL(q || softmax(z)) / dz = softmax(z) - q, known in closed form."""
+    logits, teacher = random_logits(4, 9).requires_grad_(), random_logits(4, 9, seed=1)
+    forward_kl(logits.log_softmax(-1), teacher.log_softmax(-1)).sum().backward()
+    torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - teacher.softmax(-1))
+
+
+def test_gradient_of_reverse_kl_in_closed_form() -> None:
+    """d KL(p || q) / dz_j = p_j (log p_j - log q_j - KL(p || q)) for p = softmax(z)."""
+    logits, teacher = random_logits(4, 9).requires_grad_(), random_logits(4, 9, seed=1)
+    student = logits.log_softmax(-1)
+    reverse_kl(student, teacher.log_softmax(-1)).sum().backward()
+    p, ratio = student.detach().exp(), (student - teacher.log_softmax(-1)).detach()
+    torch.testing.assert_close(logits.grad, p * (ratio - (p * ratio).sum(-1, keepdim=True)))
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
+def test_kl_of_far_apart_distributions_stays_finite(divergence: type) -> None:
+    """Logits 500 apart in float32: probabilities underflow to 0, their logarithms don't."""
+    logits = torch.tensor([[500.0, 0.0, -500.0]], requires_grad=True)
+    teacher = torch.tensor([[-500.0, 0.0, 500.0]]).log_softmax(-1)
+    value = divergence(logits.log_softmax(-1), teacher).sum()
+    value.backward()
+    assert value.item() == pytest.approx(1000.0)
+    assert torch.isfinite(logits.grad).all()
+
+
+# --- sorted L1 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        pytest.param([0.6, 0.3, 0.1], [0.1, 0.6, 0.3], 0.0, id="the same numbers in another order"),
+        pytest.param([0.2, 0.8], [0.1, 0.4, 0.5], 0.3 + 0.2 + 0.1, id="teacher larger"),
+        pytest.param([0.1, 0.4, 0.5], [0.2, 0.8], 0.3 + 0.2 + 0.1, id="student larger"),
+        pytest.param([1.0, 0.0], [0.25, 0.25, 0.25, 0.25], 0.75 + 0.25 + 0.25 + 0.25, id="one-hot against uniform"),
+        pytest.param([1.0], [0.5, 0.5], 1.0, id="a vocabulary of one"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sorted_l1_by_hand(student: list[float], teacher: list[float], expected: float, dtype: torch.dtype) -> None:
+    value = sorted_l1(torch.tensor([student], dtype=dtype), torch.tensor([teacher], dtype=dtype))
+    assert value.tolist() == pytest.approx([expected], abs=1e-7)
+
+
+@SIZES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sorted_l1_equals_the_padded_full_sort(columns_s: int, columns_t: int, dtype: torch.dtype) -> None:
+    """Values and gradients; on random values, so that no rank is shared."""
+    logits = random_logits(8, columns_s, dtype=dtype)
+    teacher = random_logits(8, columns_t, seed=1, dtype=dtype).softmax(-1)
+    found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    ours, reference = sorted_l1(found.softmax(-1), teacher), padded_l1(expected.softmax(-1), teacher)
+    weights = torch.linspace(0.5, 2, 8, dtype=dtype)  # so that a row's gradient can't stand in for another's
+    (ours * weights).sum().backward()
+    (reference * weights).sum().backward()
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
+@SIZES
+def test_sorted_l1_ignores_which_token_has_which_id(columns_s: int, columns_t: int) -> None:
+    student, teacher = random_logits(5, columns_s).softmax(-1), random_logits(5, columns_t, seed=1).softmax(-1)
+    generator = torch.Generator().manual_seed(2)
+    order_s, order_t = (torch.randperm(n, generator=generator) for n in (columns_s, columns_t))
+    torch.testing.assert_close(sorted_l1(student[:, order_s], teacher[:, order_t]), sorted_l1(student, teacher))
+
+
+def test_sorted_l1_gradient_follows_the_permutation() -> None:
+    probabilities, teacher = random_logits(5, 12).softmax(-1), random_logits(5, 7, seed=1).softmax(-1)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    plain, permuted = probabilities.clone().requires_grad_(), probabilities[:, order].clone().requires_grad_()
+    sorted_l1(plain, teacher).sum().backward()
+    sorted_l1(permuted, teacher).sum().backward()
+    assert torch.equal(permuted.grad, plain.grad[:, order])
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31), st.sampled_from([0.0, 0.1, 3.0, 40.0]))
+def test_sorted_l1_is_a_distance_of_at_most_two(columns_s: int, columns_t: int, seed: int, scale: float) -> None:
+    """Ties too: with scale 0 both sides are uniform."""
+    student = (scale * random_logits(3, columns_s, seed)).softmax(-1)
+    teacher = (scale * random_logits(3, columns_t, seed + 1)).softmax(-1)
+    value = sorted_l1(student, teacher)
+    assert (value >= 0).all()
+    assert (value <= 2 + 1e-12).all()
+    torch.testing.assert_close(value, sorted_l1(teacher, student))
+    torch.testing.assert_close(value, padded_l1(student, teacher))
+    assert sorted_l1(student, student).eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_numpy_path_gives_what_torch_sort_gives(dtype: torch.dtype) -> None:
+    """The teacher's side is sorted by numpy on the CPU: the same with ties, zeros, no rows, any memory layout."""
+    values = random_logits(6, 500, dtype=dtype).softmax(-1)
+    values[:, ::7] = 0
+    values[2] = 1 / 500
+    for rows in (values, values[:1], values[:0], values[:, :1], values[:, ::2], values.t().contiguous().t()):
+        assert torch.equal(_sorted_values(rows), rows.sort(-1, descending=True).values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_teachers_are_sorted_too(dtype: torch.dtype) -> None:
+    """numpy knows no bfloat16: these rows take torch's sort."""
+    student, teacher = random_logits(3, 9).softmax(-1), random_logits(3, 11, seed=1).softmax(-1).to(dtype)
+    torch.testing.assert_close(
+        sorted_l1(student, teacher.double()), sorted_l1(student.float(), teacher).double(), atol=0.02, rtol=0
+    )
+
+
+def test_no_gradient_reaches_the_teacher_and_nothing_is_changed() -> None:
+    student, teacher = random_logits(3, 9).softmax(-1).requires_grad_(), random_logits(3, 11, seed=1).softmax(-1)
+    teacher.requires_grad_()
+    kept = student.detach().clone(), teacher.detach().clone()
+    sorted_l1(student, teacher).sum().backward()
+    assert teacher.grad is None
+    assert torch.equal(student.detach(), kept[0])
+    assert torch.equal(teacher.detach(), kept[1])

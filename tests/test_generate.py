@@ -1,0 +1,212 @@
+"""Generation: an answer depends on its prompt, its id and the seed, and on nothing else that runs beside it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from harness.batches import TextSide
+from harness.errors import HarnessError
+from harness.evaluate.generate import Answer, check_room, cut_at_stop, generate
+from harness.tasks import Request
+from tests import tiny
+
+REQUESTS = [Request(f"x/{i}", prompt * (1 + i % 3)) for i, (prompt, _) in enumerate([*tiny.SAMPLES, *tiny.SAMPLES])]
+
+
+@pytest.fixture(scope="module")
+def side() -> TextSide:
+    return TextSide(tiny.tokenizer("byte_level"), template="plain", name="tiny")
+
+
+@pytest.fixture(scope="module", params=["qwen2", "opt"])
+def model(request: pytest.FixtureRequest, side: TextSide) -> Any:
+    return tiny.model(request.param, len(side.vocabulary))
+
+
+def answers(
+    model: Any, side: TextSide, requests: Sequence[Request] = REQUESTS, *, seed: int | None = None, **more: Any
+) -> list[Answer]:
+    return generate(model, side, requests, **({"new_tokens": 12, "batch_size": 8} | more), sampling_seed=seed)
+
+
+def bigram(side: TextSide, table: torch.Tensor) -> Any:
+    """A model whose next token depends on the last one only: [vocabulary, vocabulary] logits."""
+    made = tiny.model("qwen2", len(side.vocabulary))
+    own = made.forward
+
+    @functools.wraps(own)
+    def forward(*args: Any, **inputs: Any) -> Any:
+        output = own(*args, **inputs)
+        output.logits = table[inputs["input_ids"]][:, -output.logits.shape[1] :]
+        return output
+
+    made.forward = forward
+    return made
+
+
+def speller(side: TextSide, text: str, end: str = "</s>") -> Any:
+    """A model that spells a text, one byte a token; each byte stands in it once."""
+    ids = [side.tokenizer.convert_tokens_to_ids(letter) for letter in [*text, end]]
+    table = torch.zeros(len(side.vocabulary), len(side.vocabulary))
+    table[:, ids[0]] = 1.0
+    for here, there in itertools.pairwise(ids):
+        table[here] = 0.0
+        table[here, there] = 1.0
+    return bigram(side, 100 * table)
+
+
+# --- Greedy decoding --------------------------------------------------------------------------------------------------
+
+
+def test_greedy_is_transformers_own_and_padding_changes_nothing(model: Any, side: TextSide) -> None:
+    """Each prompt alone, without padding and through transformers only, against all of them in one padded batch."""
+    for request, answer in zip(REQUESTS, answers(model, side), strict=True):
+        ids = torch.tensor(side.plain_prompts([request.prompt]))
+        alone = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
+        assert answer.output == side.tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
+        assert answer.prompt == request.prompt
+
+
+def test_a_publishers_settings_are_no_part_of_the_protocol(model: Any, side: TextSide) -> None:
+    """Qwen2.5's repetition penalty of 1.1 would change greedy answers, its top_p what T=1 means."""
+    expected = answers(model, side), answers(model, side, seed=3)
+    own = model.generation_config
+    changed = copy.deepcopy(own)
+    changed.update(repetition_penalty=5.0, no_repeat_ngram_size=1, top_k=1, temperature=0.1, max_length=5)
+    model.generation_config = changed
+    try:
+        assert (answers(model, side), answers(model, side, seed=3)) == expected
+        assert model.generation_config is changed
+    finally:
+        model.generation_config = own
+
+
+# --- Sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_batching_and_order_do_not_change_a_sample(model: Any, side: TextSide, batch_size: int) -> None:
+    expected = {answer.id: answer for answer in answers(model, side, seed=10)}
+    for requests in (REQUESTS, REQUESTS[::-1], REQUESTS[2:5]):
+        found = answers(model, side, requests, seed=10, batch_size=batch_size)
+        assert [answer.id for answer in found] == [request.id for request in requests]
+        assert found == [expected[request.id] for request in requests]
+
+
+def test_samples_differ_between_seeds_and_between_ids(model: Any, side: TextSide) -> None:
+    assert answers(model, side, seed=1) != answers(model, side, seed=2)
+    twins = [Request(name, "Hello") for name in "abcd"]
+    assert len({answer.output for answer in answers(model, side, twins, seed=1)}) > 1
+
+
+def test_sampling_leaves_the_global_generator_alone(model: Any, side: TextSide) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    answers(model, side, seed=1)
+    assert torch.rand(1) == expected
+
+
+def test_samples_follow_the_models_distribution(side: TextSide) -> None:
+    """Pearson's chi-square over two successive tokens: right probabilities, and draws that are independent."""
+    letters = "abcde"
+    ids = side.tokenizer.convert_tokens_to_ids(list(letters))
+    probabilities = torch.tensor([0.4, 0.3, 0.2, 0.08, 0.02])
+    table = torch.full((len(side.vocabulary), len(side.vocabulary)), -1e9)
+    table[:, ids] = probabilities.log() + 3.0  # an offset that the softmax takes out
+    count = 3000
+    requests = [Request(f"draw/{i}", "x") for i in range(count)]
+    found = Counter(
+        answer.output for answer in answers(bigram(side, table), side, requests, seed=0, new_tokens=2, batch_size=1000)
+    )
+    expected = {
+        first + second: count * float(p * q)
+        for first, p in zip(letters, probabilities, strict=True)
+        for second, q in zip(letters, probabilities, strict=True)
+    }
+    assert set(found) <= set(expected)
+    chi_square = sum((found[pair] - mean) ** 2 / mean for pair, mean in expected.items())
+    assert chi_square < 51.2  # 24 degrees of freedom: a right sampler is above in 1 of 1,000 seeds
+
+
+# --- How answers end --------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_ends_at_eos(side: TextSide) -> None:
+    (answer,) = answers(speller(side, "abc"), side, REQUESTS[:1])
+    assert (answer.output, answer.tokens, answer.stop) == ("abc", 4, "eos")
+
+
+def test_an_answer_ends_at_the_limit(side: TextSide) -> None:
+    (answer,) = answers(speller(side, "abc"), side, REQUESTS[:1], new_tokens=2)
+    assert (answer.output, answer.tokens, answer.stop) == ("ab", 2, "length")
+
+
+def test_each_row_ends_at_its_own_stop_strings(side: TextSide) -> None:
+    """The string is cut off, wherever token boundaries fall; rows that go on do not lengthen those that ended."""
+    stops = [("cd", "zzz"), ("ef", "c"), (), ("",), ("xyz",)]
+    requests = [Request(f"x/{i}", "Hello" * (i + 1), stop) for i, stop in enumerate(stops)]
+    found = answers(speller(side, "abcdef"), side, requests)
+    assert [(a.output, a.tokens, a.stop) for a in found] == [
+        ("ab", 4, "stop string"),
+        ("ab", 3, "stop string"),
+        ("abcdef", 7, "eos"),
+        ("abcdef", 7, "eos"),
+        ("abcdef", 7, "eos"),
+    ]
+
+
+def test_padding_that_is_eos_does_not_hide_a_stop_string(side: TextSide) -> None:
+    """SmolLM2 pads with EOS: rows that a stop string ended are filled up with it."""
+    tokenizer = copy.deepcopy(side.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    same = TextSide(tokenizer, template="plain", name="tiny")
+    requests = [Request("stopped", "Hello", ("c",)), Request("ended", "Hello, you")]
+    found = answers(speller(same, "abcdef"), same, requests)
+    assert [(a.output, a.tokens, a.stop) for a in found] == [("ab", 3, "stop string"), ("abcdef", 7, "eos")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (("b",), ("a", True)), (("d", "c"), ("ab", True)), (("", "x"), ("abcd", False)), (("abcd",), ("", True)),
+        ((), ("abcd", False)),
+    ],
+)  # fmt: skip
+def test_the_first_stop_string_cuts(stop: tuple[str, ...], expected: tuple[str, bool]) -> None:
+    assert cut_at_stop("abcd", stop) == expected
+
+
+# --- Prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_template_goes_round_prompts_that_are_not_rendered(model: Any, side: TextSide) -> None:
+    tokenizer = copy.deepcopy(side.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}USER {{ m.content }} BOT{% endfor %}"
+    chat = TextSide(tokenizer, template="chat", name="tiny")
+    texts = ["Hello", "USER Hello BOT"]
+    asked, plain, rendered = answers(model, chat, [Request("a", texts[0])]), *(
+        answers(model, chat, [Request("a", text, rendered=True)]) for text in texts
+    )  # fmt: skip
+    assert asked[0].output == rendered[0].output != plain[0].output
+
+
+def test_a_prompt_that_leaves_no_room_is_an_error(model: Any, side: TextSide) -> None:
+    """Before a model is trained: not after hours, and not as nonsense beyond the positions that it knows."""
+    long = Request("x/9", "Hello " * 200)
+    room = len(side.plain_prompts([long.prompt])[0])
+    model.config.max_position_embeddings, own = room + 5, model.config.max_position_embeddings
+    try:
+        check_room(model.config, side, [long], 5)
+        with pytest.raises(HarnessError, match=rf"x/9: found a prompt of {room} tokens and 6 new ones"):
+            check_room(model.config, side, [*REQUESTS, long], 6)
+    finally:
+        model.config.max_position_embeddings = own

@@ -1,0 +1,309 @@
+"""Plans: what is shared, and which change of a recipe makes which stages new."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import identity
+from harness.errors import HarnessError
+from harness.plan import Plan, Stage, make_plan, order_seed
+from harness.recipe import validate
+from harness.tasks import samples_folder
+from methods.base import Rows, Start, TeacherKind, registered
+
+CELL = {"student", "answers", "scores", "bits"}
+ALL = CELL | {"teacher", "warm_start", "rows"}
+Planner = Callable[..., Plan]
+
+
+@pytest.fixture
+def planned(tiny_recipe: dict[str, Any]) -> Planner:
+    """A plan of the tiny recipe with fields changed by dotted names; one task, three methods."""
+
+    def make(**changes: Any) -> Plan:
+        fields = copy.deepcopy(tiny_recipe) | {"name": "tiny", "tasks": ["dolly"], "methods": ["sft", "fkd", "uld"]}
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            place = fields
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+        return make_plan(validate("tiny", fields))
+
+    return make
+
+
+def kinds_that_differ(one: Plan, other: Plan) -> set[str]:
+    """Kinds of stages of which the second plan has one that the first has not."""
+    known = {stage.identity for stage in one.stages()}
+    return {stage.kind for stage in other.stages() if stage.identity not in known}
+
+
+def of_kind(plan: Plan, kind: str) -> list[Stage]:
+    return [stage for stage in plan.stages() if stage.kind == kind]
+
+
+# --- What is shared ---------------------------------------------------------------------------------------------------
+
+
+def test_methods_share_teachers_warm_start_and_rows(planned: Planner) -> None:
+    plan = planned(methods=list(registered()), tasks=["dolly", "gsm8k"], seeds=[0, 1])
+    for task in ("dolly", "gsm8k"):
+        stages = [stage for stage in plan.stages() if stage.task == task]
+        count = {kind: len([stage for stage in stages if stage.kind == kind]) for kind in ALL}
+        students = 2 * len(registered())
+        shared = {"teacher": 2, "rows": 2, "warm_start": 2}  # a warm start for each seed
+        assert count == {"student": students, "answers": students, "scores": students, "bits": students} | shared
+    assert len(plan.cells) == 4 * len(registered())
+
+
+def test_inputs_stand_before_what_reads_them_and_once(planned: Planner) -> None:
+    stages = planned(seeds=[0, 1]).stages()
+    places = {stage.identity: place for place, stage in enumerate(stages)}
+    assert len(places) == len(stages)
+    for stage in stages:
+        assert all(places[needed.identity] < places[stage.identity] for needed in stage.inputs.values())
+
+
+def test_sft_trains_from_the_pretrained_student_as_long_as_the_others_in_all(planned: Planner) -> None:
+    plan = planned(methods=["sft", "control", "uld"], warm_start__steps=3, train__steps=4)
+    sft, control, uld = (cell.student for cell in plan.cells)
+    assert "start" not in sft.inputs
+    assert sft.values["steps"] == 7
+    assert control.inputs["start"].kind == "warm_start"
+    assert control.inputs["start"].identity == uld.inputs["start"].identity
+    assert control.values["steps"] == uld.values["steps"] == 4
+    assert set(uld.inputs) == {"start", "cross"}
+
+
+def test_epochs_count_rows(planned: Planner) -> None:
+    plan = planned(train__steps=None, train__epochs=3, train__batch_size=4)
+    assert plan.cells[1].student.values["steps"] == 3 * 8 // 4
+
+
+def test_released_rows_stand_only_where_they_differ(planned: Planner) -> None:
+    plan = planned(methods=list(registered()), fidelity=["described", "released"])
+    for name, kind in registered().items():
+        found = [cell.objective.fidelity for cell in plan.cells if cell.objective.label == name]
+        assert found == ["described", "released"][: 1 + kind.fidelities_differ]
+
+
+def test_a_method_that_scores_the_prompt_gets_a_live_teacher(planned: Planner) -> None:
+    plan = planned(fidelity=["released"])
+    for cell in plan.cells:
+        live = cell.objective.method.rows is Rows.ALL
+        for role in cell.objective.roles:
+            assert cell.student.inputs[role].kind == ("teacher" if live else "rows")
+
+
+def test_every_method_sees_the_same_data_order_in_a_repetition(planned: Planner) -> None:
+    """Else tests between methods could not be paired."""
+    plan = planned(methods=list(registered()), seeds=[0, 1])
+    orders: dict[tuple[int, bool], set[int]] = {}
+    for cell in plan.cells:
+        starts_warm = cell.objective.method.start is Start.WARM_START
+        orders.setdefault((cell.seed, starts_warm), set()).add(order_seed(cell.student))
+    assert all(len(seeds) == 1 for seeds in orders.values())
+    assert len(set().union(*orders.values())) == len(orders)
+
+
+@pytest.mark.parametrize("kind", [TeacherKind.SAME_TOKENIZER, TeacherKind.CROSS_TOKENIZER])
+def test_a_method_without_its_teacher_is_an_error(planned: Planner, kind: TeacherKind) -> None:
+    name = next(name for name, method in registered().items() if method.teacher is kind)
+    role = "same" if kind is TeacherKind.SAME_TOKENIZER else "cross"
+    with pytest.raises(HarnessError, match=rf"teachers\.{role}: found none; expected a teacher for method {name}"):
+        planned(methods=[name], **{f"teachers__{role}": None})
+    planned(methods=["sft"], **{f"teachers__{role}": None})
+
+
+# --- What changes a result --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        ({"train__learning_rate": 2e-3}, CELL),
+        ({"train__steps": 3}, CELL),
+        ({"train__batch_size": 4}, CELL),
+        ({"train__schedule": "linear"}, CELL),
+        ({"train__precision": "bfloat16"}, CELL),
+        ({"warm_start__learning_rate": 2e-3}, CELL | {"warm_start"}),
+        ({"teacher__learning_rate": 2e-3}, CELL | {"teacher", "rows"}),
+        ({"teacher__lora__rank": 3}, CELL | {"teacher", "rows"}),
+        ({"teacher__lora": None}, CELL | {"teacher", "rows"}),
+        ({"teacher__precision": "bfloat16"}, CELL | {"teacher", "rows"}),
+        ({"limits__length": 300}, ALL),
+        ({"limits__overlong": "error"}, ALL),
+        ({"student__layers": 1}, ALL),  # the limit cuts all sides at a common byte: all see other rows
+        ({"student__template": "chat"}, ALL),
+        ({"student__attention": "eager"}, ALL),
+        ({"teachers__cross__layers": 1}, ALL),
+        ({"method_options__uld": {"kd_weight": 0.9}}, CELL),
+        ({"fidelity": ["released"]}, CELL),
+        ({"seeds": [1]}, CELL | {"warm_start"}),
+        ({"dolly__train_items": 7}, ALL),
+        ({"dolly__test_items": 2}, CELL - {"student"}),
+        ({"dolly__new_tokens": 9}, CELL - {"student"}),
+        ({"dolly__sampling_seed": 11}, CELL - {"student"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_changes_results_makes_stages_new(planned: Planner, change: dict[str, Any], new: set[str]) -> None:
+    assert kinds_that_differ(planned(), planned(**change)) == new
+
+
+def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
+    before, after = planned(), planned(method_options__uld={"kd_weight": 0.9})
+    changed = [a.student.identity != b.student.identity for a, b in zip(before.cells, after.cells, strict=True)]
+    assert changed == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train__micro_batch_size": 1}, {"train__chunk_rows": 7}, {"train__checkpoint_every": 5},
+        {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"keep_students": False},
+        {"student__name": "x"}, {"name": "x"}, {"title": "x"}, {"notes": ["x"]}, {"train__precision": "float32"},
+        {"gsm8k__new_tokens": 3}, {"evaluation__bits_per_byte": False}, {"methods": ["sft"]}, {"seeds": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_only_changes_speed_or_words_makes_nothing_new(planned: Planner, change: dict[str, Any]) -> None:
+    if "train__precision" in change and torch.cuda.is_available():
+        pytest.skip("auto may mean bf16 on this GPU")
+    assert kinds_that_differ(planned(), planned(**change)) == set()
+
+
+def test_paths_do_not_count_and_contents_do(planned: Planner, tiny_models: Path, tmp_path: Path) -> None:
+    before = planned()
+    data = shutil.copytree(samples_folder(), tmp_path / "data")
+    copied = shutil.copytree(tiny_models, tmp_path / "models")
+    moved = {
+        "data__root": str(data),
+        "student__model": f"path:{copied / 'student'}",
+        "teachers__cross__model": f"path:{copied / 'cross'}",
+    }
+    assert planned(**moved).identity == before.identity
+    with (data / "dolly/train.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": "More?", "output": "Yes."}) + "\n")
+    assert kinds_that_differ(before, planned(**moved)) == ALL
+    shutil.copy(samples_folder() / "dolly/train.jsonl", data / "dolly/train.jsonl")
+    with (data / "dolly/test.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": "More?", "output": "Yes."}) + "\n")
+    assert kinds_that_differ(before, planned(**moved)) == CELL - {"student"}
+    shutil.copy(samples_folder() / "dolly/test.jsonl", data / "dolly/test.jsonl")
+    config = copied / "cross" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert kinds_that_differ(before, planned(**moved)) == ALL
+
+
+def test_new_versions_of_libraries_make_stages_new(planned: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, own = planned(), identity.importlib.metadata.version
+    for library, new in (("torch", ALL), ("peft", CELL | {"teacher", "rows"}), ("rouge-score", {"scores"})):
+        changed = {library: "0"}
+        monkeypatch.setattr(identity.importlib.metadata, "version", lambda name, c=changed: c.get(name) or own(name))
+        identity.versions.cache_clear()
+        assert kinds_that_differ(before, planned()) == new
+    monkeypatch.undo()
+    identity.versions.cache_clear()
+    assert planned().identity == before.identity
+
+
+@pytest.mark.parametrize(
+    ("module", "new"),
+    [
+        ("harness.train", ALL),
+        ("harness.teacher", CELL | {"rows"}),
+        ("harness.tasks.dolly", ALL),
+        ("harness.evaluate.generate", {"answers", "scores"}),
+        ("harness.evaluate.rouge", {"scores"}),
+        ("harness.evaluate.bits_per_byte", {"bits"}),
+        ("methods.uld", CELL),
+    ],
+)
+def test_new_code_makes_what_it_computes_new(
+    planned: Planner, monkeypatch: pytest.MonkeyPatch, module: str, new: set[str]
+) -> None:
+    before, own = planned(), identity.code_digest
+    monkeypatch.setattr("harness.plan.code_digest", lambda *names: own(*names) + "!" * (module in names))
+    assert kinds_that_differ(before, planned()) == new
+
+
+@pytest.mark.parametrize(("task", "module"), [("gsm8k", "gsm8k"), ("codem", "code")])
+def test_prompts_follow_the_code_and_the_library_that_make_them(
+    planned: Planner, monkeypatch: pytest.MonkeyPatch, task: str, module: str
+) -> None:
+    """lm-eval and EvalPlus do not only score: they say what is asked."""
+    before, own = planned(tasks=[task]), identity.code_digest
+    name = f"harness.evaluate.{module}"
+    monkeypatch.setattr("harness.plan.code_digest", lambda *names: own(*names) + "!" * (name in names))
+    assert kinds_that_differ(before, planned(tasks=[task])) == {"answers", "scores"}
+    assert before.cells[0].answers.values["versions"]
+
+
+# --- Digests of code --------------------------------------------------------------------------------------------------
+
+SOURCE = '''"""A module."""
+
+def area(r):  # of a circle
+    """The area."""
+    return 3 * r
+'''
+
+
+def test_comments_docstrings_and_layout_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def digest(source: str) -> str:
+        (tmp_path / "some_module.py").write_text(source)
+        identity.code_digest.cache_clear()
+        importlib.invalidate_caches()
+        return identity.code_digest("some_module")
+
+    before = digest(SOURCE)
+    for same in (SOURCE.replace("of a circle", "roughly"), SOURCE.replace("The area.", "x"), "\n\n" + SOURCE):
+        assert digest(same) == before
+    for other in (SOURCE.replace("3 *", "4 *"), SOURCE.replace("def area(r)", "def area(s)"), SOURCE + "x = 'y'\n"):
+        assert digest(other) != before
+
+
+def test_the_digest_of_a_module_that_is_not_there_fails() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        identity.code_digest("harness.nowhere")
+
+
+# --- Without models ---------------------------------------------------------------------------------------------------
+
+PLAN = """
+import socket, sys
+
+def refuse(*args, **kwargs):
+    raise AssertionError("network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+from harness.plan import make_plan
+from harness.recipe import load_recipe
+plan = make_plan(load_recipe("quickstart"))
+assert len(plan.stages()) > 20
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_a_plan_needs_no_model_no_network_and_no_heavy_library(tmp_path: Path) -> None:
+    """Whoever asks what would run must not wait for downloads, nor for transformers' imports."""
+    command = [sys.executable, "-c", PLAN]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    heavy = {"transformers", "accelerate", "peft", "datasets", "lm_eval", "evalplus", "pandas", "matplotlib"}
+    assert not heavy & set(done.stdout.split())
+    assert list(tmp_path.iterdir()) == []

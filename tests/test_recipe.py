@@ -1,0 +1,298 @@
+"""Recipes: overrides, chains, interpolation; whatever is wrong is said at once, with its path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.errors import HarnessError
+from harness.plan import make_objectives
+from harness.recipe import RecipeError, Training, load_recipe, recipe_names
+
+MINIMAL = {
+    "student": {"model": "path:student"},
+    "teachers": {"same": {"model": "path:same"}, "cross": {"model": "path:cross"}},
+    "tasks": ["dolly"],
+    "methods": ["sft"],
+    **{stage: {"steps": 1} for stage in ("teacher", "warm_start", "train")},
+}
+
+
+def written(folder: Path, name: str = "mine", **fields: Any) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    return str(path)
+
+
+def problems(folder: Path, *overrides: str, **fields: Any) -> list[str]:
+    """What is wrong with the minimal recipe once these fields and overrides are in it."""
+    with pytest.raises(RecipeError) as error:
+        load_recipe(written(folder, **(MINIMAL | fields)), overrides)
+    return error.value.problems
+
+
+# --- Overrides --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.steps=20", "train.steps", 20),
+        ("train.learning_rate=2e-5", "train.learning_rate", 2e-5),  # YAML 1.1 takes this for text
+        ("train.learning_rate=5.0e-4", "train.learning_rate", 5e-4),
+        ("teacher.lora={rank: 4, alpha: 3e1}", "teacher.lora.alpha", 30.0),
+        ("teacher.lora.targets=[q_proj,v_proj]", "teacher.lora.targets", ("q_proj", "v_proj")),
+        ("methods=[sft,uld]", "methods", ("sft", "uld")),
+        ("methods=uld", "methods", ("uld",)),  # one name needs no brackets
+        ("seeds=3", "seeds", (3,)),
+        ("teachers.same=null", "teachers.same", None),
+        ("teachers.same=", "teachers.same", None),
+        ('name="2024"', "name", "2024"),  # quoted: text, though it looks like a number
+        ("title=a=b", "title", "a=b"),
+        ("data.root=~/data", "data.root", "~/data"),
+        ("keep_students=false", "keep_students", False),
+        ("dolly.new_tokens=64", "dolly.new_tokens", 64),
+    ],
+)
+def test_an_override_replaces_a_field(tmp_path: Path, override: str, path: str, value: Any) -> None:
+    found: Any = load_recipe(written(tmp_path, **MINIMAL), [override])
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_last_override_wins_and_leaves_its_neighbours_alone() -> None:
+    recipe = load_recipe("quickstart", ["train.steps=5", "train.steps=6"])
+    assert recipe.train.steps == 6
+    assert recipe.train.learning_rate == load_recipe("quickstart").train.learning_rate
+
+
+@pytest.mark.parametrize("override", ["train", "=3", "train.steps=[", "dolly"])
+def test_an_override_that_is_none_is_an_error(override: str) -> None:
+    with pytest.raises(HarnessError, match="override"):
+        load_recipe("quickstart", [override])
+
+
+@pytest.mark.parametrize("override", ["train=[1]", "tasks.0=gsm8k", "train=3", "student=x"])
+def test_an_override_of_another_shape_names_its_field(tmp_path: Path, override: str) -> None:
+    (problem,) = problems(tmp_path, override)
+    assert problem.startswith(override.partition("=")[0].partition(".")[0] + ": found ")
+
+
+def test_scientific_notation_is_a_number_in_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL) + "method_options: {uld: {kd_weight: 2e-1, ce_weight: 1.5e0}}\n")
+    assert load_recipe(str(path)).method_options["uld"] == {"kd_weight": 0.2, "ce_weight": 1.5}
+
+
+# --- Chains and interpolation -----------------------------------------------------------------------------------------
+
+
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    written(tmp_path, "base", **MINIMAL, limits={"length": 99, "overlong": "drop"}, seeds=[1, 2])
+    written(tmp_path, "middle", extends="base", limits={"length": 88}, seeds=[3])
+    recipe = load_recipe(written(tmp_path, "top", extends="middle", methods=["control"]))
+    assert (recipe.limits.length, recipe.limits.overlong) == (88, "drop")  # mappings merge
+    assert recipe.seeds == (3,)  # lists are replaced
+    assert recipe.methods == ("control",)
+    assert recipe.name == "top"
+
+
+def test_extends_takes_shipped_names_and_files_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_recipe(written(tmp_path, extends="quickstart", seeds=[7])).seeds == (7,)
+    (tmp_path / "sub").mkdir()
+    written(tmp_path, "base", **MINIMAL)
+    written(tmp_path / "sub", extends="../base.yaml")
+    monkeypatch.chdir("/")  # beside the file, wherever the command is given
+    assert load_recipe(str(tmp_path / "sub" / "mine.yaml")).name == "mine"
+
+
+def test_a_chain_that_does_not_end_is_an_error(tmp_path: Path) -> None:
+    written(tmp_path, "a", extends="b")
+    written(tmp_path, "b", extends="a")
+    with pytest.raises(HarnessError, match="extends itself"):
+        load_recipe(str(tmp_path / "a.yaml"))
+
+
+def test_extending_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match='Did you mean "quickstart"'):
+        load_recipe(written(tmp_path, extends="quickstrat"))
+
+
+def test_values_of_another_shape_replace_those_of_the_base(tmp_path: Path) -> None:
+    written(tmp_path, "base", **MINIMAL)
+    (problem,) = problems(tmp_path, extends="base", limits=[1])
+    assert problem.startswith("limits: found [1]")
+
+
+def test_interpolation_follows_overrides(tmp_path: Path) -> None:
+    fields = MINIMAL | {"teachers": {"same": {"model": "${student.model}"}}}
+    recipe = load_recipe(written(tmp_path, **fields), ["student.model=path:other"])
+    assert recipe.teachers.same.model == "path:other"
+
+
+@pytest.mark.parametrize("value", ["${student.nope}", "${", "2024-01-01"])
+def test_a_value_that_can_not_be_resolved_names_its_field(tmp_path: Path, value: str) -> None:
+    (problem,) = problems(tmp_path, f"title={value}")
+    assert problem.startswith("title: ")
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("trian=3", "train"),
+        ("student.layer=2", "layers"),
+        ("teachers.corss={}", "cross"),
+        ("teachers.same.modle=x", "model"),
+        ("teacher.lora.rnk=3", "rank"),
+        ("warm_start.schedul=cosine", "schedule"),
+        ("limits.lenght=3", "length"),
+        ("data.roots=x", "root"),
+        ("evaluation.batchsize=3", "batch_size"),
+        ("gsm8k.few_shots=3", "few_shot"),
+        ("codem.bencmarks=[]", "benchmarks"),
+        ("method_options.uld.kd_weigth=1", "kd_weight"),
+        ("method_options.all.temprature=1", "temperature"),
+        ("method_options.udl={}", "uld"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_at_every_level(override: str, meant: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe("quickstart", [override])
+    (problem,) = error.value.problems
+    assert problem.startswith(override.partition("=")[0] + ": unknown ")
+    assert f'Did you mean "{meant}"?' in problem
+
+
+def test_an_unknown_key_without_a_near_one_lists_what_there_is() -> None:
+    with pytest.raises(RecipeError, match=r"limits.zzz: unknown key \(value 3\). There are length, overlong"):
+        load_recipe("quickstart", ["limits.zzz=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("methods=[sdt]", "methods.0: unknown method 'sdt'. Did you mean \"sft\"?"),
+        ("tasks=[dolly,gsm8]", "tasks.1: unknown task 'gsm8'. Did you mean \"gsm8k\"?"),
+        ("methods=[sft,sft]", "methods: found ['sft', 'sft']; one of them stands there twice"),
+        ("seeds=[0,0]", "seeds: found [0, 0]; one of them stands there twice"),
+        ("methods=[]", "methods: found []; "),
+        ("methods=[[sft]]", "methods.0: found ['sft']; "),
+        ("dolly.decoding=samplin", 'Did you mean "sampling"?'),
+        ("fidelity=[relesed]", 'Did you mean "released"?'),
+        ("train.steps=many", "train.steps: found 'many'; input should be a valid integer"),
+        ("train.learning_rate=-1", "train.learning_rate: found -1; input should be greater than 0"),
+        ("keep_students=maybe", "keep_students: found 'maybe'; "),
+        ("student.model=pth:folder", "student.model: found 'pth:folder'; expected hf:"),
+        ("student.model=pth:folder", "Did you mean path:?"),
+        ("student=null", "student: found None; "),
+        ("method_options.uld.kd_weight=-1", "method_options.uld.kd_weight: found -1; "),
+        ("method_options.all.ce_weight=abc", "method_options.all.ce_weight: found 'abc'; "),
+        ("method_options.uld=3", "method_options.uld: found 3; expected a mapping"),
+        ("method_options=3", "method_options: found 3; "),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_path(tmp_path: Path, override: str, words: str) -> None:
+    found = problems(tmp_path, override)
+    assert any(words in problem for problem in found), found
+    assert all("\n" not in problem for problem in found)
+
+
+def test_training_without_a_length_is_an_error(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, "train.steps=null")
+    assert problem.startswith("train: ")
+    assert "set steps or epochs" in problem
+
+
+def test_every_error_comes_at_once() -> None:
+    wrong = ["trian.steps=1", "methods=[sdt]", "train.steps=x", "limits.length=0", "method_options.uld.kd_weight=x"]
+    with pytest.raises(RecipeError) as error:
+        load_recipe("quickstart", wrong)
+    paths = {problem.partition(":")[0] for problem in error.value.problems}
+    assert paths == {"trian", "methods.0", "train.steps", "limits.length", "method_options.uld.kd_weight"}
+    assert "5 errors" in str(error.value)
+
+
+def test_a_missing_field_is_named(tmp_path: Path) -> None:
+    fields = {key: value for key, value in MINIMAL.items() if key not in ("student", "train")}
+    with pytest.raises(RecipeError) as error:
+        load_recipe(written(tmp_path, **fields))
+    assert {problem.partition(":")[0] for problem in error.value.problems} == {"student", "train"}
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "", "\x00", "just text"])
+def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(HarnessError, match=r"bad\.yaml"):
+        load_recipe(str(path))
+
+
+def test_a_key_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL) + "on: 3\n")  # YAML reads "on" as true
+    with pytest.raises(RecipeError, match="keys should be strings"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("name", ["quikstart", "nowhere/mine.yaml", "mine.yml"])
+def test_an_unknown_recipe_is_an_error(name: str) -> None:
+    with pytest.raises(HarnessError) as error:
+        load_recipe(name)
+    assert repr(name) in str(error.value)
+    assert ("Did you mean" in str(error.value)) == (name == "quikstart")
+
+
+# --- What ships, and what counts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert make_objectives(recipe)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"micro_batch_size": 2}, {"gradient_checkpointing": True}, {"chunk_rows": 7}, {"checkpoint_every": 3},
+        {"report_to": ("tensorboard",)},
+    ],
+)  # fmt: skip
+def test_speed_is_no_part_of_a_training_stage(change: dict[str, Any]) -> None:
+    """Else a run on a smaller device would train everything again."""
+    assert Training(steps=1, **change).identity() == Training(steps=1).identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 4}, {"learning_rate": 1e-3}, {"schedule": "linear"}, {"warmup": 0.1}, {"weight_decay": 0.0},
+        {"adam_betas": (0.9, 0.99)}, {"max_grad_norm": 2.0}, {"lora": {"rank": 4}},
+    ],
+)  # fmt: skip
+def test_what_changes_weights_is_part_of_a_training_stage(change: dict[str, Any]) -> None:
+    assert Training(steps=1, **change).identity() != Training(steps=1).identity()
+
+
+def test_an_option_of_all_reaches_every_method_with_a_teacher_that_has_it() -> None:
+    overrides = ["methods=[sft,fkd,uld]", "method_options={all: {kd_weight: 0.3, temperature: 3}, uld: {kd_weight: 1}}"]
+    sft, fkd, uld = make_objectives(load_recipe("quickstart", overrides))
+    assert sft.method.options.kd_weight == 0
+    assert (fkd.method.options.kd_weight, fkd.method.options.temperature) == (0.3, 3)
+    assert uld.method.options.kd_weight == 1  # a method's own option wins
+
+
+def test_a_method_with_a_fidelity_of_its_own_is_one_row() -> None:
+    """Two rows of one name would be averaged as if they were two seeds."""
+    overrides = ["methods=[control,fkd,uld]", "fidelity=[described,released]", "method_options.uld.fidelity=released"]
+    made = make_objectives(load_recipe("quickstart", overrides))
+    assert [objective.name for objective in made] == ["control", "fkd", "fkd (released)", "uld (released)"]

@@ -1,0 +1,442 @@
+"""Runs of all methods on tiny models, through the command line: tables, resuming, damage, failures. No network."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+from harness import models, tasks
+from harness.evaluate import sandbox
+from harness.run import Runner
+from methods.base import registered
+from methods.uld import ULD
+from tests.conftest import Command, Done
+
+STATUS = sandbox.probe()
+TASKS = ["dolly", "gsm8k", *(["codem"] if STATUS.available else [])]
+
+
+@dataclass
+class Place:
+    """A recipe and a runs folder."""
+
+    folder: Path
+    fields: dict[str, Any]
+    harness: Command
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def command(self, *overrides: str) -> list[str]:
+        path = self.folder / "tiny.yaml"
+        path.write_text(yaml.safe_dump(self.fields))
+        return ["run", f"recipe={path}", *overrides, "--runs", str(self.runs)]
+
+    def run(self, *overrides: str) -> Done:
+        return self.harness(*self.command(*overrides))
+
+    def folder_of(self, done: Done) -> Path:
+        """The folder of the run that has just ended."""
+        return Path(done.out.replace("\n", "").partition("Files: ")[2].partition(", ")[0]).parent
+
+    def file(self, done: Done, name: str = "table.csv") -> str:
+        return (self.folder_of(done) / name).read_text()
+
+    def table(self, done: Done) -> dict[str, dict[str, str]]:
+        """Rows of the table by method."""
+        return {row["method"]: row for row in csv.DictReader(self.file(done).splitlines())}
+
+    def stored(self, kind: str, **values: Any) -> list[Path]:
+        """Folders of finished stages whose manifest has these values."""
+        found = []
+        for path in sorted(self.runs.glob(f"store/{kind}/*/manifest.json")):
+            manifest = json.loads(path.read_text())
+            if manifest.items() >= values.items() and not manifest.get("dropped"):
+                found.append(path.parent)
+        return found
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tiny_recipe: dict[str, Any], harness: Command, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Place, Done]:
+    """Every method on every task, run once without interruption."""
+    place = Place(tmp_path_factory.mktemp("whole"), copy.deepcopy(tiny_recipe) | {"tasks": TASKS}, harness)
+    return place, place.run()
+
+
+@pytest.fixture
+def place(whole: tuple[Place, Done], tmp_path: Path) -> Place:
+    """A copy of the whole run's store, for one task: what a test asks for beyond it is all that has to be made."""
+    shutil.copytree(whole[0].runs / "store", tmp_path / "runs" / "store")
+    return Place(tmp_path, copy.deepcopy(whole[0].fields) | {"tasks": ["dolly"]}, whole[0].harness)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is made from here on: kinds of stages, and "scores" for each call of a scorer."""
+    kinds: list[str] = []
+
+    def spied(own: Callable[..., Any], kind: Callable[..., str]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            kinds.append(kind(*args))
+            return own(*args)
+
+        return call
+
+    monkeypatch.setattr(Runner, "_make", spied(Runner._make, lambda runner, stage: stage.kind))
+    for task in tasks.tasks().values():
+        monkeypatch.setattr(task, "score", spied(task.score, lambda *args: "scores"))
+    return kinds
+
+
+# --- A whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_one_command_gives_the_whole_table(whole: tuple[Place, Done]) -> None:
+    place, done = whole
+    assert done.code == 0, done.out + done.err
+    table = place.table(done)
+    assert set(table) == set(registered())
+    columns = ["dolly.rouge_l", "gsm8k.exact_match_strict", *(["codem.humaneval_plus"] if STATUS.available else [])]
+    for row in table.values():
+        for column in [*columns, *(f"{task}.bits_per_byte" for task in TASKS)]:
+            assert row[f"{column}.status"] == "done"
+            assert float(row[f"{column}.mean"]) >= 0
+    assert len({row["dolly.bits_per_byte.mean"] for row in table.values()}) == len(table)  # they trained differently
+    assert done.out.count("done  ") == len(table) * len(TASKS)
+    assert {path.name for path in place.folder_of(done).iterdir()} == {
+        "report.md", "results.csv", "run.json", "table.csv"
+    }  # fmt: skip
+    report = place.file(done, "report.md")
+    assert all(words in report for words in ("ROUGE-L F1 with stemmer", "lm-eval", "samples that the project ships"))
+
+
+def test_a_manifest_tells_where_a_result_is_from(whole: tuple[Place, Done]) -> None:
+    place, _ = whole
+    for kind, inputs in {"rows": {"teacher"}, "answers": {"student"}, "scores": {"answers"}, "teacher": set()}.items():
+        for folder in place.stored(kind):
+            manifest = json.loads((folder / "manifest.json").read_text())
+            assert set(manifest["inputs"]) == inputs
+            assert manifest["seconds"] >= 0
+            assert manifest["environment"]["torch"]
+            assert all((folder / name).is_file() for name in manifest["outputs"])
+    assert not list(place.runs.glob("store/*/.*"))  # no leftovers, no checkpoints
+
+
+def test_a_second_run_makes_nothing(
+    whole: tuple[Place, Done], made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, done = whole
+    files = {name: place.file(done, name) for name in ("table.csv", "results.csv", "report.md")}
+    monkeypatch.setattr(models, "resolve", None)  # not even the models have to be there
+    again = place.run()
+    assert again.code == 0
+    assert made == []
+    assert {name: place.file(again, name) for name in files} == files
+    assert "stages to run" not in again.out
+
+
+def test_speed_settings_and_other_methods_make_nothing_new(place: Place, made: list[str]) -> None:
+    speed = ["train.chunk_rows=3", "train.micro_batch_size=1", "evaluation.batch_size=1", "train.checkpoint_every=null"]
+    assert place.run("methods=[uld,sft]", *speed, "student.name=other").code == 0
+    assert made == []
+
+
+def test_a_report_needs_no_model_and_no_recipe(whole: tuple[Place, Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    place, done = whole
+    folder = place.folder_of(done)
+    expected = place.file(done)
+    (folder / "table.csv").unlink()
+    monkeypatch.setattr(models, "resolve", None)
+    monkeypatch.chdir(folder)
+    for name in (folder, Path(), Path("../") / folder.name):
+        assert place.harness("report", name).code == 0
+        assert (folder / "table.csv").read_text() == expected
+    monkeypatch.chdir("/")
+    assert place.harness("report", folder.name, "--runs", place.runs).code == 0
+
+
+def test_a_plan_says_what_is_stored(place: Place) -> None:
+    command = ["plan", *place.command("methods=[uld]")[1:]]
+    assert "would run" not in place.harness(*command).out
+    text = place.harness(*command, "method_options.uld.kd_weight=0.9").out
+    assert "6 stored, 4 would run" in text or "4 would run" in text
+    assert "Nothing was executed" in text
+
+
+# --- Interruptions ----------------------------------------------------------------------------------------------------
+
+SMALL = ["methods=[control,uld]", "tasks=[dolly,gsm8k]"]
+
+
+def _stage(pattern: str) -> Callable[[Path, str], bool]:
+    return lambda runs, out: any(runs.glob(f"store/{pattern}"))
+
+
+@pytest.mark.parametrize(
+    ("reached", "sent"),
+    [
+        pytest.param(_stage("rows/*/manifest.json"), signal.SIGKILL, id="killed when the rows are stored"),
+        pytest.param(
+            lambda runs, out: "done  " in out, signal.SIGKILL, id="killed after the first cells", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            _stage("student/.work-*/checkpoint-1/complete.json"),
+            signal.SIGINT,
+            id="interrupted at a checkpoint",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_table(
+    place: Place, tmp_path: Path, reached: Callable[[Path, str], bool], sent: int
+) -> None:
+    """The table to meet is from a run with other methods in between: numbers depend on what came before in no way."""
+    expected = place.file(place.run(*SMALL))
+    fresh = Place(tmp_path / "fresh", place.fields, place.harness)
+    fresh.folder.mkdir()
+    command = [sys.executable, "-c", "from harness.cli import main; main()", *fresh.command(*SMALL)]
+    log = fresh.folder / "log"
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        deadline = time.monotonic() + 300
+        while not reached(fresh.runs, log.read_text()):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(sent)
+        code = process.wait()
+    assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 130), log.read_text()
+    if sent == signal.SIGINT:
+        assert "goes on where it stopped" in log.read_text()
+    before = {path: path.stat().st_mtime_ns for path in fresh.runs.glob("store/*/*/manifest.json")}
+    assert before
+    done = fresh.run(*SMALL)
+    assert done.code == 0, done.out
+    assert fresh.file(done) == expected
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # what was stored was not made again
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+def _damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "remade"),
+    [
+        ("rows", "rows-*.safetensors", ["rows"]),
+        ("warm_start", "model/model.safetensors", ["warm_start"]),
+        ("teacher", "adapter/adapter_model.safetensors", ["teacher"]),  # read for its head, though rows are stored
+    ],
+)
+def test_a_damaged_input_is_made_again(
+    place: Place, made: list[str], kind: str, pattern: str, remade: list[str]
+) -> None:
+    (file,) = [
+        path
+        for folder in place.stored(kind, task="dolly")
+        if "same" not in json.loads((folder / "manifest.json").read_text())["title"]
+        for path in folder.glob(pattern)
+    ]
+    content = file.read_bytes()
+    _damage(file)
+    done = place.run("methods=[uld]", "method_options.uld.kd_weight=0.7")
+    assert done.code == 0, done.out
+    assert "damaged" in done.out
+    assert [name for name in made if name not in ("student", "answers", "bits", "scores")] == remade
+    assert file.read_bytes() == content  # made again, it is the same to the bit
+
+
+@pytest.mark.parametrize(
+    ("kind", "remade"), [("scores", ["scores"]), ("bits", ["bits"]), ("answers", []), ("student", [])]
+)
+def test_a_damaged_result_is_made_again_where_it_is_needed(
+    place: Place, made: list[str], kind: str, remade: list[str]
+) -> None:
+    before = place.run("methods=[uld]")
+    expected = place.file(before)
+    for folder in place.stored(
+        kind, title=f"{ {'bits': 'bits per byte', 'student': 'training'}.get(kind, kind) } of uld"
+    ):
+        for path in folder.glob("*.json"):
+            if path.name != "manifest.json":
+                _damage(path)
+    if remade:
+        report = place.harness("report", place.folder_of(before))
+        assert report.code == 0  # the report says so instead of failing
+        assert "run the recipe (again)" in place.file(before, "report.md")
+    done = place.run("methods=[uld]")
+    assert done.code == 0, done.out
+    assert made == remade
+    assert place.file(done) == expected
+
+
+def test_damaged_answers_are_generated_again_when_scores_are_missing(place: Place, made: list[str]) -> None:
+    expected = place.file(place.run("methods=[uld]"))
+    for folder in place.stored("answers", task="dolly"):
+        _damage(folder / "answers.json")
+    for folder in place.stored("scores", task="dolly"):
+        shutil.rmtree(folder)
+    done = place.run("methods=[uld]")
+    assert made == ["answers", "scores"]
+    assert place.file(done) == expected
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_method_is_a_row_and_is_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["methods=[sft,uld]", "method_options.uld.kd_weight=0.6"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ULD, "loss", lambda self, chunk: 1 / 0)
+        patch.setattr(ULD, "align", ULD.align)
+        done = place.run(*asked)
+    assert done.code == 1
+    table = place.table(done)
+    assert (table["uld"]["dolly.rouge_l.status"], table["uld"]["dolly.rouge_l.mean"]) == ("failed", "")
+    assert (table["uld"]["dolly.bits_per_byte.status"], table["sft"]["dolly.rouge_l.status"]) == ("failed", "done")
+    report = place.file(done, "report.md")
+    assert "–" in report
+    assert "ZeroDivisionError" in report
+    (trace,) = (place.folder_of(done) / "failures").iterdir()
+    assert str(trace.relative_to(place.folder_of(done))) in report
+    assert "Traceback" in trace.read_text()
+    assert "1 / 0" in trace.read_text()
+    assert not list(place.runs.glob("store/student/.[!w]*"))  # nothing half-made is left
+    again = place.run(*asked)
+    assert again.code == 0
+    assert place.table(again)["uld"]["dolly.rouge_l.status"] == "done"
+
+
+def test_a_failure_may_say_anything(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets are markup to the terminal; a message must not break the run that reports it."""
+
+    def loss(self: ULD, chunk: Any) -> Any:
+        raise RuntimeError("[/tmp/x] shape [batch, length]\nsecond line | pipe")
+
+    monkeypatch.setattr(ULD, "loss", loss)
+    done = place.run("methods=[uld]", "method_options.uld.kd_weight=0.61")
+    assert done.code == 1
+    assert "[/tmp/x] shape [batch, length]" in done.out
+    assert "[/tmp/x] shape [batch, length]" in place.file(done, "results.csv")
+
+
+def test_what_a_shared_stage_fails_for_all_its_cells_say(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried once, not once a cell."""
+    calls = []
+
+    def fail(*args: Any, **more: Any) -> None:
+        calls.append(args)
+        raise RuntimeError("no rows today")
+
+    monkeypatch.setattr("harness.teacher.store_rows", fail)
+    done = place.run("methods=[uld,fkd,control]", "teacher.steps=1", "fidelity=[described,released]")
+    assert done.code == 1
+    rows = list(csv.DictReader(place.file(done).splitlines()))
+    failed = [(row["method"], row["fidelity"]) for row in rows if row["dolly.rouge_l.status"] == "failed"]
+    assert sorted(failed) == [("fkd", "described"), ("uld", "described"), ("uld", "released")]
+    assert len(calls) == 2  # of each teacher
+    assert place.file(done, "report.md").count("no rows today") == 2
+
+
+def test_a_scorer_that_fails_leaves_the_other_tasks_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.evaluate.rouge.score", lambda *args: 1 / 0)
+    done = place.run("tasks=[dolly,gsm8k]", "methods=[control]", "dolly.new_tokens=7")
+    assert done.code == 1
+    row = place.table(done)["control"]
+    assert (row["dolly.rouge_l.status"], row["gsm8k.exact_match_strict.status"]) == ("failed", "done")
+    assert row["dolly.bits_per_byte.status"] == "done"
+
+
+def test_without_a_sandbox_code_is_not_run_and_the_rest_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = sandbox.SandboxStatus(False, None, "", "user namespaces are forbidden here")
+    monkeypatch.setattr(sandbox, "probe", lambda: none)
+    asked = ["tasks=[codem,dolly]", "methods=[control]", "codem.new_tokens=7"]
+    done = place.run(*asked)
+    row = place.table(done)["control"]
+    assert (row["codem.humaneval_plus.status"], row["dolly.rouge_l.status"]) == ("skipped", "done")
+    assert row["codem.bits_per_byte.status"] == "done"
+    assert "user namespaces are forbidden here" in place.file(done, "report.md")
+    assert done.code == 0  # nothing went wrong
+    if STATUS.available:
+        monkeypatch.setattr(sandbox, "probe", lambda: STATUS)
+        again = place.run(*asked)
+        assert (again.code, place.table(again)["control"]["codem.humaneval_plus.status"]) == (0, "done")
+
+
+# --- What is kept, and other ways to train ----------------------------------------------------------------------------
+
+
+def test_students_that_are_not_kept_are_not_missed(place: Place, made: list[str]) -> None:
+    asked = ["methods=[uld]", "method_options.uld.kd_weight=0.62", "keep_students=false"]
+    first = place.run(*asked)
+    assert first.code == 0
+    (identity,) = [c["stages"]["student"] for c in json.loads(place.file(first, "run.json"))["cells"]]
+    folder = place.runs / "store" / "student" / identity[:24]
+    assert not list(folder.rglob("*.safetensors"))
+    assert (folder / "steps.json").is_file()  # the report's appendix reads it
+    made.clear()
+    again = place.run(*asked)
+    assert (again.code, made) == (0, [])
+    assert place.file(again) == place.file(first)
+    assert place.file(again, "report.md") == place.file(first, "report.md")
+    place.run(*asked, "dolly.new_tokens=5")
+    assert made == ["student", "answers", "bits", "scores"]  # new answers need the weights again
+
+
+def test_a_method_that_scores_the_prompt_runs_its_teacher_live(place: Place, made: list[str]) -> None:
+    done = place.run("methods=[fkd,rkd]", "fidelity=[released]", "teacher.steps=1")
+    assert done.code == 0, done.out
+    assert "rows" not in made
+    assert made.count("teacher") == 1
+    assert all(row["dolly.rouge_l.status"] == "done" for row in place.table(done).values())
+
+
+@pytest.mark.parametrize("stage", ["train", "teacher"])
+def test_adapters_or_all_weights_are_trained_as_asked(place: Place, stage: str) -> None:
+    """LoRA students used to be trained whole."""
+    other = "train.lora={rank: 2}" if stage == "train" else "teacher.lora=null"
+    plain = place.table(place.run("methods=[uld]"))["uld"]
+    done = place.run("methods=[uld]", other, "limits.length=399")
+    row = place.table(done)["uld"]
+    assert done.code == 0, done.out
+    assert row["dolly.bits_per_byte.mean"] != plain["dolly.bits_per_byte.mean"]
+    if stage == "train":
+        start, student = (place.stored(kind, task="dolly") for kind in ("warm_start", "student"))
+        assert start
+        names = {name for folder in student for name in _tensors(folder / "model" / "model.safetensors")}
+        assert not [name for name in names if "lora" in name]  # merged
+    else:
+        assert [folder for folder in place.stored("teacher") if (folder / "model" / "model.safetensors").is_file()]
+
+
+def _tensors(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def test_seeds_are_repetitions_of_one_row(place: Place) -> None:
+    done = place.run("methods=[control]", "seeds=[0,1]")
+    row = place.table(done)["control"]
+    assert row["seeds"] == "2"
+    assert float(row["dolly.bits_per_byte.std"]) > 0

@@ -1,0 +1,190 @@
+"""The store: whatever stands under a stage's name is whole, whenever the process that wrote it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.store import Artefact, CorruptArtefactError, Store
+
+ONE, TWO = "1" * 64, "2" * 64
+
+
+def stored(store: Store, identity: str = ONE, **files: str) -> Artefact:
+    with store.create("kind", identity, {"title": "t"}) as folder:
+        (folder / "sub").mkdir()
+        for name, text in (files or {"a.json": "[1]", "sub/b": "b"}).items():
+            (folder / name).write_text(text)
+    found = store.find("kind", identity)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def test_a_stage_is_found_by_its_identity_and_kind(store: Store) -> None:
+    artefact = stored(store)
+    assert artefact.json("a.json") == [1]
+    assert artefact.checked() == artefact.folder
+    assert set(artefact.manifest["outputs"]) == {"a.json", "sub/b"}
+    assert store.find("kind", TWO) is None
+    assert store.find("other", ONE) is None
+
+
+def test_names_share_a_beginning_only_by_chance_and_are_told_apart(store: Store) -> None:
+    """A folder's name holds a part of the identity; the manifest holds all of it."""
+    stored(store)
+    assert store.find("kind", ONE[:-1] + "f") is None
+
+
+def test_the_manifest_takes_what_the_block_adds(store: Store) -> None:
+    manifest = {"title": "t"}
+    with store.create("kind", ONE, manifest):
+        manifest |= {"seconds": "3"}
+    found = store.find("kind", ONE)
+    assert found is not None
+    assert found.manifest["seconds"] == "3"
+
+
+def test_an_exception_leaves_nothing_to_find(store: Store) -> None:
+    with contextlib.suppress(ZeroDivisionError), store.create("kind", ONE, {}) as folder:
+        (folder / "half").touch()
+        raise ZeroDivisionError
+    assert store.find("kind", ONE) is None
+    assert not list(store.root.rglob("half"))
+    stored(store)
+
+
+DIE = """
+import os, sys
+from pathlib import Path
+from harness.store import Store
+
+with Store(Path(sys.argv[1])).create("kind", sys.argv[2], {}) as folder:
+    (folder / "half").write_text("x")
+    os._exit(9)
+"""
+
+
+def test_a_killed_process_leaves_nothing_to_find_and_does_no_harm(store: Store) -> None:
+    done = subprocess.run([sys.executable, "-c", DIE, str(store.root.parent), ONE], check=False)
+    assert done.returncode == 9
+    assert list(store.root.rglob("half"))  # nobody was left to clean up
+    assert store.find("kind", ONE) is None
+    assert stored(store).json("a.json") == [1]
+
+
+def test_sweep_removes_old_leftovers_only(store: Store) -> None:
+    """A young one may belong to a process at work, and checkpoints wait for their run as long as it takes."""
+    kept = stored(store)
+    old, young = store.root / "kind" / ".old.x", store.root / "kind" / ".young.x"
+    for folder in (old, young):
+        folder.mkdir()
+    with store.work("kind", TWO) as work:
+        pass
+    for folder in (old, work, kept.folder):
+        os.utime(folder, (time.time() - 2 * 86400,) * 2)
+    store.sweep()
+    assert not old.exists()
+    assert young.exists()
+    assert work.exists()
+    assert kept.folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "unknown"])
+def test_a_damaged_file_is_not_read(store: Store, damage: str) -> None:
+    artefact = stored(store)
+    if damage == "changed":
+        (artefact.folder / "a.json").write_text("[2]")
+    elif damage == "missing":
+        (artefact.folder / "a.json").unlink()
+    name = "nowhere" if damage == "unknown" else "a.json"
+    with pytest.raises(CorruptArtefactError):
+        artefact.json(name)
+    assert artefact.is_whole() == (damage == "unknown")
+    store.discard(artefact)
+    assert store.find("kind", ONE) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"identity": 1}'])
+def test_a_damaged_manifest_is_no_stage(store: Store, text: str) -> None:
+    artefact = stored(store)
+    (artefact.folder / "manifest.json").write_text(text)
+    assert store.find("kind", ONE) is None
+    assert store.read_dropped("kind", ONE, "a.json") is None
+    assert stored(store).json("a.json") == [1]
+
+
+def test_an_older_format_is_no_stage(store: Store) -> None:
+    artefact = stored(store)
+    manifest = json.loads((artefact.folder / "manifest.json").read_text())
+    (artefact.folder / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
+    assert store.find("kind", ONE) is None
+
+
+def test_dropped_files_are_gone_and_the_rest_stays_readable(store: Store) -> None:
+    artefact = stored(store)
+    store.drop_files(artefact, keep={"a.json"})
+    assert store.find("kind", ONE) is None  # whoever needs the weights makes them again
+    assert store.read_dropped("kind", ONE, "a.json") == [1]
+    assert store.read_dropped("kind", ONE, "sub/b") is None
+    assert not (artefact.folder / "sub" / "b").exists()
+    assert stored(store).checked()
+
+
+def test_a_finished_stage_is_not_thrown_away_by_a_slower_process(store: Store) -> None:
+    """Both found nothing and began; the second to finish must not take away what others read by now."""
+    with store.create("kind", ONE, {}) as slow:
+        (slow / "a.json").write_text("[1]")
+        first = stored(store)
+    with store.create("kind", ONE, {}) as slower:
+        (slower / "other").touch()
+    assert first.checked()
+
+
+def test_checkpoints_stay_until_the_stage_is_stored(store: Store) -> None:
+    """A full disk while the trained model is saved must not cost the training."""
+    with contextlib.suppress(EOFError), store.create("kind", ONE, {}):
+        with store.work("kind", ONE) as work:
+            (work / "checkpoint").touch()
+        raise EOFError
+    with store.create("kind", ONE, {}), store.work("kind", ONE) as work:
+        assert (work / "checkpoint").exists()
+    assert not work.exists()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from harness.store import Store
+
+with Store(Path(sys.argv[1])).work("kind", sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_work_on_one_stage(store: Store) -> None:
+    command = [sys.executable, "-c", HOLD, str(store.root.parent), ONE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(HarnessError, match="another process"), store.work("kind", ONE):
+            pass
+        with store.work("kind", TWO):
+            pass  # another stage is free
+        other.kill()
+        other.wait()
+    with store.work("kind", ONE):
+        pass  # the lock dies with its process

@@ -1,0 +1,260 @@
+"""Tasks: prompts to the letter, limits, protocol lines; a wrong row is named by file, line and field."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.files import sha256_file
+from harness.tasks import Task, samples_folder, tasks
+from harness.tasks.base import read_rows
+from harness.tasks.dolly import alpaca_prompt
+
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
+    "### Response:\n"
+)
+
+
+def made(name: str, root: Path | None = None, **settings: Any) -> Task:
+    kind = tasks()[name]
+    return kind(kind.Settings(**settings), root)
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+# --- Prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_alpaca_prompt_is_dskds_to_the_letter() -> None:
+    """One character more and a published number is not comparable."""
+    assert alpaca_prompt("Do it.") == WITHOUT_INPUT.format(instruction="Do it.")
+    assert alpaca_prompt("Do it.", "x") == WITH_INPUT.format(instruction="Do it.", input="x")
+
+
+def test_dolly_rows(tmp_path: Path) -> None:
+    write(
+        tmp_path / "dolly/train.jsonl",
+        {"instruction": "a", "output": "b"},
+        {"instruction": "c", "input": "d", "output": "e"},
+    )
+    write(
+        tmp_path / "dolly/test.jsonl",
+        {"instruction": "f", "input": None, "output": ["g", "h"]},
+        {"instruction": "i", "output": "j"},
+    )
+    task = made("dolly", tmp_path)
+    assert [(e.id, e.prompt, e.response) for e in task.training_examples()] == [
+        ("dolly/train/0", WITHOUT_INPUT.format(instruction="a"), "b"),
+        ("dolly/train/1", WITH_INPUT.format(instruction="c", input="d"), "e"),
+    ]
+    assert [(e.id, e.response) for e in task.reference_examples()] == [("dolly/0", "g"), ("dolly/1", "j")]
+    requests = task.requests()
+    assert [(r.id, r.prompt) for r in requests] == [(e.id, e.prompt) for e in task.reference_examples()]
+    assert {r.stop for r in requests} == {("<|endoftext|>",)}
+    assert not any(r.rendered for r in requests)  # a chat template goes round them
+    scores = task.score({"one": {"dolly/0": "h", "dolly/1": "no"}}, tmp_path, False)
+    assert scores["one"].values == {"rouge_l": {"dolly/0": 100.0, "dolly/1": 0.0}}  # the best over references
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "response"),
+    [("lm_eval", "Question: How many?\nAnswer:", " 1\n#### 1"), ("bare", "How many?", "1\n#### 1")],
+)
+def test_gsm8k_templates(tmp_path: Path, template: str, prompt: str, response: str) -> None:
+    """lm-eval joins question and answer with a space, which belongs to the answer's first token."""
+    for split in ("train", "test"):
+        write(tmp_path / f"gsm8k/{split}.jsonl", {"question": "How many?", "answer": "1\n#### 1"})
+    task = made("gsm8k", tmp_path, template=template)
+    (trained,), (held_out,) = task.training_examples(), task.reference_examples()
+    assert (trained.prompt, trained.response) == (held_out.prompt, held_out.response) == (prompt, response)
+    assert task.training_identity()["template"] == template
+
+
+def test_gsm8k_asks_and_scores_as_lm_eval() -> None:
+    task = made("gsm8k", test_items=2, few_shot=0)
+    requests = task.requests()
+    assert all(r.rendered for r in requests)
+    assert [r.prompt for r in requests] == [e.prompt for e in task.reference_examples()]  # trained as it is asked
+    references = [e.response for e in task.reference_examples()]
+    right = {r.id: reference for r, reference in zip(requests, references, strict=True)}
+    scores = task.score({"right": right, "wrong": dict.fromkeys(right, "none")}, Path(), False)
+    assert set(scores["right"].values["exact_match_strict"].values()) == {100.0}
+    assert set(scores["wrong"].values["exact_match_flexible"].values()) == {0.0}
+
+
+def test_codem_prompts() -> None:
+    completion, instructed = made("codem", test_items=1), made("codem", test_items=1, prompt="alpaca")
+    (head,), (asked,) = completion.requests(), instructed.requests()
+    problem = json.loads(completion.test_file.read_text().splitlines()[0])
+    assert head.prompt == problem["prompt"].strip() + "\n"  # EvalPlus's own way
+    assert head.rendered
+    assert "\ndef " in head.stop
+    assert asked.prompt.startswith(alpaca_prompt("")[:40])
+    assert problem["prompt"].strip() in asked.prompt
+    assert not asked.rendered
+    (reference,) = completion.reference_examples()
+    assert reference.prompt == alpaca_prompt("Complete this Python function.", problem["prompt"].strip())
+
+
+def test_codem_leaves_out_rows_without_output(tmp_path: Path) -> None:
+    """CodeAlpaca has two of them; there is nothing to learn from."""
+    rows = [{"instruction": str(i), "output": output} for i, output in enumerate(["x", "", "y"])]
+    write(tmp_path / "codem/train.jsonl", *rows)
+    examples = made("codem", tmp_path).training_examples()
+    assert [example.id for example in examples] == ["codem/train/0", "codem/train/2"]
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tasks())
+def test_limits_take_the_first_rows(name: str) -> None:
+    task, all_of_it = made(name, train_items=3, test_items=2), made(name)
+    assert task.training_examples() == all_of_it.training_examples()[:3]
+    assert task.reference_examples() == all_of_it.reference_examples()[:2]
+
+
+@pytest.mark.parametrize("name", tasks())
+def test_ids_are_unique_and_names_are_consistent(name: str) -> None:
+    task = made(name)
+    for examples in (task.training_examples(), task.reference_examples()):
+        assert len({example.id for example in examples}) == len(examples)
+        assert all(example.response and example.source for example in examples)
+    assert task.name == name
+    assert any(metric.headline for metric in task.metrics)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("dolly", {"test_items": 7}, ["ROUGE-L", "7 items", "sampling at T=1, seed 10", "256 new tokens"]),
+        ("dolly", {"decoding": "greedy", "new_tokens": 9}, ["greedy", "9 new tokens"]),
+        ("gsm8k", {"test_items": 7}, ["lm-eval", "gsm8k 3", "5-shot (seed 1234)", "7 items", "as lm-eval asks"]),
+        ("gsm8k", {"template": "bare", "few_shot": 0}, ["0-shot", "the bare question"]),
+        ("codem", {"test_items": 7}, ["EvalPlus 0.3", "humaneval", "greedy", "7 problems", "768 new", "mismatch"]),
+        ("codem", {"prompt": "alpaca"}, ["inside the Alpaca prompt"]),
+    ],
+)  # fmt: skip
+def test_protocol_lines_say_how_numbers_are_made(name: str, settings: dict[str, Any], words: list[str]) -> None:
+    text = " ".join(made(name, **settings).protocol())
+    assert [word for word in words if word not in text] == []
+
+
+def test_identities_hold_what_generation_and_training_depend_on() -> None:
+    for name in tasks():
+        task, more_rows = made(name), made(name, train_items=5)
+        assert task.identity() == more_rows.identity()
+        assert task.training_identity() != more_rows.training_identity()
+        assert task.identity() != made(name, new_tokens=3).identity()
+        assert task.training_identity() == made(name, new_tokens=3, test_items=1).training_identity()
+
+
+def test_few_shot_examples_make_the_training_file_part_of_the_test() -> None:
+    train = sha256_file(samples_folder() / "gsm8k/train.jsonl")
+    assert train in made("gsm8k").test_digests()
+    assert train not in made("gsm8k", few_shot=0).test_digests()
+
+
+# --- Bad rows ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{", "line 2: found '{'"),
+        ("[1]", "line 2: found a JSON list; expected a JSON object"),
+        ({"output": "b"}, "line 2, field 'instruction': found no such field (there are output)"),
+        ({"instruction": 1, "output": "b"}, "line 2, field 'instruction': found 1; expected str"),
+        ({"instruction": "a", "output": ["b"]}, "line 2, field 'output': found ['b']; expected str"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, row: Any, words: str) -> None:
+    path = write(tmp_path / "dolly/train.jsonl", {"instruction": "a", "output": "b"}, row)
+    with pytest.raises(HarnessError) as error:
+        made("dolly", tmp_path).training_examples()
+    assert f"{path} {words}" in str(error.value)
+
+
+@pytest.mark.parametrize("output", [[], [""], ["a", ""], "", [1]])
+def test_a_test_row_without_reference_is_named(tmp_path: Path, output: Any) -> None:
+    path = write(tmp_path / "dolly/test.jsonl", {"instruction": "a", "output": output})
+    with pytest.raises(HarnessError) as error:
+        made("dolly", tmp_path).requests()
+    assert str(error.value).startswith(f"{path} line 1, field 'output': found {output!r}")
+
+
+@pytest.mark.parametrize("name", tasks())
+def test_missing_data_says_which_files_and_what_to_do(tmp_path: Path, name: str) -> None:
+    task = made(name, tmp_path)
+    for call in (task.training_examples, task.reference_examples, task.test_digests):
+        with pytest.raises(HarnessError, match=r"Set data\.root to the folder that holds it") as error:
+            call()
+        assert str(tmp_path) in str(error.value)
+
+
+def test_a_row_behind_the_limit_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {"a": 1}, "{")
+    assert len(read_rows(path, {"a": int}, 1)) == 1
+
+
+def test_gzip_is_read_and_a_cut_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    whole = gzip.compress(b'{"a": 1}\n' * 1000)
+    path.write_bytes(whole)
+    assert len(read_rows(path, {"a": int})) == 1000
+    for content in (whole[:-9], b"no gzip", whole[:12] + b"\x00" * 30):
+        path.write_bytes(content)
+        with pytest.raises(HarnessError, match="can't be read"):
+            read_rows(path, {"a": int})
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"\n\n"])
+def test_a_file_without_rows_or_of_other_bytes_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(HarnessError) as error:
+        read_rows(path, {})
+    assert error.value.where == str(path)
+
+
+# --- Real data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("name", "settings", "train", "test"),
+    [
+        ("dolly", {}, 5005, 500),
+        ("gsm8k", {}, 7473, 1319),
+        ("codem", {"benchmarks": ("humaneval", "mbpp")}, 2015, 164 + 378),
+    ],
+)
+def test_real_data_sets_load(shared_data: Path, name: str, settings: dict[str, Any], train: int, test: int) -> None:
+    task = made(name, shared_data, **settings)
+    assert len(task.training_examples()) == train
+    assert len(task.reference_examples()) == test
+    assert all(example.response.strip() for example in [*task.training_examples(), *task.reference_examples()])
+    assert str(test if name != "codem" else 164) in " ".join(task.protocol())
+
+
+@pytest.mark.shared_data
+def test_our_dolly_prompts_are_those_that_dskds_files_carry(shared_data: Path) -> None:
+    task = made("dolly", shared_data)
+    for path, examples in ((task.train_file, task.training_examples()), (task.test_file, task.reference_examples())):
+        carried = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+        assert [example.prompt for example in examples] == carried
