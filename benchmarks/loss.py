@@ -18,9 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.batches import Batch, TeacherBatch, Term, _chunk_bounds, _slice_term
+from harness.batches import Batch, TeacherBatch, Term, chunk_bounds, slice_term
 from harness.heads import Head
-from harness.loss import Objective, _ChunkWalk
+from harness.loss import ChunkWalk, Objective
 from methods.alignment import Groups
 from methods.base import Method, TeacherKind, registered
 
@@ -80,13 +80,13 @@ def _chunked(
 ) -> float:
     count = len(targets)
     groups = Groups.one_to_one(range(count), range(count))
-    chunks = _chunk_bounds(torch.tensor([0, count]).numpy(), [groups], 64, False)
+    chunks = chunk_bounds(torch.tensor([0, count]).numpy(), [groups], 64, False)
     none = torch.zeros(0)
     stored = TeacherBatch(None, None, None, none, torch.full_like(targets, -100), None)
     counts = torch.tensor([count, 1, count])
-    batch = Batch(none, none, none, none, targets, chunks, {"t": stored}, [_slice_term(groups, chunks)], counts)
+    batch = Batch(none, none, none, none, targets, chunks, {"t": stored}, [slice_term(groups, chunks)], counts)
     objective = Objective(name, 0.5, (Term(method, "t", 0.5),))
-    walk = _ChunkWalk(objective, Head(weight), {"t": Head(tw)}, {"t": th}, batch, objective.divisors(counts))
+    walk = ChunkWalk(objective, Head(weight), {"t": Head(tw)}, {"t": th}, batch, objective.divisors(counts))
     parts, _ = walk.run(hidden.detach(), [weight.detach()], [True, True])
     return float(parts.loss)
 

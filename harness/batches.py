@@ -368,8 +368,8 @@ class Collator:
         starts = _row_starts(student, window)
         input_ids, mask, positions, offsets = self._pad(STUDENT, student)
         terms = [self._groups(number, examples, window, starts) for number in range(len(self.terms))]
-        chunks = _chunk_bounds(starts, terms, self.chunk_rows, self._whole_responses())
-        batch_terms = [_slice_term(groups, chunks) for groups in terms]
+        chunks = chunk_bounds(starts, terms, self.chunk_rows, self._whole_responses())
+        batch_terms = [slice_term(groups, chunks) for groups in terms]
         counts = [sum(side.response.size for side in student), len(student), *(term.groups for term in batch_terms)]
         return Batch(
             input_ids,
@@ -490,8 +490,18 @@ def _targets(side: SideTokens, window: Rows) -> IntArray:
     return targets
 
 
-def _chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bool) -> list[tuple[int, int]]:
-    """Cut the rows of a batch into contiguous chunks that no group straddles."""
+def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bool) -> list[tuple[int, int]]:
+    """Cut the rows of a batch into contiguous chunks that no group straddles.
+
+    Args:
+        starts: int64 [batch + 1], where each example's rows start.
+        terms: the groups of each term, members as row numbers of the batch.
+        most: rows in a chunk, unless one group needs more.
+        whole: whether a response may not be split.
+
+    Returns:
+        (start, stop) of each chunk; together they cover all rows.
+    """
     rows = int(starts[-1])
     allowed = np.ones(rows + 1, dtype=bool)  # allowed[r]: a chunk may end before row r
     if whole:
@@ -515,8 +525,8 @@ def _chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: b
     return list(pairwise(bounds))
 
 
-def _slice_term(groups: Groups, chunks: Sequence[tuple[int, int]]) -> TermBatch:
-    """Sort groups by chunk and make member indices relative to their chunk."""
+def slice_term(groups: Groups, chunks: Sequence[tuple[int, int]]) -> TermBatch:
+    """Sort a batch's groups by chunk and make member indices relative to their chunk's first row."""
     first = np.full(groups.count, np.iinfo(np.int64).max)
     np.minimum.at(first, groups.student_group, groups.student_index)
     stops = np.asarray([stop for _, stop in chunks])

@@ -101,7 +101,7 @@ class Distiller(nn.Module):
         hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
         rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
         teacher_rows = {role: self._teacher_rows(role, part) for role, part in batch.teachers.items()}
-        walk = _ChunkWalk(self.objective, Head.of(self.student), self._teachers[1], teacher_rows, batch, divisors)
+        walk = ChunkWalk(self.objective, Head.of(self.student), self._teachers[1], teacher_rows, batch, divisors)
         head = walk.student_head
         own = [parameter for parameter in self.own.parameters() if parameter.requires_grad]
         parameters = [head.weight, *([] if head.bias is None else [head.bias]), *own]
@@ -156,7 +156,7 @@ class _Chunked(torch.autograd.Function):
     """Runs a walk in the forward pass, gradients included; the backward pass only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, walk: _ChunkWalk, sink: list[LossParts], rows: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, walk: ChunkWalk, sink: list[LossParts], rows: Tensor, *parameters: Tensor) -> Tensor:
         wanted = list(ctx.needs_input_grad[2:])
         # The head is a function of the tensors that it is given; a method uses its own parameters as they are.
         of_head = 1 if walk.student_head.bias is None else 2
@@ -173,7 +173,7 @@ class _Chunked(torch.autograd.Function):
         return None, None, *scaled
 
 
-class _ChunkWalk:
+class ChunkWalk:
     """One pass over the chunks of a batch."""
 
     def __init__(
