@@ -39,7 +39,6 @@ Fields = Annotated[
 
 def main() -> None:
     """Entry point: errors that a user can act on are printed without a traceback, with exit code 2."""
-    # Nothing at run time may ask a hub but `models` and `data`, and progress bars are ours.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
@@ -77,8 +76,10 @@ def run(
     folder = run_folder(runs, plan)
     with TerminalProgress(console, plan, store) as progress:
         runner = Runner(plan, store, folder, progress, unsafe_execution)
-        runner.run()
-    record = write_record(folder, plan, runner.failures, environment())
+        try:
+            runner.run()
+        finally:  # whatever stops a run, `harness report` shows the cells that are done
+            record = write_record(folder, plan, runner.failures, environment())
     _show(record, store)
     if any(not failure.skipped for failure in runner.failures.values()):
         raise typer.Exit(1)
@@ -156,10 +157,13 @@ def _plan(fields: list[str] | None) -> Any:
     from harness.plan import make_plan
     from harness.recipe import load_recipe, recipe_names
 
-    given = dict(field.partition("=")[::2] for field in fields or [] if field.startswith("recipe="))
+    fields = [
+        f"recipe={field}" if place == 0 and "=" not in field else field for place, field in enumerate(fields or [])
+    ]
+    given = dict(field.partition("=")[::2] for field in fields if field.startswith("recipe="))
     if "recipe" not in given:
         raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(recipe_names())}")
-    overrides = [field for field in fields or [] if not field.startswith("recipe=")]
+    overrides = [field for field in fields if not field.startswith("recipe=")]
     return make_plan(load_recipe(given["recipe"], overrides))
 
 
@@ -177,7 +181,6 @@ def _quiet_libraries() -> None:
     import logging
     import warnings
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "0")
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore")
     for name in ("transformers", "accelerate", "datasets", "lm_eval", "peft"):

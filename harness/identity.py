@@ -33,6 +33,27 @@ def code_digest(*modules: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def imported_modules(module: str) -> list[str]:
+    """The module and all that it imports, directly or not, of its own top-level package."""
+    found: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name in found or (spec := importlib.util.find_spec(name)) is None or spec.origin is None:
+            continue
+        found.add(name)
+        package = module.partition(".")[0]
+        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                named = [node.module]
+            elif isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            else:
+                continue
+            pending += [other for other in named if other.partition(".")[0] == package]
+    return sorted(found)
+
+
 def _meaning(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -68,19 +68,20 @@ def data_table(root: str | None) -> Group:
     from harness.tasks import samples_folder, tasks
     from harness.tasks.base import read_rows
 
-    table = _table("task", "file", "rows", "origin and licence")
+    table = _table("task", "file", "rows", "origin and licence of the data set")
     folder = Path(root).expanduser() if root else samples_folder()
     for task in tasks().values():
-        names = [*task.train_files, *task.test_files]
-        for name in names:
+        for name in task.files():
             path = folder / name
             if path.is_file():
-                origin = task.source if root else "written for this project, Apache-2.0, in the format of the data set"
-                table.add_row(task.name, name, f"{len(read_rows(path, {})):,}", origin)
-        if not any((folder / name).is_file() for name in names):
-            table.add_row(task.name, Text("missing", "yellow"), "-", f"{task.source}: put {' or '.join(names)} there")
+                table.add_row(task.name, name, f"{len(read_rows(path, {})):,}", task.source)
+        if not any((folder / name).is_file() for name in task.files()):
+            wanted = f"{task.source}: put {' or '.join(task.files())} there"
+            table.add_row(task.name, Text("missing", "yellow"), "-", wanted)
+    samples = "" if root else " These are samples in the data sets' formats, written for this project (Apache-2.0)."
     return Group(
-        table, Text(f"In {folder}. Set data.root=FOLDER in a run, or --root FOLDER here, for the real data sets.")
+        table,
+        Text(f"In {folder}.{samples} Set data.root=FOLDER in a run, or --root FOLDER here, for the real data sets."),
     )
 
 
@@ -174,7 +175,6 @@ def _optional() -> list[Row]:
     optional = {
         "tensorboard": "pip install tensorboard, then train.report_to=[tensorboard]",
         "wandb": "pip install wandb, then train.report_to=[wandb]",
-        "flash_attn": "pip install flash-attn (GPU), then student.attention=flash_attention_2",
     }
     rows: list[Row] = []
     for name, advice in optional.items():

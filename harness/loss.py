@@ -52,7 +52,7 @@ class LossParts:
         kd: [terms], sum of each term's distillation loss.
         ce_gradient, kd_gradient: squared norms, at the student's logits, of the gradients of the normalised but
             unweighted CE and KD terms; scalar and [terms].
-        diagnostics: sums by name, as the methods return them.
+        diagnostics: by name, [2]: a sum, and the sum that it is a share of (NaN: the response tokens).
     """
 
     loss: Tensor
@@ -311,7 +311,9 @@ class _Sums:
 
     def note(self, diagnostics: Any) -> None:
         for name, value in diagnostics.items():
-            self.diagnostics[name] = self.diagnostics.get(name, 0) + value.detach()
+            part, whole = value
+            pair = torch.stack([part, torch.full_like(part, torch.nan) if whole is None else whole]).detach().double()
+            self.diagnostics[name] = self.diagnostics.get(name, 0) + pair
 
     def parts(self, objective: Objective, divisors: Sequence[float]) -> LossParts:
         weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64, device=self.kd.device)

@@ -17,14 +17,14 @@ from harness import models
 from harness.batches import STUDENT
 from harness.device import compute_dtype
 from harness.files import digest_of, sha256_file
-from harness.identity import code_digest, seed_of, versions
+from harness.identity import code_digest, imported_modules, seed_of, versions
 from harness.recipe import ModelSpec, Training
 from harness.tasks import Task, tasks
 from methods.base import Method, Rows, Start, TeacherKind, find
 
-_CORE = ("harness.batches", "harness.heads", "harness.loss", "harness.train")
-_SCIENCE = ("methods.base", "methods.alignment", "methods.vocabulary", "methods.divergences")
-_LIBRARIES = ("torch", "transformers", "tokenizers")
+_TOKENS = ("harness.batches", "harness.heads", "harness.models", "methods.alignment", "methods.vocabulary")
+_TRAINING = (*_TOKENS, "harness.loss", "harness.train", "harness.teacher", "harness.identity", "methods.base")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 
 ROLE_OF_KIND = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
 
@@ -89,11 +89,12 @@ class ObjectiveSpec:
         return role in self.roles and self.method.rows is Rows.ALL
 
     def identity(self) -> dict[str, Any]:
-        classes = [c.__module__ for c in type(self.method).__mro__ if issubclass(c, Method) and c is not Method]
+        bases = [c.__module__ for c in type(self.method).__mro__ if issubclass(c, Method) and c is not Method]
+        modules = {module for base in bases for module in imported_modules(base)}
         return {
             "method": self.method.name,
             "options": self.method.options.model_dump(mode="json"),
-            "code": code_digest(*sorted({*classes, *_SCIENCE})),
+            "code": code_digest(*sorted(modules)),
         }
 
 
@@ -170,10 +171,11 @@ def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
             raise HarnessError(
                 f"teachers.{role}", "none", f"a teacher for method {name}", "Name a model, or leave the method out."
             )
-        given = dict(recipe.method_options.get(name, {}))
-        if kind.teacher is not TeacherKind.NONE:
-            shared = recipe.method_options.get("all", {})
-            given = {k: v for k, v in shared.items() if k in kind.Options.model_fields} | given
+        shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in kind.Options.model_fields}
+        if kind.teacher is TeacherKind.NONE:
+            # the control is a distillation run without its KD term: all else that `all` says holds for it too
+            shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and k != "kd_weight"}
+        given = shared | recipe.method_options.get(name, {})
         own = given.pop("fidelity", None)
         # "released" of a method whose code does what its paper says is the same row
         wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
@@ -222,7 +224,7 @@ class _Builder:
             {
                 "references": self._test_values(),
                 "limits": self.recipe.limits.model_dump(),
-                "code": code_digest("harness.evaluate.bits_per_byte", *self._task_modules(), *_CORE[:2]),
+                "code": code_digest("harness.evaluate.bits_per_byte", *self._task_modules(), *_TOKENS),
             },
             {"student": student},
             seed=seed,
@@ -267,7 +269,7 @@ class _Builder:
     def _rows(self, role: str) -> Stage:
         title = f"rows of the {role}-tokenizer teacher"
         values = {
-            "code": code_digest("harness.teacher", *_CORE[:2]),
+            "code": code_digest("harness.teacher", *_TOKENS),
             "data": self._data_values(),
             "dtype": compute_dtype(self.recipe.teacher.precision),
         }
@@ -280,7 +282,7 @@ class _Builder:
             "steps": steps,
             "dtype": compute_dtype(training.precision),
             "data": self._data_values(),
-            "code": code_digest(*_CORE, *_SCIENCE[:3]),
+            "code": code_digest(*_TRAINING),
             "versions": versions(*_LIBRARIES, *(["peft"] if training.lora else [])),
         }
 
@@ -298,7 +300,7 @@ class _Builder:
         return {"files": self.task.test_digests(), "settings": self.task.identity()}
 
     def _task_modules(self) -> list[str]:
-        return ["harness.tasks.base", "harness.tasks.dolly", type(self.task).__module__]
+        return ["harness.tasks.base", "harness.tasks.alpaca", type(self.task).__module__]
 
     def _scorers(self) -> list[str]:
         return list(self.task.scorers)

@@ -24,7 +24,9 @@ class TerminalProgress:
 
     def __init__(self, console: Console, plan: Plan, store: Store) -> None:
         self.console, self.plan, self.store = console, plan, store
-        self.missing = [stage for stage in plan.stages() if store.find(stage.kind, stage.identity) is None]
+        demanded = demanded_stages(plan, store)
+        self.missing = [stage for stage in plan.stages() if stage.identity in demanded]
+        self.finished: set[str] = set()  # grows only: a student's weights may be removed once they are read
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -68,11 +70,11 @@ class TerminalProgress:
 
     def _update(self) -> None:
         """Move the overall bar, and print a line for each cell that has been scored since the last call."""
-        left = [stage for stage in self.missing if self.store.find(stage.kind, stage.identity) is None]
-        self.bars.update(self.everything, completed=_weight(self.missing) - _weight(left))
-        fresh = {stage.identity for stage in self.missing} - {stage.identity for stage in left}
+        self.finished |= {s.identity for s in self.missing if self.store.find(s.kind, s.identity) is not None}
+        done = [stage for stage in self.missing if stage.identity in self.finished]
+        self.bars.update(self.everything, completed=_weight(done))
         for cell in self.plan.cells:
-            if cell.scores.identity in fresh and cell.name not in self.reported:
+            if cell.scores.identity in self.finished and cell.name not in self.reported:
                 self.reported.add(cell.name)
                 self.console.print(f"[green]done[/]  {cell.name}")
 
@@ -83,7 +85,7 @@ def _weight(stages: list[Stage]) -> float:
 
 def plan_table(plan: Plan, store: Store) -> Group:
     """What is stored and what would run: stages that cells share, then a row for each cell."""
-    demanded = _demanded(plan, store)
+    demanded = demanded_stages(plan, store)
     shared = _table(f"{plan.recipe.name}: stages that cells share", "task", "stage", "seed", "identity", "state")
     cells = _table(f"{len(plan.cells)} cells", "task", "method", "seed", *_OF_A_CELL)
     for stage in plan.stages():
@@ -118,7 +120,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _demanded(plan: Plan, store: Store) -> set[str]:
+def demanded_stages(plan: Plan, store: Store) -> set[str]:
     """Identities of stages that would have to run, seen from the cells' last stages."""
     wanted: set[str] = set()
     pending = [end for cell in plan.cells for end in (cell.scores, cell.bits) if end is not None]

@@ -56,7 +56,7 @@ class ModelSpec(_Strict):
     template: Literal["plain", "chat"] = Field(
         "plain", description="chat: the model's chat template goes round prompts"
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = "sdpa"
 
     @field_validator("model")
     @classmethod
@@ -174,7 +174,8 @@ class _RecipeBase(_Strict):
     methods: Names
     fidelity: Fidelities = ("described",)
     method_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="options by method; those under `all` go to every method with a teacher"
+        default_factory=dict,
+        description="options by method; those under `all` go to every method that starts from the warm start",
     )
     seeds: Seeds = (0,)
     data: Data = Data()

@@ -201,9 +201,9 @@ def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
         row = {"method": label, "task": cell["task"], "steps": len(frame), "CE, last step": frame["ce"].iloc[-1]}
         if "kd_0" in frame:
             row |= {"KD, last step": frame["kd_0"].iloc[-1], "KD/CE gradient norm": frame["kd_ce_ratio_0"].mean()}
-        # what methods report of themselves: sums per response token
+        # what methods report of themselves
         own = [name for name in frame.columns if name not in _STEP_FIELDS]
-        rows.append(row | {f"{name} / token": frame[name].mean() for name in own})
+        rows.append(row | {name: frame[name].mean() for name in own})
     if not rows:
         return None
     table = pd.DataFrame(rows).groupby(["method", "task"], sort=False).mean(numeric_only=True).reset_index()

@@ -6,6 +6,7 @@ Demand comes from the end: a cell whose scores are stored needs nothing else, so
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import tempfile
 import time
@@ -41,7 +42,7 @@ from harness.files import write_json, write_text
 from harness.heads import Head, check_head
 from harness.identity import environment
 from harness.loss import Distiller, Objective
-from harness.plan import ROLE_OF_KIND, Cell, Plan, Stage, order_seed, with_inputs
+from harness.plan import Cell, Plan, Stage, order_seed, with_inputs
 from harness.recipe import ModelSpec, Training
 from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request
@@ -103,6 +104,7 @@ class Runner:
         self._student: tuple[str, Any] | None = None
         self._teacher: tuple[str, Any] | None = None
         self._heads: dict[str, Head] = {}
+        self._work = folder  # of the stage being made: for checkpoints
 
     def run(self) -> None:
         """Make everything that the plan's cells need. Bad input raises; other failures become rows."""
@@ -127,8 +129,12 @@ class Runner:
         if not self._missing_stages():
             return
         self.store.sweep()
-        for spec in self.specs.values():
-            models.resolve(models.parse_uri(spec.model), report=self.progress.message)
+        for role, record in self.model_records.items():
+            if "commit" in record and record["commit"] not in record["uri"]:
+                self.progress.message(
+                    f"[yellow]{role}: {escape(record['uri'])} names no commit[/]; this machine has {record['commit']}. "
+                    f"Write @{record['commit']} into the recipe, so that it stays the same model."
+                )
         for objective in {id(cell.objective): cell.objective for cell in self.plan.cells}.values():
             for role in objective.roles:
                 if (reason := objective.method.refuses(self.pair(role))) is not None:
@@ -138,13 +144,26 @@ class Runner:
                         "a teacher that the method can use",
                         "Name another, or leave it out.",
                     )
-        for name, task in self.plan.tasks.items():
-            self._examples(name, "train")
-            if self.recipe.evaluation.bits_per_byte:
-                self._examples(name, "test")
-            student = models.resolve(models.parse_uri(self.specs[STUDENT].model)).folder
-            config = AutoConfig.from_pretrained(student, local_files_only=True)
-            check_room(config, self.sides[STUDENT], self._prompts(name), task.settings.new_tokens)
+        for name in self.plan.tasks:
+            self._check_lengths(name)
+
+    def _check_lengths(self, task: str) -> None:
+        """Every model of the pair must be able to read the task's rows, and the student its test prompts."""
+        examples, length = self._examples(task, "train"), str(self.recipe.limits.length)
+        if not examples:
+            raise HarnessError("limits.length", length, f"room for a prompt of {task} and its response", "Raise it.")
+        if self.recipe.evaluation.bits_per_byte:
+            examples = examples + self._examples(task, "test")
+        for role, spec in self.specs.items():
+            folder = models.resolve(models.parse_uri(spec.model)).folder
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            room = getattr(config.get_text_config(), "max_position_embeddings", None)
+            if room is not None and max(example.sides[role].length for example in examples) > room:
+                expected = f"at most {room}, which is what {self.sides[role].name} reads"
+                raise HarnessError("limits.length", length, expected, f"Rows of {task} are longer: lower it.")
+            if role == STUDENT:
+                new_tokens = self.plan.tasks[task].settings.new_tokens
+                check_room(config, self.sides[STUDENT], self._prompts(task), new_tokens)
 
     def _missing_stages(self) -> bool:
         ends = [end for cell in self.plan.cells for end in (cell.scores, cell.bits) if end is not None]
@@ -209,11 +228,17 @@ class Runner:
             "bits": self._make_bits,
         }
         started = time.monotonic()
+        if stage.kind in ("teacher", "warm_start", "rows", "student"):
+            self._student = None  # the last one is evaluated; its memory is needed
+            gc.collect()
         manifest = self._manifest(stage)
         set_seed(order_seed(stage))  # what is drawn must not depend on what ran before in this process
-        with self.store.create(stage.kind, stage.identity, manifest) as folder:
-            manifest |= makers[stage.kind](stage, folder)
-            self._finish(manifest, started)
+        with self.store.work(stage.kind, stage.identity) as self._work:
+            if (found := self._find(stage)) is not None:  # another process has just made it
+                return found
+            with self.store.create(stage.kind, stage.identity, manifest) as folder:
+                manifest |= makers[stage.kind](stage, folder)
+                self._finish(manifest, started)
         self.progress.finish()
         artefact = self.store.find(stage.kind, stage.identity)
         assert artefact is not None
@@ -226,6 +251,7 @@ class Runner:
             "seed": stage.seed,
             "values": dict(stage.values),
             "inputs": {name: {"kind": s.kind, "identity": s.identity} for name, s in stage.inputs.items()},
+            "models": self.model_records,
         }
 
     def _finish(self, manifest: dict[str, Any], started: float) -> None:
@@ -241,7 +267,7 @@ class Runner:
         training: Training = self.recipe.teacher
         model = self._load(self.specs[stage.role])
         wrapper, inner = teacher.add_lora(model, training.lora) if training.lora else (None, model)
-        steps = self._train(stage, inner, (), training, STUDENT_OF_ROLE[stage.role])
+        steps = self._train(stage, inner, (), training, (stage.role,))
         if wrapper is not None:
             wrapper.save_pretrained(str(folder / "adapter"))
         else:
@@ -335,17 +361,21 @@ class Runner:
         pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
         pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
         objective = Objective(stage.title, ce_weight, terms)
-        with self.store.work(stage.kind, stage.identity) as work:
-            return train(
-                Distiller(model.to(self.device), objective, live, heads),
-                aligned,
-                Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored),
-                training,
-                steps=count,
-                seed=order_seed(stage),
-                work=work,
-                on_step=lambda step: self.progress.advance(int(step["step"])),
-            )
+        steps = train(
+            Distiller(model.to(self.device), objective, live, heads),
+            aligned,
+            Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored),
+            training,
+            steps=count,
+            seed=order_seed(stage),
+            work=self._work,
+            on_step=lambda step: self.progress.advance(int(step["step"])),
+        )
+        gc.collect()  # optimiser state hangs in a cycle of the Trainer's
+        diverged = [int(step["step"]) for step in steps if not math.isfinite(step["loss"])]
+        if diverged:
+            raise FloatingPointError(f"the training diverged: the loss of step {diverged[0]} is not finite")
+        return steps
 
     def _teacher_parts(
         self, stage: Stage, roles: list[str]
@@ -423,7 +453,7 @@ class Runner:
                 manifest = self._manifest(stage)
                 with self.store.create(stage.kind, identity, manifest) as folder:
                     write_json(folder / "scores.json", {k: dict(v) for k, v in scores[identity].values.items()})
-                    manifest |= {"unsafe_execution": self.unsafe}
+                    manifest |= {"unsafe_execution_allowed": self.unsafe}
                     self._finish(manifest, started)
         self.progress.finish()
 
@@ -456,6 +486,16 @@ class Runner:
             name = spec.name or spec.model
             sides[role] = TextSide(models.load_tokenizer(local.folder), template=spec.template, name=name)
         return sides
+
+    @cached_property
+    def model_records(self) -> dict[str, dict[str, str]]:
+        """URI of each model by role, and the commit or digest that it came to on this machine."""
+        records: dict[str, dict[str, str]] = {}
+        for role, spec in self.specs.items():
+            local = models.resolve(models.parse_uri(spec.model), report=self.progress.message)
+            records[role] = {"uri": spec.model}
+            records[role] |= {k: str(v) for k, v in local.manifest.items() if k in ("commit", "sha256")}
+        return records
 
     def pair(self, role: str) -> TokenizerPair:
         """The vocabularies of the student and one teacher."""
@@ -531,9 +571,6 @@ class Runner:
         self._student, self._teacher = None, None
         self._heads.clear()
         gc.collect()
-
-
-STUDENT_OF_ROLE = {role: (role,) for role in ROLE_OF_KIND.values()}
 
 
 def _as_student(example: TokenizedExample, role: str) -> TokenizedExample:

@@ -102,11 +102,10 @@ class Store:
             write_json(folder / MANIFEST, complete)
         shutil.rmtree(self._work_folder(kind, identity), ignore_errors=True)
 
-    def sweep(self, older_than_s: float = 24 * 3600) -> None:
+    def sweep(self, older_than_s: float = 7 * 24 * 3600) -> None:
         """Remove what killed processes left half-written; younger folders may belong to one that is at work."""
         for folder in self.root.glob("*/.*"):
-            unfinished = folder.is_dir() and not folder.name.startswith(_WORK)
-            if unfinished and time.time() - folder.stat().st_mtime > older_than_s:
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > older_than_s:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def discard(self, artefact: Artefact) -> None:

@@ -82,7 +82,7 @@ def _rows_of(model: Any, sides: Sequence[SideTokens], pad: int) -> list[Tensor]:
     positions = torch.arange(length).expand(len(sides), -1) * mask
     hidden = hidden_states(model, ids.to(device), mask.to(device), positions.to(device))
     bounds = [row_bounds(side, TEACHER_ROWS) for side in sides]
-    return [hidden[row, start:stop].cpu() for row, (start, stop) in enumerate(bounds)]
+    return [hidden[row, start:stop].to("cpu", copy=True) for row, (start, stop) in enumerate(bounds)]
 
 
 class _ShardWriter:

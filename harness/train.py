@@ -7,6 +7,7 @@ clipping, schedules, mixed precision, checkpoints, resuming and trackers are the
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,7 @@ class _Window:
             self.diagnostics[name] = self.diagnostics.get(name, torch.zeros_like(value)) + value
 
     def means(self, accelerator: Any) -> dict[str, float]:
-        """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, diagnostics per response token."""
+        """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, the methods' own diagnostics."""
         assert self.sums is not None
         assert self.divisors is not None
         sums = accelerator.reduce(self.sums.to(torch.float32), reduction="sum").tolist()
@@ -110,8 +111,8 @@ class _Window:
             values[f"kd_{term}"] = sums[2 + term] / divisors[1 + term]
             values[f"kd_ce_ratio_{term}"] = sums[3 + k + term] ** 0.5 / ce_norm if ce_norm else float("nan")
         for name in sorted(self.diagnostics):
-            total = accelerator.reduce(self.diagnostics[name].to(torch.float32), reduction="sum")
-            values[name] = float(total) / tokens
+            part, whole = accelerator.reduce(self.diagnostics[name].to(torch.float32), reduction="sum").tolist()
+            values[name] = part / (tokens if math.isnan(whole) else max(whole, 1.0))
         return values
 
 
@@ -125,8 +126,8 @@ class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             write_json(folder / STEPS, self.steps)
-            files = sorted(path for path in folder.iterdir() if path.name != COMPLETE)
-            write_json(folder / COMPLETE, {path.name: sha256_file(path) for path in files})
+            files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
+            write_json(folder / COMPLETE, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
 
 
 def latest_checkpoint(work: Path) -> Path | None:
@@ -201,7 +202,7 @@ def _arguments(training: Training, steps: int, seed: int, work: Path) -> Trainin
             f"{training.batch_size}, with micro_batch_size {micro} on {world} process(es)",
             f"a multiple of {per_step}",
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=micro,
@@ -229,6 +230,9 @@ def _arguments(training: Training, steps: int, seed: int, work: Path) -> Trainin
         use_cpu=not torch.cuda.is_available(),
         log_level="error",
     )
+    if arguments.n_gpu > 1:  # one process drives one GPU: DataParallel can't scatter our batches
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _world_size() -> int:

@@ -91,11 +91,12 @@ class LossSums:
 
     Attributes:
         kd: scalar, the SUM of the distillation loss over the chunk (the engine divides by the window's count).
-        diagnostics: sums over the chunk, by name, without gradient; the report divides them by the response tokens.
+        diagnostics: by name, without gradient, a sum over the chunk and what it is a share of: another sum, or None
+            for the response tokens.
     """
 
     kd: Tensor
-    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+    diagnostics: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
 
 class Side:

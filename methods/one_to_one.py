@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from methods.alignment import AlignedResponse, Groups, group_bytes
 from methods.base import AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
@@ -35,13 +36,19 @@ class OneToOne(Method):
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         tau = self.options.temperature
-        shared = chunk.teacher.paired_log_probs()[:, self.teacher_columns.to(chunk.teacher.logits.device)]
         p = chunk.student.over_columns(self.student_columns).paired_log_probs(tau)
         q = chunk.teacher.over_columns(self.teacher_columns).paired_log_probs(tau)
         if self.options.top_k is not None:
             likeliest = p.topk(min(self.options.top_k, p.shape[-1])).indices
             p, q = (side.gather(-1, likeliest).log_softmax(-1) for side in (p, q))
+        pairs = p.new_tensor(float(chunk.groups))
         return LossSums(
             kd=tau**2 * reverse_kl(p, q).sum(),
-            diagnostics={"aligned 1-1": p.new_tensor(chunk.groups), "teacher mass": shared.exp().sum()},
+            diagnostics={"aligned 1-1": (pairs, None), "teacher mass covered": (self._shared_mass(chunk), pairs)},
         )
+
+    def _shared_mass(self, chunk: AlignedChunk) -> Tensor:
+        """Sum over groups of the teacher's probability on the shared vocabulary."""
+        shared = chunk.teacher.over_columns(self.teacher_columns)
+        mass = (shared.logits.logsumexp(-1) - chunk.teacher.logits.logsumexp(-1)).exp()
+        return mass[chunk.teacher.index].sum()

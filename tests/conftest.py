@@ -18,13 +18,17 @@ import pytest
 
 # At import, before huggingface_hub and torch read them once for all; processes that tests start inherit them.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="harness-tests-"))
+_MODELS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctkd-harness"
 os.environ.update(
     HF_HUB_OFFLINE="1",
+    PIP_NO_INDEX="1",
+    PIP_FIND_LINKS="",
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HOME=str(_SCRATCH / "hub"),
     XDG_CACHE_HOME=str(_SCRATCH / "xdg"),
 )
-os.environ.setdefault("HARNESS_CACHE", str(_SCRATCH / "harness"))  # a developer may name one that holds models
+# Tests marked "models" read what is downloaded already; what others write goes to folders of their own.
+os.environ.setdefault("HARNESS_CACHE", str(_MODELS if _MODELS.is_dir() else _SCRATCH / "harness"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for one another make tiny models ten times slower
 os.environ["COLUMNS"] = "200"  # of a terminal: messages are not wrapped

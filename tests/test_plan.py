@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -52,6 +52,10 @@ def kinds_that_differ(one: Plan, other: Plan) -> set[str]:
 
 def of_kind(plan: Plan, kind: str) -> list[Stage]:
     return [stage for stage in plan.stages() if stage.kind == kind]
+
+
+def _id(value: Any) -> str:
+    return ",".join(sorted(value)) if isinstance(value, set) else str(value)
 
 
 # --- What is shared ---------------------------------------------------------------------------------------------------
@@ -157,7 +161,7 @@ def test_a_method_without_its_teacher_is_an_error(planned: Planner, kind: Teache
         ({"dolly__new_tokens": 9}, CELL - {"student"}),
         ({"dolly__sampling_seed": 11}, CELL - {"student"}),
     ],
-    ids=str,
+    ids=_id,
 )  # fmt: skip
 def test_what_changes_results_makes_stages_new(planned: Planner, change: dict[str, Any], new: set[str]) -> None:
     assert kinds_that_differ(planned(), planned(**change)) == new
@@ -177,7 +181,7 @@ def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
         {"student__name": "x"}, {"name": "x"}, {"title": "x"}, {"notes": ["x"]}, {"train__precision": "float32"},
         {"gsm8k__new_tokens": 3}, {"evaluation__bits_per_byte": False}, {"methods": ["sft"]}, {"seeds": 0},
     ],
-    ids=str,
+    ids=_id,
 )  # fmt: skip
 def test_what_only_changes_speed_or_words_makes_nothing_new(planned: Planner, change: dict[str, Any]) -> None:
     if "train__precision" in change and torch.cuda.is_available():
@@ -209,10 +213,10 @@ def test_paths_do_not_count_and_contents_do(planned: Planner, tiny_models: Path,
 
 
 def test_new_versions_of_libraries_make_stages_new(planned: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, own = planned(), identity.importlib.metadata.version
+    before, own = planned(), importlib.metadata.version
     for library, new in (("torch", ALL), ("peft", CELL | {"teacher", "rows"}), ("rouge-score", {"scores"})):
         changed = {library: "0"}
-        monkeypatch.setattr(identity.importlib.metadata, "version", lambda name, c=changed: c.get(name) or own(name))
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, c=changed: c.get(name) or own(name))
         identity.versions.cache_clear()
         assert kinds_that_differ(before, planned()) == new
     monkeypatch.undo()

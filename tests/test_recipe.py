@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.plan import make_objectives
 from harness.recipe import RecipeError, Training, load_recipe, recipe_names
 
-MINIMAL = {
+MINIMAL: dict[str, Any] = {
     "student": {"model": "path:student"},
     "teachers": {"same": {"model": "path:same"}, "cross": {"model": "path:cross"}},
     "tasks": ["dolly"],

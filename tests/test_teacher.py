@@ -83,7 +83,7 @@ def test_rows_come_back_by_example_from_any_number_of_shards(
 
 def test_rows_keep_the_dtype_that_the_teacher_ran_in(made: Bench, tmp_path: Path) -> None:
     half = copy.copy(made)
-    half.teacher = copy.deepcopy(made.teacher).to(torch.bfloat16)
+    half.teacher = tiny.model("gemma2", 650, dtype=torch.bfloat16)
     store(half, tmp_path)
     assert teacher.StoredRows(tmp_path)(made.examples[0].example.id).dtype is torch.bfloat16
 

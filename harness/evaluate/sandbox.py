@@ -99,7 +99,7 @@ class SandboxUnavailable(HarnessError):  # noqa: N818  a state of the machine, n
             "sandbox",
             reason,
             "a working bubblewrap",
-            "Generated code is not run without one, unless you ask for that explicitly (evaluate.unsafe=true).",
+            "Generated code is not run without one, unless you ask for that explicitly (--unsafe-execution).",
         )
 
 

@@ -106,6 +106,11 @@ class Task(ABC):
     def test_file(self) -> Path:
         return self._first(self.test_files)
 
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """Every file that the task may read, below the data folder."""
+        return (*cls.train_files, *cls.test_files)
+
     @abstractmethod
     def training_examples(self) -> list[Example]:
         """Rows to train on, in the order of the file."""

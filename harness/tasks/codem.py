@@ -11,8 +11,8 @@ from pydantic import Field
 from harness.batches import Example
 from harness.errors import HarnessError
 from harness.files import sha256_file
+from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
-from harness.tasks.dolly import alpaca_prompt
 
 Benchmark = Literal["humaneval", "mbpp"]
 
@@ -26,7 +26,11 @@ class CodeMSettings(TaskSettings):
 
 
 class CodeM(Task):
-    name, source = "codem", "CodeM's rows are not public; CodeAlpaca (CC BY-NC 4.0) stands in under data.root"
+    name = "codem"
+    source = (
+        "CodeM's rows are not public; CodeAlpaca stands in (github.com/sahil280114/codealpaca, CC BY-NC 4.0); tests "
+        "from github.com/evalplus/evalplus, Apache-2.0"
+    )
     summary = "Python functions, EvalPlus pass@1"
     Settings = CodeMSettings
     train_files = ("codem/train.jsonl", "codealpaca/code_alpaca_2k.jsonl")
@@ -35,6 +39,10 @@ class CodeM(Task):
     libraries = ("evalplus",)
     scorers = ("harness.evaluate.code", "harness.evaluate.sandbox")
     askers = ("harness.evaluate.code",)
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        return (*super().files(), *cls.mbpp_files)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
@@ -86,6 +94,7 @@ class CodeM(Task):
         from harness.evaluate import code, sandbox
 
         status = sandbox.probe()
+        unsafe = unsafe and not status.available  # the flag never switches off a sandbox that works
         style: code.Style = "completion" if self.settings.prompt == "completion" else "response"
         values: dict[str, dict[str, dict[str, float]]] = {student: {} for student in outputs}
         for benchmark in self.settings.benchmarks:
@@ -103,6 +112,7 @@ class CodeM(Task):
         return {student: ItemScores(scores) for student, scores in values.items()}
 
     def protocol(self) -> list[str]:
+        import os
         from importlib.metadata import version
 
         from harness.evaluate import code
@@ -118,7 +128,10 @@ class CodeM(Task):
             ceiling = len(problems) - len(code.CANNOT_PASS & problems.keys())
             lines.append(
                 f"EvalPlus {version('evalplus')}, {benchmark} format, base and plus tests, pass@1, greedy; {asked}; "
-                f"at most {self.settings.new_tokens} new tokens; {len(problems)} problems, {ceiling} can be passed."
+                f"at most {self.settings.new_tokens} new tokens; {len(problems)} problems, {ceiling} can be passed; "
+                f"time limit of one input the larger of {code.MIN_TIME_LIMIT_S:g} s and "
+                f"{code.TIME_LIMIT_FACTOR:g} times the canonical solution's, {code.WORKERS} processes on "
+                f"{os.cpu_count()} cores."
             )
         return lines
 

@@ -10,18 +10,8 @@ from pydantic import Field
 
 from harness.batches import Example
 from harness.errors import HarnessError
+from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
-
-_PREAMBLE = "Below is an instruction that describes a task"
-_REQUEST = "Write a response that appropriately completes the request.\n\n"
-
-
-def alpaca_prompt(instruction: str, context: str = "") -> str:
-    """The Alpaca prompt, with or without an input."""
-    if context:
-        opening = f"{_PREAMBLE}, paired with an input that provides further context. {_REQUEST}"
-        return f"{opening}### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
-    return f"{_PREAMBLE}. {_REQUEST}### Instruction:\n{instruction}\n\n### Response:\n"
 
 
 class DollySettings(TaskSettings):
@@ -30,7 +20,7 @@ class DollySettings(TaskSettings):
 
 
 class Dolly(Task):
-    name, source = "dolly", "databricks-dolly-15k, CC BY-SA 3.0, in DSKD's split"
+    name, source = "dolly", "databricks-dolly-15k, CC BY-SA 3.0, in the split of github.com/songmzhang/DSKD"
     summary = "instruction following, ROUGE-L"
     Settings = DollySettings
     metrics = (Metric("rouge_l"),)

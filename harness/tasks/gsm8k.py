@@ -24,7 +24,7 @@ class GSM8KSettings(TaskSettings):
 
 
 class GSM8K(Task):
-    name, source = "gsm8k", "openai/grade-school-math, MIT"
+    name, source = "gsm8k", "github.com/openai/grade-school-math, MIT"
     summary = "grade-school mathematics, exact match"
     Settings = GSM8KSettings
     metrics = (Metric("exact_match_strict"), Metric("exact_match_flexible", headline=False))
