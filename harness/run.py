@@ -104,7 +104,6 @@ class Runner:
         self._student: tuple[str, Any] | None = None
         self._teacher: tuple[str, Any] | None = None
         self._heads: dict[str, Head] = {}
-        self._work = folder  # of the stage being made: for checkpoints
 
     def run(self) -> None:
         """Make everything that the plan's cells need. Bad input raises; other failures become rows."""
@@ -233,7 +232,7 @@ class Runner:
             gc.collect()
         manifest = self._manifest(stage)
         set_seed(order_seed(stage))  # what is drawn must not depend on what ran before in this process
-        with self.store.work(stage.kind, stage.identity) as self._work:
+        with self.store.work(stage.kind, stage.identity):
             if (found := self._find(stage)) is not None:  # another process has just made it
                 return found
             with self.store.create(stage.kind, stage.identity, manifest) as folder:
@@ -368,7 +367,7 @@ class Runner:
             training,
             steps=count,
             seed=order_seed(stage),
-            work=self._work,
+            work=self.store.work_folder(stage.kind, stage.identity),
             on_step=lambda step: self.progress.advance(int(step["step"])),
         )
         gc.collect()  # optimiser state hangs in a cycle of the Trainer's

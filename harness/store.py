@@ -100,7 +100,7 @@ class Store:
             outputs = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
             complete = manifest | {"format": FORMAT, "kind": kind, "identity": identity, "outputs": outputs}
             write_json(folder / MANIFEST, complete)
-        shutil.rmtree(self._work_folder(kind, identity), ignore_errors=True)
+        shutil.rmtree(self.work_folder(kind, identity), ignore_errors=True)
 
     def sweep(self, older_than_s: float = 7 * 24 * 3600) -> None:
         """Remove what killed processes left half-written; younger folders may belong to one that is at work."""
@@ -134,7 +134,7 @@ class Store:
         Raises:
             HarnessError: another process works on the same stage.
         """
-        folder = self._work_folder(kind, identity)
+        folder = self.work_folder(kind, identity)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
@@ -156,7 +156,8 @@ class Store:
         known = isinstance(manifest, dict) and (manifest.get("identity"), manifest.get("format")) == (identity, FORMAT)
         return Artefact(folder, manifest) if known else None
 
-    def _work_folder(self, kind: str, identity: str) -> Path:
+    def work_folder(self, kind: str, identity: str) -> Path:
+        """Where a stage's checkpoints are, held by :meth:`work`."""
         return self.root / kind / f"{_WORK}{identity[:_NAME_LENGTH]}"
 
     def _folder(self, kind: str, identity: str) -> Path:

@@ -184,7 +184,7 @@ class Means(Method):
     def loss(self, chunk: AlignedChunk) -> LossSums:
         self.seen += zip(*(_targets(part, chunk.groups) for part in (chunk.student, chunk.teacher)), strict=True)
         distance = self._means(chunk.student, chunk.groups) - self._means(chunk.teacher, chunk.groups)
-        return LossSums(kd=distance.square().sum(), diagnostics={"groups": torch.tensor(float(chunk.groups))})
+        return LossSums(kd=distance.square().sum(), diagnostics={"groups": (torch.tensor(float(chunk.groups)), None)})
 
     @staticmethod
     def _means(part: Side, groups: int) -> torch.Tensor:
@@ -257,7 +257,7 @@ def test_tangled_groups_give_one_loss_for_every_chunk_size(
     parts = distil(method, batch)
     groups = sum(one.groups[0].count for one in aligned())
     assert float(parts.kd[0]) == pytest.approx(naive(first), rel=1e-9)
-    assert float(parts.diagnostics["groups"]) == groups == batch.terms[0].groups == float(batch.counts[2])
+    assert float(parts.diagnostics["groups"][0]) == groups == batch.terms[0].groups == float(batch.counts[2])
     largest = max(stop - start for start, stop in batch.chunks)
     longest = max(one.example.sides[STUDENT].response.size for one in aligned()) + (rows is Rows.AFTER)
     assert largest <= max(chunk_rows, longest if whole else 3)  # the tangles are three rows long

@@ -228,12 +228,14 @@ def test_new_versions_of_libraries_make_stages_new(planned: Planner, monkeypatch
     ("module", "new"),
     [
         ("harness.train", ALL),
-        ("harness.teacher", CELL | {"rows"}),
+        ("harness.teacher", ALL),
+        ("harness.models", ALL),
         ("harness.tasks.dolly", ALL),
         ("harness.evaluate.generate", {"answers", "scores"}),
         ("harness.evaluate.rouge", {"scores"}),
         ("harness.evaluate.bits_per_byte", {"bits"}),
         ("methods.uld", CELL),
+        ("methods.divergences", CELL),
     ],
 )
 def test_new_code_makes_what_it_computes_new(
@@ -242,6 +244,12 @@ def test_new_code_makes_what_it_computes_new(
     before, own = planned(), identity.code_digest
     monkeypatch.setattr("harness.plan.code_digest", lambda *names: own(*names) + "!" * (module in names))
     assert kinds_that_differ(before, planned()) == new
+
+
+def test_a_method_answers_for_all_that_it_imports() -> None:
+    """The vocabulary map of strict 1:1 decides its students, though its file only calls it."""
+    assert {"methods.maps", "methods.alignment", "methods.base"} < set(identity.imported_modules("methods.one_to_one"))
+    assert "methods.maps" not in identity.imported_modules("methods.uld")
 
 
 @pytest.mark.parametrize(("task", "module"), [("gsm8k", "gsm8k"), ("codem", "code")])

@@ -268,6 +268,7 @@ def test_a_damaged_input_is_made_again(
     assert "damaged" in done.out
     assert [name for name in made if name not in ("student", "answers", "bits", "scores")] == remade
     assert file.read_bytes() == content  # made again, it is the same to the bit
+    assert not list(place.runs.glob("store/*/.*"))  # and no stage left its checkpoints with another
 
 
 @pytest.mark.parametrize(

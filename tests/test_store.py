@@ -86,17 +86,20 @@ def test_a_killed_process_leaves_nothing_to_find_and_does_no_harm(store: Store) 
 
 
 def test_sweep_removes_old_leftovers_only(store: Store) -> None:
-    """A young one may belong to a process at work, and checkpoints wait for their run as long as it takes."""
+    """A young one may belong to a process at work, and young checkpoints wait for their run to go on."""
     kept = stored(store)
     old, young = store.root / "kind" / ".old.x", store.root / "kind" / ".young.x"
     for folder in (old, young):
         folder.mkdir()
     with store.work("kind", TWO) as work:
         pass
-    for folder in (old, work, kept.folder):
-        os.utime(folder, (time.time() - 2 * 86400,) * 2)
+    with store.work("kind", "3" * 64) as orphan:
+        pass
+    for folder, days in ((old, 8), (orphan, 8), (kept.folder, 8), (work, 2)):
+        os.utime(folder, (time.time() - days * 86400,) * 2)
     store.sweep()
     assert not old.exists()
+    assert not orphan.exists()
     assert young.exists()
     assert work.exists()
     assert kept.folder.exists()
