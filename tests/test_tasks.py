@@ -12,8 +12,8 @@ import pytest
 from harness.errors import HarnessError
 from harness.files import sha256_file
 from harness.tasks import Task, samples_folder, tasks
+from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import read_rows
-from harness.tasks.dolly import alpaca_prompt
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
