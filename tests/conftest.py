@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -102,7 +103,9 @@ Command = Callable[..., Done]
 @pytest.fixture(scope="session")
 def harness() -> Command:
     """The command line in this process, through its entry point: ``harness("run", "recipe=quickstart")``."""
-    from harness import cli
+    from harness import cli, results, run  # noqa: F401 - what they import is there before the next line
+
+    gc.freeze()  # stages end with a garbage collection, which would look through all that libraries have made
 
     def call(*arguments: str | Path) -> Done:
         out, err = io.StringIO(), io.StringIO()

