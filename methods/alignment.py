@@ -24,6 +24,8 @@ class AlignedResponse:
         student_ids, teacher_ids: int64 [n], [m], response tokens.
         student_ends, teacher_ends: int64 [n], [m], where each token ends, in bytes of the response.
         student_prompt, teacher_prompt: number of tokens before the response.
+        student_entropy, teacher_entropy: float64 [n], [m], in nats, of the rows that the method's loss reads; None
+            unless the method needs them.
     """
 
     student_ids: IntArray
@@ -32,6 +34,8 @@ class AlignedResponse:
     teacher_ends: IntArray
     student_prompt: int = 0
     teacher_prompt: int = 0
+    student_entropy: npt.NDArray[np.float64] | None = None
+    teacher_entropy: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

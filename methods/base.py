@@ -59,7 +59,9 @@ class Need(enum.Enum):
     """What a method asks of the engine beyond the rows of a chunk."""
 
     WHOLE_RESPONSE = "whole response"
-    """A response is never split over chunks."""
+    """Every chunk is one response, so that a method can take means over it."""
+    ENTROPY = "entropy"
+    """:meth:`Method.align` runs at every step, with the entropies of both models' next-token distributions."""
 
 
 class KDOptions(BaseModel):
@@ -203,6 +205,11 @@ class Method(ABC):
         """What the engine divides the KD sum by: "tokens", "rows" or "samples"."""
         return str(self.options.normalize)
 
+    @property
+    def caveat(self) -> str:
+        """What a reader of the method's row must know, such as that its KD term moves nothing; printed under tables."""
+        return ""
+
     def refuses(self, pair: TokenizerPair) -> str | None:
         """The reason why the method does not apply to this pair of tokenizers, or None."""
         if self.teacher is TeacherKind.SAME_TOKENIZER and not pair.same_tokenizer:
@@ -285,7 +292,7 @@ def find(name: str) -> type[Method]:
 def _method_modules() -> Iterator[str]:
     import methods
 
-    infrastructure = {"base", "alignment", "vocabulary", "maps", "divergences"}
+    infrastructure = {"base", "alignment", "vocabulary", "maps", "divergences", "merging", "warping"}
     for module in pkgutil.iter_modules(methods.__path__):
         if module.name not in infrastructure:
             yield f"methods.{module.name}"
