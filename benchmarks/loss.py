@@ -84,7 +84,17 @@ def _chunked(
     none = torch.zeros(0)
     stored = TeacherBatch(None, None, None, none, torch.full_like(targets, -100), None)
     counts = torch.tensor([count, 1, count])
-    batch = Batch(none, none, none, none, targets, chunks, {"t": stored}, [slice_term(groups, chunks)], counts)
+    batch = Batch(
+        none,
+        none,
+        none,
+        none,
+        targets,
+        chunks,
+        {"t": stored},
+        [slice_term(groups, chunks, *[targets.numpy()] * 2)],
+        counts,
+    )
     objective = Objective(name, 0.5, (Term(method, "t", 0.5),))
     walk = ChunkWalk(objective, Head(weight), {"t": Head(tw)}, {"t": th}, batch, objective.divisors(counts))
     parts, _ = walk.run(hidden.detach(), [weight.detach()], [True, True])

@@ -7,12 +7,13 @@ bytes: where one of them is over its limit, the response is cut on all sides at 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from harness.errors import HarnessError
@@ -23,6 +24,7 @@ from methods.vocabulary import UnsupportedTokenizerError, Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+EntropyArray = npt.NDArray[np.float64]
 STUDENT = "student"
 Overlong = Literal["error", "drop"]
 
@@ -256,18 +258,26 @@ class TermBatch(OnDevice):
 
     Attributes:
         student_index, student_group, teacher_index, teacher_group: int64 [members], groups ascending.
+        student_tokens, teacher_tokens: int64 [members], the response token that each member is, -100 for one of the
+            prompt.
         slices: for each chunk, (student members, teacher members, groups, teacher rows) as (start, stop) pairs.
         in_order: for each chunk, whether (student, teacher) members are its rows in their order.
         groups: number of groups.
+        teacher_weight: float64 [teacher members] or None, see :class:`Groups`.
+        notes: what the alignment says of itself, summed over the batch.
     """
 
     student_index: torch.Tensor
     student_group: torch.Tensor
     teacher_index: torch.Tensor
     teacher_group: torch.Tensor
+    student_tokens: torch.Tensor
+    teacher_tokens: torch.Tensor
     slices: list[tuple[tuple[int, int], ...]]
     in_order: list[tuple[bool, bool]]
     groups: int
+    teacher_weight: torch.Tensor | None = None
+    notes: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -298,7 +308,9 @@ class Batch(OnDevice):
         row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
         targets: int64 [rows], the response token that each row predicts, or -100.
         chunks: (start, stop) of the student rows of each chunk.
-        counts: float64 [2 + terms]: response tokens, responses, and the groups of each term.
+        counts: float64 [2 + terms]: response tokens, responses, and the groups of each term (0 where they are made
+            at the step).
+        unaligned: what the step needs to make ``chunks`` and ``terms``, where a method aligns by entropies.
     """
 
     input_ids: torch.Tensor
@@ -310,19 +322,107 @@ class Batch(OnDevice):
     teachers: dict[str, TeacherBatch]
     terms: list[TermBatch]
     counts: torch.Tensor
+    unaligned: Unaligned | None = None
 
 
 @dataclass(frozen=True)
 class AlignedExample:
-    """A tokenised example with the groups of every term of an objective."""
+    """A tokenised example with the groups of every term, or what a term will align at the step."""
 
     example: TokenizedExample
-    groups: tuple[Groups, ...]
+    groups: tuple[Groups | AlignedResponse, ...]
 
 
 def align(example: TokenizedExample, terms: Sequence[Term]) -> AlignedExample:
-    """Align an example for every term; done once, since it needs no model."""
-    return AlignedExample(example, tuple(term.method.align(example.aligned(term.teacher)) for term in terms))
+    """Align an example for every term; done once, but for the methods that need a model's entropies for it."""
+    groups: list[Groups | AlignedResponse] = []
+    for term in terms:
+        response = example.aligned(term.teacher)
+        groups.append(response if Need.ENTROPY in term.method.needs else term.method.align(response))
+    return AlignedExample(example, tuple(groups))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a batch are, so that the groups of its examples become chunks.
+
+    Attributes:
+        starts: int64 [batch + 1], where each example's student rows start.
+        student_shift, teacher_shift: for each term, int64 [batch]: row number of index 0 of each example's groups.
+        student_tokens, teacher_tokens: for each term, int64 [rows]: the response token that a member of a group in
+            that row is, or -100.
+        chunk_rows: the most student rows in a chunk, unless one group or response needs more.
+        whole: whether every chunk is one response.
+    """
+
+    starts: IntArray
+    student_shift: tuple[IntArray, ...]
+    teacher_shift: tuple[IntArray, ...]
+    student_tokens: tuple[IntArray, ...]
+    teacher_tokens: tuple[IntArray, ...]
+    chunk_rows: int
+    whole: bool
+
+    def place(self, groups: Sequence[Sequence[Groups]]) -> tuple[list[tuple[int, int]], list[TermBatch]]:
+        """Chunks of the batch and the groups of each term in them; ``groups[k][i]`` are term k's of example i."""
+        terms = [self._join(number, parts) for number, parts in enumerate(groups)]
+        chunks = chunk_bounds(self.starts, terms, self.chunk_rows, self.whole)
+        tokens = zip(self.student_tokens, self.teacher_tokens, strict=True)
+        return chunks, [slice_term(term, chunks, *own) for term, own in zip(terms, tokens, strict=True)]
+
+    def _join(self, term: int, parts: Sequence[Groups]) -> Groups:
+        """The groups of one term over the whole batch, members as row numbers of the batch."""
+        offsets = np.concatenate([[0], np.cumsum([part.count for part in parts])]).astype(np.int64)
+        shifts = self.student_shift[term], self.teacher_shift[term]
+        names = {name for part in parts for name in part.notes}
+        notes = {name: [part.notes.get(name, (0.0, 0.0)) for part in parts] for name in names}
+        weighted = any(part.teacher_weight is not None for part in parts)
+        weights = [
+            np.ones(part.teacher_index.size) if part.teacher_weight is None else part.teacher_weight for part in parts
+        ]
+        return Groups(
+            np.concatenate([part.student_index + shift for part, shift in zip(parts, shifts[0], strict=True)]),
+            np.concatenate([part.student_group + start for part, start in zip(parts, offsets, strict=False)]),
+            np.concatenate([part.teacher_index + shift for part, shift in zip(parts, shifts[1], strict=True)]),
+            np.concatenate([part.teacher_group + start for part, start in zip(parts, offsets, strict=False)]),
+            int(offsets[-1]),
+            np.concatenate(weights) if weighted else None,
+            {name: (sum(a for a, _ in pairs), sum(b for _, b in pairs)) for name, pairs in sorted(notes.items())},
+        )
+
+
+@dataclass(frozen=True)
+class Unaligned:
+    """A batch of which some terms are aligned at the step, by the entropies of its rows.
+
+    Attributes:
+        layout: where its rows are.
+        groups: by term and example, groups or what is still to be aligned.
+    """
+
+    layout: Layout
+    groups: tuple[tuple[Groups | AlignedResponse, ...], ...]
+
+    def place(
+        self, terms: Sequence[Term], student: EntropyArray, teachers: Mapping[str, EntropyArray]
+    ) -> tuple[list[tuple[int, int]], list[TermBatch]]:
+        """Chunks and groups, as by :meth:`Layout.place`.
+
+        Args:
+            student, teachers: float64 [rows], entropies of the batch's rows, of each teacher by role.
+        """
+        placed = []
+        for number, (term, parts) in enumerate(zip(terms, self.groups, strict=True)):
+            made: list[Groups] = []
+            for place, part in enumerate(parts):
+                if isinstance(part, AlignedResponse):
+                    first = self.layout.student_shift[number][place], self.layout.teacher_shift[number][place]
+                    ours = student[first[0] : first[0] + part.student_ids.size]
+                    theirs = teachers[term.teacher][first[1] : first[1] + part.teacher_ids.size]
+                    part = term.method.align(replace(part, student_entropy=ours, teacher_entropy=theirs))
+                made.append(part)
+            placed.append(made)
+        return self.layout.place(placed)
 
 
 class Collator:
@@ -367,10 +467,18 @@ class Collator:
         window = self.windows[STUDENT]
         starts = _row_starts(student, window)
         input_ids, mask, positions, offsets = self._pad(STUDENT, student)
-        terms = [self._groups(number, examples, window, starts) for number in range(len(self.terms))]
-        chunks = chunk_bounds(starts, terms, self.chunk_rows, self._whole_responses())
-        batch_terms = [slice_term(groups, chunks) for groups in terms]
-        counts = [sum(side.response.size for side in student), len(student), *(term.groups for term in batch_terms)]
+        groups = tuple(tuple(aligned.groups[k] for aligned in examples) for k in range(len(self.terms)))
+        layout = self._layout(plain, starts)
+        unaligned: Unaligned | None = None
+        chunks: list[tuple[int, int]] = []
+        batch_terms: list[TermBatch] = []
+        known = [[part for part in parts if isinstance(part, Groups)] for parts in groups]
+        if all(len(parts) == len(examples) for parts in known):
+            chunks, batch_terms = layout.place(known)
+        else:
+            unaligned = Unaligned(layout, groups)
+        counts = [sum(side.response.size for side in student), len(student)]
+        counts += [sum(part.count for part in parts) for parts in known]
         return Batch(
             input_ids,
             mask,
@@ -381,6 +489,7 @@ class Collator:
             {role: self._teacher(role, plain) for role in self.windows if role != STUDENT},
             batch_terms,
             torch.tensor(counts, dtype=torch.float64),
+            unaligned,
         )
 
     def _teacher(self, role: str, examples: Sequence[TokenizedExample]) -> TeacherBatch:
@@ -406,35 +515,24 @@ class Collator:
         offsets = starts + np.arange(len(sides)) * length
         return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(positions), offsets
 
-    def _groups(self, number: int, examples: Sequence[AlignedExample], window: Rows, starts: IntArray) -> Groups:
-        """The groups of one term over the whole batch, members as row numbers of the batch."""
-        term = self.terms[number]
-        teacher_sides = [aligned.example.sides[term.teacher] for aligned in examples]
-        teacher_window = self.windows[term.teacher]
-        teacher_starts = _row_starts(teacher_sides, teacher_window)
-        parts: list[Groups] = []
-        count = 0
-        for place, aligned in enumerate(examples):
-            groups = aligned.groups[number]
-            student = aligned.example.sides[STUDENT]
-            student_shift = starts[place] + _shift(term.method.rows, window, student)
-            teacher_shift = teacher_starts[place] + _shift(term.method.rows, teacher_window, teacher_sides[place])
-            parts.append(
-                Groups(
-                    groups.student_index + student_shift,
-                    groups.student_group + count,
-                    groups.teacher_index + teacher_shift,
-                    groups.teacher_group + count,
-                    groups.count,
-                )
-            )
-            count += groups.count
-        return Groups(
-            np.concatenate([part.student_index for part in parts]),
-            np.concatenate([part.student_group for part in parts]),
-            np.concatenate([part.teacher_index for part in parts]),
-            np.concatenate([part.teacher_group for part in parts]),
-            count,
+    def _layout(self, examples: Sequence[TokenizedExample], starts: IntArray) -> Layout:
+        shifts: dict[str, list[IntArray]] = {"student": [], "teacher": []}
+        tokens: dict[str, list[IntArray]] = {"student": [], "teacher": []}
+        for term in self.terms:
+            kind = term.method.rows
+            for name, role in (("student", STUDENT), ("teacher", term.teacher)):
+                sides = [example.sides[role] for example in examples]
+                first = [_shift(kind, self.windows[role], side) for side in sides]
+                shifts[name].append(_row_starts(sides, self.windows[role])[:-1] + np.asarray(first, dtype=np.int64))
+                tokens[name].append(np.concatenate([_tokens(kind, side, self.windows[role]) for side in sides]))
+        return Layout(
+            starts,
+            tuple(shifts["student"]),
+            tuple(shifts["teacher"]),
+            tuple(tokens["student"]),
+            tuple(tokens["teacher"]),
+            self.chunk_rows,
+            self._whole_responses(),
         )
 
     def _whole_responses(self) -> bool:
@@ -490,6 +588,12 @@ def _targets(side: SideTokens, window: Rows) -> IntArray:
     return targets
 
 
+def _tokens(kind: Rows, side: SideTokens, window: Rows) -> IntArray:
+    """int64 [rows]: the response token that a group's member in each row is; one before it where rows come AFTER."""
+    targets = _targets(side, window)
+    return targets if kind is Rows.PREDICTING else np.concatenate([[-100], targets[:-1]])
+
+
 def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bool) -> list[tuple[int, int]]:
     """Cut the rows of a batch into contiguous chunks that no group straddles.
 
@@ -497,7 +601,7 @@ def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bo
         starts: int64 [batch + 1], where each example's rows start.
         terms: the groups of each term, members as row numbers of the batch.
         most: rows in a chunk, unless one group needs more.
-        whole: whether a response may not be split.
+        whole: whether every chunk is one response.
 
     Returns:
         (start, stop) of each chunk; together they cover all rows.
@@ -520,13 +624,19 @@ def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bo
     cuts = np.flatnonzero(allowed)
     bounds = [0]
     while bounds[-1] < rows:
-        within = cuts[(cuts > bounds[-1]) & (cuts <= bounds[-1] + most)]
+        within = cuts[(cuts > bounds[-1]) & (cuts <= bounds[-1] + (0 if whole else most))]
         bounds.append(int(within[-1]) if within.size else int(cuts[cuts > bounds[-1]][0]))
     return list(pairwise(bounds))
 
 
-def slice_term(groups: Groups, chunks: Sequence[tuple[int, int]]) -> TermBatch:
-    """Sort a batch's groups by chunk and make member indices relative to their chunk's first row."""
+def slice_term(
+    groups: Groups, chunks: Sequence[tuple[int, int]], student_tokens: IntArray, teacher_tokens: IntArray
+) -> TermBatch:
+    """Sort a batch's groups by chunk and make member indices relative to their chunk's first row.
+
+    Args:
+        student_tokens, teacher_tokens: int64 [rows], the response token that a member in each row is.
+    """
     first = np.full(groups.count, np.iinfo(np.int64).max)
     np.minimum.at(first, groups.student_group, groups.student_index)
     stops = np.asarray([stop for _, stop in chunks])
@@ -535,8 +645,9 @@ def slice_term(groups: Groups, chunks: Sequence[tuple[int, int]]) -> TermBatch:
     number = np.empty(groups.count, dtype=np.int64)
     number[order] = np.arange(groups.count)
     group_bounds = np.searchsorted(chunk_of_group[order], np.arange(len(chunks) + 1))
-    student_index, student_group = _reorder(groups.student_index, number[groups.student_group])
-    teacher_index, teacher_group = _reorder(groups.teacher_index, number[groups.teacher_group])
+    student_index, student_group, _ = _reorder(groups.student_index, number[groups.student_group])
+    teacher_index, teacher_group, teacher_order = _reorder(groups.teacher_index, number[groups.teacher_group])
+    students, teachers = student_tokens[student_index], teacher_tokens[teacher_index]
     spans = [(int(a), int(b)) for a, b in pairwise(group_bounds)]
     members = [(_members(student_group, span), _members(teacher_group, span)) for span in spans]
     slices: list[tuple[tuple[int, int], ...]] = []
@@ -555,15 +666,19 @@ def slice_term(groups: Groups, chunks: Sequence[tuple[int, int]]) -> TermBatch:
         torch.from_numpy(student_group),
         torch.from_numpy(teacher_index),
         torch.from_numpy(teacher_group),
+        torch.from_numpy(students),
+        torch.from_numpy(teachers),
         slices,
         in_order,
         groups.count,
+        None if groups.teacher_weight is None else torch.from_numpy(groups.teacher_weight[teacher_order]),
+        dict(groups.notes),
     )
 
 
-def _reorder(index: IntArray, group: IntArray) -> tuple[IntArray, IntArray]:
+def _reorder(index: IntArray, group: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     order = np.argsort(group, kind="stable")
-    return index[order].copy(), group[order].copy()
+    return index[order].copy(), group[order].copy(), order
 
 
 def _members(group: IntArray, span: tuple[int, int]) -> tuple[int, int]:

@@ -7,15 +7,15 @@ gradients of the rows and of the head, and dropped before the next chunk begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.batches import Batch, TeacherBatch, Term
+from harness.batches import Batch, EntropyArray, TeacherBatch, Term
 from harness.heads import Head, hidden_states
-from methods.base import AlignedChunk, Side
+from methods.base import AlignedChunk, Need, Side
 
 NORMALIZERS = {"tokens": 0, "samples": 1}  # places in Batch.counts; the groups of term k stand at 2 + k
 
@@ -101,6 +101,8 @@ class Distiller(nn.Module):
         hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
         rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
         teacher_rows = {role: self._teacher_rows(role, part) for role, part in batch.teachers.items()}
+        if batch.unaligned is not None:
+            batch = self._align(batch, rows, teacher_rows)
         walk = ChunkWalk(self.objective, Head.of(self.student), self._teachers[1], teacher_rows, batch, divisors)
         head = walk.student_head
         own = [parameter for parameter in self.own.parameters() if parameter.requires_grad]
@@ -109,6 +111,18 @@ class Distiller(nn.Module):
         loss = _Chunked.apply(walk, sink, rows, *parameters)  # type: ignore[no-untyped-call]
         parts = sink[0]
         return LossParts(loss, parts.ce, parts.kd, parts.ce_gradient, parts.kd_gradient, parts.diagnostics)
+
+    @torch.no_grad()
+    def _align(self, batch: Batch, rows: Tensor, teacher_rows: dict[str, Tensor]) -> Batch:
+        """The batch with the groups of methods that align by entropies, from a first pass over all rows."""
+        assert batch.unaligned is not None
+        size = batch.unaligned.layout.chunk_rows
+        student = _entropies(Head.of(self.student), rows.detach(), size)
+        asked = {term.teacher for term in self.objective.terms if Need.ENTROPY in term.method.needs}
+        teachers = {role: _entropies(self._teachers[1][role], teacher_rows[role], size) for role in asked}
+        chunks, terms = batch.unaligned.place(self.objective.terms, student, teachers)
+        device = rows.device
+        return replace(batch, chunks=chunks, terms=[term.to(device) for term in terms], unaligned=None)
 
     @torch.no_grad()
     def _teacher_rows(self, role: str, part: TeacherBatch) -> Tensor:
@@ -197,6 +211,8 @@ class ChunkWalk:
         gradients: list[Tensor | None] = [torch.zeros_like(rows) if wanted[0] else None]
         gradients += [_accumulator(leaf) if want else None for leaf, want in zip(leaves, wanted[1:], strict=True)]
         total = _Sums(rows.device, len(self.objective.terms))
+        for term in self.batch.terms:
+            total.note({name: rows.new_tensor(pair).unbind() for name, pair in term.notes.items()})
         for number in range(len(self.batch.chunks)):
             start, stop = self.batch.chunks[number]
             piece = rows[start:stop].detach().requires_grad_(wanted[0])
@@ -280,6 +296,7 @@ class ChunkWalk:
             targets,
             groups.student_index[slice(*student_members)],
             groups.student_group[slice(*student_members)],
+            groups.student_tokens[slice(*student_members)],
             in_order[0],
         )
         teacher = Side(
@@ -287,7 +304,9 @@ class ChunkWalk:
             self.batch.teachers[term.teacher].targets[slice(*rows)],
             groups.teacher_index[slice(*teacher_members)],
             groups.teacher_group[slice(*teacher_members)],
+            groups.teacher_tokens[slice(*teacher_members)],
             in_order[1],
+            None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
         sums = term.method.loss(AlignedChunk(student, teacher, span[1] - span[0]))
         total.note(sums.diagnostics)
@@ -320,6 +339,17 @@ class _Sums:
         scale = torch.tensor(divisors, dtype=torch.float64, device=self.kd.device)
         loss = objective.ce_weight * self.ce / scale[0] + (weights * self.kd / scale[1:]).sum()
         return LossParts(loss, self.ce, self.kd, self.ce_gradient, self.kd_gradient, self.diagnostics)
+
+
+def _entropies(head: Head, rows: Tensor, chunk_rows: int) -> EntropyArray:
+    """float64 [rows]: entropy, in nats, of the next-token distribution of each row; logits exist for a chunk only."""
+    found = []
+    for start in range(0, len(rows), chunk_rows):
+        logits = head.logits(rows[start : start + chunk_rows])
+        log_probs = (logits.float() if logits.dtype in _LOW else logits).log_softmax(-1)
+        found.append(-(log_probs.exp() * log_probs).sum(-1))
+    entropies: EntropyArray = torch.cat(found).double().cpu().numpy()
+    return entropies
 
 
 _LOW = (torch.bfloat16, torch.float16)

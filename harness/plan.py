@@ -21,6 +21,7 @@ from harness.identity import code_digest, imported_modules, seed_of, versions
 from harness.recipe import ModelSpec, Training
 from harness.tasks import Task, tasks
 from methods.base import Method, Rows, Start, TeacherKind, find
+from methods.dual import DualOptions, is_dual, parts_of
 
 _TOKENS = ("harness.batches", "harness.heads", "harness.models", "methods.alignment", "methods.vocabulary")
 _TRAINING = (*_TOKENS, "harness.loss", "harness.train", "harness.teacher", "harness.identity", "methods.base")
@@ -61,19 +62,32 @@ class Stage:
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """A row of the table: a method with its options.
+    """A row of the table: a method with its options, or the two methods of a dual teacher.
 
     Attributes:
         label: in tables; the method's name.
-        method: built with the recipe's options.
+        methods: built with the recipe's options; one, or two.
+        ce_weight: factor of the cross-entropy.
+        kd_weights: factor of each method's distillation term.
     """
 
     label: str
-    method: Method
+    methods: tuple[Method, ...]
+    ce_weight: float
+    kd_weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, method: Method) -> ObjectiveSpec:
+        """One method with its own weights."""
+        return cls(method.name, (method,), method.options.ce_weight, (method.options.kd_weight,))
 
     @property
     def fidelity(self) -> str:
-        return str(self.method.options.fidelity)
+        return str(self.methods[0].options.fidelity) if len(self.methods) == 1 else "described"
+
+    @property
+    def fidelities_differ(self) -> bool:
+        return len(self.methods) == 1 and self.methods[0].fidelities_differ
 
     @property
     def name(self) -> str:
@@ -81,21 +95,36 @@ class ObjectiveSpec:
         return f"{self.label} (released)" if self.fidelity == "released" else self.label
 
     @property
+    def start(self) -> Start:
+        return self.methods[0].start
+
+    @property
     def roles(self) -> tuple[str, ...]:
-        return (ROLE_OF_KIND[self.method.teacher],) if self.method.teacher in ROLE_OF_KIND else ()
+        """Role of the teacher of each method that has one."""
+        return tuple(ROLE_OF_KIND[m.teacher] for m in self.methods if m.teacher in ROLE_OF_KIND)
+
+    @property
+    def teacher_kind(self) -> str:
+        """As tables group rows."""
+        return "both" if len(self.methods) > 1 else self.methods[0].teacher.value
 
     def needs_live(self, role: str) -> bool:
-        """Whether stored response rows are not enough: the method scores the prompt too."""
-        return role in self.roles and self.method.rows is Rows.ALL
+        """Whether stored response rows are not enough: a method scores the prompt too."""
+        return any(ROLE_OF_KIND.get(m.teacher) == role and m.rows is Rows.ALL for m in self.methods)
 
     def identity(self) -> dict[str, Any]:
-        bases = [c.__module__ for c in type(self.method).__mro__ if issubclass(c, Method) and c is not Method]
-        modules = {module for base in bases for module in imported_modules(base)}
         return {
-            "method": self.method.name,
-            "options": self.method.options.model_dump(mode="json"),
-            "code": code_digest(*sorted(modules)),
+            "methods": [
+                {"method": m.name, "options": m.options.model_dump(mode="json"), "code": _code_of(m)}
+                for m in self.methods
+            ],
+            "weights": [self.ce_weight, *self.kd_weights],
         }
+
+
+def _code_of(method: Method) -> str:
+    bases = [c.__module__ for c in type(method).__mro__ if issubclass(c, Method) and c is not Method]
+    return code_digest(*sorted({module for base in bases for module in imported_modules(base)}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,28 +190,56 @@ def task_of(recipe: Any, name: str) -> Task:
 
 def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
     """Methods with their options: a row for each fidelity in which they differ."""
-    from harness.errors import HarnessError
-
     objectives = []
     for name in recipe.methods:
+        if is_dual(name):
+            objectives.append(_dual(recipe, name))
+            continue
         kind = find(name)
-        role = ROLE_OF_KIND.get(kind.teacher)
-        if role is not None and getattr(recipe.teachers, role) is None:
-            raise HarnessError(
-                f"teachers.{role}", "none", f"a teacher for method {name}", "Name a model, or leave the method out."
-            )
-        shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in kind.Options.model_fields}
-        if kind.teacher is TeacherKind.NONE:
-            # the control is a distillation run without its KD term: all else that `all` says holds for it too
-            shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and k != "kd_weight"}
-        given = shared | recipe.method_options.get(name, {})
-        own = given.pop("fidelity", None)
+        own = recipe.method_options.get(name, {}).get("fidelity")
         # "released" of a method whose code does what its paper says is the same row
         wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
-        for fidelity in wanted:
-            options = kind.Options.model_validate({"fidelity": fidelity, **given})
-            objectives.append(ObjectiveSpec(name, kind(options)))
+        objectives += [ObjectiveSpec.of(_method(recipe, name, fidelity)) for fidelity in wanted]
     return objectives
+
+
+def _dual(recipe: Any, name: str) -> ObjectiveSpec:
+    """Two methods under one cross-entropy; their own weights give way to the pair's."""
+    same, cross = parts_of(name)
+    label = f"dual({same}, {cross})"
+    shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in DualOptions.model_fields}
+    given = [recipe.method_options.get(key, {}) for key in dict.fromkeys(("dual", name, label))]
+    options = DualOptions.model_validate(shared | {k: v for part in given for k, v in part.items()})
+    methods = tuple(
+        _method(recipe, part, recipe.method_options.get(part, {}).get("fidelity", "described"))
+        for part in (same, cross)
+    )
+    share = options.same_weight
+    return ObjectiveSpec(
+        label, methods, options.ce_weight, (options.kd_weight * share, options.kd_weight * (1 - share))
+    )
+
+
+def _method(recipe: Any, name: str, fidelity: str) -> Method:
+    """A method with the recipe's options.
+
+    Raises:
+        HarnessError: the recipe names no teacher for it.
+    """
+    from harness.errors import HarnessError
+
+    kind = find(name)
+    role = ROLE_OF_KIND.get(kind.teacher)
+    if role is not None and getattr(recipe.teachers, role) is None:
+        raise HarnessError(
+            f"teachers.{role}", "none", f"a teacher for method {name}", "Name a model, or leave the method out."
+        )
+    shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in kind.Options.model_fields}
+    if kind.teacher is TeacherKind.NONE:
+        # the control is a distillation run without its KD term: all else that `all` says holds for it too
+        shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and k != "kd_weight"}
+    given = shared | recipe.method_options.get(name, {})
+    return kind(kind.Options.model_validate(given | {"fidelity": fidelity}))
 
 
 class _Builder:
@@ -237,7 +294,7 @@ class _Builder:
         recipe = self.recipe
         inputs: dict[str, Stage] = {}
         rows = self.training_rows
-        if objective.method.start is Start.WARM_START:
+        if objective.start is Start.WARM_START:
             inputs["start"] = self._warm_start(seed)
             training, steps = recipe.train, recipe.train.total_steps(rows)
         else:

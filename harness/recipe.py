@@ -157,7 +157,26 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+def _as_names(value: Any) -> Any:
+    """A list of names; ``[dual(fkd, cdm)]``, which YAML cuts at the comma, is put together again."""
+    listed = _as_list(value)
+    if not isinstance(listed, list):
+        return listed
+    names: list[Any] = []
+    for part in listed:
+        if (
+            names
+            and isinstance(part, str)
+            and isinstance(names[-1], str)
+            and names[-1].count("(") > names[-1].count(")")
+        ):
+            names[-1] += f", {part}"
+        else:
+            names.append(part)
+    return names
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_names), Field(min_length=1)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(_as_list), Field(min_length=1)]
 
@@ -375,31 +394,52 @@ def _description(path: Sequence[Any]) -> str:
 def _name_problems(values: Any) -> list[str]:
     """Unknown methods and tasks, wrong method options: checked beside the schema, so that all errors come at once."""
     from methods.base import registered
+    from methods.dual import is_dual
 
     if not isinstance(values, Mapping):
         return []
     known_methods, known_tasks = registered(), tasks()
     problems = []
     for key, known in (("methods", known_methods), ("tasks", known_tasks)):
-        listed = _as_list(values.get(key))
+        listed = _as_names(values.get(key))
         for place, name in enumerate(listed if isinstance(listed, list) else []):
-            if isinstance(name, str) and name not in known:
+            if key == "methods" and isinstance(name, str) and is_dual(name):
+                problems += _dual_problems(f"{key}.{place}", name)
+            elif isinstance(name, str) and name not in known:
                 hint = suggest(name, known) or f"There are {', '.join(known)}."
                 problems.append(f"{key}.{place}: unknown {key[:-1]} {name!r}. {hint}")
     for key in ("methods", "tasks", "seeds", "fidelity"):
-        listed = _as_list(values.get(key))
+        listed = _as_names(values.get(key))
         if isinstance(listed, list) and len(set(map(str, listed))) < len(listed):
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     return problems + _option_problems(values, known_methods)
 
 
+def _dual_problems(where: str, name: str) -> list[str]:
+    from methods.base import UnknownMethodError
+    from methods.dual import parts_of
+
+    try:
+        parts_of(name)
+    except UnknownMethodError as error:
+        hint = f'Did you mean "{error.suggestion}"?' if error.suggestion else ""
+        return [f"{where}: unknown method {error.name!r} in {name!r}. {hint}".rstrip()]
+    except ValueError as error:
+        return [f"{where}: {error}."]
+    return []
+
+
 def _option_problems(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    from methods.dual import DualOptions, is_dual
+
     problems = []
     options = values.get("method_options")
     for method, given in (options if isinstance(options, Mapping) else {}).items():
         where = f"method_options.{method}"
         if not isinstance(given, Mapping):
             problems.append(f"{where}: found {given!r:.60}; expected a mapping of options.")
+        elif method == "dual" or is_dual(method):
+            problems += _wrong_options(where, DualOptions, given)
         elif method == "all":
             everything = sorted({field for m in known.values() for field in m.Options.model_fields})
             problems += [

@@ -14,7 +14,7 @@ import pandas as pd
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
 from harness.files import disk_errors, write_json
-from harness.plan import ROLE_OF_KIND, Cell, Plan
+from harness.plan import Cell, Plan
 from harness.run import Failure
 from harness.store import Store
 from reports import ReportContext, Score, write
@@ -49,7 +49,7 @@ def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], envi
         "identity": plan.identity,
         "recipe": recipe.model_dump(mode="json"),
         "title": recipe.title or recipe.name,
-        "notes": list(recipe.notes),
+        "notes": list(recipe.notes) + _caveats(plan),
         "protocol": {name: task.protocol() for name, task in plan.tasks.items()},
         "settings": _settings(plan),
         "environment": dict(environment),
@@ -112,9 +112,8 @@ def report_context(run: Run, store: Store) -> ReportContext:
 
 def _cell(plan: Plan, cell: Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:
     """What a report must know of a cell: labels, stage identities, metrics, failures."""
-    recipe, kind = plan.recipe, cell.objective.method.teacher
-    role = ROLE_OF_KIND.get(kind)
-    teacher = getattr(recipe.teachers, role) if role else None
+    recipe = plan.recipe
+    teachers = [getattr(recipe.teachers, role) for role in cell.objective.roles]
     metrics = [asdict(metric) for metric in plan.tasks[cell.task].metrics]
     stages = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers, "student": cell.student}
     return {
@@ -122,10 +121,10 @@ def _cell(plan: Plan, cell: Cell, failures: Mapping[str, Failure]) -> dict[str, 
         "task": cell.task,
         "seed": cell.seed,
         "method": cell.objective.label,
-        "fidelity": cell.objective.fidelity if cell.objective.method.fidelities_differ else "",
+        "fidelity": cell.objective.fidelity if cell.objective.fidelities_differ else "",
         "student": recipe.student.name or recipe.student.model,
-        "teacher": (teacher.name or teacher.model) if teacher else "",
-        "teacher_kind": kind.value,
+        "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
+        "teacher_kind": cell.objective.teacher_kind,
         "metrics": metrics,
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
         "failures": {
@@ -134,6 +133,12 @@ def _cell(plan: Plan, cell: Cell, failures: Mapping[str, Failure]) -> dict[str, 
             if stage is not None and (failure := failures.get(stage.identity)) is not None
         },
     }
+
+
+def _caveats(plan: Plan) -> list[str]:
+    """What methods want a reader to know of their rows."""
+    methods = {(o.name, m) for o in (cell.objective for cell in plan.cells) for m in o.methods}
+    return sorted({f"{name}: {method.caveat}" for name, method in methods if method.caveat})
 
 
 def _scores(cell: Mapping[str, Any], store: Store) -> list[Score]:
@@ -199,8 +204,10 @@ def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
         frame = pd.DataFrame(steps)
         label = cell["method"] + (" (released)" if cell["fidelity"] == "released" else "")
         row = {"method": label, "task": cell["task"], "steps": len(frame), "CE, last step": frame["ce"].iloc[-1]}
-        if "kd_0" in frame:
-            row |= {"KD, last step": frame["kd_0"].iloc[-1], "KD/CE gradient norm": frame["kd_ce_ratio_0"].mean()}
+        for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
+            if f"kd_{term}" in frame:
+                row[f"{which}KD, last step"] = frame[f"kd_{term}"].iloc[-1]
+                row[f"{which}KD/CE gradient norm"] = frame[f"kd_ce_ratio_{term}"].mean()
         # what methods report of themselves
         own = [name for name in frame.columns if name not in _STEP_FIELDS]
         rows.append(row | {name: frame[name].mean() for name in own})
@@ -211,8 +218,8 @@ def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
     return table
 
 
-_STEP_FIELDS = frozenset(
-    ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "ce", "kd_0", "kd_ce_ratio_0")
+_STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "ce"}).union(
+    *({f"kd_{term}", f"kd_ce_ratio_{term}"} for term in (0, 1))
 )
 
 
@@ -222,15 +229,15 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
     teachers = [
         f"{role}: {spec.name or spec.model}" for role in ("same", "cross") if (spec := getattr(recipe.teachers, role))
     ]
-    weights = {
-        cell.objective.label: (cell.objective.method.options.ce_weight, cell.objective.method.options.kd_weight)
-        for cell in plan.cells
-    }
+    weights = {cell.objective.label: (cell.objective.ce_weight, *cell.objective.kd_weights) for cell in plan.cells}
     training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
     return [
         ("Teachers", "; ".join(teachers) or "none"),
         ("Seeds", ", ".join(map(str, recipe.seeds))),
-        ("Weights (CE, KD)", "; ".join(f"{name} {ce:g}, {kd:g}" for name, (ce, kd) in weights.items())),
+        (
+            "Weights (CE, KD)",
+            "; ".join(f"{name} {', '.join(f'{w:g}' for w in each)}" for name, each in weights.items()),
+        ),
         *(
             (
                 name.replace("_", " ").capitalize(),

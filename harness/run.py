@@ -135,8 +135,8 @@ class Runner:
                     f"Write @{record['commit']} into the recipe, so that it stays the same model."
                 )
         for objective in {id(cell.objective): cell.objective for cell in self.plan.cells}.values():
-            for role in objective.roles:
-                if (reason := objective.method.refuses(self.pair(role))) is not None:
+            for method, role in zip(objective.methods, objective.roles, strict=False):
+                if (reason := method.refuses(self.pair(role))) is not None:
                     raise HarnessError(
                         f"teachers.{role}",
                         reason,
@@ -297,17 +297,17 @@ class Runner:
     def _make_student(self, stage: Stage, folder: Path) -> dict[str, Any]:
         assert stage.objective is not None
         objective = stage.objective
-        method = objective.method
         start = stage.inputs.get("start")
         if start is None:
             model, training = self._load(self.specs[STUDENT]), self.recipe.warm_start
         else:
             model, training = self._load_folder(self._need(start).checked() / "model"), self.recipe.train
         terms: tuple[Term, ...] = ()
-        for role in objective.roles:
+        # a method without a teacher has no role, and no term
+        for method, role, weight in zip(objective.methods, objective.roles, objective.kd_weights, strict=False):
             method.prepare(self.pair(role))
-            terms += (Term(method, role, method.options.kd_weight),)
-        roles, ce_weight = (STUDENT, *objective.roles), method.options.ce_weight
+            terms += (Term(method, role, weight),)
+        roles, ce_weight = (STUDENT, *objective.roles), objective.ce_weight
         self._student = (
             stage.identity,
             self._train_student(stage, model, terms, training, roles, ce_weight, folder),

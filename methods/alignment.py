@@ -6,8 +6,8 @@ of one side are contiguous, so a list of ends says it all. Groups close where bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -48,6 +48,8 @@ class Groups:
         student_index, student_group: int64 [members], token and its group, groups ascending.
         teacher_index, teacher_group: the same for the teacher.
         count: number of groups; each has members on both sides.
+        teacher_weight: float64 [teacher members], how much each counts in a mean over its group; None: all alike.
+        notes: what the alignment says of itself, by name: a sum, and the sum that it is a share of.
     """
 
     student_index: IntArray
@@ -55,6 +57,8 @@ class Groups:
     teacher_index: IntArray
     teacher_group: IntArray
     count: int
+    teacher_weight: npt.NDArray[np.float64] | None = None
+    notes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def one_to_one(cls, student: npt.ArrayLike, teacher: npt.ArrayLike) -> Groups:

@@ -109,11 +109,24 @@ class Side:
         targets: int64 [rows], the token that each row predicts, -100 where it predicts no response token.
         index: int64 [members], row of each member of a group.
         group: int64 [members], group of each member, ascending.
+        tokens: int64 [members], the response token that each member is (-100: one of the prompt). Where rows are
+            PREDICTING, the member's row predicts it.
         in_order: True where ``index`` is 0, 1, ..., rows - 1, so that rows need no gathering.
+        weight: [members], how much each counts in a mean over its group; None: all alike.
     """
 
-    def __init__(self, logits: Tensor, targets: Tensor, index: Tensor, group: Tensor, in_order: bool) -> None:
-        self.logits, self.targets, self.index, self.group, self.in_order = logits, targets, index, group, in_order
+    def __init__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        group: Tensor,
+        tokens: Tensor,
+        in_order: bool,
+        weight: Tensor | None = None,
+    ) -> None:
+        self.logits, self.targets, self.index, self.group, self.tokens = logits, targets, index, group, tokens
+        self.in_order, self.weight = in_order, weight
         self._log_probs: dict[float, Tensor] = {}
 
     def log_probs(self, temperature: float = 1.0) -> Tensor:
@@ -125,12 +138,27 @@ class Side:
 
     def first_columns(self, columns: int) -> Side:
         """The same rows over the first ``columns`` entries of the vocabulary."""
-        return Side(self.logits[:, :columns], self.targets, self.index, self.group, self.in_order)
+        return self._with(self.logits[:, :columns])
 
     def over_columns(self, columns: Tensor) -> Side:
         """The same rows over chosen entries of the vocabulary, int64 [columns], in their order."""
         chosen = self.logits.index_select(1, columns.to(self.logits.device))
-        return Side(chosen, self.targets, self.index, self.group, self.in_order)
+        return self._with(chosen)
+
+    def _with(self, logits: Tensor) -> Side:
+        return Side(logits, self.targets, self.index, self.group, self.tokens, self.in_order, self.weight)
+
+    def paired_logits(self) -> Tensor:
+        """[members, vocabulary]: the logits of the groups' members, in the order of the groups."""
+        return self.logits if self.in_order else self.logits.index_select(0, self.index)
+
+    def mean_logits(self, groups: int) -> Tensor:
+        """[groups, vocabulary]: the mean of the logits of each group's members, weighted where there are weights."""
+        logits = self.paired_logits()
+        weight = self.logits.new_ones(self.index.shape) if self.weight is None else self.weight.to(self.logits.dtype)
+        total = weight.new_zeros(groups).index_add(0, self.group, weight)
+        share = (weight / total[self.group]).unsqueeze(-1)
+        return logits.new_zeros(groups, logits.shape[-1]).index_add(0, self.group, logits * share)
 
     def paired_log_probs(self, temperature: float = 1.0) -> Tensor:
         """[members, vocabulary]: the rows of the groups' members, in the order of the groups."""
@@ -228,7 +256,10 @@ class Method(ABC):
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
     def align(self, response: AlignedResponse) -> Groups:
-        """Groups of student and teacher tokens that are compared; runs on the CPU, once per example."""
+        """Groups of student and teacher tokens that are compared; runs on the CPU.
+
+        Once per example, but at every step for methods with ``Need.ENTROPY``.
+        """
         raise NotImplementedError(f"{self.name} has no teacher to align with")
 
     @abstractmethod
@@ -292,7 +323,7 @@ def find(name: str) -> type[Method]:
 def _method_modules() -> Iterator[str]:
     import methods
 
-    infrastructure = {"base", "alignment", "vocabulary", "maps", "divergences", "merging", "warping"}
+    infrastructure = {"base", "alignment", "vocabulary", "maps", "divergences", "dual", "merging", "warping"}
     for module in pkgutil.iter_modules(methods.__path__):
         if module.name not in infrastructure:
             yield f"methods.{module.name}"

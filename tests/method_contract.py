@@ -164,7 +164,9 @@ def _assert_same(left: Any, right: Any) -> None:
     elif isinstance(left, dict):
         for key in left:
             _assert_same(left[key], right[key])
-    elif isinstance(left, list):
+    elif isinstance(left, np.ndarray):
+        assert np.array_equal(left, right)
+    elif isinstance(left, list | tuple):
         for a, b in zip(left, right, strict=True):
             _assert_same(a, b)
     elif hasattr(left, "__dataclass_fields__"):

@@ -292,7 +292,7 @@ def test_a_whole_response_is_one_chunk(chunk_rows: int) -> None:
     sizes = [one.example.sides[STUDENT].response.size for one in aligned()]
     borders = {0, *np.cumsum(sizes).tolist()}
     assert {border for chunk in batch.chunks for border in chunk} <= borders
-    assert len(batch.chunks) == {1: len(sizes), 1000: 1}.get(chunk_rows, len(batch.chunks))
+    assert len(batch.chunks) == len(sizes)
 
 
 def test_stored_rows_give_what_the_live_teacher_gives() -> None:

@@ -106,7 +106,7 @@ def test_released_rows_stand_only_where_they_differ(planned: Planner) -> None:
 def test_a_method_that_scores_the_prompt_gets_a_live_teacher(planned: Planner) -> None:
     plan = planned(fidelity=["released"])
     for cell in plan.cells:
-        live = cell.objective.method.rows is Rows.ALL
+        live = cell.objective.methods[0].rows is Rows.ALL
         for role in cell.objective.roles:
             assert cell.student.inputs[role].kind == ("teacher" if live else "rows")
 
@@ -116,7 +116,7 @@ def test_every_method_sees_the_same_data_order_in_a_repetition(planned: Planner)
     plan = planned(methods=list(registered()), seeds=[0, 1])
     orders: dict[tuple[int, bool], set[int]] = {}
     for cell in plan.cells:
-        starts_warm = cell.objective.method.start is Start.WARM_START
+        starts_warm = cell.objective.start is Start.WARM_START
         orders.setdefault((cell.seed, starts_warm), set()).add(order_seed(cell.student))
     assert all(len(seeds) == 1 for seeds in orders.values())
     assert len(set().union(*orders.values())) == len(orders)

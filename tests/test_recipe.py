@@ -286,9 +286,9 @@ def test_what_changes_weights_is_part_of_a_training_stage(change: dict[str, Any]
 def test_an_option_of_all_reaches_every_method_with_a_teacher_that_has_it() -> None:
     overrides = ["methods=[sft,fkd,uld]", "method_options={all: {kd_weight: 0.3, temperature: 3}, uld: {kd_weight: 1}}"]
     sft, fkd, uld = make_objectives(load_recipe("quickstart", overrides))
-    assert sft.method.options.kd_weight == 0
-    assert (fkd.method.options.kd_weight, fkd.method.options.temperature) == (0.3, 3)
-    assert uld.method.options.kd_weight == 1  # a method's own option wins
+    assert sft.methods[0].options.kd_weight == 0
+    assert (fkd.methods[0].options.kd_weight, fkd.methods[0].options.temperature) == (0.3, 3)
+    assert uld.methods[0].options.kd_weight == 1  # a method's own option wins
 
 
 def test_a_method_with_a_fidelity_of_its_own_is_one_row() -> None:

@@ -1,0 +1,138 @@
+"""Dynamic time warping of two tokenisations by edit distance, as CDM and MinED align them.
+
+Chen et al., arXiv 2502.11104, section 3.1 (CDM: costs weighted by entropies); Wan et al., arXiv 2401.10491 (FuseLLM,
+MinED: plain edit distances). Paths are lists of links (teacher token, student token), ascending on both sides.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cdist
+
+from methods.alignment import Groups, IntArray, group_bytes
+from methods.maps import UNMAPPED, exact_map
+from methods.vocabulary import TokenKind, Vocabulary
+
+FloatArray = npt.NDArray[np.float64]
+Path = tuple[IntArray, IntArray]
+"""Links of a warping path: teacher tokens and student tokens, int64 [links] each."""
+
+
+def token_texts(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Text of each token as time warping compares it: decoded alone, spaces deleted.
+
+    Bytes that are no whole character read U+FFFD, as the tokenizers' own decoders write them.
+    """
+    return tuple(spelling.decode("utf-8", "replace").replace(" ", "") for spelling in vocabulary.token_bytes)
+
+
+class EditCosts:
+    """Levenshtein distances between the tokens of two vocabularies; special tokens of one meaning cost nothing."""
+
+    def __init__(self, student: Vocabulary, teacher: Vocabulary) -> None:
+        self.student_texts, self.teacher_texts = token_texts(student), token_texts(teacher)
+        mapped = exact_map(teacher, student)
+        mapped[teacher.kinds != TokenKind.SPECIAL] = UNMAPPED
+        self._student_of_special = mapped
+
+    def costs(self, student_ids: IntArray, teacher_ids: IntArray) -> IntArray:
+        """int64 [m, n]: cost of each teacher token with each student token; each pair of ids is measured once."""
+        ours, our_place = np.unique(student_ids, return_inverse=True)
+        theirs, their_place = np.unique(teacher_ids, return_inverse=True)
+        left, right = [self.teacher_texts[i] for i in theirs], [self.student_texts[i] for i in ours]
+        distances = cdist(left, right, scorer=Levenshtein.distance, dtype=np.int32).astype(np.int64)
+        distances[self._student_of_special[theirs][:, None] == ours] = 0
+        costs: IntArray = distances[their_place[:, None], our_place]
+        return costs
+
+
+def entropy_weights(entropy: FloatArray) -> IntArray:
+    """int64 [n], 3 to 5: f = int(3 g + 3), g = sigmoid(4 x - 2), x the entropy scaled to [0, 1] over the sequence.
+
+    Where all entropies are equal nothing tells tokens apart, and all weigh the same.
+    """
+    if not entropy.size:
+        return np.zeros(0, dtype=np.int64)
+    lowest, highest = float(entropy.min()), float(entropy.max())
+    scaled = (entropy - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(entropy)
+    sigmoid = 1 / (1 + np.exp(2 - 4 * scaled))
+    return (3 * sigmoid + 3).astype(np.int64)
+
+
+def warp(costs: IntArray) -> Path:
+    """The cheapest path from the first pair of tokens to the last: every token is linked, no link crosses another.
+
+    D[i, j] = C[i, j] + min(D[i-1, j], D[i, j-1], D[i-1, j-1]); among equals the path goes back diagonally, else by a
+    teacher step, else by a student step. A row at a time: with S the running sum of the row's costs and a[j] the
+    cheaper of D[i-1, j] and D[i-1, j-1], D[i, j] = S[j] + min over k <= j of (a[k] - S[k-1]). In whole numbers that
+    is exact.
+
+    Args:
+        costs: int64 [m, n], not negative.
+
+    Returns:
+        Teacher tokens and student tokens of the links; empty where one side is.
+    """
+    m, n = costs.shape
+    if not m or not n:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    total = np.empty((m, n), dtype=np.int64)
+    sums = np.cumsum(costs, axis=1)
+    before = sums - costs
+    total[0] = sums[0]
+    cheaper = np.empty(n, dtype=np.int64)
+    for i in range(1, m):
+        above = total[i - 1]
+        cheaper[0] = above[0]
+        np.minimum(above[1:], above[:-1], out=cheaper[1:])
+        cheaper -= before[i]
+        np.minimum.accumulate(cheaper, out=cheaper)
+        np.add(sums[i], cheaper, out=total[i])
+    return _walk_back(total)
+
+
+def _walk_back(total: IntArray) -> Path:
+    i, j = total.shape[0] - 1, total.shape[1] - 1
+    links = [(i, j)]
+    while i and j:
+        diagonal, teacher_step, student_step = total[i - 1, j - 1], total[i - 1, j], total[i, j - 1]
+        if diagonal <= teacher_step and diagonal <= student_step:
+            i, j = i - 1, j - 1
+        elif teacher_step <= student_step:
+            i -= 1
+        else:
+            j -= 1
+        links.append((i, j))
+    links += [(k, 0) for k in range(i - 1, -1, -1)] + [(0, k) for k in range(j - 1, -1, -1)]
+    path = np.asarray(links[::-1], dtype=np.int64)
+    return path[:, 0], path[:, 1]
+
+
+def link_groups(teacher: IntArray, student: IntArray) -> Groups:
+    """Pieces of a path: a new one begins where both sides step, so that every token is in one group."""
+    both_step = (np.diff(teacher) > 0) & (np.diff(student) > 0)
+    piece = np.concatenate([[0], np.cumsum(both_step)])[: teacher.size].astype(np.int64)
+    count = int(piece[-1]) + 1 if piece.size else 0
+    # a token's links are neighbours, in one piece: each counts once
+    ours, theirs = (np.flatnonzero(np.diff(tokens, prepend=-1)) for tokens in (student, teacher))
+    return Groups(student[ours], piece[ours], teacher[theirs], piece[theirs], count)
+
+
+def byte_agreement(teacher: IntArray, student: IntArray, student_ends: IntArray, teacher_ends: IntArray) -> float:
+    """Share of a path's links whose tokens stand in one group of the alignment by bytes; 1 where there is no link."""
+    if not teacher.size:
+        return 1.0
+    groups = group_bytes(student_ends, teacher_ends)
+    of_student = _groups_of(groups.student_index, groups.student_group, student_ends.size)
+    of_teacher = _groups_of(groups.teacher_index, groups.teacher_group, teacher_ends.size)
+    same = (of_student[student] == of_teacher[teacher]) & (of_student[student] >= 0)
+    return float(same.mean())
+
+
+def _groups_of(index: IntArray, group: IntArray, size: int) -> IntArray:
+    """int64 [size], the group of each token, -1 where it is in none."""
+    found = np.full(size, -1, dtype=np.int64)
+    found[index] = group
+    return found
