@@ -109,8 +109,9 @@ def nearest_strings(
 def store_map(
     folder: Path, kind: str, source: Vocabulary, target: Vocabulary, make: Callable[[], VocabularyMap]
 ) -> VocabularyMap:
-    """A map from ``folder``, made and kept there first where it is missing; found by both tokenizers' digests."""
-    path = folder / f"{kind}-{source.digest[:20]}-{target.digest[:20]}.npy"
+    """A map from ``folder``, made and kept there where it is missing; found by the tokenizers' digests and ends."""
+    digests = ["-".join(map(str, (side.digest[:20], *side.eos))) for side in (source, target)]
+    path = folder / f"{kind}-{'-'.join(digests)}.npy"
     if path.is_file():
         stored: VocabularyMap = np.load(path, allow_pickle=False)
         return stored

@@ -130,13 +130,13 @@ def _generate_batch(
             attention_mask=mask.to(device),
             max_new_tokens=new_tokens,
             do_sample=False,
-            eos_token_id=side.eos,
+            eos_token_id=list(side.eos_ids),
             pad_token_id=tokenizer.pad_token_id,
             logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([stops]),
         )
     return [
-        _answer(tokenizer, side.eos, request, row.tolist())
+        _answer(tokenizer, side.eos_ids, request, row.tolist())
         for request, row in zip(requests, output[:, width:], strict=True)
     ]
 
@@ -151,9 +151,9 @@ def _own_settings_off(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _answer(tokenizer: Any, eos: int, request: Request, ids: list[int]) -> Answer:
-    ended = eos in ids
-    own = ids[: ids.index(eos)] if ended else ids
+def _answer(tokenizer: Any, eos_ids: Sequence[int], request: Request, ids: list[int]) -> Answer:
+    end = next((place for place, token in enumerate(ids) if token in eos_ids), None)
+    ended, own = end is not None, ids[:end]
     text, stopped = cut_at_stop(tokenizer.decode(own, skip_special_tokens=True), request.stop)
     if stopped:
         return Answer(request.id, request.prompt, text, _tokens_until_stop(tokenizer, own, request.stop), "stop string")
