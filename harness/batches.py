@@ -104,7 +104,7 @@ class TextSide:
         A chat template says itself whether BOS stands at the beginning. Where it prints today's date, that is
         :data:`TEMPLATE_DATE`, so that a prompt is the same tomorrow.
         """
-        if self.template == "plain":
+        if self.template == "plain" or not texts:
             return self.plain_prompts(texts)
         chats = [[{"role": "user", "content": text}] for text in texts]
         prompts: list[list[int]] = self._render(chats, add_generation_prompt=True)
@@ -168,12 +168,25 @@ class TextSide:
 
     def _render(self, chats: Sequence[Sequence[Mapping[str, str]]], **options: Any) -> Any:
         """Chats in the model's own template, as token ids unless ``tokenize=False``."""
-        day = {"date_string": TEMPLATE_DATE.strftime("%d %b %Y"), "strftime_now": TEMPLATE_DATE.strftime}
+        template, where = self._chat_template, f"chat template of {self.name}"
         try:
-            return self.tokenizer.apply_chat_template(list(chats), return_dict=False, **day, **options)
+            return self.tokenizer.apply_chat_template(chats, chat_template=template, return_dict=False, **options)
         except Exception as error:  # a template is a program of its publisher's, and refuses in its own way
-            where, expected = f"chat template of {self.name}", "one that renders a user's and an assistant's message"
+            expected = "one that renders a user's and an assistant's message"
             raise HarnessError(where, f"an error ({error})", expected, "Set template: plain.") from error
+
+    @cached_property
+    def _chat_template(self) -> str:
+        """The chat template with a fixed date where it asks for today's."""
+
+        def fixed(call: re.Match[str]) -> str:
+            return call[1] + TEMPLATE_DATE.strftime(call[2]) + call[1]
+
+        template = re.sub(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", fixed, self.tokenizer.get_chat_template())
+        if "strftime_now(" in template:
+            where, expected = f"chat template of {self.name}", "prompts that are the same tomorrow"
+            raise HarnessError(where, "today's date in a form that is computed", expected, "Set template: plain.")
+        return template
 
     def _end_of_turn(self) -> int | None:
         """The control token that the chat template writes behind an assistant's message, white space aside."""

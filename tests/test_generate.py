@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -142,6 +142,19 @@ def test_samples_follow_the_models_distribution(side: TextSide) -> None:
 
 def test_an_answer_ends_at_eos(side: TextSide) -> None:
     (answer,) = answers(speller(side, "abc"), side, REQUESTS[:1])
+    assert (answer.output, answer.tokens, answer.stop) == ("abc", 4, "eos")
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("end", ["</s>", "<|im_end|>"])
+def test_an_answer_ends_at_each_of_its_ends(side: TextSide, template: Literal["plain", "chat"], end: str) -> None:
+    """At EOS and at the end of turn, whichever was trained."""
+    tokenizer = copy.deepcopy(side.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    both = TextSide(tokenizer, template=template, name="tiny")
+    assert set(both.eos_ids) == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    (answer,) = answers(speller(both, "abc", end), both, REQUESTS[:1])
     assert (answer.output, answer.tokens, answer.stop) == ("abc", 4, "eos")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def test_prefix_map_takes_the_longest_beginning() -> None:
 
 
 def test_maps_are_stored_by_digest(tmp_path: Path) -> None:
-    """Made once for a pair of tokenizers; another pair or another kind is another file."""
+    """Made once for a pair of tokenizers and their ends; another pair or another kind is another file."""
     source, target = vocabulary("byte_level"), vocabulary("unigram")
     made: list[str] = []
 
@@ -150,6 +151,9 @@ def test_maps_are_stored_by_digest(tmp_path: Path) -> None:
     store_map(tmp_path, "prefix", source, target, make)
     assert made == ["made", "made"]
     assert len(list(tmp_path.iterdir())) == 2
+    other_end = replace(source, eos=(1,))  # with the chat template, say
+    assert store_map(tmp_path, "exact", other_end, target, lambda: exact_map(other_end, target))[1] == target.eos[0]
+    assert store_map(tmp_path, "exact", source, target, make)[source.eos[0]] == target.eos[0]
 
 
 @pytest.mark.slow
