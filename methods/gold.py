@@ -2,19 +2,20 @@
 
 Hugging Face, "Unlocking On-Policy Distillation for Any Model Family" (2025-10-29) and ``trl.experimental.gold``:
 
-    L = mean_g [w_m · GJSD_β(S_g, T_g over the tokens of both vocabularies) + w_u · Σ_k |S_(k) - T_(k)| over the others]
+    L = Σ_g [w_m · GJSD_β(S_g, T_g over the tokens of both vocabularies) + w_u · Σ_k |S_g(k) - T_g(k)| over the others]
 
 g: groups of tokens that end on the same byte; S, T: their merged masses (methods/merging.py), not renormalised, so
-that the matched part may be negative. This is the loss on given responses.
+that the matched part may be negative; (k): sorted. This is the loss on given responses.
 
-Facts of TRL 1.16 that hold here too: matched masses below 1e-8 count as 1e-8 in the GJSD, on both sides, and get no
-gradient there; where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which
-pad the logits of many models, are unmatched and count in V_teacher. A temperature brings no factor τ².
+Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e-8 on both sides, and get no gradient;
+where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of
+many models, are unmatched and count in V_teacher. A temperature brings no factor τ².
 
 ``released``: what TRL 1.16 computes where its options are left alone: ``observed`` merging, vocabularies matched by
 string, the last token of either side left out, whatever it is (EOS, unless the response was cut), means over the
-groups of a response and then over responses. ``merge`` and ``match`` still count where a recipe sets them.
-``described`` mends these four.
+groups of a response and then over responses. ``merge`` and ``match`` still count where a recipe sets them. TRL compares
+a tail that ends on different bytes too; here both sides end on one byte, so that there is none but in cut responses.
+``described`` mends all of these.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ class GOLD(Method):
             student.index_select(1, columns.student_matched),
             teacher.index_select(1, columns.teacher_matched),
         )
+        # TRL's generalized_jsd_loss takes log(max(mass, 1e-8)) of both sides, after merging has clamped realised tokens.
         matched = generalized_jsd(ours.clamp_min(LOG_FLOOR), theirs.clamp_min(LOG_FLOOR), self.options.beta)
         rest = teacher.index_select(1, columns.teacher_rest).exp()
         if columns.student_rest.numel() and columns.teacher_rest.numel():
