@@ -311,7 +311,29 @@ def _join(
         raise HarnessError(
             example.source or example.id, str(error), "a tokenizer that keeps every byte of the response"
         ) from error
-    room = [max_length - prompts[role].size - 1 for role in sides]  # one place is EOS's
+    room = {role: max_length - prompt.size - 1 for role, prompt in prompts.items()}  # one place is EOS's
+    return _cut_and_end(example.id, prompts, responses, ends, sides, room)
+
+
+def _cut_and_end(
+    name: str,
+    prompts: Mapping[str, IntArray],
+    responses: Mapping[str, IntArray],
+    ends: Mapping[str, IntArray],
+    sides: Mapping[str, TextSide],
+    limits: Mapping[str, int],
+    ended: bool = True,
+) -> TokenizedExample | None:
+    """Responses cut to their limits at a byte boundary that all sides share, or ended by each side's own EOS.
+
+    Args:
+        limits: the most tokens of each side's response, EOS left out.
+        ended: whether an EOS follows where nothing is cut.
+
+    Returns:
+        None where a limit leaves no response token.
+    """
+    room = [limits[role] for role in sides]
     if min(room) < 1:
         return None
     kept = cut_at_common_boundary([ends[role] for role in sides], room)
@@ -319,13 +341,67 @@ def _join(
         return None
     joined = {}
     for place, role in enumerate(sides):
-        if kept is None:
-            response = np.append(responses[role], sides[role].eos)
-            joined[role] = SideTokens(prompts[role], response, np.append(ends[role], len(text)))
-        else:
-            joined[role] = SideTokens(prompts[role], responses[role][: kept[place]], ends[role][: kept[place]])
-    spelled = int(joined[STUDENT].ends[-1]) if STUDENT in joined else len(text)
-    return TokenizedExample(example.id, joined, kept is not None, spelled)
+        response, own_ends = responses[role], ends[role]
+        if kept is not None:
+            response, own_ends = response[: kept[place]], own_ends[: kept[place]]
+        elif ended:
+            response, own_ends = np.append(response, sides[role].eos), np.append(own_ends, own_ends.max(initial=0))
+        joined[role] = SideTokens(prompts[role], response, own_ends)
+    last = next(iter(joined.values())).ends[-1:]
+    return TokenizedExample(name, joined, kept is not None or not ended, int(last.sum()))
+
+
+def join_sampled(
+    examples: Sequence[TokenizedExample],
+    responses: Sequence[Sequence[int]],
+    sides: Mapping[str, TextSide],
+    max_length: int,
+) -> list[TokenizedExample]:
+    """Examples with responses that the student sampled, tokenised from their bytes for the other models.
+
+    Models with the student's tokenizer see the student's own tokens. A response that its length cut gets no EOS on
+    any side; one that leaves a teacher no room is empty.
+
+    Args:
+        responses: token ids of each response; the last one is the student's EOS where it came to an end.
+    """
+    student = sides[STUDENT]
+    ended = [bool(ids) and ids[-1] in student.eos_ids for ids in responses]
+    own = [np.asarray(ids[: len(ids) - end], dtype=np.int64) for ids, end in zip(responses, ended, strict=True)]
+    spelled = [student.vocabulary.spell(ids) for ids in own]
+    tokens = {
+        role: [ByteTokens(ids, ends, cut=False) for ids, (_, ends) in zip(own, spelled, strict=True)]
+        if side.vocabulary.digest == student.vocabulary.digest
+        else side.responses_of_bytes([text for text, _ in spelled])
+        for role, side in sides.items()
+    }
+    return [
+        _join_sampled(example, {role: made[place] for role, made in tokens.items()}, sides, max_length, ended[place])
+        for place, example in enumerate(examples)
+    ]
+
+
+def _join_sampled(
+    example: TokenizedExample,
+    tokens: Mapping[str, ByteTokens],
+    sides: Mapping[str, TextSide],
+    max_length: int,
+    ended: bool,
+) -> TokenizedExample:
+    """One example with a sampled response; an empty one where nothing of it is left."""
+    prompts = {role: example.sides[role].prompt for role in sides}
+    limits = {role: max_length - prompt.size - 1 for role, prompt in prompts.items()}
+    if any(made.cut for made in tokens.values()):  # a model without tokens for some bytes: all see what is before them
+        covered = min(int(made.ends.max(initial=0)) for made in tokens.values())
+        for role, made in tokens.items():
+            limits[role] = min(limits[role], int(np.searchsorted(made.ends, covered, side="right")))
+        ended = False
+    ids, ends = {role: made.ids for role, made in tokens.items()}, {role: made.ends for role, made in tokens.items()}
+    joined = _cut_and_end(example.id, prompts, ids, ends, sides, limits, ended)
+    if joined is not None:
+        return joined
+    nothing = np.zeros(0, dtype=np.int64)
+    return TokenizedExample(example.id, {r: SideTokens(p, nothing, nothing) for r, p in prompts.items()}, True, 0)
 
 
 @dataclass(frozen=True)
@@ -555,21 +631,28 @@ class Collator:
     ) -> None:
         self.terms, self.pad, self.chunk_rows, self.padding_side = list(terms), pad, chunk_rows, padding_side
         self.stored = stored or {}
+        self.roles = frozenset(term.teacher for term in terms)
         self.windows = {
             STUDENT: row_window([term.method.rows for term in terms]),
-            **dict.fromkeys({term.teacher for term in terms}, TEACHER_ROWS),
+            **dict.fromkeys(self.roles, TEACHER_ROWS),
         }
-        for role in self.windows.keys() - {STUDENT}:
+        for role in self.roles:
             if any(term.method.rows is Rows.ALL for term in terms if term.teacher == role):
                 if role in self.stored:
                     raise ValueError(f"the stored rows of {role!r} leave out the prompt, which a method scores")
                 self.windows[role] = Rows.ALL
 
     def __call__(self, examples: Sequence[AlignedExample]) -> dict[str, Any]:
-        """The batch under the key "batch", as transformers' Trainer wants a mapping."""
-        return {"batch": self.collate(examples)}
+        """The batch under the key "batch", as transformers' Trainer wants a mapping, and what it was made from."""
+        return {"batch": self.collate(examples), "examples": tuple(examples)}
 
-    def collate(self, examples: Sequence[AlignedExample]) -> Batch:
+    def collate(self, examples: Sequence[AlignedExample], sampled: frozenset[str] | None = None) -> Batch:
+        """The batch of the examples.
+
+        Args:
+            sampled: where the responses are the student's own, roles of the teachers that score them; such a batch
+                carries no cross-entropy.
+        """
         plain = [aligned.example for aligned in examples]
         student = [example.sides[STUDENT] for example in plain]
         window = self.windows[STUDENT]
@@ -585,6 +668,7 @@ class Collator:
             chunks, batch_terms = layout.place(known)
         else:
             unaligned = Unaligned(layout, groups)
+        targets = np.concatenate([_targets(side, window) for side in student])
         counts = [sum(side.response.size for side in student), len(student)]
         counts += [sum(part.count for part in parts) for parts in known]
         return Batch(
@@ -592,9 +676,9 @@ class Collator:
             mask,
             positions,
             _row_index(student, window, offsets),
-            torch.from_numpy(np.concatenate([_targets(side, window) for side in student])),
+            torch.from_numpy(targets if sampled is None else np.full_like(targets, -100)),
             chunks,
-            {role: self._teacher(role, plain) for role in self.windows if role != STUDENT},
+            {role: self._teacher(role, plain) for role in (self.roles if sampled is None else sampled)},
             batch_terms,
             torch.tensor(counts, dtype=torch.float64),
             unaligned,

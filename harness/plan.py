@@ -20,7 +20,7 @@ from harness.files import digest_of, sha256_file
 from harness.identity import code_digest, imported_modules, seed_of, versions
 from harness.recipe import ModelSpec, Training
 from harness.tasks import Task, tasks
-from methods.base import Method, Rows, Start, TeacherKind, find
+from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.dual import DualOptions, is_dual, parts_of
 
 _TOKENS = ("harness.batches", "harness.heads", "harness.models", "methods.alignment", "methods.vocabulary")
@@ -109,8 +109,16 @@ class ObjectiveSpec:
         return "both" if len(self.methods) > 1 else self.methods[0].teacher.value
 
     def needs_live(self, role: str) -> bool:
-        """Whether stored response rows are not enough: a method scores the prompt too."""
-        return any(ROLE_OF_KIND.get(m.teacher) == role and m.rows is Rows.ALL for m in self.methods)
+        """Whether stored rows are not enough: a method scores the prompt too, or what the student samples."""
+        return any(
+            ROLE_OF_KIND.get(m.teacher) == role and (m.rows is Rows.ALL or Need.ROLLOUTS in m.needs)
+            for m in self.methods
+        )
+
+    @property
+    def samples(self) -> bool:
+        """Whether the student samples responses while it trains."""
+        return any(Need.ROLLOUTS in m.needs for m in self.methods)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -305,7 +313,9 @@ class _Builder:
         return self._stage(
             "student",
             f"training of {objective.name}",
-            self._training_values(STUDENT, training, steps) | {"objective": objective.identity(), "seed": seed},
+            self._training_values(STUDENT, training, steps)
+            | {"objective": objective.identity(), "seed": seed}
+            | ({"rollouts": code_digest("harness.rollouts", "harness.evaluate.generate")} if objective.samples else {}),
             inputs,
             seed=seed,
             objective=objective,

@@ -44,6 +44,7 @@ from harness.identity import environment
 from harness.loss import Distiller, Objective
 from harness.plan import Cell, Plan, Stage, order_seed, with_inputs
 from harness.recipe import ModelSpec, Training
+from harness.rollouts import Rollouts, RolloutSettings
 from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request
 from harness.train import train
@@ -360,14 +361,19 @@ class Runner:
         pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
         pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
         objective = Objective(stage.title, ce_weight, terms)
+        collator = Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored)
+        seed, rollouts = order_seed(stage), None
+        if (sampling := RolloutSettings.of(terms)) is not None:
+            rollouts = Rollouts(sampling, terms, self.sides, collator, self.recipe.limits.length, seed)
         steps = train(
             Distiller(model.to(self.device), objective, live, heads),
             aligned,
-            Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored),
+            collator,
             training,
             steps=count,
-            seed=order_seed(stage),
+            seed=seed,
             work=self.store.work_folder(stage.kind, stage.identity),
+            rollouts=rollouts,
             on_step=lambda step: self.progress.advance(int(step["step"])),
         )
         gc.collect()  # optimiser state hangs in a cycle of the Trainer's

@@ -68,7 +68,7 @@ class CDM(Method):
         )
 
     @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+    def needs(self) -> frozenset[Need]:
         needed = {Need.WHOLE_RESPONSE} if self._released else set()
         return frozenset(needed | ({Need.ENTROPY} if self.options.alignment == "dtw" else set()))
 
@@ -81,7 +81,7 @@ class CDM(Method):
         return "samples" if self._released else super().normalize
 
     @property
-    def zero_at_identity(self) -> bool:  # type: ignore[override]
+    def zero_at_identity(self) -> bool:
         return not self._released  # τ on one side only: the released term has no zero
 
     @property

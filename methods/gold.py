@@ -30,11 +30,11 @@ from torch import Tensor
 from methods.alignment import AlignedResponse, Groups, group_bytes
 from methods.base import (
     AlignedChunk,
-    KDOptions,
     LossSums,
     Method,
     Need,
     NonNegative,
+    OnPolicyOptions,
     Positive,
     Rows,
     Side,
@@ -84,7 +84,7 @@ class GOLD(Method):
     summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
     fidelities_differ = True
 
-    class Options(KDOptions):
+    class Options(OnPolicyOptions):
         merge: Merge = Field(
             "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
         )
@@ -114,8 +114,8 @@ class GOLD(Method):
             return _RELEASED | given if is_released else given
 
     @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        return frozenset({Need.WHOLE_RESPONSE} if self._released else ())
+    def needs(self) -> frozenset[Need]:
+        return super().needs | ({Need.WHOLE_RESPONSE} if self._released else set())
 
     @property
     def rows(self) -> Rows:
@@ -162,7 +162,7 @@ class GOLD(Method):
             student.index_select(1, columns.student_matched),
             teacher.index_select(1, columns.teacher_matched),
         )
-        # TRL's generalized_jsd_loss takes log(max(mass, 1e-8)) of both sides, after merging has clamped realised tokens.
+        # TRL's generalized_jsd_loss takes log(max(mass, 1e-8)) of both sides, once merging has clamped what is realised.
         matched = generalized_jsd(ours.clamp_min(LOG_FLOOR), theirs.clamp_min(LOG_FLOOR), self.options.beta)
         rest = teacher.index_select(1, columns.teacher_rest).exp()
         if columns.student_rest.numel() and columns.teacher_rest.numel():

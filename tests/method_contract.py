@@ -32,6 +32,7 @@ from harness.batches import (
 from harness.heads import Head
 from harness.loss import ChunkWalk, Distiller, LossParts, Objective
 from harness.recipe import Training
+from harness.rollouts import Rollouts, RolloutSettings
 from harness.train import train
 from methods.alignment import Groups
 from methods.base import Method, Rows, TeacherKind
@@ -51,6 +52,7 @@ class Bench:
     role: str
     examples: list[AlignedExample]
     objective: Objective
+    sides: dict[str, TextSide]
 
     def collator(self, **settings: Any) -> Collator:
         pad = {STUDENT: 0, "same": 0, "cross": 0}
@@ -62,6 +64,10 @@ class Bench:
 
     def batch(self, examples: Sequence[AlignedExample] | None = None, **settings: Any) -> Batch:
         return self.collator(**settings).collate(self.examples if examples is None else examples)
+
+    def rollouts(self, collator: Collator) -> Rollouts | None:
+        settings = RolloutSettings.of(self.objective.terms)
+        return settings and Rollouts(settings, self.objective.terms, self.sides, collator, 128, 5)
 
     def loss(self, batch: Batch, divisors: Sequence[float] | None = None) -> LossParts:
         wanted = self.objective.divisors(batch.counts) if divisors is None else divisors
@@ -88,7 +94,7 @@ def bench(method: Method, *, dtype: torch.dtype = torch.float64, identical: bool
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(tiny.SAMPLES)]
     terms = (Term(method, role, 0.7),) if role else ()
     examples = [align(example, terms) for example in tokenize(texts, sides, max_length=128)]
-    return Bench(method, student, teacher, role, examples, Objective(method.name, 0.3, terms))
+    return Bench(method, student, teacher, role, examples, Objective(method.name, 0.3, terms), sides)
 
 
 def loss_of_logits(
@@ -299,13 +305,15 @@ def run(method: Method, folder: Path, *, stop_after: int = 99, **settings: Any) 
         if step["step"] >= stop_after:
             raise _StoppedError
 
+    collator = made.collator(chunk_rows=16)
     return train(
         made.distiller(),
         made.examples,
-        made.collator(chunk_rows=16),
+        collator,
         Training(steps=4, learning_rate=1e-3, **({"batch_size": 2} | settings)),
         steps=4,
         seed=3,
         work=folder,
+        rollouts=made.rollouts(collator),
         on_step=on_step,
     )

@@ -112,18 +112,30 @@ def _generate_batch(
     new_tokens: int,
     sampling_seed: int | None,
 ) -> list[Answer]:
-    tokenizer = side.tokenizer
-    device = next(model.parameters()).device
     width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.int64)
+    stops = _StopStrings(side.tokenizer, [request.stop for request in requests], width)
+    noise = [] if sampling_seed is None else [GumbelNoise([request.id for request in requests], sampling_seed)]
+    made = continue_prompts(model, side, prompts, new_tokens=new_tokens, processors=noise, stopping=[stops])
+    return [_answer(side.tokenizer, side.eos_ids, request, ids) for request, ids in zip(requests, made, strict=True)]
+
+
+def continue_prompts(
+    model: Any,
+    side: TextSide,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    processors: Sequence[LogitsProcessor],
+    stopping: Sequence[StoppingCriteria] = (),
+) -> list[list[int]]:
+    """Generated ids of each prompt, padding after the end included. One batch, padded on the left."""
+    pad, device = side.tokenizer.pad_token_id, next(model.parameters()).device
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    stops = _StopStrings(tokenizer, [request.stop for request in requests], width)
-    processors = LogitsProcessorList()
-    if sampling_seed is not None:
-        processors.append(_GumbelNoise([request.id for request in requests], sampling_seed))
     with _own_settings_off(model):
         output = model.generate(
             input_ids=ids.to(device),
@@ -131,14 +143,12 @@ def _generate_batch(
             max_new_tokens=new_tokens,
             do_sample=False,
             eos_token_id=list(side.eos_ids),
-            pad_token_id=tokenizer.pad_token_id,
-            logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([stops]),
+            pad_token_id=pad,
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList(stopping),
         )
-    return [
-        _answer(tokenizer, side.eos_ids, request, row.tolist())
-        for request, row in zip(requests, output[:, width:], strict=True)
-    ]
+    made: list[list[int]] = output[:, width:].tolist()
+    return made
 
 
 @contextmanager
@@ -193,7 +203,7 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(self.done, dtype=torch.bool, device=input_ids.device)
 
 
-class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
+class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     """Turns greedy decoding into sampling at T=1: argmax(log p + Gumbel noise) is distributed as p."""
 
     def __init__(self, ids: Sequence[str], seed: int) -> None:
