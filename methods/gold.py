@@ -162,7 +162,7 @@ class GOLD(Method):
             student.index_select(1, columns.student_matched),
             teacher.index_select(1, columns.teacher_matched),
         )
-        # TRL's generalized_jsd_loss takes log(max(mass, 1e-8)) of both sides, once merging has clamped what is realised.
+        # TRL's generalized_jsd_loss takes log(max(mass, 1e-8)); the realised tokens were clamped when merged.
         matched = generalized_jsd(ours.clamp_min(LOG_FLOOR), theirs.clamp_min(LOG_FLOOR), self.options.beta)
         rest = teacher.index_select(1, columns.teacher_rest).exp()
         if columns.student_rest.numel() and columns.teacher_rest.numel():
