@@ -40,7 +40,7 @@ from methods.base import (
 from methods.divergences import forward_kl, reverse_kl
 from methods.maps import UNMAPPED, VocabularyMap, exact_map, nearest_map, prefix_map
 from methods.vocabulary import TokenizerPair
-from methods.warping import EditCosts, byte_agreement, entropy_weights, link_groups, token_texts, warp
+from methods.warping import EditCosts, agreement_note, entropy_weights, link_groups, token_texts, warp
 
 FloatArray = npt.NDArray[np.float64]
 Texts = Sequence[str]
@@ -106,10 +106,7 @@ class CDM(Method):
         costs = self.costs.costs(response.student_ids, response.teacher_ids)
         weights = np.outer(entropy_weights(response.teacher_entropy), entropy_weights(response.student_entropy))
         teacher, student = warp(costs * weights)
-        notes: dict[str, tuple[float, float]] = {}
-        if student.size:
-            agreement = byte_agreement(teacher, student, response.student_ends, response.teacher_ends)
-            notes["links that bytes confirm"] = (agreement * student.size, float(student.size))
+        notes = agreement_note(teacher, student, response)
         if self._released:
             return _nested_means(teacher, student, notes)
         groups = _first_members(link_groups(teacher, student), notes)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from methods.alignment import Groups, IntArray, group_bytes
+from methods.alignment import AlignedResponse, Groups, IntArray, group_bytes
 from methods.maps import UNMAPPED, exact_map
 from methods.vocabulary import TokenKind, Vocabulary
 
@@ -120,15 +120,21 @@ def link_groups(teacher: IntArray, student: IntArray) -> Groups:
     return Groups(student[ours], piece[ours], teacher[theirs], piece[theirs], count)
 
 
-def byte_agreement(teacher: IntArray, student: IntArray, student_ends: IntArray, teacher_ends: IntArray) -> float:
-    """Share of a path's links whose tokens stand in one group of the alignment by bytes; 1 where there is no link."""
-    if not teacher.size:
-        return 1.0
+def confirmed_links(
+    teacher: IntArray, student: IntArray, student_ends: IntArray, teacher_ends: IntArray
+) -> npt.NDArray[np.bool_]:
+    """bool [links]: whether a path's link joins two tokens of one group of the alignment by bytes."""
     groups = group_bytes(student_ends, teacher_ends)
     of_student = _groups_of(groups.student_index, groups.student_group, student_ends.size)
     of_teacher = _groups_of(groups.teacher_index, groups.teacher_group, teacher_ends.size)
-    same = (of_student[student] == of_teacher[teacher]) & (of_student[student] >= 0)
-    return float(same.mean())
+    confirmed: npt.NDArray[np.bool_] = (of_student[student] == of_teacher[teacher]) & (of_student[student] >= 0)
+    return confirmed
+
+
+def agreement_note(teacher: IntArray, student: IntArray, response: AlignedResponse) -> dict[str, tuple[float, float]]:
+    """A path's note for :class:`Groups`: how many of its links the alignment by bytes confirms, and of how many."""
+    confirmed = confirmed_links(teacher, student, response.student_ends, response.teacher_ends)
+    return {"links that bytes confirm": (float(confirmed.sum()), float(confirmed.size))} if confirmed.size else {}
 
 
 def _groups_of(index: IntArray, group: IntArray, size: int) -> IntArray:
