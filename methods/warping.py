@@ -131,10 +131,14 @@ def confirmed_links(
     return confirmed
 
 
-def agreement_note(teacher: IntArray, student: IntArray, response: AlignedResponse) -> dict[str, tuple[float, float]]:
-    """A path's note for :class:`Groups`: how many of its links the alignment by bytes confirms, and of how many."""
+def path_notes(teacher: IntArray, student: IntArray, response: AlignedResponse) -> dict[str, tuple[float, float]]:
+    """What :class:`Groups` note of a path: student tokens that are linked 1-1, and links that bytes confirm."""
+    alone = link_groups(teacher, student).only_one_to_one().count
     confirmed = confirmed_links(teacher, student, response.student_ends, response.teacher_ends)
-    return {"links that bytes confirm": (float(confirmed.sum()), float(confirmed.size))} if confirmed.size else {}
+    return {
+        "aligned 1-1": (float(alone), float(response.student_ids.size)),
+        "links that bytes confirm": (float(confirmed.sum()), float(confirmed.size)),
+    }
 
 
 def _groups_of(index: IntArray, group: IntArray, size: int) -> IntArray:

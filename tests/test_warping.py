@@ -12,10 +12,10 @@ from methods.alignment import AlignedResponse
 from methods.vocabulary import TokenKind, Vocabulary
 from methods.warping import (
     EditCosts,
-    agreement_note,
     confirmed_links,
     entropy_weights,
     link_groups,
+    path_notes,
     token_texts,
     warp,
 )
@@ -232,7 +232,10 @@ def test_edit_distances_mistake_digits_by_hand() -> None:
     assert list(zip(teacher.tolist(), student.tolist(), strict=True)) == [(0, 0), (1, 1), (1, 2), (1, 3), (2, 4)]
     confirmed = confirmed_links(teacher, student, response.student_ends, response.teacher_ends)
     assert confirmed.tolist() == [True, False, False, True, True]
-    assert agreement_note(teacher, student, response) == {"links that bytes confirm": (3.0, 5.0)}
+    assert path_notes(teacher, student, response) == {
+        "links that bytes confirm": (3.0, 5.0),
+        "aligned 1-1": (2.0, 5.0),  # 201 with its first digit, and the ends
+    }
 
 
 def test_tokens_that_no_group_of_bytes_holds_are_confirmed_by_nothing() -> None:
@@ -242,6 +245,6 @@ def test_tokens_that_no_group_of_bytes_holds_are_confirmed_by_nothing() -> None:
     assert confirmed_links(teacher, student, response.student_ends, response.teacher_ends).tolist() == [True, False]
 
 
-def test_a_path_without_links_has_no_note() -> None:
+def test_a_path_without_links_adds_nothing() -> None:
     response = AlignedResponse(ints(), ints(1), ints(), ints(2))
-    assert agreement_note(ints(), ints(), response) == {}
+    assert set(path_notes(ints(), ints(), response).values()) == {(0.0, 0.0)}
