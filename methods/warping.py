@@ -6,6 +6,8 @@ MinED: plain edit distances). Paths are lists of links (teacher token, student t
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
@@ -44,7 +46,7 @@ class EditCosts:
         left, right = [self.teacher_texts[i] for i in theirs], [self.student_texts[i] for i in ours]
         distances = cdist(left, right, scorer=Levenshtein.distance, dtype=np.int32).astype(np.int64)
         distances[self._student_of_special[theirs][:, None] == ours] = 0
-        costs: IntArray = distances[their_place[:, None], our_place]
+        costs: IntArray = distances.take(their_place, axis=0).take(our_place, axis=1)
         return costs
 
 
@@ -78,18 +80,14 @@ def warp(costs: IntArray) -> Path:
     m, n = costs.shape
     if not m or not n:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    total = np.empty((m, n), dtype=np.int64)
-    sums = np.cumsum(costs, axis=1)
-    before = sums - costs
-    total[0] = sums[0]
+    total = np.cumsum(costs, axis=1)  # S; each row turns into D in its place
     cheaper = np.empty(n, dtype=np.int64)
-    for i in range(1, m):
-        above = total[i - 1]
+    for above, row in pairwise(total):
         cheaper[0] = above[0]
         np.minimum(above[1:], above[:-1], out=cheaper[1:])
-        cheaper -= before[i]
+        cheaper[1:] -= row[:-1]
         np.minimum.accumulate(cheaper, out=cheaper)
-        np.add(sums[i], cheaper, out=total[i])
+        row += cheaper
     return _walk_back(total)
 
 
