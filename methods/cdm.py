@@ -6,15 +6,16 @@ At an aligned position the k likeliest tokens of each side are mapped to the oth
 nearest of the other side's k likeliest whose edit distance, over the sum of both lengths, is below θ.
 
 ``described``: rows that predict the first token of each aligned piece, whose prefixes agree where both pieces start
-on the same byte; L_KD = mean of τ² [KL(p_T || p_S) over the teacher's k + KL(p_S || p_T) over the student's k], each a
-softmax over its mapped columns; the map is per position and one-to-one, nearest pairs first.
+on the same byte; L_KD sums τ² [KL(p_T || p_S) over the teacher's k + KL(p_S || p_T) over the student's k] over the
+pieces, each a softmax over its mapped columns; the map is per position and one-to-one, nearest pairs first.
 
 ``released`` (the authors' code): means of logits after the pieces are consumed, and a map with the code's faults; see
-:meth:`CDM._released_loss`.
+:meth:`CDM.released_columns`, and a mean over elements; see :func:`released_divergence`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -151,25 +152,60 @@ class CDM(Method):
     # --- released ---------------------------------------------------------------------------------------------------
 
     def _released_loss(self, chunk: AlignedChunk) -> LossSums:
-        """Mean over the elements of one response, as the authors' code computes it.
+        columns = self.released_columns(chunk)
+        p = torch.cat([columns.teacher_ahead, columns.student_back], -1)
+        q = torch.cat([columns.student_ahead, columns.teacher_back], -1)
+        return LossSums(released_divergence(p, q, self.options.temperature), columns.diagnostics)
 
-        The softmax runs over both directions' columns at once, τ divides one side only. The map's faults: id 0 means
-        unmapped; the teacher's ids that have a static partner are taken out of the student's candidates by number;
-        the nearest token of the last position that finds one counts for the whole response; tokens that the first
-        direction leaves unmapped can't be found by the second; several tokens may share a partner.
+    def released_columns(self, chunk: AlignedChunk) -> Columns:
+        """What the authors' code compares over one response.
+
+        The map's faults: id 0 means unmapped; the teacher's ids that have a static partner are taken out of the
+        student's candidates by number; the nearest token of the last position that finds one counts for the whole
+        response; tokens that the first direction leaves unmapped can't be found by the second; several tokens may
+        share a partner.
         """
-        tau = self.options.temperature
         student, teacher = chunk.student.mean_logits(chunk.groups), chunk.teacher.mean_logits(chunk.groups)
         ours, theirs = self._likeliest(student, self.to_teacher), self._likeliest(teacher, self.to_student)
         to_student = _map_of_response(theirs, ours, self.to_student, self.options.theta)
         left = np.where(to_student == UNMAPPED, 0, theirs)  # the code overwrites the ids that it masks
         to_teacher = _map_of_response(ours, left, self.to_teacher, self.options.theta)
-        s1, t1 = _gathered(student, to_student), _masked(teacher, theirs, to_student)
-        s2, t2 = _masked(student, ours, to_teacher), _gathered(teacher, to_teacher)
-        p = torch.cat([t1, s2], -1).log_softmax(-1)
-        q = (torch.cat([s1, t2], -1) / tau).log_softmax(-1)
-        kd = (p.exp() * (tau**2 * p - q)).sum() / p.numel()
-        return LossSums(kd, _coverage(teacher, theirs, to_student, to_teacher))
+        return Columns(
+            _gathered(student, to_student),
+            _masked(teacher, theirs, to_student),
+            _masked(student, ours, to_teacher),
+            _gathered(teacher, to_teacher),
+            _coverage(teacher, theirs, to_student, to_teacher),
+        )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Logits of the released form, [positions, k] each, masked where a token has no partner.
+
+    Attributes:
+        student_ahead, teacher_ahead: of the teacher's k likeliest tokens, and of their partners.
+        student_back, teacher_back: of the student's k likeliest tokens, and of their partners.
+        diagnostics: as in :class:`LossSums`.
+    """
+
+    student_ahead: Tensor
+    teacher_ahead: Tensor
+    student_back: Tensor
+    teacher_back: Tensor
+    diagnostics: Mapping[str, tuple[Tensor, Tensor | None]]
+
+
+def released_divergence(p: Tensor, q: Tensor, tau: float) -> Tensor:
+    """Mean over the elements of P (τ² log P - Q), P = softmax(p), Q = log softmax(q / τ), as in the authors' code.
+
+    One softmax runs over the columns of both directions; τ divides one side only.
+
+    Args:
+        p, q: logits [positions, columns].
+    """
+    log_p, log_q = p.log_softmax(-1), (q / tau).log_softmax(-1)
+    return (log_p.exp() * (tau**2 * log_p - log_q)).sum() / p.numel()
 
 
 @dataclass(frozen=True)
