@@ -504,7 +504,7 @@ class Runner:
 
     def pair(self, role: str) -> TokenizerPair:
         """The vocabularies of the student and one teacher."""
-        return TokenizerPair(self.sides[STUDENT].vocabulary, self.sides[role].vocabulary)
+        return TokenizerPair(self.sides[STUDENT].vocabulary, self.sides[role].vocabulary, self.store.root / "maps")
 
     def _examples(self, task: str, split: str) -> list[TokenizedExample]:
         """Tokenised rows, cut at a boundary that all models of the pair share."""

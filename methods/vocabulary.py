@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -204,10 +205,15 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenizerPair:
-    """The vocabularies of a student and a teacher."""
+    """The vocabularies of a student and a teacher.
+
+    Attributes:
+        maps: folder in which vocabulary maps of this pair are kept between runs; None: nowhere.
+    """
 
     student: Vocabulary
     teacher: Vocabulary
+    maps: Path | None = None
 
     @property
     def same_tokenizer(self) -> bool:
