@@ -63,7 +63,7 @@ class MinED(Method):
         return CDM(fidelity="released", static_map="nearest", theta=0.0, temperature=self.options.temperature)
 
     @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+    def needs(self) -> frozenset[Need]:
         return self._cdm.needs if self._released else frozenset()
 
     @property
@@ -75,7 +75,7 @@ class MinED(Method):
         return self._cdm.normalize if self._released else super().normalize
 
     @property
-    def zero_at_identity(self) -> bool:  # type: ignore[override]
+    def zero_at_identity(self) -> bool:
         return not self._released
 
     @property
