@@ -129,7 +129,8 @@ def group_bytes(student_ends: IntArray, teacher_ends: IntArray) -> Groups:
     Args:
         student_ends, teacher_ends: int64 [n], [m], ascending.
     """
-    student_keys, teacher_keys = _boundary_keys(student_ends, teacher_ends)
+    most = max(len(student_ends), len(teacher_ends)) + 1
+    student_keys, teacher_keys = _boundary_keys(student_ends, most), _boundary_keys(teacher_ends, most)
     place = teacher_keys.searchsorted(student_keys)  # of each student token: the first teacher token as far as it
     met = (np.append(teacher_keys, -1)[place] == student_keys).nonzero()[0]
     student_last, teacher_last = met, place[met]  # last members of the groups
@@ -166,10 +167,10 @@ def cut_at_common_boundary(ends: Sequence[IntArray], limits: Sequence[int]) -> l
     return [int(np.searchsorted(side[:limit], last, side="right")) for side, limit in zip(ends, limits, strict=True)]
 
 
-def _boundary_keys(*sides: IntArray) -> tuple[IntArray, ...]:
+def _boundary_keys(ends: IntArray, most: int) -> IntArray:
     """Unique ascending keys of (end, how many tokens before ended there too), comparable between sides."""
-    base = max(len(side) for side in sides) + 1
-    return tuple(ends * base + np.arange(len(ends)) - ends.searchsorted(ends) for ends in sides)
+    keys: IntArray = ends * most + np.arange(len(ends)) - ends.searchsorted(ends)
+    return keys
 
 
 def _flatten(lists: Sequence[Sequence[int]]) -> tuple[IntArray, IntArray]:
