@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
+from harness import models
 from harness.errors import HarnessError
 from methods.alignment import AlignedResponse, Groups, IntArray, cut_at_common_boundary
 from methods.base import Method, Need, Rows
@@ -26,6 +27,8 @@ from methods.vocabulary import TokenKind, UnsupportedTokenizerError, Vocabulary,
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from harness.recipe import ModelSpec
 
 EntropyArray = npt.NDArray[np.float64]
 STUDENT = "student"
@@ -207,6 +210,20 @@ class TextSide:
     def _adds_bos(self) -> bool:
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a")["input_ids"][0] == bos
+
+
+def load_sides(specs: Mapping[str, ModelSpec], report: models.Report) -> dict[str, TextSide]:
+    """Tokenizers of a pair's models by role; models that are not here are downloaded first.
+
+    Args:
+        report: called with one line of progress at a time.
+    """
+    sides = {}
+    for role, spec in specs.items():
+        local = models.resolve(models.parse_uri(spec.model), report=report)
+        tokenizer = models.load_tokenizer(local.folder)
+        sides[role] = TextSide(tokenizer, template=spec.template, name=spec.name or spec.model)
+    return sides
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,29 @@ def report(
 
 
 @app.command()
+def align(
+    fields: Fields = None,
+    text: Annotated[str | None, typer.Option("--text", help="Text to show.", show_default="a built-in one")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What stands before the text; entropies depend on it.")
+    ] = None,
+    row: Annotated[int | None, typer.Option("--row", help="With task=NAME: which training row to show.")] = None,
+    entropies: Annotated[
+        bool, typer.Option("--entropies", help="Load the models, and weight CDM's costs by their entropies.")
+    ] = False,
+) -> None:
+    """Show how a recipe's tokenizers cut a text, or a row of `task=NAME`, and how methods align the tokens."""
+    from harness.viewer import chosen_text, rendered, shown_pairs
+
+    _quiet_libraries()
+    given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]
+    recipe = _recipe([field for field in fields or [] if not field.startswith("task=")])
+    example = chosen_text(recipe, given[-1] if given else None, row, text, prompt)
+    for pair in shown_pairs(recipe, example, entropies, console.print):
+        console.print(rendered(pair, console.width))
+
+
+@app.command()
 def methods() -> None:
     """List the methods."""
     from harness.listings import methods_table
@@ -155,6 +178,11 @@ def doctor(runs: Runs = Path("runs")) -> None:
 
 def _plan(fields: list[str] | None) -> Any:
     from harness.plan import make_plan
+
+    return make_plan(_recipe(fields))
+
+
+def _recipe(fields: list[str] | None) -> Any:
     from harness.recipe import load_recipe, recipe_names
 
     fields = [
@@ -164,7 +192,7 @@ def _plan(fields: list[str] | None) -> Any:
     if "recipe" not in given:
         raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(recipe_names())}")
     overrides = [field for field in fields if not field.startswith("recipe=")]
-    return make_plan(load_recipe(given["recipe"], overrides))
+    return load_recipe(given["recipe"], overrides)
 
 
 def _show(run: Any, store: Any) -> None:

@@ -255,11 +255,7 @@ class _Builder:
 
     def __init__(self, recipe: Any, task: Task) -> None:
         self.recipe, self.task = recipe, task
-        self.specs: dict[str, ModelSpec] = {STUDENT: recipe.student}
-        for role in ("same", "cross"):
-            if (spec := getattr(recipe.teachers, role)) is not None:
-                self.specs[role] = spec
-        self.sources = {role: model_identity(spec) for role, spec in self.specs.items()}
+        self.sources = {role: model_identity(spec) for role, spec in recipe.models_by_role().items()}
 
     def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
         student = self._student(objective, seed)

@@ -205,6 +205,11 @@ class _RecipeBase(_Strict):
     evaluation: Evaluation = Evaluation()
     keep_students: bool = Field(True, description="keep trained weights; their scores are kept in any case")
 
+    def models_by_role(self) -> dict[str, ModelSpec]:
+        """The models of the pair: "student", and "same" and "cross" where there is such a teacher."""
+        roles = {"student": self.student, "same": self.teachers.same, "cross": self.teachers.cross}
+        return {role: spec for role, spec in roles.items() if spec is not None}
+
 
 # The tasks' own settings are fields of the recipe under the tasks' names: dolly.new_tokens=64.
 Recipe = create_model(  # type: ignore[call-overload]

@@ -31,6 +31,7 @@ from harness.batches import (
     TextSide,
     TokenizedExample,
     align,
+    load_sides,
     tokenize,
 )
 from harness.device import compute_dtype, device
@@ -479,18 +480,13 @@ class Runner:
     @cached_property
     def specs(self) -> dict[str, ModelSpec]:
         """Models of the pair by role."""
-        teachers = {role: getattr(self.recipe.teachers, role) for role in ("same", "cross")}
-        return {STUDENT: self.recipe.student, **{role: spec for role, spec in teachers.items() if spec is not None}}
+        specs: dict[str, ModelSpec] = self.recipe.models_by_role()
+        return specs
 
     @cached_property
     def sides(self) -> dict[str, TextSide]:
         """Tokenizers of the pair by role."""
-        sides = {}
-        for role, spec in self.specs.items():
-            local = models.resolve(models.parse_uri(spec.model), report=self.progress.message)
-            name = spec.name or spec.model
-            sides[role] = TextSide(models.load_tokenizer(local.folder), template=spec.template, name=name)
-        return sides
+        return load_sides(self.specs, self.progress.message)
 
     @cached_property
     def model_records(self) -> dict[str, dict[str, str]]:
