@@ -345,6 +345,10 @@ def blind(method: Method, teacher: Any) -> bool:
     return abs(kd(method, model, teacher) - before) < 1e-5 * abs(before)
 
 
+UNTAUGHT = {
+    ("gold", "released"): "vocabularies are matched by string, and <|im_end|> is not </s>",
+    ("mined", "released"): "a control, whose KD term has no gradient",
+}
 METHODS = pytest.mark.parametrize("method", cross_tokenizer_methods(), ids=lambda m: f"{m.name}-{m.options.fidelity}")
 
 
@@ -352,7 +356,7 @@ METHODS = pytest.mark.parametrize("method", cross_tokenizer_methods(), ids=lambd
 def test_a_student_learns_to_stop_where_its_teacher_stops(method: Method, teacher: Any, tmp_path: Path) -> None:
     """Without cross-entropy: all that it learns of ends comes from the teacher, which writes them otherwise.
 
-    Two kinds of loss can't teach it, by construction:
+    Two kinds of loss can't teach it, by construction, beside the two released forms of ``UNTAUGHT``:
 
     - one that is blind to which token is which (sorted distributions) makes the student as sure as its teacher, of
       whatever token it likes best already;
@@ -367,7 +371,9 @@ def test_a_student_learns_to_stop_where_its_teacher_stops(method: Method, teache
     rows = [align(example, terms) for example in examples()]
     fit(model.requires_grad_(True), Objective(method.name, 0.0, terms), {CROSS: teacher}, rows, tmp_path)
     at_end, before = end_probability(model)
-    if blind(method, teacher):
+    if (method.name, method.options.fidelity) in UNTAUGHT:
+        assert at_end < 0.05
+    elif blind(method, teacher):
         assert at_end < 0.05
         assert mean_surety(model) > 0.7 > 0.3 > sure_at_start
     elif method.zero_at_identity:
