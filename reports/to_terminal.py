@@ -8,7 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reports.context import ReportContext, explanations, protocols
+from reports.context import PAPER_HEADER, ReportContext, explanations, paper_grid, protocols
+from reports.published import beside_published
 from reports.table import Cell, Table
 
 WIDTH = 100
@@ -27,10 +28,22 @@ def terminal(table: Table, context: ReportContext, width: int = WIDTH) -> Render
     parts += [Text(f"{_mark(number)} {text}") for number, text in enumerate(table.footnotes, start=1)]
     parts += [Text(text, "dim") for text in explanations(table)]
     parts += [Text(text, "yellow") for text in context.notes]
+    if context.paper:
+        parts += _paper(table, context)
     for task, lines in protocols(table, context):
         parts.append(Text.assemble((task, "bold"), ": ", "; ".join(lines)))
     parts += [Text.assemble((name, "bold"), ": ", value) for name, value in context.settings]
     return Renderables(*parts)
+
+
+def _paper(table: Table, context: ReportContext) -> list[RenderableType]:
+    comparison = beside_published(table, context.paper, context.recipe_values)
+    grid = RichTable(box=box.SIMPLE_HEAD, title=Text("Beside the published numbers", "bold"), title_justify="left")
+    for index, name in enumerate(PAPER_HEADER):
+        grid.add_column(Text(name), justify="left" if index < 2 else "right", no_wrap=index > 1)
+    for row in paper_grid(comparison):
+        grid.add_row(*map(Text, row))
+    return [*([grid] if comparison.rows else []), *(Text(line, "dim") for line in comparison.lines())]
 
 
 def _tables(table: Table, context: ReportContext, width: int) -> list[RichTable]:
@@ -84,8 +97,8 @@ def _one_line(cell: Cell) -> str:
 
 def _two_lines(cell: Cell) -> str:
     """The spread under the mean, the footnote's mark at the mean."""
-    mean, *spread = cell.text.split(" ± ")
-    return "\n".join([mean + _mark(cell.note), *(f"±{std}" for std in spread)])
+    spread = cell.spread.replace("± ", "±").strip("()")
+    return "\n".join([cell.number + cell.mark + _mark(cell.note), *([spread] if spread else [])])
 
 
 def _mark(note: int | None) -> str:
