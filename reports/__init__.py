@@ -3,7 +3,7 @@
 from reports.analysis import Analysis, Comparison, analyse
 from reports.context import ReportContext
 from reports.folder import write
-from reports.frame import Score, checked, checked_items, read_items, read_results
+from reports.frame import ITEM_COLUMNS, Score, checked, checked_items, read_items, read_results
 from reports.published import PaperComparison, beside_published, published_pairs
 from reports.table import Cell, Column, Group, Row, Table, build_table
 from reports.to_csv import csv_wide
@@ -11,6 +11,7 @@ from reports.to_markdown import markdown
 from reports.to_terminal import terminal
 
 __all__ = [
+    "ITEM_COLUMNS",
     "Analysis",
     "Cell",
     "Column",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.analysis import BOOTSTRAP, INTERVAL, LEVEL, MCNEMAR, Comparison, Interval
+from reports.analysis import BOOTSTRAP, INTERVAL, LEVEL, MCNEMAR, Comparison
 from reports.published import PaperComparison
 from reports.statistics import RESAMPLES
 from reports.table import DASH, Column, Table
@@ -112,8 +112,8 @@ def _significance(table: Table) -> Iterator[str]:
     several = any(len(comparison.seeds) > 1 for _, comparison in compared)
     yield (
         f"† better, ‡ worse than {table.baseline} on the same items and seeds, {100 * LEVEL:g} % level after Holm's "
-        f"correction over the rows of a column: {', '.join(named)}. These tests are about other test items for the same "
-        "trained students. "
+        f"correction over the rows of a column: {', '.join(named)}. They tell what other "
+        "test items would show of the same trained students. "
         + (
             "*: a paired t-test over training seeds finds the same, corrected alike."
             if several
@@ -137,14 +137,14 @@ def tests_against_baseline(table: Table) -> pd.DataFrame:
 
 
 def _said(comparison: Comparison, column: Column) -> dict[str, str]:
-    several = len(comparison.seeds) > 1
+    interval, digits, several = comparison.interval, column.digits, len(comparison.seeds) > 1
     return {
-        "difference": f"{comparison.difference:+.{column.digits}f}",
-        INTERVAL: interval_text(comparison.interval, column.digits, sign="+"),
+        "difference": f"{comparison.difference:+.{digits}f}",
+        INTERVAL: DASH if interval is None else f"{interval[0]:+.{digits}f} to {interval[1]:+.{digits}f}",
         "test": comparison.test,
-        "p": p_text(comparison.p),
-        "p, Holm": p_text(comparison.p_corrected),
-        "p over seeds, Holm": (DASH if comparison.p_seeds is None else p_text(comparison.p_seeds)) if several else "",
+        "p": _p_text(comparison.p),
+        "p, Holm": _p_text(comparison.p_corrected),
+        "p over seeds, Holm": (DASH if comparison.p_seeds is None else _p_text(comparison.p_seeds)) if several else "",
         "items": str(comparison.n_items),
         "seeds": str(len(comparison.seeds)),
     }
@@ -165,7 +165,7 @@ def paper_grid(comparison: PaperComparison) -> list[tuple[str, ...]]:
                 b.column.full_label,
                 b.row.label + (f", {b.group.student}" if several else ""),
                 b.ours.number + std,
-                interval_text(b.ours.interval, digits),
+                DASH if b.ours.interval is None else "{:.{d}f}–{:.{d}f}".format(*b.ours.interval, d=digits),
                 f"{b.theirs:.{digits}f}",
                 f"{b.difference:+.{digits}f}",
                 {None: DASH, True: "yes", False: "no"}[b.inside],
@@ -174,11 +174,6 @@ def paper_grid(comparison: PaperComparison) -> list[tuple[str, ...]]:
     return lines
 
 
-def interval_text(interval: Interval | None, digits: int, sign: str = "") -> str:
-    """ "low to high", or a dash."""
-    return DASH if interval is None else f"{interval[0]:{sign}.{digits}f} to {interval[1]:{sign}.{digits}f}"
-
-
-def p_text(p: float) -> str:
+def _p_text(p: float) -> str:
     """Four decimals, as far as the resamples reach."""
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
