@@ -1,8 +1,8 @@
 """From item-level scores to what the table says of its cells: intervals, and paired tests against a baseline.
 
-Everything is about other test items for the students that were trained, but `Comparison.p_seeds`, which is about
-training again. One question needs the other: a score over many items, as bits per byte, tells two seeds of the same
-method apart.
+Intervals and tests are over test items: what other items would show of the students that were trained. That alone does
+not make one method better than another, for a score that is exact enough, such as bits per byte, also tells two seeds
+of one method apart. `Comparison.p_seeds` is over training seeds: what training again would show on these items.
 """
 
 import math
@@ -27,7 +27,6 @@ from reports.statistics import (
 
 LEVEL = 0.05  # of significance, after correction
 MCNEMAR, BOOTSTRAP = "McNemar", "bootstrap"
-INTERVAL = f"{100 * CONFIDENCE:g} % interval"  # as headings say it
 INTERVAL = f"{100 * CONFIDENCE:g} % interval"  # as headings say it
 
 Interval = tuple[float, float]
@@ -108,9 +107,9 @@ class _Column:
 
     def comparisons(self, baseline: str) -> dict[RowKey, Comparison]:
         found: dict[RowKey, Comparison] = {}
-        for student in dict.fromkeys(row[0] for row in self.rows):
-            rows = [row for row in self.rows if row[0] == student and row[2] == "student"]
-            base = next((row for row in rows if baseline and row[3] == baseline), None)
+        for student in dict.fromkeys(row.student for row in self.rows):
+            rows = [row for row in self.rows if (row.student, row.role) == (student, "student")]
+            base = next((row for row in rows if baseline and row.method == baseline), None)
             if base is not None:
                 found |= self._against(base, [row for row in rows if row != base])
         return found
@@ -121,12 +120,13 @@ class _Column:
         paired = {row: frame for row, frame in paired.items() if len(frame) > 1 and len(frame.columns) > 0}
         means = {row: frame.mean(axis=1) for row, frame in paired.items()}
         intervals = self._intervals(means, "difference")
-        p_values = self._p_values(paired, means)
+        test = MCNEMAR if self._right_or_wrong() else BOOTSTRAP
+        p_values = self._mcnemar(paired) if test == MCNEMAR else self._bootstrap(means)
         found = {
             row: Comparison(
                 difference=(difference := self._mean(means[row])),
                 interval=intervals.get(row),
-                test=MCNEMAR if self._right_or_wrong else BOOTSTRAP,
+                test=test,
                 p=p_values[row],
                 p_corrected=p_values[row],
                 p_seeds=paired_t([self._mean(frame[seed]) for seed in frame]),
@@ -138,11 +138,13 @@ class _Column:
         }
         return _corrected(found)
 
-    def _p_values(
-        self, paired: Mapping[RowKey, pd.DataFrame], means: Mapping[RowKey, pd.Series]
-    ) -> dict[RowKey, float]:
-        if self._right_or_wrong:
-            return {row: mcnemar(np.rint(frame.sum(axis=1) / 100)) for row, frame in paired.items()}
+    def _right_or_wrong(self) -> bool:
+        return all(frame.isin([0.0, 100.0, np.nan]).to_numpy().all() for frame in self.rows.values())
+
+    def _mcnemar(self, paired: Mapping[RowKey, pd.DataFrame]) -> dict[RowKey, float]:
+        return {row: mcnemar(np.rint(frame.sum(axis=1) / 100)) for row, frame in paired.items()}
+
+    def _bootstrap(self, means: Mapping[RowKey, pd.Series]) -> dict[RowKey, float]:
         p_values: dict[RowKey, float] = {}
         for rows, weights, columns in self._same_items(means):
             p = paired_bootstrap(columns, weights, seed=seed_of("paired test", self.task, self.metric))
@@ -169,10 +171,6 @@ class _Column:
 
     def _mean(self, values: pd.Series) -> float:
         return float(weighted_mean(values.to_numpy(), self.weights.loc[values.index].to_numpy()))
-
-    @property
-    def _right_or_wrong(self) -> bool:
-        return all(frame.isin([0.0, 100.0, np.nan]).to_numpy().all() for frame in self.rows.values())
 
 
 def _corrected(comparisons: Mapping[RowKey, Comparison]) -> dict[RowKey, Comparison]:

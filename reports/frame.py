@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,16 @@ ITEM_COLUMNS = ("cell", "metric", "item", "value", "weight")
 """`cell` is the results' column of that name; `value` is in the metric's unit, and the weighted mean of the values is
 the score: weights are 1, but an item's bytes for bits per byte."""
 
-RowKey = tuple[str, str, str, str, str, str]
+
+class RowKey(NamedTuple):
+    """What a row of the table stands for; scores that differ in task, metric and seed alone share it."""
+
+    student: str
+    teacher_kind: str
+    role: str
+    method: str
+    teacher: str
+    fidelity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,8 @@ class Score:
 
     @property
     def row(self) -> RowKey:
-        """What the table's row stands for; scores that differ in task, metric and seed alone share it."""
-        return (self.student, self.teacher_kind, self.role, self.method, self.teacher, self.fidelity)
+        """The table's row that the score belongs to."""
+        return RowKey(self.student, self.teacher_kind, self.role, self.method, self.teacher, self.fidelity)
 
 
 def checked(results: pd.DataFrame) -> pd.DataFrame:
