@@ -110,7 +110,7 @@ def _significance(table: Table) -> Iterator[str]:
         if columns
     ]
     if any(len(comparison.seeds) > 1 for _, comparison in compared):
-        seeds = "Each item's seeds are kept together. *: a paired t-test over training seeds finds the same, corrected alike."
+        seeds = "Each item's seeds are kept together. *: a paired t-test over seeds finds the same, corrected alike."
     else:
         seeds = "What training again would change, one seed can't tell."
     yield (

@@ -224,7 +224,7 @@ def test_a_star_says_that_training_seeds_agree() -> None:
     assert marks == {"control": "", "steady": "†*", "shaky": "†"}
     said = explained(frames.table())
     assert "Each item's seeds are kept together." in said
-    assert r"\*: a paired t-test over training seeds" in said
+    assert r"\*: a paired t-test over seeds finds the same" in said
     assert "| p over seeds, Holm |" in said
 
 
