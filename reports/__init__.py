@@ -1,25 +1,36 @@
-"""From a tidy table of results to Markdown and CSV in the paper's layout."""
+"""From tidy tables of results and items to the paper's layout, with intervals, tests and the published numbers."""
 
+from reports.analysis import Analysis, Comparison, analyse
 from reports.context import ReportContext
 from reports.folder import write
-from reports.frame import Score, checked, read_results
+from reports.frame import ITEM_COLUMNS, Score, checked, checked_items, read_items, read_results
+from reports.published import PaperComparison, beside_published, published_pairs
 from reports.table import Cell, Column, Group, Row, Table, build_table
 from reports.to_csv import csv_wide
 from reports.to_markdown import markdown
 from reports.to_terminal import terminal
 
 __all__ = [
+    "ITEM_COLUMNS",
+    "Analysis",
     "Cell",
     "Column",
+    "Comparison",
     "Group",
+    "PaperComparison",
     "ReportContext",
     "Row",
     "Score",
     "Table",
+    "analyse",
+    "beside_published",
     "build_table",
     "checked",
+    "checked_items",
     "csv_wide",
     "markdown",
+    "published_pairs",
+    "read_items",
     "read_results",
     "terminal",
     "write",
