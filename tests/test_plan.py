@@ -159,7 +159,11 @@ def test_a_method_without_its_teacher_is_an_error(planned: Planner, kind: Teache
         ({"dolly__train_items": 7}, ALL),
         ({"dolly__test_items": 2}, CELL - {"student"}),
         ({"dolly__new_tokens": 9}, CELL - {"student"}),
-        ({"dolly__sampling_seed": 11}, CELL - {"student"}),
+        ({"dolly__sampling_seeds": [11]}, CELL - {"student"}),
+        ({"dolly__sampling_seeds": [10, 11]}, CELL - {"student"}),
+        ({"dolly__decoding": "greedy"}, CELL - {"student"}),
+        ({"dolly__prompt_tokens": 99}, CELL - {"student"}),
+        ({"dolly__sets": ["dolly", "vicuna"]}, CELL - {"student"}),
     ],
     ids=_id,
 )  # fmt: skip
@@ -179,7 +183,8 @@ def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
         {"train__micro_batch_size": 1}, {"train__chunk_rows": 7}, {"train__checkpoint_every": 5},
         {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"keep_students": False},
         {"student__name": "x"}, {"name": "x"}, {"title": "x"}, {"notes": ["x"]}, {"train__precision": "float32"},
-        {"gsm8k__new_tokens": 3}, {"evaluation__bits_per_byte": False}, {"methods": ["sft"]}, {"seeds": 0},
+        {"gsm8k__new_tokens": 3}, {"dolly__unni_items": 5}, {"evaluation__bits_per_byte": False},
+        {"methods": ["sft"]}, {"seeds": 0},
     ],
     ids=_id,
 )  # fmt: skip
