@@ -1,5 +1,6 @@
 """From a tidy table of results to Markdown and CSV in the paper's layout."""
 
+from reports.comparison import Comparison, compare, comparison_terminal
 from reports.context import ReportContext
 from reports.folder import write
 from reports.frame import Score, checked, read_results
@@ -11,6 +12,7 @@ from reports.to_terminal import terminal
 __all__ = [
     "Cell",
     "Column",
+    "Comparison",
     "Group",
     "ReportContext",
     "Row",
@@ -18,6 +20,8 @@ __all__ = [
     "Table",
     "build_table",
     "checked",
+    "compare",
+    "comparison_terminal",
     "csv_wide",
     "markdown",
     "read_results",
