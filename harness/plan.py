@@ -36,8 +36,8 @@ class Stage:
     """A step whose result is stored.
 
     Attributes:
-        kind: "teacher", "warm_start", "rows", "student", "answers", "bits" or "scores". The last three are about a
-            model: the input "student" or "teacher", or the published student where there is neither.
+        kind: "teacher", "warm_start", "rows", "student", "answers", "bits" or "scores". Answers and bits are a
+            model's: that of the input "student" or "teacher", or the published student where there is neither.
         title: what a person calls it.
         task: name of the task.
         values: what decides the result, beside the inputs.
@@ -320,7 +320,11 @@ class _Builder:
         wanted, first = self.recipe.evaluation.references, self.recipe.seeds[0]
         made = []
         if "untrained" in wanted:
-            model = {"model": self.sources[STUDENT], "versions": versions(*_LIBRARIES)}
+            model = {
+                "source": self.sources[STUDENT],
+                "code": code_digest(*_TOKENS),  # loading and pruning
+                "versions": versions(*_LIBRARIES),
+            }
             stages = self._evaluation("the untrained student", {}, model, seed=first)
             made.append(Reference(self.task.name, first, *stages, "untrained"))
         if "warm_start" in wanted:

@@ -70,7 +70,7 @@ class Pair:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before he takes the difference for one between the settings."""
+        """What else than the settings may make the difference, and why a number is missing."""
         notes = [f"{name}: {side.reason}" for name, side in zip(NAMES, self.sides, strict=True) if side.reason]
         first, second = self.sides
         if self.difference is not None and first.seeds != second.seeds:

@@ -183,6 +183,30 @@ def test_a_plan_says_what_is_stored(place: Place) -> None:
     assert "Nothing was executed" in text
 
 
+# --- Test sets and sampling seeds -------------------------------------------------------------------------------------
+
+
+def test_scores_are_means_over_answers_that_are_kept_seed_by_seed(place: Place, made: list[str]) -> None:
+    """Against two runs with a seed each; a test set without a file is named in the report and is no column."""
+    scored, said = {}, {}
+    for seeds in ("10", "20", "[10,20]"):
+        done = place.run("methods=[control]", f"dolly.sampling_seeds={seeds}", "dolly.sets=[dolly,vicuna]")
+        assert done.code == 0, done.out + done.err
+        (cell,) = json.loads(place.file(done, "run.json"))["cells"]
+        stored = {kind: place.runs / "store" / kind / cell["stages"][kind][:24] for kind in ("scores", "answers")}
+        scored[seeds] = json.loads((stored["scores"] / "scores.json").read_text())
+        said[seeds] = json.loads((stored["answers"] / "answers.json").read_text())
+    assert made == ["answers", "bits", "scores"] * 3
+    assert said["[10,20]"] == said["10"] + said["20"]
+    assert [answer["output"] for answer in said["10"]] != [answer["output"] for answer in said["20"]]
+    for item, value in scored["[10,20]"]["rouge_l"].items():
+        assert value == pytest.approx((scored["10"]["rouge_l"][item] + scored["20"]["rouge_l"][item]) / 2)
+    report = place.file(done, "report.md")
+    assert "mean over the seeds 10, 20" in report
+    assert "no such file: Vicuna (vicuna/valid.jsonl)" in report
+    assert "rouge_l_vicuna" not in place.file(done)
+
+
 # --- References -------------------------------------------------------------------------------------------------------
 
 
