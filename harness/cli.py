@@ -99,11 +99,12 @@ def report(
     run: Annotated[list[Path], typer.Argument(help="Folder of a run.", show_default=False)], runs: Runs = Path("runs")
 ) -> None:
     """Rebuild table and files from stored results, without a model."""
+    from harness.compare import folder_of
     from harness.results import read_record
     from harness.store import Store
 
     for folder in run:
-        place = folder if folder.exists() or not (runs / folder).exists() else runs / folder
+        place = folder_of(folder, runs)
         _show(read_record(place), Store(place.absolute().parent))
 
 
@@ -128,6 +129,21 @@ def align(
     example = chosen_text(recipe, given[-1] if given else None, row, text, prompt)
     for pair in shown_pairs(recipe, example, entropies, console.print):
         console.print(rendered(pair, console.width))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Folder of another.", show_default=False)],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show two runs side by side: what differs in their settings, then each number of both and the difference."""
+    from harness.compare import compare_runs, folder_of
+    from harness.results import read_record
+    from reports import comparison_terminal
+
+    one, other = (read_record(folder_of(folder, runs)) for folder in (first, second))
+    console.print(comparison_terminal(compare_runs(one, other)))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """From tidy tables of results and items to the paper's layout, with intervals, tests and the published numbers."""
 
 from reports.analysis import Analysis, Comparison, analyse
+from reports.comparison import RunComparison, compare, comparison_terminal
 from reports.context import ReportContext
 from reports.folder import write
 from reports.frame import ITEM_COLUMNS, Score, checked, checked_items, read_items, read_results
@@ -20,6 +21,7 @@ __all__ = [
     "PaperComparison",
     "ReportContext",
     "Row",
+    "RunComparison",
     "Score",
     "Table",
     "analyse",
@@ -27,6 +29,8 @@ __all__ = [
     "build_table",
     "checked",
     "checked_items",
+    "compare",
+    "comparison_terminal",
     "csv_wide",
     "markdown",
     "published_pairs",

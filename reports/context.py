@@ -58,8 +58,8 @@ def _items_line(items: tuple[str, tuple[int, ...]]) -> str:
 
 
 LEGEND = (
-    "Bold: the best of its column within a student, at the printed precision; teachers do not compete. "
-    "↑ higher is better, ↓ lower is better."
+    "Bold: the best of its column within a student, at the printed precision; teachers and references do not "
+    "compete. ↑ higher is better, ↓ lower is better."
 )
 
 
