@@ -23,7 +23,7 @@ from harness import models
 from harness.errors import HarnessError
 from methods.alignment import AlignedResponse, Groups, IntArray, cut_at_common_boundary
 from methods.base import Method, Need, Rows
-from methods.vocabulary import TokenKind, UnsupportedTokenizerError, Vocabulary, without_prefix
+from methods.vocabulary import TokenKind, UnsupportedTokenizerError, Vocabulary, without_dummy_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -75,7 +75,8 @@ class TextSide:
     Attributes:
         bos: ids before every plain prompt.
         eos_ids: ids that end a response. The first is what training appends: with the template "chat" what the
-            model's own chat template writes behind an assistant's message, else the tokenizer's EOS; then the other.
+            model's own chat template writes behind an assistant's message, else the tokenizer's EOS. Where the two
+            differ, the other comes second: the model may know it from before.
         eos: the first of them.
     """
 
@@ -112,7 +113,7 @@ class TextSide:
         chats = [[{"role": "user", "content": text}] for text in texts]
         prompts: list[list[int]] = self._render(chats, add_generation_prompt=True)
         for place, text in enumerate(texts):
-            if self._control_tokens.search(text):  # exact, and a hundred times slower
+            if self._control_tokens.search(text):  # transformers can keep them as text, but slowly
                 (prompts[place],) = self._render(
                     [chats[place]], add_generation_prompt=True, sanitize_control_tokens=True
                 )
@@ -129,8 +130,9 @@ class TextSide:
     def responses_of_bytes(self, texts: Sequence[bytes]) -> list[ByteTokens]:
         """Tokens of responses that another model sampled: bytes that need not be UTF-8.
 
-        Stretches of UTF-8 go through the tokenizer, in one call for all; every other byte becomes the token that
-        stands for it alone. Where there is none, or the tokenizer would change the text, the response is cut.
+        Stretches of UTF-8 go through the tokenizer, in one call for those that begin a response and one for the rest;
+        every other byte becomes the token that stands for it alone. Where there is none, or the tokenizer would
+        change the text, the response is cut.
         """
         # even places: text; odd places: bytes that are part of no character, which stand as lone surrogates
         split = [re.split("([\udc80-\udcff]+)", text.decode("utf-8", "surrogateescape")) for text in texts]
@@ -161,7 +163,8 @@ class TextSide:
     @cached_property
     def _within_a_text(self) -> Tokenizer:
         """The tokenizer as it cuts text that goes on: without a dummy space in front."""
-        return without_prefix(self.tokenizer.backend_tokenizer)
+        backend = self.tokenizer.backend_tokenizer
+        return backend if self.vocabulary.dummy_space == "never" else without_dummy_space(backend)
 
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:

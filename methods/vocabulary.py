@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 
-IntArray = npt.NDArray[np.int64]
+from methods.alignment import IntArray
 
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"
@@ -271,7 +271,7 @@ def _dummy_space(description: dict[str, Any]) -> DummySpace:
     return "unless space" if added else "never"
 
 
-def without_prefix(tokenizer: Tokenizer) -> Tokenizer:
+def without_dummy_space(tokenizer: Tokenizer) -> Tokenizer:
     """A copy that puts no dummy space before a text: it cuts a text as the tokenizer does in the middle of another."""
     description = json.loads(tokenizer.to_str())
     for step in (*_steps(description["normalizer"]), *_steps(description["pre_tokenizer"])):
