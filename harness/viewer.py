@@ -225,8 +225,8 @@ def rendered(pair: ShownPair, width: int) -> RenderableType:
     blocks = [block for columns in _lines(_columns(pair), width) for block in (_block(columns), Text())]
     shares = [f"{100 * pair.shared / side.size:.0f} %" for side in (pair.student, pair.teacher)]
     shared = Text(
-        f"The exact map pairs {pair.shared:,} tokens: {shares[0]} of the student's {pair.student.size:,}, {shares[1]} "
-        f"of the teacher's {pair.teacher.size:,}."
+        f"The exact map pairs {pair.shared:,} tokens: {shares[0]} of the student's {pair.student.size:,}, "
+        f"{shares[1]} of the teacher's {pair.teacher.size:,}."
     )
     return Group(title, Text(), *blocks, _summary(pair), Text(), _links(pair), shared, Text(), _legend(pair))
 

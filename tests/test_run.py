@@ -612,6 +612,25 @@ def _tensors(path: Path) -> list[str]:
         return list(file.keys())
 
 
+def test_a_map_that_is_slow_to_make_is_kept_with_the_runs(whole: tuple[Place, Done]) -> None:
+    """MinED's, over all tasks; exact maps are made in no time."""
+    kept = list(whole[0].runs.glob("store/maps/*"))
+    assert [path.name.partition("-")[0] for path in kept] == ["nearest"]
+
+
+def test_a_control_says_under_the_table_that_its_term_moves_nothing(place: Place) -> None:
+    done = place.run("methods=[mined]", "fidelity=[described,released]")
+    assert done.code == 0, done.out + done.err
+    report = place.file(done, "report.md")
+    assert "mined (released): both sides of the KD term are the teacher's" in report
+    ratios = {
+        folder: [step["kd_ce_ratio_0"] for step in json.loads((folder / "steps.json").read_text())]
+        for folder in place.stored("student")
+        if json.loads((folder / "manifest.json").read_text())["title"] == "training of mined (released)"
+    }
+    assert list(ratios.values()) == [[0.0, 0.0]]
+
+
 def test_seeds_are_repetitions_of_one_row(place: Place) -> None:
     done = place.run("methods=[control]", "seeds=[0,1]")
     row = place.table(done)["control"]
