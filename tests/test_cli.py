@@ -158,6 +158,18 @@ def test_prompts_that_leave_no_room(tiny_run: Callable[..., Done], samples: Path
     assert "Lower the task's new_tokens" in text
 
 
+@pytest.mark.usefixtures("nothing_trains")
+def test_a_test_prompt_that_leaves_an_evaluated_teacher_no_room(
+    tiny_run: Callable[..., Done], tiny_models: Path
+) -> None:
+    """Its tokenizer makes more tokens of the prompt than the student's: found before anything trains."""
+    swapped = [f"student.model=path:{tiny_models / 'cross'}", "student.attention=eager", "teachers.cross=null"]
+    asked = ["methods=[control]", "dolly.new_tokens=412", "evaluation.references=[teachers]"]
+    text = error_of(tiny_run(*swapped, *asked))
+    assert "test item dolly/0: found a prompt of 101 tokens and 412 new ones" in text
+    assert "expected at most 512 together, which is what same teacher reads" in text
+
+
 # --- Models -----------------------------------------------------------------------------------------------------------
 
 
