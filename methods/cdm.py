@@ -10,14 +10,12 @@ on the same byte; L_KD sums τ² [KL(p_T || p_S) over the teacher's k + KL(p_S |
 pieces, each a softmax over its mapped columns; the map is per position and one-to-one, nearest pairs first.
 
 ``released`` (the authors' code): means of logits after the pieces are consumed, and a map with the code's faults; see
-:meth:`CDM.released_columns`, and a mean over elements; see :func:`released_divergence`.
+:meth:`CDM._released_loss`, and a mean over elements; see :func:`released_divergence`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -48,7 +46,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 Pairs = tuple[IntArray, IntArray, IntArray, FloatArray]
 """Position, place among its source tokens, place among its target tokens, and relative edit distance."""
-_MASKED = -1e4
+MASKED = -1e4
 """Logit of a column without a partner, on both sides, as in the authors' code: its probability underflows to 0."""
 
 
@@ -102,10 +100,11 @@ class CDM(Method):
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.costs = EditCosts(pair.student, pair.teacher)
-        self.to_student, self.to_teacher = (
-            _Direction.of(self.options.static_map, source, target, pair.maps)
-            for source, target in ((pair.teacher, pair.student), (pair.student, pair.teacher))
-        )
+        student, teacher, kind = pair.student, pair.teacher, self.options.static_map
+        ahead = stored_map(kind, teacher, student, pair.maps)
+        back = _turned(ahead, len(student)) if self._released else stored_map(kind, student, teacher, pair.maps)
+        self.to_student = _Direction.of(teacher, student, ahead)
+        self.to_teacher = _Direction.of(student, teacher, back)
 
     def align(self, response: AlignedResponse) -> Groups:
         if self.options.alignment == "bytes":
@@ -152,48 +151,24 @@ class CDM(Method):
     # --- released ---------------------------------------------------------------------------------------------------
 
     def _released_loss(self, chunk: AlignedChunk) -> LossSums:
-        columns = self.released_columns(chunk)
-        p = torch.cat([columns.teacher_ahead, columns.student_back], -1)
-        q = torch.cat([columns.student_ahead, columns.teacher_back], -1)
-        return LossSums(released_divergence(p, q, self.options.temperature), columns.diagnostics)
-
-    def released_columns(self, chunk: AlignedChunk) -> Columns:
         """What the authors' code compares over one response.
 
-        The map's faults: id 0 means unmapped; the teacher's ids that have a static partner are taken out of the
-        student's candidates by number; the nearest token of the last position that finds one counts for the whole
-        response; tokens that the first direction leaves unmapped can't be found by the second; several tokens may
-        share a partner.
+        Faults of its map: id 0 means unmapped, on both sides; ids of source tokens without a static partner are taken
+        out of the target's candidates, by number; the nearest token of the last position that finds one counts for
+        the whole response; tokens that the first direction leaves unmapped can't be found by the second; several
+        tokens may share a partner; two tokens of spaces alone are the nearest of all. Of equal distances the likeliest
+        candidate's counts, where the code follows the order of a Python set.
         """
+        theta = self.options.theta
         student, teacher = chunk.student.mean_logits(chunk.groups), chunk.teacher.mean_logits(chunk.groups)
         ours, theirs = self._likeliest(student, self.to_teacher), self._likeliest(teacher, self.to_student)
-        to_student = _map_of_response(theirs, ours, self.to_student, self.options.theta)
+        to_student = _map_of_response(theirs, ours, self.to_student, theta)
         left = np.where(to_student == UNMAPPED, 0, theirs)  # the code overwrites the ids that it masks
-        to_teacher = _map_of_response(ours, left, self.to_teacher, self.options.theta)
-        return Columns(
-            _gathered(student, to_student),
-            _masked(teacher, theirs, to_student),
-            _masked(student, ours, to_teacher),
-            _gathered(teacher, to_teacher),
-            _coverage(teacher, theirs, to_student, to_teacher),
-        )
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Logits of the released form, [positions, k] each, masked where a token has no partner.
-
-    Attributes:
-        student_ahead, teacher_ahead: of the teacher's k likeliest tokens, and of their partners.
-        student_back, teacher_back: of the student's k likeliest tokens, and of their partners.
-        diagnostics: as in :class:`LossSums`.
-    """
-
-    student_ahead: Tensor
-    teacher_ahead: Tensor
-    student_back: Tensor
-    teacher_back: Tensor
-    diagnostics: Mapping[str, tuple[Tensor, Tensor | None]]
+        to_teacher = _map_of_response(ours, left, self.to_teacher, theta)
+        s1, t1 = _gathered(student, to_student), _masked(teacher, theirs, np.where(theirs == 0, UNMAPPED, to_student))
+        s2, t2 = _masked(student, ours, np.where(ours == 0, UNMAPPED, to_teacher)), _gathered(teacher, to_teacher)
+        kd = released_divergence(torch.cat([t1, s2], -1), torch.cat([s1, t2], -1), self.options.temperature)
+        return LossSums(kd, _coverage(teacher, theirs, to_student, to_teacher))
 
 
 def released_divergence(p: Tensor, q: Tensor, tau: float) -> Tensor:
@@ -227,12 +202,18 @@ class _Direction:
     target_lengths: IntArray
 
     @classmethod
-    def of(cls, kind: str, source: Vocabulary, target: Vocabulary, folder: Path | None) -> _Direction:
-        exact = exact_map(source, target)
-        static = exact if kind == "exact" else stored_map(kind, source, target, folder)
+    def of(cls, source: Vocabulary, target: Vocabulary, static: VocabularyMap) -> _Direction:
         texts = token_texts(source), token_texts(target)
         lengths = [np.fromiter(map(len, side), np.int64, len(side)) for side in texts]
-        return cls(static, static == exact, *texts, *lengths)
+        return cls(static, static == exact_map(source, target), *texts, *lengths)
+
+
+def _turned(mapped: VocabularyMap, size: int) -> VocabularyMap:
+    """int64 [size]: the released form's map in the other direction; of several tokens the highest id counts."""
+    turned = np.full(size, UNMAPPED, dtype=np.int64)
+    known = np.flatnonzero(mapped > 0)  # 0 means unmapped
+    turned[mapped[known]] = known
+    return turned
 
 
 def _first_members(groups: Groups, notes: dict[str, tuple[float, float]]) -> Groups:
@@ -312,40 +293,41 @@ def _static_one_to_one(source: IntArray, direction: _Direction) -> IntArray:
 def _map_of_response(source: IntArray, target: IntArray, direction: _Direction, theta: float) -> IntArray:
     """int64 [positions, k]: partners by the released form's one map for the whole response; -1 where there is none."""
     mapped = np.where(direction.static == 0, UNMAPPED, direction.static)
-    known = mapped[source] != UNMAPPED
-    matched = np.where(known, source, -1)
-    by_number = (target[:, :, None] == matched[:, None, :]).any(-1)  # [positions, candidates]
-    asked = ~known[:, :, None] & ~by_number[:, None, :]
-    position, ours, theirs, distance = _near(source, target, asked, direction, theta)
+    alone = np.append(mapped == UNMAPPED, False)  # by id; the last entry is for target ids beyond the source's
+    candidates = ~alone[np.minimum(target, mapped.size)]
+    asked = (mapped[source] == UNMAPPED)[:, :, None] & candidates[:, None, :]
+    position, ours, theirs, distance = _near(source, target, asked, direction, theta, blanks=True)
     order = np.lexsort((theirs, distance, ours, position))
     _, nearest = np.unique((position * source.shape[1] + ours)[order], return_index=True)
     chosen = order[nearest]  # in the order of positions: the last one stays
-    mapped[source[position[chosen], ours[chosen]]] = target[position[chosen], theirs[chosen]]
-    mapped[mapped == 0] = UNMAPPED
+    found = target[position[chosen], theirs[chosen]]
+    chosen, found = chosen[found != 0], found[found != 0]
+    mapped[source[position[chosen], ours[chosen]]] = found
     return mapped[source]
 
 
-def _near(source: IntArray, target: IntArray, asked: BoolArray, direction: _Direction, theta: float) -> Pairs:
+def _near(
+    source: IntArray, target: IntArray, asked: BoolArray, direction: _Direction, theta: float, blanks: bool = False
+) -> Pairs:
     """The pairs whose edit distance, over the sum of both lengths, is below θ.
 
-    Each pair of ids is measured once, and none whose lengths differ by more than that. Two tokens of spaces alone,
-    whose texts are empty, are no match.
+    Each pair of ids is measured once, and none whose lengths differ by more than that.
 
     Args:
         source, target: int64 [positions, k], ids.
         asked: bool [positions, k, k], which pairs of a position's source and target tokens may match.
+        blanks: whether tokens of spaces alone, whose texts are empty, match one another.
     """
     position, ours, theirs = np.nonzero(asked)
     lengths = direction.source_lengths[source[position, ours]], direction.target_lengths[target[position, theirs]]
     total = lengths[0] + lengths[1]
-    possible = np.abs(lengths[0] - lengths[1]) / np.maximum(total, 1) < theta
-    possible &= total > 0
+    possible = (np.abs(lengths[0] - lengths[1]) / np.maximum(total, 1) < theta) & ((total > 0) | blanks)
     position, ours, theirs, total = position[possible], ours[possible], theirs[possible], total[possible]
     keys = source[position, ours] * len(direction.target_texts) + target[position, theirs]
     pairs, place = np.unique(keys, return_inverse=True)
     left, right = np.divmod(pairs, len(direction.target_texts))
     texts = [direction.source_texts[i] for i in left], [direction.target_texts[i] for i in right]
-    distance = cpdist(*texts, scorer=Levenshtein.distance, dtype=np.int32, workers=-1)[place] / total
+    distance = cpdist(*texts, scorer=Levenshtein.distance, dtype=np.int32, workers=-1)[place] / np.maximum(total, 1)
     near = distance < theta
     return position[near], ours[near], theirs[near], distance[near]
 
@@ -353,13 +335,13 @@ def _near(source: IntArray, target: IntArray, asked: BoolArray, direction: _Dire
 def _gathered(logits: Tensor, partners: IntArray) -> Tensor:
     """[positions, k]: logits of the partners; masked where there is none."""
     index = torch.from_numpy(partners).to(logits.device)
-    return logits.gather(-1, index.clamp_min(0)).masked_fill(index == UNMAPPED, _MASKED)
+    return logits.gather(-1, index.clamp_min(0)).masked_fill(index == UNMAPPED, MASKED)
 
 
 def _masked(logits: Tensor, ids: IntArray, partners: IntArray) -> Tensor:
     """[positions, k]: logits of the ids; masked where they have no partner."""
     alone = torch.from_numpy(partners == UNMAPPED).to(logits.device)
-    return logits.gather(-1, torch.from_numpy(ids).to(logits.device)).masked_fill(alone, _MASKED)
+    return logits.gather(-1, torch.from_numpy(ids).to(logits.device)).masked_fill(alone, MASKED)
 
 
 def _coverage(

@@ -120,10 +120,10 @@ MAPS: Mapping[str, Callable[[Vocabulary, Vocabulary], VocabularyMap]] = {
 def stored_map(kind: str, source: Vocabulary, target: Vocabulary, folder: Path | None) -> VocabularyMap:
     """A map of :data:`MAPS`, read from ``folder`` or made and kept there; made anew where there is no folder.
 
-    A file's name holds what decides the map: both tokenizers, the tokens that end a response, and this code. What can
-    be neither read nor kept costs seconds and no result.
+    Exact maps, which are made in no time, are not kept. A file's name holds what decides the map: both tokenizers, the
+    tokens that end a response, and this code. What can be neither read nor kept costs seconds and no result.
     """
-    if folder is None:
+    if folder is None or kind == "exact":
         return MAPS[kind](source, target)
     ends = f"{source.digest} {source.eos} {target.digest} {target.eos} {_code()}"
     path = folder / f"{kind}-{hashlib.sha256(ends.encode()).hexdigest()[:32]}.npy"

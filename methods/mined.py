@@ -11,11 +11,12 @@ the student tokens that any reaches, and the others have probability 0. Of sever
 student token the lowest id counts (DSKD), or the one with the largest logit. At every other i the target is the gold
 token: KL = -log p_S(y_i), softened too. (DSKD's own code asks this of the token before, in the rows that consume it.)
 
-``released`` (the code of CDM, arXiv 2502.11104) is a control. Known of it: its path is CDM's, weighted by entropies,
-its vocabulary map the static one by edit distance, and both sides of its KD term are tensors of the teacher, so that
-no gradient reaches the student. Not known: which tensors. Here they stand where CDM's released term has the student's:
-at each position the logits of those of the teacher's 100 likeliest tokens that are mapped, and of the partners of the
-student's 100 likeliest. The value is no more than a number in the log.
+``released`` (the code of CDM, arXiv 2502.11104) is a control: both sides of its KD term are tensors of the teacher, so
+that no gradient reaches the student. Path, rows and means are those of CDM's released form. Let z be the teacher's
+mean logits at a position and A_t = z_M(t): a student token's id is taken for a column of the teacher's. The term is
+the mean over positions and tokens t of P_t (τ² log P_t - Q_t), P = softmax(z), Q = log softmax(A / τ). Tokens whose
+partner is id 0, which means unmapped, or no column of the teacher's at all, where the code would fail, are masked in A.
+The value is no more than a number in the log.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from methods.alignment import AlignedResponse, Groups
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
-from methods.cdm import CDM, released_divergence
+from methods.cdm import CDM, MASKED, released_divergence
 from methods.maps import UNMAPPED, stored_map
 from methods.vocabulary import TokenizerPair
 from methods.warping import EditCosts, link_groups, path_notes, warp
@@ -46,8 +47,8 @@ class MinED(Method):
     class Options(SoftenedOptions):
         collisions: Literal["lowest", "max"] = Field(
             "lowest",
-            description="of several teacher tokens that are mapped to one student token, the lowest id counts, or the "
-            "largest logit (described)",
+            description="of several teacher tokens that are mapped to one student token the lowest id counts, as in "
+            "DSKD, or the largest logit, which keeps more of the teacher's mass (described)",
         )
         normalize: Literal["tokens", "samples"] = Field(  # every response token carries KD
             "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
@@ -59,8 +60,8 @@ class MinED(Method):
 
     @cached_property
     def _cdm(self) -> CDM:
-        """CDM's released form with MinED's map; θ = 0 leaves nothing to its contextual one."""
-        return CDM(fidelity="released", static_map="nearest", theta=0.0, temperature=self.options.temperature)
+        """CDM's released form, for its alignment."""
+        return CDM(fidelity="released")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -88,11 +89,10 @@ class MinED(Method):
         )
 
     def prepare(self, pair: TokenizerPair) -> None:
+        student_of_teacher = stored_map("nearest", pair.teacher, pair.student, pair.maps)
         if self._released:
             self._cdm.prepare(pair)
-            return
         self.costs = EditCosts(pair.student, pair.teacher)
-        student_of_teacher = stored_map("nearest", pair.teacher, pair.student, pair.maps)
         reaching = np.flatnonzero(student_of_teacher != UNMAPPED)
         columns, lowest, place = np.unique(student_of_teacher[reaching], return_index=True, return_inverse=True)
         self.student_of_teacher = torch.from_numpy(student_of_teacher)
@@ -150,6 +150,16 @@ class MinED(Method):
         )
 
     def _released_loss(self, chunk: AlignedChunk) -> LossSums:
-        columns = self._cdm.released_columns(chunk)
-        teacher = torch.cat([columns.teacher_ahead, columns.teacher_back], -1)
-        return LossSums(released_divergence(teacher, teacher, self.options.temperature), columns.diagnostics)
+        z = chunk.teacher.mean_logits(chunk.groups)
+        partners = self.student_of_teacher[: z.shape[-1]].to(z.device)
+        z = z[:, : len(partners)]
+        mapped = (partners > 0) & (partners < len(partners))
+        a = z.index_select(1, partners.clamp(0, len(partners) - 1)).masked_fill(~mapped, MASKED)
+        positions = z.new_tensor(float(len(z)))
+        return LossSums(
+            released_divergence(z, a, self.options.temperature),
+            diagnostics={
+                "columns masked": (positions * (~mapped).sum(), positions * len(partners)),
+                "teacher mass covered": (z.softmax(-1)[:, mapped].sum(), positions),
+            },
+        )

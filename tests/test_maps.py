@@ -164,27 +164,27 @@ def test_a_map_of_other_tokens_code_or_kind_is_another_file(
     tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = vocabulary("byte_level"), vocabulary("unigram")
-    stored_map("exact", source, target, tmp_path)
-    for pair in ((target, source), (source, vocabulary("byte_fallback"))):
-        stored_map("exact", *pair, tmp_path)
-    stored_map("exact", replace(source, eos=(1,)), target, tmp_path)  # a base and an instruct model of one tokenizer
     stored_map("prefix", source, target, tmp_path)
+    for pair in ((target, source), (source, vocabulary("byte_fallback"))):
+        stored_map("prefix", *pair, tmp_path)
+    stored_map("prefix", replace(source, eos=(1,)), target, tmp_path)  # a base and an instruct model of one tokenizer
+    stored_map("nearest", source, target, tmp_path)
     monkeypatch.setattr(maps, "_code", lambda: "changed")
-    stored_map("exact", source, target, tmp_path)
-    assert counted == ["exact"] * 4 + ["prefix", "exact"]
+    stored_map("prefix", source, target, tmp_path)
+    assert counted == ["prefix"] * 4 + ["nearest", "prefix"]
     assert len(list(tmp_path.iterdir())) == 6
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"no array"])
 def test_a_damaged_map_is_made_again(tmp_path: Path, counted: list[str], content: bytes) -> None:
     source, target = vocabulary("byte_level"), vocabulary("unigram")
-    good = stored_map("exact", source, target, tmp_path)
+    good = stored_map("prefix", source, target, tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(content)
     for _ in range(2):
-        assert (stored_map("exact", source, target, tmp_path) == good).all()
+        assert (stored_map("prefix", source, target, tmp_path) == good).all()
     np.save(file, good[:-1])
-    assert (stored_map("exact", source, target, tmp_path) == good).all()
+    assert (stored_map("prefix", source, target, tmp_path) == good).all()
     assert len(counted) == 3
     assert list(tmp_path.iterdir()) == [file]
 
@@ -193,7 +193,13 @@ def test_a_folder_that_can_not_be_written_costs_no_result(tmp_path: Path) -> Non
     source, target = vocabulary("byte_level"), vocabulary("unigram")
     (tmp_path / "file").touch()
     for folder in (None, tmp_path / "file"):
-        assert (stored_map("exact", source, target, folder) == exact_map(source, target)).all()
+        assert (stored_map("prefix", source, target, folder) == prefix_map(source, target)).all()
+
+
+def test_an_exact_map_is_not_stored(tmp_path: Path) -> None:
+    source, target = vocabulary("byte_level"), vocabulary("unigram")
+    assert (stored_map("exact", source, target, tmp_path) == exact_map(source, target)).all()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -175,25 +175,24 @@ def test_released_moves_nothing() -> None:
 
 
 def test_released_value_is_the_teacher_against_itself() -> None:
-    """T1: logits of the mapped among the teacher's 100 likeliest; T2: of the partners of the student's."""
+    """Student ids are taken for columns of the teacher's; 0 and what the teacher has no column for are masked."""
     method = MinED(fidelity="released")
     method.prepare(test_cdm.PAIR)
     made = test_cdm.chunk(8, seed=1)
-    ahead, back = (
-        {i: j for i, j in enumerate(static) if j not in (0, UNMAPPED)} for static in test_cdm.static_maps("nearest")
-    )
+    there, _ = test_cdm.static_maps("nearest")
+    size = len(test_cdm.TEACHER)
     total = 0.0
-    for zs, zt in zip(made.student.logits, made.teacher.logits, strict=True):
-        theirs = test_cdm.top(zt, len(test_cdm.TEACHER), 100)
-        ours = test_cdm.top(zs, len(test_cdm.STUDENT), 100)
-        columns = [float(zt[t]) if t in ahead else -1e4 for t in theirs]
-        columns += [float(zt[back[s]]) if s in back else -1e4 for s in ours]
-        z = torch.tensor(columns, dtype=torch.float64)
-        log_p, log_q = z.log_softmax(-1), (z / 2).log_softmax(-1)
+    for row in made.teacher.logits[:, :size]:
+        a = torch.stack([row[s] if 0 < s < size else torch.tensor(-1e4, dtype=torch.float64) for s in there])
+        log_p, log_q = row.log_softmax(-1), (a / 2).log_softmax(-1)
         total += float((log_p.exp() * (4 * log_p - log_q)).sum())
     sums = method.loss(made)
     assert not sums.kd.requires_grad
-    assert float(sums.kd) == pytest.approx(total / (8 * 200), rel=1e-10)
+    assert float(sums.kd) == pytest.approx(total / (8 * size), rel=1e-10)
+    masked = sum(not 0 < s < size for s in there)
+    part, whole = sums.diagnostics["columns masked"]
+    assert masked > 0
+    assert float(part / whole) == pytest.approx(masked / size)  # type: ignore[operator]
 
 
 def test_only_the_released_form_warns_its_reader() -> None:
