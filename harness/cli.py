@@ -169,10 +169,10 @@ def _plan(fields: list[str] | None) -> Any:
 
 def _show(run: Any, store: Any) -> None:
     from harness.results import write_report
-    from reports import build_table, terminal
+    from reports import terminal
 
-    results, context, files = write_report(run, store)
-    console.print(terminal(build_table(results), context, console.width))
+    table, context, files = write_report(run, store)
+    console.print(terminal(table, context, console.width))
     console.print("Files: " + ", ".join(str(path) for path in files), markup=False)
 
 

@@ -197,6 +197,10 @@ class _RecipeBase(_Strict):
         description="options by method; those under `all` go to every method that starts from the warm start",
     )
     seeds: Seeds = (0,)
+    baseline: str | None = Field(
+        "control", description="the method that tests compare all others with; null for no tests"
+    )
+    paper: str | None = Field(None, description="the pair of models whose published numbers stand beside ours")
     data: Data = Data()
     limits: Limits = Limits()
     teacher: Training = Field(description="fine-tuning of the teachers on the task")
@@ -406,13 +410,36 @@ def _name_problems(values: Any) -> list[str]:
             if key == "methods" and isinstance(name, str) and is_dual(name):
                 problems += _dual_problems(f"{key}.{place}", name)
             elif isinstance(name, str) and name not in known:
-                hint = suggest(name, known) or f"There are {', '.join(known)}."
-                problems.append(f"{key}.{place}: unknown {key[:-1]} {name!r}. {hint}")
+                problems.append(_unknown(f"{key}.{place}", key[:-1], name, known))
     for key in ("methods", "tasks", "seeds", "fidelity"):
         listed = _as_names(values.get(key))
         if isinstance(listed, list) and len(set(map(str, listed))) < len(listed):
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
+    problems += _baseline_problems(values.get("baseline"), known_methods) + _paper_problems(values.get("paper"))
     return problems + _option_problems(values, known_methods)
+
+
+def _baseline_problems(name: Any, known: Iterable[str]) -> list[str]:
+    """Any method will do: where a run leaves it out, its report says that there is nothing to compare with."""
+    from methods.dual import is_dual
+
+    if not isinstance(name, str) or name in known:
+        return []
+    return _dual_problems("baseline", name) if is_dual(name) else [_unknown("baseline", "method", name, known)]
+
+
+def _paper_problems(name: Any) -> list[str]:
+    if not isinstance(name, str):
+        return []
+    from reports import published_pairs
+
+    known = published_pairs()
+    return [] if name in known else [_unknown("paper", "pair of models", name, known)]
+
+
+def _unknown(where: str, what: str, name: str, known: Iterable[str]) -> str:
+    hint = suggest(name, known) or f"There are {', '.join(known)}."
+    return f"{where}: unknown {what} {name!r}. {hint}"
 
 
 def _dual_problems(where: str, name: str) -> list[str]:

@@ -1,10 +1,10 @@
-"""From stored stages to one tidy table, and to the report's context. No model, no recipe: a run's record is enough."""
+"""From stored stages to two tidy tables, and to the report's context. No model, no recipe: a run's record is enough."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,27 @@ from harness.plan import Cell, Plan
 from harness.run import Failure
 from harness.store import Store
 from harness.traces import FILE as TRACES
+from reports import (
+    ITEM_COLUMNS,
+    Alignment,
+    Answer,
+    Evidence,
+    Item,
+    ReportContext,
+    Score,
+    Table,
+    TokenSide,
+    analyse,
+    build_table,
+    write,
+)
 from reports.evidence import COST_COLUMNS, STEP_COLUMNS
-from reports import Alignment, Answer, Evidence, Item, ReportContext, Score, TokenSide, write
 
 RECORD = "run.json"
-FORMAT = 1
+FORMAT = 2
 SHOWN_ITEMS = 12  # of a task, with every row's answer
+
+BITS_PER_BYTE = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False, "higher_is_better": False}
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ class Run:
 
     Attributes:
         folder: holds run.json, the report's files and tracebacks of failures.
-        record: cells with the identities of their stages, protocol, notes, settings, failures.
+        record: cells with the identities of their stages, protocol, notes, settings, failures, baseline, paper.
     """
 
     folder: Path
@@ -54,7 +69,9 @@ def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], envi
         "recipe": recipe.model_dump(mode="json"),
         "title": recipe.title or recipe.name,
         "notes": list(recipe.notes) + _caveats(plan),
-        "protocol": {name: task.protocol() for name, task in plan.tasks.items()},
+        "protocol": {name: _protocol(plan, name) for name in plan.tasks},
+        "baseline": _baseline(plan),
+        "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),
         "cells": [_cell(plan, cell, failures) for cell in plan.cells],
@@ -85,20 +102,26 @@ def read_record(folder: Path) -> Run:
     return Run(folder, record)
 
 
-def write_report(run: Run, store: Store) -> tuple[pd.DataFrame, ReportContext, list[Path]]:
-    """Collect a run's results and write the report's files into its folder."""
-    results = collect(run, store)
+def write_report(run: Run, store: Store) -> tuple[Table, ReportContext, list[Path]]:
+    """Collect a run's results and write the report's files into its folder; the table is what a terminal shows."""
+    results, items = collect(run, store)
+    analysis = analyse(results, items, run.record["baseline"])
     context = report_context(run, store)
     with disk_errors(run.folder):
-        return results, context, write(results, context, run.folder, evidence=collect_evidence(run, store))
+        files = write(results, context, run.folder, analysis, items, collect_evidence(run, store))
+    return build_table(results, analysis), context, files
 
 
-def collect(run: Run, store: Store) -> pd.DataFrame:
-    """The tidy table: one row per cell and metric, failures included."""
-    rows = []
+def collect(run: Run, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tidy tables: one row per cell and metric, failures included; one row per cell, metric and item."""
+    rows: list[dict[str, Any]] = []
+    items: list[tuple[str, str, str, float, float]] = []
     for cell in run.record["cells"]:
-        rows += [asdict(score) | {"cell": cell["name"]} for score in _scores(cell, store)]
-    return pd.DataFrame(rows)
+        for score, scored in _scores(cell, store):
+            rows.append(asdict(score) | {"cell": cell["name"]})
+            if score.status == "done" and math.isfinite(score.value):
+                items += [(cell["name"], score.metric, name, *scored[name]) for name in scored]
+    return pd.DataFrame(rows), pd.DataFrame(items, columns=list(ITEM_COLUMNS))
 
 
 def report_context(run: Run, store: Store) -> ReportContext:
@@ -111,6 +134,8 @@ def report_context(run: Run, store: Store) -> ReportContext:
         settings=[(name, value) for name, value in record["settings"]],
         notes=record["notes"],
         appendix=_diagnostics(run, store),
+        paper=record["paper"],
+        recipe_values=record["recipe"],
     )
 
 
@@ -154,26 +179,44 @@ def _cell(plan: Plan, cell: Cell, failures: Mapping[str, Failure]) -> dict[str, 
     }
 
 
+def _protocol(plan: Plan, task: str) -> list[str]:
+    """How a task's numbers are made, bits per byte included."""
+    lines = plan.tasks[task].protocol()
+    if plan.recipe.evaluation.bits_per_byte:
+        lines += [
+            "bits/byte: Σ -log2 p over Σ UTF-8 bytes of the test items' reference responses (the first of several), "
+            "prompts as in training, end of sequence left out; responses that "
+            f"{plan.recipe.limits.length} tokens would cut are left out."
+        ]
+    return lines
+
+
+def _baseline(plan: Plan) -> str:
+    """The recipe's baseline as the table labels it; a dual teacher may be written with or without the space."""
+    asked = plan.recipe.baseline or ""
+    labels = [cell.objective.label for cell in plan.cells]
+    return next((label for label in labels if label.replace(" ", "") == asked.replace(" ", "")), asked)
+
+
 def _caveats(plan: Plan) -> list[str]:
     """What methods want a reader to know of their rows."""
     methods = {(o.name, m) for o in (cell.objective for cell in plan.cells) for m in o.methods}
     return sorted({f"{name}: {method.caveat}" for name, method in methods if method.caveat})
 
 
-def _scores(cell: Mapping[str, Any], store: Store) -> list[Score]:
-    """All numbers of a cell, or why they are not there."""
-    scores = []
+def _scores(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
+    """All numbers of a cell, or why they are not there, each with its items' values and weights."""
     stored = _stored(store, "scores", cell, "scores.json")
     for metric in cell["metrics"]:
         items = stored.get(metric["name"], {}) if stored else {}
         value = sum(items.values()) / len(items) if items else math.nan
-        scores.append(_score(cell, "scores", metric, value, len(items), stored is not None))
+        score = _score(cell, "scores", metric, value, len(items), stored is not None)
+        yield score, {name: (value, 1.0) for name, value in items.items()}
     if "bits" in cell["stages"]:
         stored = _stored(store, "bits", cell, "bits.json")
         bits = [Bits(**item) for item in stored or []]
-        metric = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False, "higher_is_better": False}
-        scores.append(_score(cell, "bits", metric, corpus_bits_per_byte(bits), len(bits), stored is not None))
-    return scores
+        score = _score(cell, "bits", BITS_PER_BYTE, corpus_bits_per_byte(bits), len(bits), stored is not None)
+        yield score, {item.id: (item.bits / item.bytes, float(item.bytes)) for item in bits if item.bytes}
 
 
 def _score(

@@ -1,9 +1,11 @@
-"""From a tidy table of results to a page, Markdown, LaTeX and CSV in the paper's layout."""
+"""From tidy tables of results and items to a page and the paper's layout, with intervals, tests, published numbers."""
 
+from reports.analysis import Analysis, Comparison, analyse
 from reports.context import ReportContext
 from reports.evidence import Alignment, Answer, Evidence, Item, TokenSide
 from reports.folder import write
-from reports.frame import Score, checked, read_results
+from reports.frame import ITEM_COLUMNS, Score, checked, checked_items, read_items, read_results
+from reports.published import PaperComparison, beside_published, published_pairs
 from reports.table import Cell, Column, Group, Row, Table, build_table
 from reports.to_csv import csv_wide
 from reports.to_html import html
@@ -12,24 +14,33 @@ from reports.to_markdown import markdown
 from reports.to_terminal import terminal
 
 __all__ = [
+    "ITEM_COLUMNS",
     "Alignment",
+    "Analysis",
     "Answer",
     "Cell",
     "Column",
+    "Comparison",
     "Evidence",
     "Group",
     "Item",
+    "PaperComparison",
     "ReportContext",
     "Row",
     "Score",
     "Table",
     "TokenSide",
+    "analyse",
+    "beside_published",
     "build_table",
     "checked",
+    "checked_items",
     "csv_wide",
     "html",
     "latex",
     "markdown",
+    "published_pairs",
+    "read_items",
     "read_results",
     "terminal",
     "write",

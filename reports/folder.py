@@ -1,16 +1,17 @@
-"""A report as a folder of files: report.html and report.md to read, report.tex for a paper, table.csv to plot, and
-results.csv to report from again.
-"""
+"""A report as files: report.html and report.md to read, report.tex for a paper, table.csv to plot, the tidy frames."""
 
 import csv
+import gzip
 import os
 from pathlib import Path
 
 import pandas as pd
 
+from reports.analysis import NO_ANALYSIS, Analysis
 from reports.context import ReportContext
 from reports.evidence import NO_EVIDENCE, Evidence
-from reports.frame import checked
+from reports.frame import checked, checked_items
+from reports.published import beside_published, csv_published
 from reports.table import build_table
 from reports.to_csv import csv_wide
 from reports.to_html import html
@@ -18,33 +19,51 @@ from reports.to_latex import latex
 from reports.to_markdown import markdown
 
 
-def write(results: pd.DataFrame, context: ReportContext, folder: Path, evidence: Evidence = NO_EVIDENCE) -> list[Path]:
+def write(
+    results: pd.DataFrame,
+    context: ReportContext,
+    folder: Path,
+    analysis: Analysis = NO_ANALYSIS,
+    items: pd.DataFrame | None = None,
+    evidence: Evidence = NO_EVIDENCE,
+) -> list[Path]:
     """Write report.html, report.md, report.tex, table.csv (all metrics, not just those printed) and results.csv.
 
     Returns their paths, the page first.
 
+    With `items` items.csv.gz comes too, and published.csv where the context names a paper.
     Each file is complete or not there. Raises ValueError, before anything is written, for results that can not be
     laid out or a task without protocol lines; OSError where writing fails.
     """
-    table = build_table(results)
+    table, whole = build_table(results, analysis), build_table(results, analysis, all_metrics=True)
     texts = {
         "report.html": html(table, context, evidence),
         "report.md": markdown(table, context),
         "report.tex": latex(table, context),
-        "table.csv": csv_wide(build_table(results, all_metrics=True)),
-        # All text is quoted: an unquoted carriage return (a progress bar's, in a reason) would end the row for pandas.
-        "results.csv": checked(results).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC),
+        "table.csv": csv_wide(whole),
+        "results.csv": _tidy(checked(results)),
     }
+    if context.paper:
+        texts["published.csv"] = csv_published(beside_published(whole, context.paper, context.recipe_values))
+    contents = {name: text.encode() for name, text in texts.items()}
+    if items is not None:
+        # Without a time inside, equal items make equal files.
+        contents["items.csv.gz"] = gzip.compress(_tidy(checked_items(items)).encode(), mtime=0)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        _write_atomically(folder / name, text)
-    return [folder / name for name in texts]
+    for name, content in contents.items():
+        _write_atomically(folder / name, content)
+    return [folder / name for name in contents]
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _tidy(frame: pd.DataFrame) -> str:
+    # All text is quoted: an unquoted carriage return (a progress bar's, in a reason) would end the row for pandas.
+    return str(frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

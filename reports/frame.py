@@ -1,10 +1,13 @@
-"""The tidy frame of results, one row per (cell, metric): its columns, and the one place where they are checked."""
+"""The tidy frames that reports read, and the one place where they are checked.
+
+Results have one row per cell and metric (`Score`), items one row per cell, metric and item (`ITEM_COLUMNS`).
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,21 @@ TEACHER_KINDS = ("none", "same-tokenizer", "cross-tokenizer", "both")
 ROLES = ("teacher", "reference", "student")
 FIDELITIES = ("described", "released", "")
 STATUSES = ("done", "failed", "skipped")
+
+ITEM_COLUMNS = ("cell", "metric", "item", "value", "weight")
+"""`cell` is the results' column of that name; `value` is in the metric's unit, and the weighted mean of the values is
+the score: weights are 1, but an item's bytes for bits per byte."""
+
+
+class RowKey(NamedTuple):
+    """What a row of the table stands for; scores that differ in task, metric and seed alone share it."""
+
+    student: str
+    teacher_kind: str
+    role: str
+    method: str
+    teacher: str
+    fidelity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +57,11 @@ class Score:
     status: str  # one of STATUSES
     reason: str  # for failed and skipped
     unit: str  # "%", "bits/byte", ...
+
+    @property
+    def row(self) -> RowKey:
+        """The table's row that the score belongs to."""
+        return RowKey(self.student, self.teacher_kind, self.role, self.method, self.teacher, self.fidelity)
 
 
 def checked(results: pd.DataFrame) -> pd.DataFrame:
@@ -78,11 +101,38 @@ def scores(results: pd.DataFrame) -> list[Score]:
     return records
 
 
+def checked_items(items: pd.DataFrame) -> pd.DataFrame:
+    """A copy of `items` with the columns of `ITEM_COLUMNS` alone: three of text, then two of finite floats.
+
+    Raises ValueError naming a missing column or an item that stands twice, or for a value or weight that is not finite.
+    """
+    missing = [name for name in ITEM_COLUMNS if name not in items.columns]
+    if missing:
+        raise ValueError(f"the items lack the columns: {', '.join(missing)}")
+    frame = items[list(ITEM_COLUMNS)].reset_index(drop=True)
+    frame = frame.astype({"cell": "str", "metric": "str", "item": "str", "value": "float64", "weight": "float64"})
+    if not np.isfinite(frame[["value", "weight"]].to_numpy()).all() or not (frame["weight"] > 0).all():
+        raise ValueError("the items need finite values and positive weights")
+    twice = frame.duplicated(["cell", "metric", "item"])
+    if twice.any():
+        first = frame[twice].iloc[0]
+        raise ValueError(f"item {first['item']!r} stands twice in {first['cell']!r}, metric {first['metric']!r}")
+    return frame
+
+
+def read_items(csv: Path) -> pd.DataFrame:
+    """The frame that `write` left in items.csv.gz. Raises ValueError naming the file, OSError if unreadable."""
+    try:
+        return checked_items(pd.read_csv(csv, dtype={"cell": "str", "metric": "str", "item": "str"}, na_filter=False))
+    except ValueError as error:
+        raise ValueError(f"{csv}: {error}") from error
+
+
 def _refuse_duplicates(records: list[Score]) -> None:
     """A score that stands twice would be counted as two seeds."""
     first: dict[tuple[object, ...], int] = {}
     for row, s in enumerate(records, start=1):
-        key = (s.student, s.teacher, s.teacher_kind, s.method, s.fidelity, s.role, s.task, s.metric, s.seed)
+        key = (*s.row, s.task, s.metric, s.seed)
         if key in first:
             raise ValueError(
                 f"rows {first[key]} and {row} are the same score: {s.method}, {s.task}, {s.metric}, seed {s.seed}"

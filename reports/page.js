@@ -19,7 +19,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const compare = (one, other) => {
         const [a, b] = [value(one), value(other)];
         if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // dashes stay below
-        return sign * (numeric ? a - b : a.localeCompare(b));
+        return sign * (numeric ? a - b : a.localeCompare(b, undefined, { numeric: true }));
       };
       body.append(...(next ? [...original].sort(compare) : original));
     });

@@ -5,12 +5,13 @@ Rows are grouped by student, then by the kind of teacher; columns are tasks and 
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import pandas as pd
 
+from reports.analysis import NO_ANALYSIS, Analysis, CellKey, Comparison, Interval
 from reports.frame import ROLES, TEACHER_KINDS, Score, scores
 
 T = TypeVar("T")
@@ -85,15 +86,28 @@ AVERAGE = Column("average", "", "%", higher_is_better=True, is_average=True)
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands at a row and a column. `mean` is None exactly where `text` is a dash; `std` where seeds < 2."""
+    """What stands at a row and a column. `mean` is None exactly where `number` is a dash; `std` where seeds < 2."""
 
-    text: str
+    number: str  # the mean as printed, or a dash
+    spread: str  # as printed: "± 0.12" over several seeds, "(9.1–10.4)" over the items of one; "" where there is none
     values: tuple[tuple[int, float], ...]  # (seed, value in the column's unit), seeds ascending
     mean: float | None
-    std: float | None  # sample standard deviation
+    std: float | None  # sample standard deviation over seeds
     status: CellStatus
     note: int | None = None  # a footnote, counted from 1
     best: bool = False
+    interval: Interval | None = None  # 95 % bootstrap interval over items of the mean over seeds
+    comparison: Comparison | None = None  # with the table's baseline
+
+    @property
+    def mark(self) -> str:
+        """Of significance; see `reports.analysis.Comparison.mark`."""
+        return "" if self.comparison is None else self.comparison.mark
+
+    @property
+    def text(self) -> str:
+        """All that is printed, but the footnote's mark."""
+        return f"{self.number}{self.mark} {self.spread}".rstrip()
 
     @property
     def n_seeds(self) -> int:
@@ -137,6 +151,13 @@ class Table:
     hidden: tuple[Column, ...]  # metrics that are in the results and not in `columns`
     groups: tuple[Group, ...]
     footnotes: tuple[str, ...]  # footnote n is footnotes[n - 1]
+    baseline: str = ""  # the method that marks of significance compare with; "" for none
+
+    def cells(self) -> Iterator[tuple[Group, Row, Column, Cell]]:
+        """Every cell with where it stands, row by row."""
+        for group in self.groups:
+            for row in group.rows:
+                yield from ((group, row, column, cell) for column, cell in zip(self.columns, row.cells, strict=True))
 
     def students(self) -> list[tuple[str, list[Group]]]:
         """Each student with its groups, in order."""
@@ -146,8 +167,10 @@ class Table:
         ]
 
 
-def build_table(results: pd.DataFrame, *, all_metrics: bool = False) -> Table:
-    """Lay out the tidy frame `results` (see `reports.frame.Score`). `all_metrics` also shows those not in the headline.
+def build_table(results: pd.DataFrame, analysis: Analysis = NO_ANALYSIS, *, all_metrics: bool = False) -> Table:
+    """Lay out the tidy frame `results` (see `reports.frame.Score`), with intervals and tests of `analysis`.
+
+    `all_metrics` also shows metrics that are not in the headline.
 
     Students, methods, tasks and metrics keep the order of their first appearance in the frame.
     Raises ValueError for a frame that is empty, has a wrong value, a score twice, or a metric that contradicts itself.
@@ -157,10 +180,10 @@ def build_table(results: pd.DataFrame, *, all_metrics: bool = False) -> Table:
     shown = [column for column in known if column.printed or all_metrics]
     if sum(column.in_average for column in shown) > 1:
         shown.append(AVERAGE)
-    builder = _Builder(records, tuple(shown))
+    builder = _Builder(records, tuple(shown), analysis)
     groups = [group for student in _distinct(s.student for s in records) for group in builder.student(student)]
     hidden = tuple(column for column in known if column not in shown)
-    return Table(tuple(shown), hidden, tuple(groups), tuple(builder.footnotes))
+    return Table(tuple(shown), hidden, tuple(groups), tuple(builder.footnotes), analysis.baseline)
 
 
 def _columns(records: Sequence[Score]) -> list[Column]:
@@ -191,9 +214,10 @@ def _column(records: Sequence[Score]) -> Column:
 class _Builder:
     """Builds groups in printing order, so that footnotes are numbered as they are read."""
 
-    def __init__(self, records: Sequence[Score], columns: tuple[Column, ...]) -> None:
+    def __init__(self, records: Sequence[Score], columns: tuple[Column, ...], analysis: Analysis) -> None:
         self.records = records
         self.columns = columns
+        self.analysis = analysis
         self.footnotes: list[str] = []
         self.methods = _distinct(s.method for s in records)
         self.described = {s.method for s in records if s.fidelity == "described"}
@@ -242,7 +266,9 @@ class _Builder:
         mine = {s.seed: s for s in records if (s.task, s.metric) == (column.task, column.metric)}
         values = {seed: s.value for seed, s in mine.items() if _has_value(s)}
         problems = {seed: _problem(mine.get(seed)) for seed in expected if seed not in values}
-        return self._filled(column, values, problems, _status_without_values(mine))
+        return self._filled(
+            column, values, problems, _status_without_values(mine), (records[0].row, column.task, column.metric)
+        )
 
     def _average(self, cells: Sequence[Cell], expected: Sequence[int]) -> Cell:
         """Seed by seed, over the seeds that have every score: means over different seeds are not comparable."""
@@ -253,20 +279,38 @@ class _Builder:
         return self._filled(AVERAGE, values, problems, "missing")
 
     def _filled(
-        self, column: Column, values: Mapping[int, float], problems: Mapping[int, str], empty: CellStatus
+        self,
+        column: Column,
+        values: Mapping[int, float],
+        problems: Mapping[int, str],
+        empty: CellStatus,
+        key: CellKey | None = None,
     ) -> Cell:
-        """The cell for `values`, and a footnote for the seeds with `problems`; `empty`: its status without values."""
+        """The cell for `values`, and a footnote for the seeds with `problems`.
+
+        `empty`: its status without values; `key`: where the analysis has its interval and comparison.
+        """
         pairs = tuple(sorted(values.items()))
         if not pairs:
             named = f"{empty}: " if empty in ("failed", "skipped") else ""
-            return Cell(DASH, (), None, None, empty, self._note(named + _by_seed(problems, alone=True)))
+            return Cell(DASH, "", (), None, None, empty, self._note(named + _by_seed(problems, alone=True)))
         mean, std = _mean_and_std([value for _, value in pairs])
-        text = f"{mean:.{column.digits}f}" + ("" if std is None else f" ± {std:.{column.digits}f}")
+        interval = None if key is None else self.analysis.intervals.get(key)
+        cell = Cell(
+            f"{mean:.{column.digits}f}",
+            _spread(std, interval, column.digits),
+            pairs,
+            mean,
+            std,
+            "done",
+            interval=interval,
+            comparison=None if key is None else self.analysis.comparisons.get(key),
+        )
         if not problems:
-            return Cell(text, pairs, mean, std, "done")
+            return cell
         asked = len(pairs) + len(problems)
         note = self._note(f"{len(pairs)} of {asked} seeds; {_by_seed(problems, alone=False)}")
-        return Cell(text, pairs, mean, std, "partial", note)
+        return replace(cell, status="partial", note=note)
 
     def _note(self, text: str) -> int:
         """The footnote's number; the same text keeps its number."""
@@ -307,6 +351,13 @@ def _by_seed(problems: Mapping[int, str], alone: bool) -> str:
 def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Both are exact sums inside, so the order of the values can not change them."""
     return statistics.fmean(values), (statistics.stdev(values) if len(values) > 1 else None)
+
+
+def _spread(std: float | None, interval: Interval | None, digits: int) -> str:
+    """The deviation over seeds where there are several, else the interval over items, to one digit less."""
+    if std is not None:
+        return f"± {std:.{digits}f}"
+    return "" if interval is None else f"({interval[0]:.{digits - 1}f}–{interval[1]:.{digits - 1}f})"
 
 
 def _mark_best(groups: Sequence[Group], columns: Sequence[Column]) -> list[Group]:

@@ -18,9 +18,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import figures
-from reports.context import ReportContext, explanations, protocols
-from reports.evidence import NO_EVIDENCE, Alignment, Answer, Evidence, Item
-from reports.table import DASH, METRIC_LABELS, Column, Group, Table
+from reports.analysis import INTERVAL
+from reports.context import (
+    PAPER_HEADER,
+    ReportContext,
+    explanations,
+    paper_grid,
+    protocols,
+    tests_against_baseline,
+)
+from reports.evidence import NO_EVIDENCE, Evidence, Item
+from reports.published import beside_published
+from reports.table import DASH, METRIC_LABELS, Cell, Column, Group, Table
 from reports.to_markdown import SIGNIFICANT_DIGITS
 
 HERE = Path(__file__).parent
@@ -50,7 +59,7 @@ def html(table: Table, context: ReportContext, evidence: Evidence = NO_EVIDENCE)
         "items_left_out": _left_out(len(evidence.items) - len(items), "items"),
         "alignments": [asdict(alignment) for alignment in alignments],
         "alignments_left_out": _left_out(len(evidence.alignments) - len(alignments), "alignments"),
-        "frames": _frames(context),
+        "frames": _frames(table, context),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),
     }
@@ -73,7 +82,7 @@ def _sections(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("figures", "Figures", values["figures"]),
         ("alignments", "Alignments", values["alignments"]),
         ("answers", "Answers", values["items"]),
-        *((name, heading, True) for name, heading, _ in values["frames"]),
+        *((name, heading, True) for name, heading, _, _ in values["frames"]),
         ("protocol", "How the numbers were made", True),
         ("failures", "Failures", evidence.failures),
         ("manifest", "Manifest", has_manifest),
@@ -81,10 +90,20 @@ def _sections(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, heading) for name, heading, there in known if there]
 
 
-def _frames(context: ReportContext) -> list[tuple[str, str, pd.DataFrame]]:
-    """(id, heading, frame) of the tables below the answers."""
-    known = [("diagnostics", "Diagnostics", context.appendix)]
-    return [(name, heading, frame) for name, heading, frame in known if frame is not None and not frame.empty]
+def _frames(table: Table, context: ReportContext) -> list[tuple[str, str, pd.DataFrame, list[str]]]:
+    """(id, heading, frame, what has to be said with it) of the tables below the answers."""
+    known: list[tuple[str, str, pd.DataFrame, list[str]]] = []
+    if context.paper:
+        comparison = beside_published(table, context.paper, context.recipe_values)
+        beside = pd.DataFrame(paper_grid(comparison), columns=list(PAPER_HEADER))
+        known.append(("published", "Beside the published numbers", beside, list(comparison.lines())))
+    known.append(("tests", f"Tests against {table.baseline}", tests_against_baseline(table), []))
+    if context.appendix is not None:
+        known.append(("diagnostics", "Diagnostics", context.appendix, [DIAGNOSTICS]))
+    return [part for part in known if not part[2].empty or (part[3] and part[0] == "published")]
+
+
+DIAGNOSTICS = "What training reported of itself: means over steps and seeds, where a column does not say otherwise."
 
 
 def _summary(table: Table) -> str:
@@ -108,23 +127,11 @@ def _rows(groups: Sequence[Group], looks: Mapping[str, figures.Style]) -> list[d
             "kind": KINDS[group.teacher_kind],
             "teacher": row.teacher,
             "seeds": row.n_seeds,
-            "cells": [_cell(cell) for cell in row.cells],
+            "cells": row.cells,
         }
         for group in groups
         for row in group.rows
     ]
-
-
-def _cell(cell: Any) -> dict[str, Any]:
-    number, _, spread = cell.text.partition(" ± ")
-    return {
-        "value": cell.mean,
-        "number": number,
-        "spread": f"± {spread}" if spread else "",
-        "mark": "",
-        "note": cell.note,
-        "best": cell.best,
-    }
 
 
 # Figures
@@ -159,7 +166,10 @@ def _figures(
     return [(heading, text, drawn) for heading, text, drawn in known if drawn]
 
 
-SPREAD = "Lines: one sample standard deviation over seeds, where there are several."
+SPREAD = (
+    f"Lines: {INTERVAL} of the mean, by bootstrap over test items; without item-level scores one sample standard "
+    "deviation over seeds."
+)
 
 
 def score_frame(table: Table) -> pd.DataFrame:
@@ -175,8 +185,10 @@ def score_frame(table: Table) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["student", "column", "row", "mean", "low", "high", "seeds"])
 
 
-def _interval(cell: Any) -> tuple[float, float]:
-    if cell.std is None:
+def _interval(cell: Cell) -> tuple[float, float]:
+    if cell.interval is not None:
+        return cell.interval
+    if cell.mean is None or cell.std is None:
         return math.nan, math.nan
     return cell.mean - cell.std, cell.mean + cell.std
 

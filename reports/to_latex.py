@@ -3,7 +3,7 @@ r"""The table as LaTeX with booktabs: a document that compiles, whose table envi
 from collections.abc import Iterable, Sequence
 
 from reports.context import ReportContext, explanations, protocols
-from reports.table import DASH, Cell, Group, Row, Table
+from reports.table import Cell, Group, Row, Table
 
 PREAMBLE = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
@@ -115,11 +115,8 @@ def _row(row: Row) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    if cell.mean is None:
-        text = escape(DASH)
-    else:
-        number, plus, spread = cell.text.partition(" ± ")
-        text = (rf"\textbf{{{escape(number)}}}" if cell.best else escape(number)) + escape(plus + spread)
+    number = rf"\textbf{{{escape(cell.number)}}}" if cell.best else escape(cell.number)
+    text = f"{number}{escape(cell.mark)} {escape(cell.spread)}".rstrip()
     return text if cell.note is None else rf"{text}$^{{{cell.note}}}$"
 
 

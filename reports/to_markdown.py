@@ -5,7 +5,15 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from reports.context import ReportContext, explanations, protocols
+from reports.context import (
+    PAPER_HEADER,
+    ReportContext,
+    explanations,
+    paper_grid,
+    protocols,
+    tests_against_baseline,
+)
+from reports.published import PaperComparison, beside_published
 from reports.table import DASH, Cell, Group, Row, Table
 
 SIGNIFICANT_DIGITS = 4  # of the appendix's numbers, whose units we do not know
@@ -21,11 +29,16 @@ def markdown(table: Table, context: ReportContext) -> str:
         blocks.append("\n".join(f"{number}. {escape(text)}" for number, text in enumerate(table.footnotes, start=1)))
     if context.notes:
         blocks += ["## Notes", _list(context.notes)]
+    if context.paper:
+        comparison = beside_published(table, context.paper, context.recipe_values)
+        blocks += ["## Beside the published numbers", *_paper(comparison)]
     blocks.append("## How the numbers were made")
     for task, lines in protocols(table, context):
         blocks += [f"**{escape(task)}**", _list(lines)]
     if context.settings:
         blocks += ["## Settings", _grid(["setting", "value"], [[escape(k), escape(v)] for k, v in context.settings], 2)]
+    if not (tests := tests_against_baseline(table)).empty:
+        blocks += [f"## Appendix: tests against {escape(table.baseline)}", _frame(tests, left=2)]
     if context.appendix is not None and not context.appendix.empty:
         blocks += ["## Appendix: diagnostics", _frame(context.appendix)]
     return "\n\n".join(blocks) + "\n"
@@ -57,13 +70,19 @@ def _row(row: Row) -> list[str]:
 
 
 def _cell(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.best else cell.text
+    text = f"**{escape(cell.text)}**" if cell.best else escape(cell.text)
     return text if cell.note is None else f"{text} <sup>{cell.note}</sup>"
 
 
-def _frame(frame: pd.DataFrame) -> str:
+def _paper(comparison: PaperComparison) -> list[str]:
+    """The comparison with a paper: its table, and what has to be said with it."""
+    rows = [[escape(text) for text in row] for row in paper_grid(comparison)]
+    return [*([_grid(PAPER_HEADER, rows, left=2)] if rows else []), _list(comparison.lines())]
+
+
+def _frame(frame: pd.DataFrame, left: int = 1) -> str:
     rows = [[_value(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return _grid([escape(str(name)) for name in frame.columns], rows, left=1)
+    return _grid([escape(str(name)) for name in frame.columns], rows, left)
 
 
 def _value(value: object) -> str:

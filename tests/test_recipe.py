@@ -250,6 +250,29 @@ def test_an_unknown_recipe_is_an_error(name: str) -> None:
     assert ("Did you mean" in str(error.value)) == (name == "quikstart")
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("baseline=contrl", ["baseline: unknown method 'contrl'", 'Did you mean "control"?']),
+        ("baseline=dual(fkd, udl)", ["baseline: unknown method 'udl' in 'dual(fkd, udl)'", 'Did you mean "uld"?']),
+        ("baseline=3", ["baseline: found 3"]),
+        ("paper=phi_qwn", ["paper: unknown pair of models 'phi_qwn'", 'Did you mean "phi_qwen"?']),
+        ("paper=x", ["paper: unknown pair of models 'x'", "There are llama_gemma, llama_opt, phi_qwen."]),
+    ],
+)
+def test_a_wrong_baseline_or_paper(tmp_path: Path, override: str, words: list[str]) -> None:
+    (problem,) = problems(tmp_path, override)
+    assert [word for word in words if word not in problem] == []
+
+
+@pytest.mark.parametrize("override", ["baseline=null", "baseline=uld", "baseline=dual(fkd,uld)", "paper=llama_opt"])
+def test_a_baseline_is_any_method_whether_it_runs_or_not(tmp_path: Path, override: str) -> None:
+    """Else every run of fewer methods would have to change the baseline too."""
+    recipe = load_recipe(written(tmp_path, **MINIMAL), [override])
+    key, _, value = override.partition("=")
+    assert getattr(recipe, key) == (None if value == "null" else value)
+
+
 # --- What ships, and what counts --------------------------------------------------------------------------------------
 
 

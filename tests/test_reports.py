@@ -417,7 +417,11 @@ Recipe: smoke
 | uld | 2 | **13.00** <sup>1</sup> | **0.705 ± 0.007** |
 | cdm | 1 | – <sup>2</sup> | 0.900 |
 
-Bold: the best of its column within a student, at the printed precision; teachers do not compete. ↑ higher is better, ↓ lower is better. ±: sample standard deviation over seeds.
+Bold: the best of its column within a student, at the printed precision; teachers do not compete. ↑ higher is better, ↓ lower is better.
+
+±: sample standard deviation over training seeds.
+
+A number without ±: one training seed, and no item-level scores to tell how sure it is.
 
 1. 1 of 2 seeds; seed 1: a\|b
 2. skipped: no \<pad> token

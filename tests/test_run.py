@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from safetensors import safe_open
@@ -121,10 +123,62 @@ def test_one_command_gives_the_whole_table(whole: tuple[Place, Done]) -> None:
     assert len({row["dolly.bits_per_byte.mean"] for row in table.values()}) == len(table)  # they trained differently
     assert done.out.count("done  ") == len(table) * len(TASKS)
     assert {path.name for path in place.folder_of(done).iterdir()} == {
-        "report.md", "results.csv", "run.json", "table.csv"
+        "items.csv.gz", "report.md", "results.csv", "run.json", "table.csv"
     }  # fmt: skip
     report = place.file(done, "report.md")
     assert all(words in report for words in ("ROUGE-L F1 with stemmer", "lm-eval", "samples that the project ships"))
+    assert report.count("bits/byte: Σ -log2 p over Σ UTF-8 bytes") == len(TASKS)
+
+
+def test_items_are_those_of_the_stored_stages_and_give_the_scores(whole: tuple[Place, Done]) -> None:
+    place, done = whole
+    items = pd.read_csv(place.folder_of(done) / "items.csv.gz")
+    results = pd.read_csv(place.folder_of(done) / "results.csv").query("value.notna()")
+    for row in results.itertuples():
+        part = items[(items["cell"] == row.cell) & (items["metric"] == row.metric)]
+        assert len(part) == row.n_items
+        assert np.average(part["value"], weights=part["weight"]) == pytest.approx(row.value)
+    bits = {item["bytes"] for path in place.stored("bits") for item in json.loads((path / "bits.json").read_text())}
+    assert set(items.query("metric == 'bits_per_byte'")["weight"]) == bits
+    assert set(items.query("metric != 'bits_per_byte'")["weight"]) == {1}
+
+
+def test_every_method_is_compared_with_the_recipes_baseline(whole: tuple[Place, Done]) -> None:
+    place, done = whole
+    for method, row in place.table(done).items():
+        assert bool(row["dolly.bits_per_byte.p_corrected"]) == (method != "control")
+        assert row["dolly.bits_per_byte.low"]
+    assert "worse than control" in " ".join(done.out.split())
+    assert "## Appendix: tests against control" in place.file(done, "report.md")
+
+
+def test_another_baseline_makes_nothing_new(place: Place, made: list[str]) -> None:
+    done = place.run("methods=[sft,uld]", "baseline=sft")
+    assert made == []
+    assert [bool(row["dolly.rouge_l.p"]) for row in place.table(done).values()] == [False, True]
+    none = place.run("methods=[sft,uld]", "baseline=null")
+    assert "significance" not in place.file(none, "report.md")
+    left_out = place.run("methods=[sft,uld]")
+    assert "No marks of significance: 'control' has no item-level scores" in place.file(left_out, "report.md")
+
+
+def test_a_paper_stands_beside_the_run_that_names_it(place: Place, made: list[str]) -> None:
+    done = place.run("methods=[sft,uld]", "paper=phi_qwen")
+    assert made == []
+    rows = list(csv.DictReader(place.file(done, "published.csv").splitlines()))
+    ours = place.table(done)
+    assert [(row["row"], row["column"], row["theirs"]) for row in rows] == [
+        ("sft", "dolly.rouge_l", "24.66"), ("uld", "dolly.rouge_l", "26.43")
+    ]  # fmt: skip
+    for row in rows:
+        mean = float(ours[row["row"]]["dolly.rouge_l.mean"])
+        assert float(row["difference"]) == pytest.approx(mean - float(row["theirs"]))
+    report = place.file(done, "report.md")
+    assert "Settings differ: " in report
+    for difference in ("(theirs hf:Qwen/Qwen2-0.5B or", "train.epochs none (theirs 7)", "items 3 (theirs 500)"):
+        assert difference in report
+    assert "gsm8k" not in report.partition("Settings differ")[2].partition("\n")[0]  # a task that is not shown
+    assert not (place.folder_of(place.run("methods=[sft]")) / "published.csv").exists()
 
 
 def test_a_manifest_tells_where_a_result_is_from(whole: tuple[Place, Done]) -> None:
