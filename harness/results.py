@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
+from harness.evidence import collect_evidence, labelled, stored_json
 from harness.files import disk_errors, write_json
 from harness.plan import Cell, Plan
 from harness.run import Failure
 from harness.store import Store
-from harness.traces import FILE as TRACES
-from reports import (
-    ITEM_COLUMNS,
-    Alignment,
-    Answer,
-    Evidence,
-    Item,
-    ReportContext,
-    Score,
-    Table,
-    TokenSide,
-    analyse,
-    build_table,
-    write,
-)
-from reports.evidence import COST_COLUMNS, STEP_COLUMNS
+from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
 
 RECORD = "run.json"
 FORMAT = 2
-SHOWN_ITEMS = 12  # of a task, with every row's answer
 
 BITS_PER_BYTE = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False, "higher_is_better": False}
 
@@ -108,7 +92,7 @@ def write_report(run: Run, store: Store) -> tuple[Table, ReportContext, list[Pat
     analysis = analyse(results, items, run.record["baseline"])
     context = report_context(run, store)
     with disk_errors(run.folder):
-        files = write(results, context, run.folder, analysis, items, collect_evidence(run, store))
+        files = write(results, context, run.folder, analysis, items, collect_evidence(run.record, store))
     return build_table(results, analysis), context, files
 
 
@@ -136,21 +120,6 @@ def report_context(run: Run, store: Store) -> ReportContext:
         appendix=_diagnostics(run, store),
         paper=record["paper"],
         recipe_values=record["recipe"],
-    )
-
-
-def collect_evidence(run: Run, store: Store) -> Evidence:
-    """What a page shows besides the table: steps, costs, answers, alignments, manifests, failures. No model."""
-    cells = run.record["cells"]
-    return Evidence(
-        steps=_steps(cells, store),
-        costs=_costs(cells, store),
-        items=_items(cells, store),
-        alignments=_alignments(cells, store),
-        recipe=yaml.safe_dump(run.record["recipe"], sort_keys=False, allow_unicode=True, width=110),
-        manifest=_manifest(run, store),
-        stages=_stages(cells, store),
-        failures=_failures(run),
     )
 
 
@@ -206,14 +175,14 @@ def _caveats(plan: Plan) -> list[str]:
 
 def _scores(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
     """All numbers of a cell, or why they are not there, each with its items' values and weights."""
-    stored = _stored(store, "scores", cell, "scores.json")
+    stored = stored_json(store, "scores", cell, "scores.json")
     for metric in cell["metrics"]:
         items = stored.get(metric["name"], {}) if stored else {}
         value = sum(items.values()) / len(items) if items else math.nan
         score = _score(cell, "scores", metric, value, len(items), stored is not None)
         yield score, {name: (value, 1.0) for name, value in items.items()}
     if "bits" in cell["stages"]:
-        stored = _stored(store, "bits", cell, "bits.json")
+        stored = stored_json(store, "bits", cell, "bits.json")
         bits = [Bits(**item) for item in stored or []]
         score = _score(cell, "bits", BITS_PER_BYTE, corpus_bits_per_byte(bits), len(bits), stored is not None)
         yield score, {item.id: (item.bits / item.bytes, float(item.bytes)) for item in bits if item.bytes}
@@ -250,21 +219,20 @@ def _score(
     )
 
 
-def _stored(store: Store, kind: str, cell: Mapping[str, Any], name: str) -> Any | None:
-    """A JSON file of a cell's stage; None where there is none, or a damaged one."""
-    artefact = store.find(kind, cell["stages"][kind])
-    return artefact.json(name) if artefact is not None and artefact.is_whole() else None
-
-
 def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
     """What training showed, per method and task, means over steps and seeds: the table's appendix."""
     rows = []
-    for cell in run.record["cells"]:
+    for cell in labelled(run.record["cells"]):
         steps = store.read_dropped("student", cell["stages"]["student"], "steps.json")
         if not steps:
             continue
         frame = pd.DataFrame(steps)
-        row = {"method": _label(cell), "task": cell["task"], "steps": len(frame), "CE, last step": frame["ce"].iloc[-1]}
+        row = {
+            "method": cell["row"],
+            "task": cell["task"],
+            "steps": len(frame),
+            "CE, last step": frame["ce"].iloc[-1],
+        }
         for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
             if f"kd_{term}" in frame:
                 row[f"{which}KD, last step"] = frame[f"kd_{term}"].iloc[-1]
@@ -277,109 +245,6 @@ def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
     table = pd.DataFrame(rows).groupby(["method", "task"], sort=False).mean(numeric_only=True).reset_index()
     table["steps"] = table["steps"].astype(int)
     return table
-
-
-def _label(cell: Mapping[str, Any]) -> str:
-    """The row's name in tables."""
-    return str(cell["method"]) + (" (released)" if cell["fidelity"] == "released" else "")
-
-
-def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
-    """What training showed, one row a step; kept where students were dropped."""
-    names = {"kd": "kd_0", "ratio": "kd_ce_ratio_0", "second kd": "kd_1", "second ratio": "kd_ce_ratio_1"}
-    rows = []
-    for cell in cells:
-        own = {"row": _label(cell), "task": cell["task"], "seed": cell["seed"]}
-        for step in store.read_dropped("student", cell["stages"]["student"], "steps.json") or []:
-            rows.append(
-                own
-                | {name: step[name] for name in ("step", "loss", "ce")}
-                | {name: step.get(stored, math.nan) for name, stored in names.items()}
-            )
-    return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
-
-
-def _costs(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
-    rows = [
-        (_label(cell), cell["task"], cell["seed"], float(manifest["seconds"]))
-        for cell in cells
-        if (manifest := store.read_manifest("student", cell["stages"]["student"])) is not None
-    ]
-    return pd.DataFrame(rows, columns=list(COST_COLUMNS))
-
-
-def _items(cells: Sequence[Mapping[str, Any]], store: Store) -> list[Item]:
-    """The first test items of each task with the answers of every row's first seed."""
-    items: dict[tuple[str, str], tuple[str, list[Answer]]] = {}
-    for cell in _first_seeds(cells):
-        scores = _stored(store, "scores", cell, "scores.json") or {}
-        units = {metric["name"]: metric["unit"] for metric in cell["metrics"]}
-        for answer in (_stored(store, "answers", cell, "answers.json") or [])[:SHOWN_ITEMS]:
-            own = [
-                (name, scores[name][answer["id"]], unit) for name, unit in units.items() if _has(scores, name, answer)
-            ]
-            said = Answer(_label(cell), answer["output"], answer["stop"], tuple(own))
-            items.setdefault((cell["task"], answer["id"]), (answer["prompt"], []))[1].append(said)
-    return [Item(task, name, prompt, tuple(answers)) for (task, name), (prompt, answers) in items.items()]
-
-
-def _has(scores: Mapping[str, Mapping[str, float]], metric: str, answer: Mapping[str, Any]) -> bool:
-    return answer["id"] in scores.get(metric, {})
-
-
-def _first_seeds(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One cell of each row and task."""
-    first: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for cell in cells:
-        first.setdefault((cell["task"], _label(cell)), cell)
-    return list(first.values())
-
-
-def _alignments(cells: Sequence[Mapping[str, Any]], store: Store) -> list[Alignment]:
-    found = []
-    for cell in _first_seeds(cells):
-        for trace in store.read_dropped("student", cell["stages"]["student"], TRACES) or []:
-            sides = [
-                TokenSide(side["name"], tuple(side["tokens"]), tuple(side["ends"]))
-                for side in (trace["student"], trace["teacher"])
-            ]
-            groups = tuple((tuple(student), tuple(teacher)) for student, teacher in trace["groups"])
-            found.append(
-                Alignment(
-                    cell["task"], trace["item"], _label(cell), trace["method"], *sides, groups, tuple(trace["kd"])
-                )
-            )
-    return found
-
-
-def _manifest(run: Run, store: Store) -> list[tuple[str, str]]:
-    """The run's identity, what its models came to on the machine that trained, and the versions in use."""
-    lines = [("run", str(run.record["identity"]))]
-    manifests = (store.read_manifest("student", cell["stages"]["student"]) for cell in run.record["cells"])
-    for role, model in next((m["models"] for m in manifests if m is not None), {}).items():
-        lines.append((f"{role} model", model["uri"]))
-        lines += [(f"{role} {name}", model[name]) for name in ("commit", "sha256") if name in model]
-    return lines + [(name, str(value)) for name, value in run.record["environment"].items()]
-
-
-def _stages(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
-    """What is stored of each cell, to find it in the store and to check it."""
-    rows = []
-    for cell in cells:
-        for kind, identity in cell["stages"].items():
-            manifest = store.read_manifest(kind, identity)
-            if manifest is not None:
-                row = {"cell": cell["name"], "stage": kind, "identity": identity[:24], "made": manifest["created"]}
-                rows.append(row | {"seconds": manifest["seconds"]})
-    return pd.DataFrame(rows)
-
-
-def _failures(run: Run) -> list[tuple[str, str]]:
-    found = {}
-    for cell in run.record["cells"]:
-        for failure in cell["failures"].values():
-            found[f"{cell['name']}: {failure['stage']}", failure["reason"]] = None
-    return list(found)
 
 
 _STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "ce"}).union(

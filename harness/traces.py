@@ -121,6 +121,9 @@ class Tracer:
         if part.stored is not None:
             weight = self.heads[role].weight
             return part.stored.to(device=weight.device, dtype=weight.dtype)
+        assert part.input_ids is not None
+        assert part.attention_mask is not None
+        assert part.position_ids is not None
         hidden = hidden_states(self.live[role], part.input_ids, part.attention_mask, part.position_ids)
         return hidden.flatten(0, 1).index_select(0, part.row_index)
 

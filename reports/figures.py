@@ -1,8 +1,8 @@
 """Figures as SVG text from data frames alone. Equal frames give equal text, and no figure has a colour of its own page.
 
 Lines and letters take the colour of the text around them (``currentColor``), so that a figure reads in light and dark.
-A row of the table has one colour and one dash in all figures; six of the colours are Okabe and Ito's, told apart by
-readers who see no red or green.
+A row of the table has one colour, dash and marker in all figures; the colours are Okabe and Ito's, which readers who
+see no red or green tell apart, with a blue that is bright enough for a dark page.
 """
 
 import io
@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -20,16 +21,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a")
+COLOURS = ("#1a80c4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a")
 DASHES = ("", "6 2.5", "1.5 2", "7 2 1.5 2")  # after the colours are used up; in points
 MARKERS = "osD^vPX"
 POINTS = 150  # of a line: more can not be told apart at this size
+FAR_APART = 20  # largest over smallest number of an axis from which on it is logarithmic
+LABELLED = 4  # points with their names beside them: more would lie over one another, and the legend names them
+LABEL = 24  # characters of a row's label in a figure
 INCHES = 4.3  # wide: a phone shows the figure at its own size
 INK = "#010203"  # stands for currentColor until the SVG is written
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
-_SETTINGS = {
+_SETTINGS: Any = {  # matplotlib types each name
     "svg.fonttype": "none",
     "svg.hashsalt": "reports",
     "font.size": 10,
@@ -73,7 +77,7 @@ def score_bars(scores: pd.DataFrame, looks: Mapping[str, Style], *, name: str, l
     """
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(0.55 + 0.27 * len(scores))
-        for place, bar in enumerate(scores.itertuples(index=False)):
+        for place, bar in enumerate(_records(scores)):
             axes.barh(place, bar.mean, height=0.62, color=looks[str(bar.row)].colour, alpha=0.85, linewidth=0)
             if math.isfinite(bar.low):
                 axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.4, solid_capstyle="butt")
@@ -81,7 +85,7 @@ def score_bars(scores: pd.DataFrame, looks: Mapping[str, Style], *, name: str, l
                     axes.plot([end, end], [place - 0.16, place + 0.16], color=INK, linewidth=1.4)
             if len(bar.seeds) > 1:
                 axes.plot(bar.seeds, [place] * len(bar.seeds), "o", markersize=3, color=INK, alpha=0.6, linewidth=0)
-        axes.set_yticks(range(len(scores)), [str(row) for row in scores["row"]])
+        axes.set_yticks(range(len(scores)), [_short(str(row)) for row in scores["row"]])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(scores) - 0.4, -0.6)
         if float(scores["mean"].abs().max()) == 0:  # without a width to show the axis would centre on zero
@@ -94,19 +98,20 @@ def score_bars(scores: pd.DataFrame, looks: Mapping[str, Style], *, name: str, l
 
 
 def curves(
-    steps: pd.DataFrame, columns: Sequence[str], looks: Mapping[str, Style], *, name: str, label: str, log: bool = False
+    steps: pd.DataFrame, columns: Sequence[str], looks: Mapping[str, Style], *, name: str, label: str
 ) -> str | None:
     """Lines over optimiser steps, one a row, means over seeds; None where the columns hold no number.
+
+    The vertical axis is logarithmic where the numbers are positive and far apart.
 
     Args:
         steps: columns row, seed, step and those named.
         columns: what is drawn; the second and later ones as thinner lines.
         looks, name, label: as in :func:`score_bars`.
-        log: whether the vertical axis is logarithmic.
     """
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(2.5)
-        drawn = 0
+        drawn: list[float] = []
         for row, part in steps.groupby("row", sort=False):
             for place, column in enumerate(columns):
                 line = part.groupby("step")[column].mean().dropna()
@@ -117,12 +122,13 @@ def curves(
                 dash = (0, tuple(map(float, style.dash.split()))) if style.dash else "-"
                 marker = style.marker if len(x) == 1 else ""
                 axes.plot(x, y, color=style.colour, linestyle=dash, marker=marker, linewidth=0.9 if place else 1.7)
-                drawn += 1
+                drawn += y.tolist()
         if not drawn:
             return None
-        if log:
+        low, high = min(drawn), max(drawn)
+        if low > 0 and high / low > FAR_APART:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
         axes.grid()
@@ -141,16 +147,18 @@ def speed_against_score(points: pd.DataFrame, looks: Mapping[str, Style], *, nam
     """
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(2.5)
-        for point in points.itertuples(index=False):
+        for point in _records(points):
             style = looks[str(point.row)]
             if math.isfinite(point.low):
                 axes.plot([point.seconds] * 2, [point.low, point.high], color=style.colour, linewidth=1.2, alpha=0.7)
             filled = style.colour if not style.dash else "none"
             axes.plot(point.seconds, point.mean, style.marker, color=style.colour, markerfacecolor=filled, markersize=7)
-            axes.annotate(
-                str(point.row), (point.seconds, point.mean), xytext=(6, 4), textcoords="offset points", fontsize=8
-            )
-        axes.margins(x=0.22, y=0.15)
+            if len(points) <= LABELLED:
+                place = (point.seconds, point.mean)
+                axes.annotate(_short(str(point.row)), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.22 if len(points) <= LABELLED else 0.08, y=0.15)
+        if float(points["mean"].abs().max()) == 0:
+            axes.set_ylim(-0.05, 1)
         axes.grid()
         axes.set_xlabel("seconds of training")
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -164,6 +172,16 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
     return figure, axes
+
+
+def _records(frame: pd.DataFrame) -> list[Any]:
+    """Rows whose values are attributes; pandas can not tell their types."""
+    return list(frame.itertuples(index=False))
+
+
+def _short(row: str) -> str:
+    """The row's label, with room left for what the figure shows."""
+    return row if len(row) <= LABEL else f"{row[: LABEL - 1]}…"
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ if (articles.length) {
 // Alignments: both tokenisations over the bytes of the response, broken into lines where no group is cut.
 const source = document.getElementById("alignment-data");
 if (source) {
-  const data = JSON.parse(source.textContent), CELL = 8.2, HEIGHT = 24, GAP = 46, TOP = 26, NAMES = 16;
+  const data = JSON.parse(source.textContent), CELL = 9, HEIGHT = 24, GAP = 46, TOP = 26, NAMES = 16;
   const items = document.getElementById("viewer-item"), rows = document.getElementById("viewer-row");
   const strip = document.getElementById("viewer-strip");
   const named = a => `${a.task} · ${a.item}`;
@@ -128,7 +128,7 @@ if (source) {
           drawn("rect", { x: x + 1, y: TOP + NAMES - 2 - height, width: (place[1] - place[0]) * CELL - 2, height, class: "kd" }, svg);
         }
         drawn("rect", { x: x + 1, y, width: Math.max(2, (place[1] - place[0]) * CELL - 2), height: HEIGHT, rx: 3, class: mine.length ? `c${mine[0] % 6}` : "" }, box);
-        drawn("text", { x: x + 4, y: y + 16, "data-text": "" }, box, visible(token));
+        drawn("text", { x: x + (place[1] - place[0]) * CELL / 2, y: y + 16, "text-anchor": "middle" }, box, visible(token));
         const light = on => svg.querySelectorAll(".link").forEach(link =>
           link.classList.toggle("lit", on && mine.includes(Number(link.dataset.group))));
         box.addEventListener("pointerenter", () => light(true));

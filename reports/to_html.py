@@ -37,7 +37,7 @@ MOST_BYTES = 5_000_000  # of a page; what would be over it is left out, and the 
 ITEM_BYTES, ALIGNMENT_BYTES = 1_500_000, 1_500_000
 LONGEST_TEXT = 4_000  # characters of a prompt or an answer
 
-KINDS = {"none": "none", "same-tokenizer": "same tokenizer", "cross-tokenizer": "cross tokenizer", "both": "both"}
+KINDS = {"none": "no teacher", "same-tokenizer": "same tokenizer", "cross-tokenizer": "cross tokenizer", "both": "both"}
 
 
 def html(table: Table, context: ReportContext, evidence: Evidence = NO_EVIDENCE) -> str:
@@ -124,8 +124,7 @@ def _rows(groups: Sequence[Group], looks: Mapping[str, figures.Style]) -> list[d
             "label": row.label,
             "role": row.role,
             "look": looks.get(row.label) if row.role == "student" else None,
-            "kind": KINDS[group.teacher_kind],
-            "teacher": row.teacher,
+            "teacher": ": ".join(part for part in (KINDS[group.teacher_kind], row.teacher) if part),
             "seeds": row.n_seeds,
             "cells": row.cells,
         }
@@ -204,7 +203,7 @@ def _caption(column: Column) -> str:
 def _score_figures(
     scores: pd.DataFrame, columns: Sequence[Column], looks: Mapping[str, figures.Style], several: bool
 ) -> list[tuple[str, str]]:
-    drawn = []
+    drawn: list[tuple[str, str]] = []
     for column in columns:
         for student, part in scores[scores["column"] == column.key].groupby("student", sort=False):
             name = f"f-score-{len(drawn)}"
@@ -215,17 +214,17 @@ def _score_figures(
 
 def _training_figures(steps: pd.DataFrame, looks: Mapping[str, figures.Style]) -> list[tuple[str, str]]:
     known = [
-        (["loss"], "total loss", False),
-        (["ce"], "cross-entropy", False),
-        (["kd", "second kd"], "distillation term (KD)", False),
-        (["ratio", "second ratio"], "KD/CE gradient norm", True),
+        (["loss"], "total loss"),
+        (["ce"], "cross-entropy"),
+        (["kd", "second kd"], "distillation term (KD)"),
+        (["ratio", "second ratio"], "KD/CE gradient norm"),
     ]
-    drawn = []
+    drawn: list[tuple[str, str]] = []
     steps = steps[steps["row"].isin(list(looks))]
     for task, part in steps.groupby("task", sort=False):
-        for number, (columns, label, log) in enumerate(known):
+        for number, (columns, label) in enumerate(known):
             name = f"f-steps-{len(drawn)}-{number}"
-            svg = figures.curves(part, columns, looks, name=name, label=label, log=log)
+            svg = figures.curves(part, columns, looks, name=name, label=label)
             if svg is not None:
                 drawn.append((f"{task}: {label}", svg))
     return drawn
@@ -234,7 +233,7 @@ def _training_figures(steps: pd.DataFrame, looks: Mapping[str, figures.Style]) -
 def _speed_figures(
     scores: pd.DataFrame, costs: pd.DataFrame, columns: Sequence[Column], looks: Mapping[str, figures.Style]
 ) -> list[tuple[str, str]]:
-    drawn = []
+    drawn: list[tuple[str, str]] = []
     seconds = costs.groupby(["task", "row"], sort=False)["seconds"].mean().reset_index()
     for column in columns:
         points = scores[scores["column"] == column.key].merge(seconds[seconds["task"] == column.task], on="row")
@@ -274,11 +273,27 @@ def _left_out(count: int, what: str) -> str:
 
 
 def _swatch(look: figures.Style) -> Markup:
-    """A line as figures draw it, for a legend."""
+    """A line and a marker as figures draw them, for a legend."""
     return Markup(
-        '<svg class="swatch" viewBox="0 0 27 13" aria-hidden="true">'
-        '<line x1="1" x2="26" y1="6.5" y2="6.5" stroke="{}" stroke-width="4" stroke-dasharray="{}"/></svg>'
-    ).format(look.colour, look.dash or "none")
+        '<svg class="swatch" viewBox="0 0 34 14" aria-hidden="true" stroke="{colour}">'
+        '<line x1="1" x2="33" y1="7" y2="7" stroke-width="3" stroke-dasharray="{dash}"/>'
+        '<path d="{marker}" fill="{fill}" stroke-width="1.5"/></svg>'
+    ).format(colour=look.colour, dash=look.dash or "none", marker=_MARKERS[look.marker], fill=_fill(look))
+
+
+def _fill(look: figures.Style) -> str:
+    return "var(--paper)" if look.dash else look.colour
+
+
+_MARKERS = {  # matplotlib's names as paths about (17, 7)
+    "o": "M12.5 7a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
+    "s": "M13 3h8v8h-8z",
+    "D": "M17 2l5 5l-5 5l-5-5z",
+    "^": "M17 2l5 9h-10z",
+    "v": "M17 12l5-9h-10z",
+    "P": "M15.5 2h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5v-3h3.5z",
+    "X": "M13 1.5l4 3.5l4-3.5l1.5 1.5l-3.5 4l3.5 4l-1.5 1.5l-4-3.5l-4 3.5l-1.5-1.5l3.5-4l-3.5-4z",
+}
 
 
 def _grid(frame: pd.DataFrame, name: str) -> Markup:

@@ -1,12 +1,12 @@
 r"""The table as LaTeX with booktabs: a document that compiles, whose table environment can be copied into a paper."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from reports.context import ReportContext, explanations, protocols
 from reports.table import Cell, Group, Row, Table
 
 PREAMBLE = r"""\documentclass{article}
-\usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage{textcomp}
 \usepackage{booktabs}
@@ -29,7 +29,10 @@ _CHARACTERS = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
+    "÷": r"$\div$",
+    "§": r"\S{}",
+    "°": r"$^{\circ}$",
     "±": r"$\pm$",
     "×": r"$\times$",
     "·": r"$\cdot$",
@@ -66,19 +69,20 @@ def latex(table: Table, context: ReportContext) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX that prints the same on one line; a character that pdflatex can't set becomes "?"."""
+    """Plain text as one line of LaTeX that prints the same; what pdflatex's own fonts lack becomes a plainer letter."""
     return "".join(_character(c) for c in " ".join(text.split()))
 
 
 def _character(c: str) -> str:
     if c in _CHARACTERS:
         return _CHARACTERS[c]
-    # T1 fonts hold the letters of European languages.
-    return (
-        c
-        if " " <= c <= "~" or "\N{LATIN CAPITAL LETTER A WITH GRAVE}" <= c <= "\N{LATIN SMALL LETTER Z WITH CARON}"
-        else "?"
-    )
+    if " " <= c <= "~" or (c in _LATIN and unicodedata.decomposition(c)):  # a letter with an accent
+        return c
+    plainer = unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode()
+    return "".join(_CHARACTERS.get(p, p) for p in plainer) or "?"
+
+
+_LATIN = frozenset(map(chr, range(0xC0, 0x100)))
 
 
 def _table(table: Table, student: str, groups: Sequence[Group], context: ReportContext, protocol: Sequence[str]) -> str:

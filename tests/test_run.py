@@ -123,7 +123,7 @@ def test_one_command_gives_the_whole_table(whole: tuple[Place, Done]) -> None:
     assert len({row["dolly.bits_per_byte.mean"] for row in table.values()}) == len(table)  # they trained differently
     assert done.out.count("done  ") == len(table) * len(TASKS)
     assert {path.name for path in place.folder_of(done).iterdir()} == {
-        "items.csv.gz", "report.md", "results.csv", "run.json", "table.csv"
+        "items.csv.gz", "report.html", "report.md", "report.tex", "results.csv", "run.json", "table.csv"
     }  # fmt: skip
     report = place.file(done, "report.md")
     assert all(words in report for words in ("ROUGE-L F1 with stemmer", "lm-eval", "samples that the project ships"))
