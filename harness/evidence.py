@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from harness.run import TIMING
 from harness.store import Store
 from harness.traces import FILE as TRACES
 from reports import Alignment, Answer, Evidence, Item, TokenSide
@@ -65,9 +66,9 @@ def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
 
 def _costs(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
     rows = [
-        (cell["row"], cell["task"], cell["seed"], float(manifest["seconds"]))
+        (cell["row"], cell["task"], cell["seed"], timing["seconds"])
         for cell in cells
-        if (manifest := store.read_manifest("student", cell["stages"]["student"])) is not None
+        if (timing := store.read_dropped("student", cell["stages"]["student"], TIMING)) is not None
     ]
     return pd.DataFrame(rows, columns=list(COST_COLUMNS))
 

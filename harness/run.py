@@ -46,8 +46,10 @@ from harness.plan import Cell, Plan, Stage, order_seed, with_inputs
 from harness.recipe import ModelSpec, Training
 from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request
-from harness.train import train
+from harness.train import latest_checkpoint, train
 from methods.vocabulary import TokenizerPair
+
+TIMING = "timing.json"  # seconds of a training, without loading and storing
 
 
 class Progress(Protocol):
@@ -360,6 +362,8 @@ class Runner:
         pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
         pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
         objective = Objective(stage.title, ce_weight, terms)
+        work = self.store.work_folder(stage.kind, stage.identity)
+        resumed, started = latest_checkpoint(work) is not None, time.monotonic()
         steps = train(
             Distiller(model.to(self.device), objective, live, heads),
             aligned,
@@ -367,9 +371,11 @@ class Runner:
             training,
             steps=count,
             seed=order_seed(stage),
-            work=self.store.work_folder(stage.kind, stage.identity),
+            work=work,
             on_step=lambda step: self.progress.advance(int(step["step"])),
         )
+        if not resumed:  # else the seconds before the interruption are not known
+            write_json(folder / TIMING, {"seconds": round(time.monotonic() - started, 2)})
         gc.collect()  # optimiser state hangs in a cycle of the Trainer's
         diverged = [int(step["step"]) for step in steps if not math.isfinite(step["loss"])]
         if diverged:
@@ -578,7 +584,7 @@ class Runner:
         done = all(self.store.find(stage.kind, stage.identity) is not None for stage in ends)
         artefact = self.store.find(cell.student.kind, cell.student.identity)
         if done and artefact is not None and not self.recipe.keep_students:
-            self.store.drop_files(artefact, keep={"steps.json", traces.FILE})
+            self.store.drop_files(artefact, keep={"steps.json", TIMING, traces.FILE})
 
     def _forget(self) -> None:
         """Free what the next task does not need."""

@@ -157,8 +157,8 @@ def _figures(
         ),
         (
             "Speed against score",
-            "Seconds that the training of a student took on the machine of this run, loading and storing included; "
-            "teachers, which all methods share, are left out.",
+            "Seconds that the training of a student took on the machine of this run, without loading and storing; "
+            "teachers and their rows, which all methods share, are left out. Means over seeds.",
             _speed_figures(scores, evidence.costs, table.columns, looks),
         ),
     ]
