@@ -99,12 +99,51 @@ def report(
     run: Annotated[list[Path], typer.Argument(help="Folder of a run.", show_default=False)], runs: Runs = Path("runs")
 ) -> None:
     """Rebuild table and files from stored results, without a model."""
+    from harness.compare import folder_of
     from harness.results import read_record
     from harness.store import Store
 
     for folder in run:
-        place = folder if folder.exists() or not (runs / folder).exists() else runs / folder
+        place = folder_of(folder, runs)
         _show(read_record(place), Store(place.absolute().parent))
+
+
+@app.command()
+def align(
+    fields: Fields = None,
+    text: Annotated[str | None, typer.Option("--text", help="Text to show.", show_default="a built-in one")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What stands before the text; entropies depend on it.")
+    ] = None,
+    row: Annotated[int | None, typer.Option("--row", help="With task=NAME: which training row to show.")] = None,
+    entropies: Annotated[
+        bool, typer.Option("--entropies", help="Load the models, and weight CDM's costs by their entropies.")
+    ] = False,
+) -> None:
+    """Show how a recipe's tokenizers cut a text, or a row of `task=NAME`, and how methods align the tokens."""
+    from harness.viewer import chosen_text, rendered, shown_pairs
+
+    _quiet_libraries()
+    given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]
+    recipe = _recipe([field for field in fields or [] if not field.startswith("task=")])
+    example = chosen_text(recipe, given[-1] if given else None, row, text, prompt)
+    for pair in shown_pairs(recipe, example, entropies, console.print):
+        console.print(rendered(pair, console.width))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Folder of another.", show_default=False)],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show two runs side by side: what differs in their settings, then each number of both and the difference."""
+    from harness.compare import compare_runs, folder_of
+    from harness.results import read_record
+    from reports import comparison_terminal
+
+    one, other = (read_record(folder_of(folder, runs)) for folder in (first, second))
+    console.print(comparison_terminal(compare_runs(one, other)))
 
 
 @app.command()
@@ -155,6 +194,11 @@ def doctor(runs: Runs = Path("runs")) -> None:
 
 def _plan(fields: list[str] | None) -> Any:
     from harness.plan import make_plan
+
+    return make_plan(_recipe(fields))
+
+
+def _recipe(fields: list[str] | None) -> Any:
     from harness.recipe import load_recipe, recipe_names
 
     fields = [
@@ -164,7 +208,7 @@ def _plan(fields: list[str] | None) -> Any:
     if "recipe" not in given:
         raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(recipe_names())}")
     overrides = [field for field in fields if not field.startswith("recipe=")]
-    return make_plan(load_recipe(given["recipe"], overrides))
+    return load_recipe(given["recipe"], overrides)
 
 
 def _show(run: Any, store: Any) -> None:

@@ -21,11 +21,12 @@ SHOWN_ITEMS = 12  # of a task, with every row's answer
 def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
     """What a page shows besides the table: steps, costs, answers, alignments, manifests, failures. No model."""
     cells = labelled(record["cells"])
+    trained = [cell for cell in cells if "student" in cell["stages"]]  # nothing is trained for a reference alone
     return Evidence(
-        steps=_steps(cells, store),
-        costs=_costs(cells, store),
+        steps=_steps(trained, store),
+        costs=_costs(trained, store),
         items=_items(cells, store),
-        alignments=_alignments(cells, store),
+        alignments=_alignments(trained, store),
         recipe=yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True, width=110),
         manifest=_manifest(record, store),
         stages=_stages(cells, store),
@@ -34,13 +35,16 @@ def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
 
 
 def labelled(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of a record with their row's label in the table under "row": "released" is said beside "described"."""
+    """The cells of a record with their row's name under "row": "released" is said beside "described", as in tables."""
     described = {cell["method"] for cell in cells if cell["fidelity"] == "described"}
-    suffix = {"released": " (released)"}
-    return [
-        {**cell, "row": cell["method"] + (suffix.get(cell["fidelity"], "") if cell["method"] in described else "")}
-        for cell in cells
-    ]
+    return [{**cell, "row": _row(cell, cell["method"] in described)} for cell in cells]
+
+
+def _row(cell: Mapping[str, Any], described: bool) -> str:
+    if cell["role"] == "teacher":
+        return f"teacher {cell['teacher']}"
+    released = cell["fidelity"] == "released" and described
+    return str(cell["method"]) + (" (released)" if released else "")
 
 
 def stored_json(store: Store, kind: str, cell: Mapping[str, Any], name: str) -> Any | None:
@@ -79,13 +83,21 @@ def _items(cells: Sequence[Mapping[str, Any]], store: Store) -> list[Item]:
     for cell in _first_seeds(cells):
         scores = stored_json(store, "scores", cell, "scores.json") or {}
         units = {metric["name"]: metric["unit"] for metric in cell["metrics"]}
-        for answer in (stored_json(store, "answers", cell, "answers.json") or [])[:SHOWN_ITEMS]:
+        for answer in _first_answers(stored_json(store, "answers", cell, "answers.json") or []):
             own = [
                 (name, scores[name][answer["id"]], unit) for name, unit in units.items() if _has(scores, name, answer)
             ]
             said = Answer(cell["row"], answer["output"], answer["stop"], tuple(own))
             items.setdefault((cell["task"], answer["id"]), (answer["prompt"], []))[1].append(said)
     return [Item(task, name, prompt, tuple(answers)) for (task, name), (prompt, answers) in items.items()]
+
+
+def _first_answers(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One answer, of the first sampling seed, to each of the first items."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for answer in answers:
+        first.setdefault(answer["id"], answer)
+    return list(first.values())[:SHOWN_ITEMS]
 
 
 def _has(scores: Mapping[str, Mapping[str, float]], metric: str, answer: Mapping[str, Any]) -> bool:
@@ -125,7 +137,7 @@ def _token_side(side: Mapping[str, Any]) -> TokenSide:
 def _manifest(record: Mapping[str, Any], store: Store) -> list[tuple[str, str]]:
     """The run's identity, what its models came to on the machine that trained, and the versions in use."""
     lines = [("run", str(record["identity"]))]
-    manifests = (store.read_manifest("student", cell["stages"]["student"]) for cell in record["cells"])
+    manifests = (store.read_manifest("scores", cell["stages"]["scores"]) for cell in record["cells"])
     for role, model in next((m["models"] for m in manifests if m is not None), {}).items():
         lines.append((f"{role} model", model["uri"]))
         lines += [(f"{role} {name}", model[name]) for name in ("commit", "sha256") if name in model]

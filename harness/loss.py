@@ -117,9 +117,9 @@ class Distiller(nn.Module):
         """The batch with the groups of methods that align by entropies, from a first pass over all rows."""
         assert batch.unaligned is not None
         size = batch.unaligned.layout.chunk_rows
-        student = _entropies(Head.of(self.student), rows.detach(), size)
+        student = entropies(Head.of(self.student), rows.detach(), size)
         asked = {term.teacher for term in self.objective.terms if Need.ENTROPY in term.method.needs}
-        teachers = {role: _entropies(self._teachers[1][role], teacher_rows[role], size) for role in asked}
+        teachers = {role: entropies(self._teachers[1][role], teacher_rows[role], size) for role in asked}
         chunks, terms = batch.unaligned.place(self.objective.terms, student, teachers)
         device = rows.device
         return replace(batch, chunks=chunks, terms=[term.to(device) for term in terms], unaligned=None)
@@ -341,15 +341,15 @@ class _Sums:
         return LossParts(loss, self.ce, self.kd, self.ce_gradient, self.kd_gradient, self.diagnostics)
 
 
-def _entropies(head: Head, rows: Tensor, chunk_rows: int) -> EntropyArray:
+def entropies(head: Head, rows: Tensor, chunk_rows: int) -> EntropyArray:
     """float64 [rows]: entropy, in nats, of the next-token distribution of each row; logits exist for a chunk only."""
     found = []
     for start in range(0, len(rows), chunk_rows):
         logits = head.logits(rows[start : start + chunk_rows])
         log_probs = (logits.float() if logits.dtype in _LOW else logits).log_softmax(-1)
         found.append(-(log_probs.exp() * log_probs).sum(-1))
-    entropies: EntropyArray = torch.cat(found).double().cpu().numpy()
-    return entropies
+    joined: EntropyArray = torch.cat(found).double().cpu().numpy()
+    return joined
 
 
 _LOW = (torch.bfloat16, torch.float16)

@@ -20,7 +20,7 @@ from harness.files import digest_of, sha256_file
 from harness.identity import code_digest, imported_modules, seed_of, versions
 from harness.recipe import ModelSpec, Training
 from harness.tasks import Task, tasks
-from methods.base import Method, Rows, Start, TeacherKind, find
+from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.dual import DualOptions, is_dual, parts_of
 
 _TOKENS = ("harness.batches", "harness.heads", "harness.models", "methods.alignment", "methods.vocabulary")
@@ -28,6 +28,7 @@ _TRAINING = (*_TOKENS, "harness.loss", "harness.train", "harness.teacher", "harn
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 
 ROLE_OF_KIND = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
+KIND_OF_ROLE = {role: kind for kind, role in ROLE_OF_KIND.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class Stage:
     """A step whose result is stored.
 
     Attributes:
-        kind: "teacher", "warm_start", "rows", "student", "answers", "bits" or "scores".
+        kind: "teacher", "warm_start", "rows", "student", "answers", "bits" or "scores". Answers and bits are a
+            model's: that of the input "student" or "teacher", or the published student where there is neither.
         title: what a person calls it.
         task: name of the task.
         values: what decides the result, beside the inputs.
@@ -109,8 +111,16 @@ class ObjectiveSpec:
         return "both" if len(self.methods) > 1 else self.methods[0].teacher.value
 
     def needs_live(self, role: str) -> bool:
-        """Whether stored response rows are not enough: a method scores the prompt too."""
-        return any(ROLE_OF_KIND.get(m.teacher) == role and m.rows is Rows.ALL for m in self.methods)
+        """Whether stored rows are not enough: a method scores the prompt too, or what the student samples."""
+        return any(
+            ROLE_OF_KIND.get(m.teacher) == role and (m.rows is Rows.ALL or Need.ROLLOUTS in m.needs)
+            for m in self.methods
+        )
+
+    @property
+    def samples(self) -> bool:
+        """Whether the student samples responses while it trains."""
+        return any(Need.ROLLOUTS in m.needs for m in self.methods)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -128,20 +138,58 @@ def _code_of(method: Method) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """One student: a task, an objective and a seed; its stages end with scores and bits per byte."""
+class Evaluated:
+    """The stages that evaluate one model on one task."""
 
     task: str
-    objective: ObjectiveSpec
     seed: int
-    student: Stage
     answers: Stage
     scores: Stage
     bits: Stage | None
 
+
+@dataclass(frozen=True, eq=False)
+class Cell(Evaluated):
+    """One student: a task, an objective and a seed; its stages end with scores and bits per byte."""
+
+    objective: ObjectiveSpec
+    student: Stage
+
     @property
     def name(self) -> str:
         return f"{self.task} · {self.objective.name} · seed {self.seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference(Evaluated):
+    """A model that no method made, evaluated as students are: a row to compare with.
+
+    Attributes:
+        label: in tables: "untrained", "warm start" or "teacher".
+        teacher: role of the teacher; empty for the student's own references.
+    """
+
+    label: str
+    teacher: str = ""
+
+    @property
+    def role(self) -> str:
+        """As tables call it."""
+        return "teacher" if self.teacher else "reference"
+
+    @property
+    def teacher_kind(self) -> str:
+        """As tables group rows."""
+        return KIND_OF_ROLE[self.teacher].value if self.teacher else TeacherKind.NONE.value
+
+    @property
+    def row(self) -> str:
+        """The label, with what tells one teacher from the other."""
+        return f"{self.teacher}-tokenizer {self.label}" if self.teacher else self.label
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} · {self.row} · seed {self.seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +199,12 @@ class Plan:
     recipe: Any
     cells: tuple[Cell, ...]
     tasks: Mapping[str, Task]
+    references: tuple[Reference, ...] = ()
+
+    @property
+    def evaluated(self) -> tuple[Reference | Cell, ...]:
+        """All that gets numbers: every row of the table, seed by seed."""
+        return (*self.references, *self.cells)
 
     @cached_property
     def identity(self) -> str:
@@ -159,7 +213,7 @@ class Plan:
     def stages(self) -> list[Stage]:
         """Every stage once, inputs before what reads them, task by task."""
         seen: dict[str, Stage] = {}
-        for cell in self.cells:
+        for cell in self.evaluated:
             for last in (cell.scores, cell.bits):
                 if last is not None:
                     for stage in with_inputs(last):
@@ -175,11 +229,12 @@ def make_plan(recipe: Any) -> Plan:
     """
     made = {name: task_of(recipe, name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
-    cells = []
+    cells, references = [], []
     for task in made.values():
         builder = _Builder(recipe, task)
         cells += [builder.cell(objective, seed) for seed in recipe.seeds for objective in objectives]
-    return Plan(recipe, tuple(cells), made)
+        references += builder.references()
+    return Plan(recipe, tuple(cells), made, tuple(references))
 
 
 def task_of(recipe: Any, name: str) -> Task:
@@ -242,53 +297,88 @@ def _method(recipe: Any, name: str, fidelity: str) -> Method:
     return kind(kind.Options.model_validate(given | {"fidelity": fidelity}))
 
 
+def model_sources(recipe: Any) -> dict[str, dict[str, Any]]:
+    """What of each model of the pair decides results, by role."""
+    return {role: model_identity(spec) for role, spec in recipe.models_by_role().items()}
+
+
 class _Builder:
     """Stages of one task."""
 
     def __init__(self, recipe: Any, task: Task) -> None:
         self.recipe, self.task = recipe, task
-        self.specs: dict[str, ModelSpec] = {STUDENT: recipe.student}
-        for role in ("same", "cross"):
-            if (spec := getattr(recipe.teachers, role)) is not None:
-                self.specs[role] = spec
-        self.sources = {role: model_identity(spec) for role, spec in self.specs.items()}
+        self.sources = model_sources(recipe)
 
     def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
         student = self._student(objective, seed)
+        stages = self._evaluation(objective.name, {"student": student}, seed=seed, objective=objective)
+        return Cell(self.task.name, seed, *stages, objective, student)
+
+    def references(self) -> list[Reference]:
+        """What the recipe wants to compare with; only the warm start has repetitions."""
+        wanted, first = self.recipe.evaluation.references, self.recipe.seeds[0]
+        made = []
+        if "untrained" in wanted:
+            model = {
+                "source": self.sources[STUDENT],
+                "code": code_digest(*_TOKENS),  # loading and pruning
+                "versions": versions(*_LIBRARIES),
+            }
+            stages = self._evaluation("the untrained student", {}, model, seed=first)
+            made.append(Reference(self.task.name, first, *stages, "untrained"))
+        if "warm_start" in wanted:
+            for seed in self.recipe.seeds:
+                stages = self._evaluation("the warm start", {"student": self._warm_start(seed)}, seed=seed)
+                made.append(Reference(self.task.name, seed, *stages, "warm start"))
+        if "teachers" in wanted:
+            for role in [role for role in self.sources if role != STUDENT]:
+                title, inputs = f"the {role}-tokenizer teacher", {"teacher": self._teacher(role)}
+                stages = self._evaluation(title, inputs, seed=first, role=role)
+                made.append(Reference(self.task.name, first, *stages, "teacher", role))
+        return made
+
+    def _evaluation(
+        self, title: str, inputs: Mapping[str, Stage], model: Mapping[str, Any] | None = None, **more: Any
+    ) -> tuple[Stage, Stage, Stage | None]:
+        """Answers, scores and bits per byte of a model: one protocol for students, teachers and references.
+
+        Args:
+            inputs: the stage that makes the model; none for a published one.
+            model: what decides a published model.
+        """
+        published = {"model": model} if model is not None else {}
         answers = self._stage(
             "answers",
-            f"answers of {objective.name}",
+            f"answers of {title}",
             {
                 "requests": self._test_values(),
                 "code": code_digest("harness.evaluate.generate", *self._task_modules(), *self.task.askers),
                 "versions": versions(*(self.task.libraries if self.task.askers else ())),
+                **published,
             },
-            {"student": student},
-            seed=seed,
-            objective=objective,
+            inputs,
+            **more,
         )
         scores = self._stage(
             "scores",
-            f"scores of {objective.name}",
+            f"scores of {title}",
             {"code": code_digest(*self._task_modules(), *self._scorers()), "versions": versions(*self.task.libraries)},
             {"answers": answers},
-            seed=seed,
-            objective=objective,
+            **more,
         )
         bits = self._stage(
             "bits",
-            f"bits per byte of {objective.name}",
+            f"bits per byte of {title}",
             {
                 "references": self._test_values(),
                 "limits": self.recipe.limits.model_dump(),
                 "code": code_digest("harness.evaluate.bits_per_byte", *self._task_modules(), *_TOKENS),
+                **published,
             },
-            {"student": student},
-            seed=seed,
-            objective=objective,
+            inputs,
+            **more,
         )
-        measured = bits if self.recipe.evaluation.bits_per_byte else None
-        return Cell(self.task.name, objective, seed, student, answers, scores, measured)
+        return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
 
     def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
         recipe = self.recipe
@@ -305,7 +395,9 @@ class _Builder:
         return self._stage(
             "student",
             f"training of {objective.name}",
-            self._training_values(STUDENT, training, steps) | {"objective": objective.identity(), "seed": seed},
+            self._training_values(STUDENT, training, steps)
+            | {"objective": objective.identity(), "seed": seed}
+            | ({"rollouts": code_digest("harness.rollouts", "harness.evaluate.generate")} if objective.samples else {}),
             inputs,
             seed=seed,
             objective=objective,

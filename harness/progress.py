@@ -73,7 +73,7 @@ class TerminalProgress:
         self.finished |= {s.identity for s in self.missing if self.store.find(s.kind, s.identity) is not None}
         done = [stage for stage in self.missing if stage.identity in self.finished]
         self.bars.update(self.everything, completed=_weight(done))
-        for cell in self.plan.cells:
+        for cell in self.plan.evaluated:
             if cell.scores.identity in self.finished and cell.name not in self.reported:
                 self.reported.add(cell.name)
                 self.console.print(f"[green]done[/]  {cell.name}")
@@ -92,6 +92,10 @@ def plan_table(plan: Plan, store: Store) -> Group:
         if stage.kind not in _OF_A_CELL.values():
             state = _state(stage, store, demanded)
             shared.add_row(stage.task, stage.title, str(stage.seed), stage.identity[:12], state)
+    for reference in plan.references:
+        stages = {"answers": reference.answers, "scores": reference.scores, "bits": reference.bits}
+        states = [_state(stages.get(kind), store, demanded) for kind in _OF_A_CELL.values()]
+        cells.add_row(reference.task, reference.row, str(reference.seed), *states)
     for cell in plan.cells:
         stages = {"student": cell.student, "answers": cell.answers, "scores": cell.scores, "bits": cell.bits}
         states = [_state(stages[kind], store, demanded) for kind in _OF_A_CELL.values()]
@@ -123,7 +127,7 @@ def _table(title: str, *columns: str) -> Table:
 def demanded_stages(plan: Plan, store: Store) -> set[str]:
     """Identities of stages that would have to run, seen from the cells' last stages."""
     wanted: set[str] = set()
-    pending = [end for cell in plan.cells for end in (cell.scores, cell.bits) if end is not None]
+    pending = [end for cell in plan.evaluated for end in (cell.scores, cell.bits) if end is not None]
     while pending:
         stage = pending.pop()
         if stage.identity not in wanted and store.find(stage.kind, stage.identity) is None:

@@ -146,15 +146,21 @@ class Data(_Strict):
     root: str | None = Field(None, description="folder of the data sets; null for the samples that the project ships")
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+References = Annotated[tuple[Literal["untrained", "warm_start", "teachers"], ...], BeforeValidator(_as_list)]
+
+
 class Evaluation(_Strict):
     """How students are evaluated, beyond each task's own settings."""
 
     batch_size: int = Field(16, ge=1, description="(speed) prompts per generation batch")
     bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+    references: References = Field(
+        (), description="rows to compare with: untrained (the student as it was), warm_start, teachers (fine-tuned)"
+    )
 
 
 def _as_names(value: Any) -> Any:
@@ -208,6 +214,11 @@ class _RecipeBase(_Strict):
     train: Training = Field(description="distillation")
     evaluation: Evaluation = Evaluation()
     keep_students: bool = Field(True, description="keep trained weights; their scores are kept in any case")
+
+    def models_by_role(self) -> dict[str, ModelSpec]:
+        """The models of the pair: "student", and "same" and "cross" where there is such a teacher."""
+        roles = {"student": self.student, "same": self.teachers.same, "cross": self.teachers.cross}
+        return {role: spec for role, spec in roles.items() if spec is not None}
 
 
 # The tasks' own settings are fields of the recipe under the tasks' names: dolly.new_tokens=64.

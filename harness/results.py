@@ -14,8 +14,8 @@ import pandas as pd
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
 from harness.evidence import collect_evidence, labelled, stored_json
-from harness.files import disk_errors, write_json
-from harness.plan import Cell, Plan
+from harness.files import disk_errors, sha256_file, write_json
+from harness.plan import Cell, Plan, Reference, model_sources
 from harness.run import Failure
 from harness.store import Store
 from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
@@ -58,7 +58,14 @@ def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], envi
         "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),
-        "cells": [_cell(plan, cell, failures) for cell in plan.cells],
+        "sources": {
+            "models": model_sources(recipe),
+            "data": {
+                name: {"train": sha256_file(task.train_file), "test": task.test_digests()}
+                for name, task in plan.tasks.items()
+            },
+        },
+        "cells": [_cell(plan, cell, failures) for cell in plan.evaluated],
     }
     write_json(folder / RECORD, record)
     return Run(folder, record)
@@ -123,22 +130,25 @@ def report_context(run: Run, store: Store) -> ReportContext:
     )
 
 
-def _cell(plan: Plan, cell: Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:
-    """What a report must know of a cell: labels, stage identities, metrics, failures."""
+def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:
+    """What a report must know of a cell or a reference: labels, stage identities, metrics, failures."""
     recipe = plan.recipe
-    teachers = [getattr(recipe.teachers, role) for role in cell.objective.roles]
-    metrics = [asdict(metric) for metric in plan.tasks[cell.task].metrics]
-    stages = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers, "student": cell.student}
+    stages = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers}
+    if isinstance(cell, Cell):
+        stages["student"] = cell.student
+        roles, row = cell.objective.roles, _row_of_method(cell)
+    else:
+        roles = (cell.teacher,) if cell.teacher else ()
+        row = {"method": cell.label, "fidelity": "", "role": cell.role, "teacher_kind": cell.teacher_kind}
+    teachers = [getattr(recipe.teachers, role) for role in roles]
     return {
+        **row,
         "name": cell.name,
         "task": cell.task,
         "seed": cell.seed,
-        "method": cell.objective.label,
-        "fidelity": cell.objective.fidelity if cell.objective.fidelities_differ else "",
         "student": recipe.student.name or recipe.student.model,
         "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
-        "teacher_kind": cell.objective.teacher_kind,
-        "metrics": metrics,
+        "metrics": [asdict(metric) for metric in plan.tasks[cell.task].metrics],
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
         "failures": {
             name: asdict(failure)
@@ -165,6 +175,16 @@ def _baseline(plan: Plan) -> str:
     asked = plan.recipe.baseline or ""
     labels = [cell.objective.label for cell in plan.cells]
     return next((label for label in labels if label.replace(" ", "") == asked.replace(" ", "")), asked)
+
+
+def _row_of_method(cell: Cell) -> dict[str, str]:
+    objective = cell.objective
+    return {
+        "method": objective.label,
+        "fidelity": objective.fidelity if objective.fidelities_differ else "",
+        "role": "student",
+        "teacher_kind": objective.teacher_kind,
+    }
 
 
 def _caveats(plan: Plan) -> list[str]:
@@ -205,7 +225,7 @@ def _score(
         teacher_kind=cell["teacher_kind"],
         method=cell["method"],
         fidelity=cell["fidelity"],
-        role="student",
+        role=cell["role"],
         task=cell["task"],
         metric=metric["name"],
         seed=cell["seed"],
@@ -223,6 +243,8 @@ def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
     """What training showed, per method and task, means over steps and seeds: the table's appendix."""
     rows = []
     for cell in labelled(run.record["cells"]):
+        if "student" not in cell["stages"]:  # a reference: nothing trained for it alone
+            continue
         steps = store.read_dropped("student", cell["stages"]["student"], "steps.json")
         if not steps:
             continue

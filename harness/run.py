@@ -31,6 +31,7 @@ from harness.batches import (
     TextSide,
     TokenizedExample,
     align,
+    load_sides,
     tokenize,
 )
 from harness.device import compute_dtype, device
@@ -42,10 +43,11 @@ from harness.files import write_json, write_text
 from harness.heads import Head, check_head
 from harness.identity import environment
 from harness.loss import Distiller, Objective
-from harness.plan import Cell, Plan, Stage, order_seed, with_inputs
+from harness.plan import Cell, Plan, Reference, Stage, order_seed, with_inputs
 from harness.recipe import ModelSpec, Training
+from harness.rollouts import Rollouts, RolloutSettings
 from harness.store import Artefact, CorruptArtefactError, Store
-from harness.tasks import Request
+from harness.tasks import Request, answer_key
 from harness.train import latest_checkpoint, train
 from methods.vocabulary import TokenizerPair
 
@@ -111,13 +113,14 @@ class Runner:
         """Make everything that the plan's cells need. Bad input raises; other failures become rows."""
         self.preflight()
         for name in self.plan.tasks:
-            cells = [cell for cell in self.plan.cells if cell.task == name]
+            cells = [cell for cell in self.plan.evaluated if cell.task == name]
             for cell in cells:
                 if self._find(cell.scores) is None:
                     self._attempt(cell.answers)
                 if cell.bits is not None:
                     self._attempt(cell.bits)
-                self._drop_student(cell)
+                if isinstance(cell, Cell):
+                    self._drop_student(cell)
             self._score(cells)
             self._forget()
 
@@ -149,7 +152,7 @@ class Runner:
             self._check_lengths(name)
 
     def _check_lengths(self, task: str) -> None:
-        """Every model of the pair must be able to read the task's rows, and the student its test prompts."""
+        """Every model of the pair must be able to read the task's rows, and what is evaluated its test prompts."""
         examples, length = self._examples(task, "train"), str(self.recipe.limits.length)
         if not examples:
             raise HarnessError("limits.length", length, f"room for a prompt of {task} and its response", "Raise it.")
@@ -162,12 +165,12 @@ class Runner:
             if room is not None and max(example.sides[role].length for example in examples) > room:
                 expected = f"at most {room}, which is what {self.sides[role].name} reads"
                 raise HarnessError("limits.length", length, expected, f"Rows of {task} are longer: lower it.")
-            if role == STUDENT:
+            if role == STUDENT or role in {reference.teacher for reference in self.plan.references}:
                 new_tokens = self.plan.tasks[task].settings.new_tokens
-                check_room(config, self.sides[STUDENT], self._prompts(task), new_tokens)
+                check_room(config, self.sides[role], self._prompts(task), new_tokens)
 
     def _missing_stages(self) -> bool:
-        ends = [end for cell in self.plan.cells for end in (cell.scores, cell.bits) if end is not None]
+        ends = [end for cell in self.plan.evaluated for end in (cell.scores, cell.bits) if end is not None]
         return any(self._find(end) is None for end in ends)
 
     # --- stages -----------------------------------------------------------------------------------------------------
@@ -362,16 +365,21 @@ class Runner:
         pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
         pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
         objective = Objective(stage.title, ce_weight, terms)
+        collator = Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored)
+        seed, rollouts = order_seed(stage), None
+        if (sampling := RolloutSettings.of(terms)) is not None:
+            rollouts = Rollouts(sampling, terms, self.sides, collator, self.recipe.limits.length, seed)
         work = self.store.work_folder(stage.kind, stage.identity)
         resumed, started = latest_checkpoint(work) is not None, time.monotonic()
         steps = train(
             Distiller(model.to(self.device), objective, live, heads),
             aligned,
-            Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored),
+            collator,
             training,
             steps=count,
-            seed=order_seed(stage),
+            seed=seed,
             work=work,
+            rollouts=rollouts,
             on_step=lambda step: self.progress.advance(int(step["step"])),
         )
         if not resumed:  # else the seconds before the interruption are not known
@@ -410,32 +418,31 @@ class Runner:
     def _make_answers(self, stage: Stage, folder: Path) -> dict[str, Any]:
         task = self.plan.tasks[stage.task]
         requests = self._prompts(stage.task)
-        model = self._trained_student(stage.inputs["student"])
+        model = self._evaluated_model(stage)
         self.progress.begin(stage.title, len(requests))
-        greedy = getattr(task.settings, "decoding", "greedy") == "greedy"
         answers = generate(
             model,
-            self.sides[STUDENT],
+            self.sides[stage.role or STUDENT],
             requests,
             new_tokens=task.settings.new_tokens,
-            sampling_seed=None if greedy else task.settings.sampling_seed,
             batch_size=self.recipe.evaluation.batch_size,
             on_batch=self.progress.advance,
         )
         write_json(folder / "answers.json", [answer.to_dict() for answer in answers])
-        return {}
+        return {"prompts_cut": sum(answer.prompt_cut for answer in answers)}
 
     def _make_bits(self, stage: Stage, folder: Path) -> dict[str, Any]:
-        model = self._trained_student(stage.inputs["student"])
-        examples = self._examples(stage.task, "test")
+        model = self._evaluated_model(stage)
+        role = stage.role or STUDENT
+        examples = [_as_student(example, role) for example in self._examples(stage.task, "test")]
         self.progress.begin(stage.title, len(examples))
-        pad = self.sides[STUDENT].tokenizer.pad_token_id
+        pad = self.sides[role].tokenizer.pad_token_id
         items = measure(model, examples, pad=pad, on_batch=self.progress.advance)
         write_json(folder / "bits.json", [vars(item) for item in items])
         return {"left_out": len(examples) - len(items)}
 
-    def _score(self, cells: list[Cell]) -> None:
-        """Score all students of a task together: EvalPlus starts once."""
+    def _score(self, cells: list[Reference | Cell]) -> None:
+        """Score all students of a task together, and what they are compared with: EvalPlus starts once."""
         answers: dict[str, dict[str, str]] = {}
         stages: dict[str, Stage] = {}
         for cell in cells:
@@ -446,7 +453,7 @@ class Runner:
                 self.failures[stage.identity] = failure
                 continue
             stored = self._need(cell.answers).json("answers.json")
-            answers[stage.identity] = {answer["id"]: answer["output"] for answer in stored}
+            answers[stage.identity] = {answer_key(each["id"], each["seed"]): each["output"] for each in stored}
             stages[stage.identity] = stage
         if not stages:
             return
@@ -490,18 +497,13 @@ class Runner:
     @cached_property
     def specs(self) -> dict[str, ModelSpec]:
         """Models of the pair by role."""
-        teachers = {role: getattr(self.recipe.teachers, role) for role in ("same", "cross")}
-        return {STUDENT: self.recipe.student, **{role: spec for role, spec in teachers.items() if spec is not None}}
+        specs: dict[str, ModelSpec] = self.recipe.models_by_role()
+        return specs
 
     @cached_property
     def sides(self) -> dict[str, TextSide]:
         """Tokenizers of the pair by role."""
-        sides = {}
-        for role, spec in self.specs.items():
-            local = models.resolve(models.parse_uri(spec.model), report=self.progress.message)
-            name = spec.name or spec.model
-            sides[role] = TextSide(models.load_tokenizer(local.folder), template=spec.template, name=name)
-        return sides
+        return load_sides(self.specs, self.progress.message)
 
     @cached_property
     def model_records(self) -> dict[str, dict[str, str]]:
@@ -515,7 +517,7 @@ class Runner:
 
     def pair(self, role: str) -> TokenizerPair:
         """The vocabularies of the student and one teacher."""
-        return TokenizerPair(self.sides[STUDENT].vocabulary, self.sides[role].vocabulary)
+        return TokenizerPair(self.sides[STUDENT].vocabulary, self.sides[role].vocabulary, self.store.root / "maps")
 
     def _examples(self, task: str, split: str) -> list[TokenizedExample]:
         """Tokenised rows, cut at a boundary that all models of the pair share."""
@@ -547,6 +549,15 @@ class Runner:
 
     def _load_folder(self, folder: Path) -> Any:
         return models.load_model(folder, attention=self.specs[STUDENT].attention).to(self.device)
+
+    def _evaluated_model(self, stage: Stage) -> Any:
+        """The model that a stage of an evaluation is about."""
+        if "teacher" in stage.inputs:
+            self._student = None
+            return self._tuned_teacher(stage.inputs["teacher"])
+        if "student" in stage.inputs:
+            return self._trained_student(stage.inputs["student"])
+        return self._load(self.specs[STUDENT])
 
     def _trained_student(self, stage: Stage) -> Any:
         """The student that a stage trained; the last one is kept in memory."""

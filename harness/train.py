@@ -26,6 +26,7 @@ from harness.errors import HarnessError
 from harness.files import sha256_file, write_json
 from harness.loss import Distiller, LossParts
 from harness.recipe import Training
+from harness.rollouts import Rollouts
 
 COMPLETE = "complete.json"
 STEPS = "steps.json"
@@ -34,8 +35,15 @@ STEPS = "steps.json"
 class DistillationTrainer(Trainer):  # type: ignore[misc]
     """The Trainer with our loss: sums over the window are divided by the window's counts over all ranks."""
 
-    def __init__(self, *args: Any, on_step: Callable[[dict[str, float]], None] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        rollouts: Rollouts | None = None,
+        on_step: Callable[[dict[str, float]], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._rollouts = rollouts
         self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
         self._window = _Window(len(self.model.objective.terms))
         self._on_step = on_step
@@ -53,11 +61,25 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                 break
         if not samples:
             return samples, None
+        sampled = 0.0
+        if self._rollouts is not None:
+            drawn = [self._rollouts.drawn(self.state.global_step, place) for place in range(len(samples))]
+            samples = [self._sampled(s, device) if draw else s for s, draw in zip(samples, drawn, strict=True)]
+            sampled = sum(drawn) / len(drawn)
         # float64 does not exist on every device; counts stay far below 2**24
         counts = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(device, torch.float32)
         counts = self.accelerator.reduce(counts, reduction="sum")
         self._window.begin(self.model.objective.divisors(counts), counts)
+        if self._rollouts is not None:
+            self._window.facts["sampled micro-batches"] = sampled
         return samples, counts
+
+    def _sampled(self, sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """A micro-batch of the same prompts with responses of the student's own."""
+        assert self._rollouts is not None
+        with self.compute_loss_context_manager():
+            batch = self._rollouts.batch(self.model.student, sample["examples"], self.state.global_step)
+        return sample | {"batch": batch.to(device)}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -91,6 +113,7 @@ class _Window:
         self.divisors, self.counts = divisors, counts
         self.sums: Tensor | None = None
         self.diagnostics: dict[str, Tensor] = {}
+        self.facts: dict[str, float] = {}
 
     def add(self, parts: LossParts) -> None:
         loss = parts.loss.detach().to(torch.float64).reshape(1)
@@ -105,7 +128,7 @@ class _Window:
         assert self.divisors is not None
         sums = accelerator.reduce(self.sums.to(torch.float32), reduction="sum").tolist()
         divisors, tokens, k = self.divisors, float(self.counts[0]), self.terms
-        values = {"loss": sums[0], "ce": sums[1] / divisors[0], "tokens": tokens}
+        values = {"loss": sums[0], "ce": sums[1] / divisors[0], "tokens": tokens, **self.facts}
         ce_norm = sums[2 + k] ** 0.5
         for term in range(k):
             values[f"kd_{term}"] = sums[2 + term] / divisors[1 + term]
@@ -161,6 +184,7 @@ def train(
     steps: int,
     seed: int,
     work: Path,
+    rollouts: Rollouts | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place, going on from the newest whole checkpoint in ``work``.
@@ -170,6 +194,7 @@ def train(
         steps: optimiser steps of the whole run.
         seed: of the order of examples and of dropout; a hash of named coordinates.
         work: folder for checkpoints; the caller removes it when the result is stored.
+        rollouts: makes the micro-batches that the student samples, where an objective asks for them.
 
     Returns:
         One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
@@ -181,6 +206,7 @@ def train(
         train_dataset=list(examples),
         data_collator=collator,
         callbacks=[marker],
+        rollouts=rollouts,
         on_step=on_step,
     )
     trainer.remove_callback(PrinterCallback)

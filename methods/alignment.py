@@ -129,12 +129,20 @@ def group_bytes(student_ends: IntArray, teacher_ends: IntArray) -> Groups:
     Args:
         student_ends, teacher_ends: int64 [n], [m], ascending.
     """
-    student_keys, teacher_keys = _boundary_keys(student_ends, teacher_ends)
-    shared = np.intersect1d(student_keys, teacher_keys, assume_unique=True)
-    student_group = np.searchsorted(shared, student_keys)
-    teacher_group = np.searchsorted(shared, teacher_keys)
-    n, m = int(np.sum(student_group < shared.size)), int(np.sum(teacher_group < shared.size))
-    return Groups(np.arange(n), student_group[:n], np.arange(m), teacher_group[:m], shared.size)
+    most = max(len(student_ends), len(teacher_ends)) + 1
+    student_keys, teacher_keys = _boundary_keys(student_ends, most), _boundary_keys(teacher_ends, most)
+    place = teacher_keys.searchsorted(student_keys)  # of each student token: the first teacher token as far as it
+    met = (np.append(teacher_keys, -1)[place] == student_keys).nonzero()[0]
+    student_last, teacher_last = met, place[met]  # last members of the groups
+    student_index = np.arange(student_last[-1] + 1 if met.size else 0)
+    teacher_index = np.arange(teacher_last[-1] + 1 if met.size else 0)
+    return Groups(
+        student_index,
+        student_last.searchsorted(student_index),
+        teacher_index,
+        teacher_last.searchsorted(teacher_index),
+        met.size,
+    )
 
 
 def cut_at_common_boundary(ends: Sequence[IntArray], limits: Sequence[int]) -> list[int] | None:
@@ -159,14 +167,10 @@ def cut_at_common_boundary(ends: Sequence[IntArray], limits: Sequence[int]) -> l
     return [int(np.searchsorted(side[:limit], last, side="right")) for side, limit in zip(ends, limits, strict=True)]
 
 
-def _boundary_keys(*sides: IntArray) -> tuple[IntArray, ...]:
+def _boundary_keys(ends: IntArray, most: int) -> IntArray:
     """Unique ascending keys of (end, how many tokens before ended there too), comparable between sides."""
-    base = max(len(side) for side in sides) + 1
-    keys = []
-    for ends in sides:
-        repeat = np.arange(len(ends)) - np.searchsorted(ends, ends)
-        keys.append(ends.astype(np.int64) * base + repeat)
-    return tuple(keys)
+    keys: IntArray = ends * most + np.arange(len(ends)) - ends.searchsorted(ends)
+    return keys
 
 
 def _flatten(lists: Sequence[Sequence[int]]) -> tuple[IntArray, IntArray]:

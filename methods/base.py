@@ -27,6 +27,7 @@ ENTRY_POINT_GROUP = "ctkd_harness.methods"
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TeacherKind(enum.Enum):
@@ -62,6 +63,8 @@ class Need(enum.Enum):
     """Every chunk is one response, so that a method can take means over it."""
     ENTROPY = "entropy"
     """:meth:`Method.align` runs at every step, with the entropies of both models' next-token distributions."""
+    ROLLOUTS = "rollouts"
+    """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
 
 
 class KDOptions(BaseModel):
@@ -85,6 +88,19 @@ class SoftenedOptions(KDOptions):
     """Options of methods that soften both distributions with a temperature."""
 
     temperature: Positive = Field(2.0, description="τ, divides the logits of both sides; CDM's scripts use 2")
+
+
+class OnPolicyOptions(KDOptions):
+    """Options of methods that can learn from the student's own responses (GKD, arXiv 2306.13649; GOLD)."""
+
+    rollout_share: Share = Field(
+        0.0, description="λ, share of micro-batches whose responses the student samples; the teacher scores them live"
+    )
+    rollout_temperature: Positive = Field(1.0, description="divides the student's logits when it samples")
+    rollout_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sample from the likeliest tokens that together have this probability"
+    )
+    rollout_tokens: Annotated[int, Field(ge=1)] = Field(128, description="the most tokens of a sampled response")
 
 
 @dataclass(frozen=True)
@@ -203,8 +219,6 @@ class Method(ABC):
         summary: one line for ``harness methods``.
         teacher: which teacher it needs.
         start: which weights the student starts from.
-        needs: what it asks of the engine.
-        zero_at_identity: whether KD is 0 when student and teacher are the same model with the same tokenizer.
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
         Options: the fields that a recipe may set, with their defaults.
     """
@@ -214,14 +228,23 @@ class Method(ABC):
     summary: ClassVar[str]
     teacher: ClassVar[TeacherKind]
     start: ClassVar[Start] = Start.WARM_START
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    zero_at_identity: ClassVar[bool] = True
     fidelities_differ: ClassVar[bool] = False
 
     Options: ClassVar[type[KDOptions]] = KDOptions
 
     def __init__(self, options: KDOptions | None = None, **values: Any) -> None:
         self.options: Any = options if options is not None else self.Options(**values)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the method asks of the engine."""
+        samples = isinstance(self.options, OnPolicyOptions) and self.options.rollout_share > 0
+        return frozenset({Need.ROLLOUTS}) if samples else frozenset()
+
+    @property
+    def zero_at_identity(self) -> bool:
+        """Whether KD is 0 when student and teacher are the same model with the same tokenizer."""
+        return True
 
     @property
     def rows(self) -> Rows:

@@ -6,16 +6,18 @@ At an aligned position the k likeliest tokens of each side are mapped to the oth
 nearest of the other side's k likeliest whose edit distance, over the sum of both lengths, is below θ.
 
 ``described``: rows that predict the first token of each aligned piece, whose prefixes agree where both pieces start
-on the same byte; L_KD = mean of τ² [KL(p_T || p_S) over the teacher's k + KL(p_S || p_T) over the student's k], each a
-softmax over its mapped columns; the map is per position and one-to-one, nearest pairs first.
+on the same byte; L_KD sums τ² [KL(p_T || p_S) over the teacher's k + KL(p_S || p_T) over the student's k] over the
+pieces, each a softmax over its mapped columns; the map is per position and one-to-one, nearest pairs first.
 
 ``released`` (the authors' code): means of logits after the pieces are consumed, and a map with the code's faults; see
-:meth:`CDM._released_loss`.
+:meth:`CDM.released_columns`, and a mean over elements; see :func:`released_divergence`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,7 +25,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 from rapidfuzz.distance import Levenshtein
-from rapidfuzz.process import cdist
+from rapidfuzz.process import cpdist
 from torch import Tensor
 
 from methods.alignment import AlignedResponse, Groups, IntArray, group_bytes
@@ -38,16 +40,16 @@ from methods.base import (
     register,
 )
 from methods.divergences import forward_kl, reverse_kl
-from methods.maps import UNMAPPED, VocabularyMap, exact_map, nearest_map, prefix_map
-from methods.vocabulary import TokenizerPair
-from methods.warping import EditCosts, byte_agreement, entropy_weights, link_groups, token_texts, warp
+from methods.maps import UNMAPPED, VocabularyMap, exact_map, stored_map
+from methods.vocabulary import TokenizerPair, Vocabulary
+from methods.warping import EditCosts, entropy_weights, link_groups, path_notes, token_texts, warp
 
 FloatArray = npt.NDArray[np.float64]
-Texts = Sequence[str]
+BoolArray = npt.NDArray[np.bool_]
+Pairs = tuple[IntArray, IntArray, IntArray, FloatArray]
+"""Position, place among its source tokens, place among its target tokens, and relative edit distance."""
 _MASKED = -1e4
 """Logit of a column without a partner, on both sides, as in the authors' code: its probability underflows to 0."""
-
-STATIC_MAPS = {"exact": exact_map, "nearest": nearest_map, "prefix": prefix_map}
 
 
 @register
@@ -68,7 +70,7 @@ class CDM(Method):
         )
 
     @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+    def needs(self) -> frozenset[Need]:
         needed = {Need.WHOLE_RESPONSE} if self._released else set()
         return frozenset(needed | ({Need.ENTROPY} if self.options.alignment == "dtw" else set()))
 
@@ -81,35 +83,41 @@ class CDM(Method):
         return "samples" if self._released else super().normalize
 
     @property
-    def zero_at_identity(self) -> bool:  # type: ignore[override]
+    def zero_at_identity(self) -> bool:
         return not self._released  # τ on one side only: the released term has no zero
 
     @property
     def _released(self) -> bool:
         return bool(self.options.fidelity == "released")
 
+    @property
+    def caveat(self) -> str:
+        if not self._released:
+            return ""
+        columns = 2 * self.options.k
+        return (
+            f"the authors' code takes a mean over the {columns} columns of a position, so this KD term is about "
+            f"1/{columns} of a KL per token"
+        )
+
     def prepare(self, pair: TokenizerPair) -> None:
-        make = STATIC_MAPS[self.options.static_map]
         self.costs = EditCosts(pair.student, pair.teacher)
-        self.student_texts, self.teacher_texts = token_texts(pair.student), token_texts(pair.teacher)
-        self.student_of_teacher, self.teacher_of_student = (
-            make(pair.teacher, pair.student),
-            make(pair.student, pair.teacher),
+        self.to_student, self.to_teacher = (
+            _Direction.of(self.options.static_map, source, target, pair.maps)
+            for source, target in ((pair.teacher, pair.student), (pair.student, pair.teacher))
         )
 
     def align(self, response: AlignedResponse) -> Groups:
         if self.options.alignment == "bytes":
             groups = group_bytes(response.student_ends, response.teacher_ends)
-            return groups if self._released else _first_members(groups, {})
+            pairs = {"aligned 1-1": (float(groups.only_one_to_one().count), float(response.student_ids.size))}
+            return replace(groups, notes=pairs) if self._released else _first_members(groups, pairs)
         assert response.student_entropy is not None
         assert response.teacher_entropy is not None
         costs = self.costs.costs(response.student_ids, response.teacher_ids)
         weights = np.outer(entropy_weights(response.teacher_entropy), entropy_weights(response.student_entropy))
         teacher, student = warp(costs * weights)
-        notes: dict[str, tuple[float, float]] = {}
-        if student.size:
-            agreement = byte_agreement(teacher, student, response.student_ends, response.teacher_ends)
-            notes["links that bytes confirm"] = (agreement * student.size, float(student.size))
+        notes = path_notes(teacher, student, response)
         if self._released:
             return _nested_means(teacher, student, notes)
         groups = _first_members(link_groups(teacher, student), notes)
@@ -124,73 +132,107 @@ class CDM(Method):
     # --- described --------------------------------------------------------------------------------------------------
 
     def _described_loss(self, chunk: AlignedChunk) -> LossSums:
-        tau = self.options.temperature
+        tau, theta = self.options.temperature, self.options.theta
         student, teacher = chunk.student.paired_logits(), chunk.teacher.paired_logits()
-        ours, theirs = (
-            self._likeliest(student, len(self.student_texts)),
-            self._likeliest(teacher, len(self.teacher_texts)),
-        )
-        distances = _distances(theirs, ours, self.teacher_texts, self.student_texts)
-        to_student = _contextual(theirs, ours, self.student_of_teacher, distances, self.options.theta)
-        to_teacher = _contextual(ours, theirs, self.teacher_of_student, _swapped(distances), self.options.theta)
+        ours, theirs = self._likeliest(student, self.to_teacher), self._likeliest(teacher, self.to_student)
+        to_student = _contextual(theirs, ours, self.to_student, theta)
+        to_teacher = _contextual(ours, theirs, self.to_teacher, theta)
         s1, t1 = _gathered(student, to_student), _masked(teacher, theirs, to_student)
         s2, t2 = _masked(student, ours, to_teacher), _gathered(teacher, to_teacher)
         forward = forward_kl((s1 / tau).log_softmax(-1), (t1 / tau).log_softmax(-1))
         reverse = reverse_kl((s2 / tau).log_softmax(-1), (t2 / tau).log_softmax(-1))
         return LossSums(tau**2 * (forward + reverse).sum(), _coverage(teacher, theirs, to_student, to_teacher))
 
-    def _likeliest(self, logits: Tensor, size: int) -> IntArray:
+    def _likeliest(self, logits: Tensor, source: _Direction) -> IntArray:
         """int64 [positions, k]: ids of the likeliest tokens, likeliest first; padding columns are no tokens."""
-        known = logits.detach()[:, : min(size, logits.shape[-1])]
+        known = logits.detach()[:, : min(len(source.static), logits.shape[-1])]
         ids: IntArray = known.topk(min(self.options.k, known.shape[-1]), dim=-1).indices.cpu().numpy()
         return ids
 
     # --- released ---------------------------------------------------------------------------------------------------
 
     def _released_loss(self, chunk: AlignedChunk) -> LossSums:
-        """Mean over the elements of one response, as the authors' code computes it.
+        columns = self.released_columns(chunk)
+        p = torch.cat([columns.teacher_ahead, columns.student_back], -1)
+        q = torch.cat([columns.student_ahead, columns.teacher_back], -1)
+        return LossSums(released_divergence(p, q, self.options.temperature), columns.diagnostics)
 
-        The softmax runs over both directions' columns at once, τ divides one side only. The map's faults: id 0 means
-        unmapped; the teacher's ids that have a static partner are taken out of the student's candidates by number;
-        the nearest token of the last position that finds one counts for the whole response; tokens that the first
-        direction leaves unmapped can't be found by the second; several tokens may share a partner.
+    def released_columns(self, chunk: AlignedChunk) -> Columns:
+        """What the authors' code compares over one response.
+
+        The map's faults: id 0 means unmapped; the teacher's ids that have a static partner are taken out of the
+        student's candidates by number; the nearest token of the last position that finds one counts for the whole
+        response; tokens that the first direction leaves unmapped can't be found by the second; several tokens may
+        share a partner.
         """
-        tau = self.options.temperature
         student, teacher = chunk.student.mean_logits(chunk.groups), chunk.teacher.mean_logits(chunk.groups)
-        ours, theirs = (
-            self._likeliest(student, len(self.student_texts)),
-            self._likeliest(teacher, len(self.teacher_texts)),
-        )
-        to_student = self._map_of_response(
-            theirs, ours, self.student_of_teacher, _distances(theirs, ours, self.teacher_texts, self.student_texts)
-        )
+        ours, theirs = self._likeliest(student, self.to_teacher), self._likeliest(teacher, self.to_student)
+        to_student = _map_of_response(theirs, ours, self.to_student, self.options.theta)
         left = np.where(to_student == UNMAPPED, 0, theirs)  # the code overwrites the ids that it masks
-        to_teacher = self._map_of_response(
-            ours, left, self.teacher_of_student, _distances(ours, left, self.student_texts, self.teacher_texts)
+        to_teacher = _map_of_response(ours, left, self.to_teacher, self.options.theta)
+        return Columns(
+            _gathered(student, to_student),
+            _masked(teacher, theirs, to_student),
+            _masked(student, ours, to_teacher),
+            _gathered(teacher, to_teacher),
+            _coverage(teacher, theirs, to_student, to_teacher),
         )
-        s1, t1 = _gathered(student, to_student), _masked(teacher, theirs, to_student)
-        s2, t2 = _masked(student, ours, to_teacher), _gathered(teacher, to_teacher)
-        p = torch.cat([t1, s2], -1).log_softmax(-1)
-        q = (torch.cat([s1, t2], -1) / tau).log_softmax(-1)
-        kd = (p.exp() * (tau**2 * p - q)).sum() / p.numel()
-        return LossSums(kd, _coverage(teacher, theirs, to_student, to_teacher))
 
-    def _map_of_response(
-        self, source: IntArray, target: IntArray, static: VocabularyMap, distances: FloatArray
-    ) -> IntArray:
-        """int64 [positions, k]: partners by one map for the whole response; -1 where there is none."""
-        mapped = static.copy()
-        mapped[mapped == 0] = UNMAPPED
-        known = mapped[source] != UNMAPPED
-        matched = np.where(known, source, -1)
-        by_number = (target[:, :, None] == matched[:, None, :]).any(-1)  # [positions, candidates]
-        found = np.where(by_number[:, None, :], np.inf, distances)
-        best = found.argmin(-1)
-        nearest = np.take_along_axis(target, best, 1)
-        near = (np.take_along_axis(found, best[..., None], 2)[..., 0] < self.options.theta) & ~known
-        mapped[source[near]] = nearest[near]  # in the order of positions: the last one stays
-        mapped[mapped == 0] = UNMAPPED
-        return mapped[source]
+
+@dataclass(frozen=True)
+class Columns:
+    """Logits of the released form, [positions, k] each, masked where a token has no partner.
+
+    Attributes:
+        student_ahead, teacher_ahead: of the teacher's k likeliest tokens, and of their partners.
+        student_back, teacher_back: of the student's k likeliest tokens, and of their partners.
+        diagnostics: as in :class:`LossSums`.
+    """
+
+    student_ahead: Tensor
+    teacher_ahead: Tensor
+    student_back: Tensor
+    teacher_back: Tensor
+    diagnostics: Mapping[str, tuple[Tensor, Tensor | None]]
+
+
+def released_divergence(p: Tensor, q: Tensor, tau: float) -> Tensor:
+    """Mean over the elements of P (τ² log P - Q), P = softmax(p), Q = log softmax(q / τ), as in the authors' code.
+
+    One softmax runs over the columns of both directions; τ divides one side only.
+
+    Args:
+        p, q: logits [positions, columns].
+    """
+    log_p, log_q = p.log_softmax(-1), (q / tau).log_softmax(-1)
+    return (log_p.exp() * (tau**2 * log_p - log_q)).sum() / p.numel()
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """From one vocabulary to the other.
+
+    Attributes:
+        static: the map that is made once a pair, :data:`~methods.maps.VocabularyMap`.
+        exact: bool [source tokens], whether its partner spells the same bytes.
+        source_texts, target_texts: what edit distances compare.
+        source_lengths, target_lengths: int64, characters of each text.
+    """
+
+    static: VocabularyMap
+    exact: BoolArray
+    source_texts: tuple[str, ...]
+    target_texts: tuple[str, ...]
+    source_lengths: IntArray
+    target_lengths: IntArray
+
+    @classmethod
+    def of(cls, kind: str, source: Vocabulary, target: Vocabulary, folder: Path | None) -> _Direction:
+        exact = exact_map(source, target)
+        static = exact if kind == "exact" else stored_map(kind, source, target, folder)
+        texts = token_texts(source), token_texts(target)
+        lengths = [np.fromiter(map(len, side), np.int64, len(side)) for side in texts]
+        return cls(static, static == exact, *texts, *lengths)
 
 
 def _first_members(groups: Groups, notes: dict[str, tuple[float, float]]) -> Groups:
@@ -226,38 +268,18 @@ def _nested_means(teacher: IntArray, student: IntArray, notes: dict[str, tuple[f
     )
 
 
-def _distances(source: IntArray, target: IntArray, source_texts: Texts, target_texts: Texts) -> FloatArray:
-    """float64 [positions, k, k]: Levenshtein distance of two tokens' texts over the sum of their lengths.
-
-    Each pair of texts that occurs anywhere in the chunk is measured once.
-    """
-    ours, our_place = np.unique(source, return_inverse=True)
-    theirs, their_place = np.unique(target, return_inverse=True)
-    left, right = [source_texts[i] for i in ours], [target_texts[i] for i in theirs]
-    matrix = cdist(left, right, scorer=Levenshtein.distance, dtype=np.int32, workers=-1)
-    lengths = np.fromiter(map(len, left), np.int64, len(left))[:, None] + np.fromiter(map(len, right), np.int64)
-    relative = np.where(lengths > 0, matrix / np.maximum(lengths, 1), 1.0)  # two tokens of spaces alone are no match
-    return relative[our_place.reshape(source.shape)[:, :, None], their_place.reshape(target.shape)[:, None, :]]
-
-
-def _swapped(distances: FloatArray) -> FloatArray:
-    return distances.transpose(0, 2, 1)
-
-
-def _contextual(
-    source: IntArray, target: IntArray, static: VocabularyMap, distances: FloatArray, theta: float
-) -> IntArray:
+def _contextual(source: IntArray, target: IntArray, direction: _Direction, theta: float) -> IntArray:
     """int64 [positions, k]: partner of each source token at its position, one-to-one; -1 where there is none.
 
     Static partners stand. The others take the nearest of the position's target tokens that are free, nearest pairs
     first, equals in the order of source and then target. A pair that is the first of both its tokens' pairs is what
     that order would choose, so all such pairs of all positions are taken at once, until none is left.
     """
-    mapped = static[source]
+    mapped = _static_one_to_one(source, direction)
     taken = (target[:, :, None] == mapped[:, None, :]).any(-1)
-    open_pairs = (distances < theta) & (mapped == UNMAPPED)[:, :, None] & ~taken[:, None, :]
-    position, ours, theirs = np.nonzero(open_pairs)
-    order = np.lexsort((theirs, ours, distances[position, ours, theirs], position))
+    asked = (mapped == UNMAPPED)[:, :, None] & ~taken[:, None, :]
+    position, ours, theirs, distance = _near(source, target, asked, direction, theta)
+    order = np.lexsort((theirs, ours, distance, position))
     position, ours, theirs = position[order], ours[order], theirs[order]
     while position.size:
         left, right = position * source.shape[1] + ours, position * target.shape[1] + theirs
@@ -269,6 +291,63 @@ def _contextual(
         kept = ~np.isin(left, left[chosen]) & ~np.isin(right, right[chosen])
         position, ours, theirs = position[kept], ours[kept], theirs[kept]
     return mapped
+
+
+def _static_one_to_one(source: IntArray, direction: _Direction) -> IntArray:
+    """int64 [positions, k]: static partners; of a position's tokens with one partner the exact one, else the likeliest.
+
+    The exact map never has two. Under the others a column would stand twice in a softmax.
+    """
+    mapped = direction.static[source]
+    position, place = np.nonzero(mapped != UNMAPPED)
+    partner = mapped[position, place]
+    order = np.lexsort((place, ~direction.exact[source[position, place]], partner, position))
+    keys = (position * len(direction.target_texts) + partner)[order]
+    chosen = order[np.unique(keys, return_index=True)[1]]
+    alone = np.full_like(mapped, UNMAPPED)
+    alone[position[chosen], place[chosen]] = partner[chosen]
+    return alone
+
+
+def _map_of_response(source: IntArray, target: IntArray, direction: _Direction, theta: float) -> IntArray:
+    """int64 [positions, k]: partners by the released form's one map for the whole response; -1 where there is none."""
+    mapped = np.where(direction.static == 0, UNMAPPED, direction.static)
+    known = mapped[source] != UNMAPPED
+    matched = np.where(known, source, -1)
+    by_number = (target[:, :, None] == matched[:, None, :]).any(-1)  # [positions, candidates]
+    asked = ~known[:, :, None] & ~by_number[:, None, :]
+    position, ours, theirs, distance = _near(source, target, asked, direction, theta)
+    order = np.lexsort((theirs, distance, ours, position))
+    _, nearest = np.unique((position * source.shape[1] + ours)[order], return_index=True)
+    chosen = order[nearest]  # in the order of positions: the last one stays
+    mapped[source[position[chosen], ours[chosen]]] = target[position[chosen], theirs[chosen]]
+    mapped[mapped == 0] = UNMAPPED
+    return mapped[source]
+
+
+def _near(source: IntArray, target: IntArray, asked: BoolArray, direction: _Direction, theta: float) -> Pairs:
+    """The pairs whose edit distance, over the sum of both lengths, is below θ.
+
+    Each pair of ids is measured once, and none whose lengths differ by more than that. Two tokens of spaces alone,
+    whose texts are empty, are no match.
+
+    Args:
+        source, target: int64 [positions, k], ids.
+        asked: bool [positions, k, k], which pairs of a position's source and target tokens may match.
+    """
+    position, ours, theirs = np.nonzero(asked)
+    lengths = direction.source_lengths[source[position, ours]], direction.target_lengths[target[position, theirs]]
+    total = lengths[0] + lengths[1]
+    possible = np.abs(lengths[0] - lengths[1]) / np.maximum(total, 1) < theta
+    possible &= total > 0
+    position, ours, theirs, total = position[possible], ours[possible], theirs[possible], total[possible]
+    keys = source[position, ours] * len(direction.target_texts) + target[position, theirs]
+    pairs, place = np.unique(keys, return_inverse=True)
+    left, right = np.divmod(pairs, len(direction.target_texts))
+    texts = [direction.source_texts[i] for i in left], [direction.target_texts[i] for i in right]
+    distance = cpdist(*texts, scorer=Levenshtein.distance, dtype=np.int32, workers=-1)[place] / total
+    near = distance < theta
+    return position[near], ours[near], theirs[near], distance[near]
 
 
 def _gathered(logits: Tensor, partners: IntArray) -> Tensor:

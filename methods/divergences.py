@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +24,27 @@ def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(student || teacher), mode-seeking; arguments and result as in :func:`forward_kl`."""
     return (student.exp() * (student - teacher)).sum(-1)
+
+
+def generalized_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """β KL(T || M) + (1 - β) KL(S || M) with M = (1 - β) S + β T (GKD, arXiv 2306.13649, equation 1).
+
+    β = 0 stands for KL(T || S) and β = 1 for KL(S || T), which the divergence over β and over 1 - β tends to.
+
+    Args:
+        student, teacher: log-masses [rows, columns] of the same tokens. They need not add up to 1; where they don't,
+            the value may be negative.
+        beta: from 0 to 1.
+
+    Returns:
+        [rows].
+    """
+    if beta == 0:
+        return forward_kl(student, teacher)
+    if beta == 1:
+        return reverse_kl(student, teacher)
+    mixture = torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
+    return beta * forward_kl(mixture, teacher) + (1 - beta) * forward_kl(mixture, student)
 
 
 def sorted_l1(student: Tensor, teacher: Tensor) -> Tensor:

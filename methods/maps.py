@@ -6,9 +6,12 @@ as a piece of byte fallback (``1`` and ``<0x31>``), the ordinary one counts: its
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -106,24 +109,51 @@ def nearest_strings(
     return place, distance
 
 
-def store_map(
-    folder: Path, kind: str, source: Vocabulary, target: Vocabulary, make: Callable[[], VocabularyMap]
-) -> VocabularyMap:
-    """A map from ``folder``, made and kept there first where it is missing; found by both tokenizers' digests."""
-    path = folder / f"{kind}-{source.digest[:20]}-{target.digest[:20]}.npy"
-    if path.is_file():
+MAPS: Mapping[str, Callable[[Vocabulary, Vocabulary], VocabularyMap]] = {
+    "exact": exact_map,
+    "nearest": nearest_map,
+    "prefix": prefix_map,
+}
+"""Maps that recipes may name."""
+
+
+def stored_map(kind: str, source: Vocabulary, target: Vocabulary, folder: Path | None) -> VocabularyMap:
+    """A map of :data:`MAPS`, read from ``folder`` or made and kept there; made anew where there is no folder.
+
+    A file's name holds what decides the map: both tokenizers, the tokens that end a response, and this code. What can
+    be neither read nor kept costs seconds and no result.
+    """
+    if folder is None:
+        return MAPS[kind](source, target)
+    ends = f"{source.digest} {source.eos} {target.digest} {target.eos} {_code()}"
+    path = folder / f"{kind}-{hashlib.sha256(ends.encode()).hexdigest()[:32]}.npy"
+    with suppress(OSError, ValueError, EOFError):
         stored: VocabularyMap = np.load(path, allow_pickle=False)
-        return stored
-    made = make()
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".npy")
+        if stored.shape == (len(source),) and stored.dtype == np.int64:
+            return stored
+    made = MAPS[kind](source, target)
+    with suppress(OSError):
+        _keep(made, path)
+    return made
+
+
+def _keep(made: VocabularyMap, path: Path) -> None:
+    """Write a map so that nobody ever reads a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npy")
     try:
         with os.fdopen(handle, "wb") as file:
             np.save(file, made, allow_pickle=False)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    return made
+
+
+@cache
+def _code() -> str:
+    """Digest of the code that makes maps."""
+    files = (Path(__file__), Path(__file__).with_name("vocabulary.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _spellings(vocabulary: Vocabulary) -> dict[bytes, int]:

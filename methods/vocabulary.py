@@ -13,14 +13,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 
+from methods.alignment import IntArray
+
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"
+
+DummySpace = Literal["never", "always", "unless space"]
+"""Whether a tokenizer puts a space of its own before a text; "unless space": not before a text that begins with one."""
 
 
 class TokenKind(enum.IntEnum):
@@ -51,6 +57,7 @@ class Vocabulary:
         digest: SHA-256 of all that decides how text is cut: vocabulary, merges, normaliser, added tokens.
         normalizers: names of the steps that change text before it is cut, for messages.
         pieces: the tokenizer's own string of each id, ``Ġthe`` or ``▁the``; None for unused ids.
+        dummy_space: whether the tokenizer puts a space of its own before a text.
     """
 
     name: str
@@ -60,6 +67,7 @@ class Vocabulary:
     digest: str
     normalizers: tuple[str, ...]
     pieces: tuple[str | None, ...] = ()
+    dummy_space: DummySpace = "never"
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, name: str = "tokenizer", eos: Sequence[int] = ()) -> Vocabulary:
@@ -68,7 +76,7 @@ class Vocabulary:
         Args:
             tokenizer: of the tokenizers library (``PreTrainedTokenizerFast.backend_tokenizer``).
             name: used in messages.
-            eos: ids that end a response.
+            eos: ids that end a response, the one that training appends first; control tokens, whatever the file says.
 
         Raises:
             UnsupportedTokenizerError: neither byte-level nor SentencePiece-like (WordPiece loses spaces).
@@ -85,23 +93,34 @@ class Vocabulary:
                 token_bytes[index], kinds[index] = added.content.encode(), TokenKind.SPECIAL
             elif pieces.get(added.content) != index:
                 token_bytes[index], kinds[index] = _added_bytes(added, tokenizer), TokenKind.ORDINARY
+        kinds[list(eos)] = TokenKind.SPECIAL
         named: list[str | None] = [None] * size
         for piece, index in tokenizer.get_vocab(with_added_tokens=True).items():
             named[index] = piece
         digest, normalizers = _digest(description), tuple(_normalizers(description))
-        return cls(name, tuple(token_bytes), kinds, tuple(eos), digest, normalizers, tuple(named))
+        dummy = _dummy_space(description)
+        return cls(name, tuple(token_bytes), kinds, tuple(eos), digest, normalizers, tuple(named), dummy)
 
     def __len__(self) -> int:
         return len(self.token_bytes)
 
     @cached_property
-    def widths(self) -> npt.NDArray[np.int64]:
+    def widths(self) -> IntArray:
         """int64 [size], bytes of text that each token covers; 0 for special and unused ids."""
         lengths = np.fromiter(map(len, self.token_bytes), dtype=np.int64, count=len(self))
         lengths[self.kinds >= TokenKind.SPECIAL] = 0
         return lengths
 
-    def ends(self, ids: npt.NDArray[np.int64], text: bytes) -> npt.NDArray[np.int64]:
+    @cached_property
+    def byte_tokens(self) -> IntArray:
+        """int64 [256], the token that stands for each byte alone, an ordinary one before byte fallback; -1: none."""
+        found = np.full(256, -1, dtype=np.int64)
+        for kind in (TokenKind.FALLBACK, TokenKind.ORDINARY):
+            for index in np.flatnonzero((self.kinds == kind) & (self.widths == 1))[::-1]:
+                found[self.token_bytes[index][0]] = index
+        return found
+
+    def ends(self, ids: IntArray, text: bytes) -> IntArray:
         """Where each token of ``text`` ends, in bytes; a dummy prefix space is taken out of the first span.
 
         Args:
@@ -111,15 +130,63 @@ class Vocabulary:
         Raises:
             UnsupportedTokenizerError: they spell something else, because the tokenizer normalises text.
         """
-        spelled = b"".join(self.token_bytes[i] for i in ids if self.widths[i])
-        ends = np.cumsum(self.widths[ids])
+        spelled = self._join(ids)
+        ends: IntArray = self.widths[ids].cumsum()
         if spelled == text:
             return ends
         if spelled == b" " + text:
             return np.maximum(ends - 1, 0)
         raise UnsupportedTokenizerError(self._mismatch(ids, spelled, text))
 
-    def _mismatch(self, ids: npt.NDArray[np.int64], spelled: bytes, text: bytes) -> str:
+    def spell(self, ids: IntArray) -> tuple[bytes, IntArray]:
+        """The bytes that sampled tokens stand for, UTF-8 or not, and where each token ends.
+
+        The inverse of :meth:`ends`: a first space that the tokenizer would have put there by itself is taken out.
+        Special and unused ids cover nothing; so do ids beyond the vocabulary, which padded logits can sample.
+
+        Args:
+            ids: int64 [n], a whole response from its first token.
+
+        Returns:
+            The bytes, and int64 [n], the end of each token.
+        """
+        known = ids < len(self)
+        widths = np.where(known, self.widths[np.where(known, ids, 0)], 0)
+        spelled, ends = self._join(ids[known]), widths.cumsum()
+        return (spelled[1:], np.maximum(ends - 1, 0)) if self._begins_with_dummy(spelled) else (spelled, ends)
+
+    def ends_while_equal(self, ids: IntArray, text: bytes) -> IntArray:
+        """Ends of the tokens that spell the beginning of ``text``, up to the first that spells something else.
+
+        Args:
+            ids: int64 [n], none of them special.
+            text: bytes, UTF-8 or not.
+
+        Returns:
+            int64 [at most n]; its last entry is how much of ``text`` is spelled.
+        """
+        spelled = self._join(ids)
+        equal, behind_dummy = _same_bytes(spelled, text), _same_bytes(spelled.removeprefix(b" "), text)
+        dummy = spelled.startswith(b" ") and (self.dummy_space == "always" or behind_dummy > equal)
+        ends = np.maximum(self.widths[ids].cumsum() - dummy, 0)
+        kept: IntArray = ends[ends <= (behind_dummy if dummy else equal)]
+        return kept if kept.size and kept[-1] else kept[:0]
+
+    def _join(self, ids: IntArray) -> bytes:
+        return b"".join(map(self._texts.__getitem__, ids.tolist()))
+
+    @cached_property
+    def _texts(self) -> list[bytes]:
+        """By id, what a token adds to a text: nothing where it is special or unused."""
+        return [spelling if width else b"" for spelling, width in zip(self.token_bytes, self.widths, strict=True)]
+
+    def _begins_with_dummy(self, spelled: bytes) -> bool:
+        """Whether the first space is one that the tokenizer puts before the rest, were that the text."""
+        rest = spelled.removeprefix(b" ")
+        added = self.dummy_space == "always" or (self.dummy_space == "unless space" and not rest.startswith(b" "))
+        return added and 0 < len(rest) < len(spelled)
+
+    def _mismatch(self, ids: IntArray, spelled: bytes, text: bytes) -> str:
         spelled = max((spelled, spelled.removeprefix(b" ")), key=lambda found: _same_bytes(found, text))
         at = _same_bytes(spelled, text)
         special = next((self.token_bytes[i].decode() for i in ids if self.kinds[i] == TokenKind.SPECIAL), None)
@@ -138,10 +205,15 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenizerPair:
-    """The vocabularies of a student and a teacher."""
+    """The vocabularies of a student and a teacher.
+
+    Attributes:
+        maps: folder in which vocabulary maps of this pair are kept between runs; None: nowhere.
+    """
 
     student: Vocabulary
     teacher: Vocabulary
+    maps: Path | None = None
 
     @property
     def same_tokenizer(self) -> bool:
@@ -191,8 +263,28 @@ def _added_bytes(added: AddedToken, tokenizer: Tokenizer) -> bytes:
     return str(added.content).encode()
 
 
+def _dummy_space(description: dict[str, Any]) -> DummySpace:
+    if any(step["type"] == "Prepend" for step in _steps(description["normalizer"])):
+        return "always"
+    steps = list(_steps(description["pre_tokenizer"]))
+    added = any(step.get("prepend_scheme", "never") != "never" or step.get("add_prefix_space") for step in steps)
+    return "unless space" if added else "never"
+
+
+def without_dummy_space(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that puts no dummy space before a text: it cuts a text as the tokenizer does in the middle of another."""
+    description = json.loads(tokenizer.to_str())
+    for step in (*_steps(description["normalizer"]), *_steps(description["pre_tokenizer"])):
+        for key, off in (("prepend", ""), ("prepend_scheme", "never"), ("add_prefix_space", False)):
+            if key in step:
+                step[key] = off
+    return Tokenizer.from_str(json.dumps(description))
+
+
 def _same_bytes(left: bytes, right: bytes) -> int:
     """Length of the longest common prefix."""
+    if left == right[: len(left)]:
+        return len(left)
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 

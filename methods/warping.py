@@ -6,12 +6,14 @@ MinED: plain edit distances). Paths are lists of links (teacher token, student t
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from methods.alignment import Groups, IntArray, group_bytes
+from methods.alignment import AlignedResponse, Groups, IntArray, group_bytes
 from methods.maps import UNMAPPED, exact_map
 from methods.vocabulary import TokenKind, Vocabulary
 
@@ -44,7 +46,7 @@ class EditCosts:
         left, right = [self.teacher_texts[i] for i in theirs], [self.student_texts[i] for i in ours]
         distances = cdist(left, right, scorer=Levenshtein.distance, dtype=np.int32).astype(np.int64)
         distances[self._student_of_special[theirs][:, None] == ours] = 0
-        costs: IntArray = distances[their_place[:, None], our_place]
+        costs: IntArray = distances.take(their_place, axis=0).take(our_place, axis=1)
         return costs
 
 
@@ -78,18 +80,14 @@ def warp(costs: IntArray) -> Path:
     m, n = costs.shape
     if not m or not n:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    total = np.empty((m, n), dtype=np.int64)
-    sums = np.cumsum(costs, axis=1)
-    before = sums - costs
-    total[0] = sums[0]
+    total = np.cumsum(costs, axis=1)  # S; each row turns into D in its place
     cheaper = np.empty(n, dtype=np.int64)
-    for i in range(1, m):
-        above = total[i - 1]
+    for above, row in pairwise(total):
         cheaper[0] = above[0]
         np.minimum(above[1:], above[:-1], out=cheaper[1:])
-        cheaper -= before[i]
+        cheaper[1:] -= row[:-1]
         np.minimum.accumulate(cheaper, out=cheaper)
-        np.add(sums[i], cheaper, out=total[i])
+        row += cheaper
     return _walk_back(total)
 
 
@@ -120,15 +118,25 @@ def link_groups(teacher: IntArray, student: IntArray) -> Groups:
     return Groups(student[ours], piece[ours], teacher[theirs], piece[theirs], count)
 
 
-def byte_agreement(teacher: IntArray, student: IntArray, student_ends: IntArray, teacher_ends: IntArray) -> float:
-    """Share of a path's links whose tokens stand in one group of the alignment by bytes; 1 where there is no link."""
-    if not teacher.size:
-        return 1.0
+def confirmed_links(
+    teacher: IntArray, student: IntArray, student_ends: IntArray, teacher_ends: IntArray
+) -> npt.NDArray[np.bool_]:
+    """bool [links]: whether a path's link joins two tokens of one group of the alignment by bytes."""
     groups = group_bytes(student_ends, teacher_ends)
     of_student = _groups_of(groups.student_index, groups.student_group, student_ends.size)
     of_teacher = _groups_of(groups.teacher_index, groups.teacher_group, teacher_ends.size)
-    same = (of_student[student] == of_teacher[teacher]) & (of_student[student] >= 0)
-    return float(same.mean())
+    confirmed: npt.NDArray[np.bool_] = (of_student[student] == of_teacher[teacher]) & (of_student[student] >= 0)
+    return confirmed
+
+
+def path_notes(teacher: IntArray, student: IntArray, response: AlignedResponse) -> dict[str, tuple[float, float]]:
+    """What :class:`Groups` note of a path: student tokens that are linked 1-1, and links that bytes confirm."""
+    alone = link_groups(teacher, student).only_one_to_one().count
+    confirmed = confirmed_links(teacher, student, response.student_ends, response.teacher_ends)
+    return {
+        "aligned 1-1": (float(alone), float(response.student_ids.size)),
+        "links that bytes confirm": (float(confirmed.sum()), float(confirmed.size)),
+    }
 
 
 def _groups_of(index: IntArray, group: IntArray, size: int) -> IntArray:

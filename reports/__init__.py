@@ -1,6 +1,7 @@
 """From tidy tables of results and items to a page and the paper's layout, with intervals, tests, published numbers."""
 
 from reports.analysis import Analysis, Comparison, analyse
+from reports.comparison import RunComparison, compare, comparison_terminal
 from reports.context import ReportContext
 from reports.evidence import Alignment, Answer, Evidence, Item, TokenSide
 from reports.folder import write
@@ -27,6 +28,7 @@ __all__ = [
     "PaperComparison",
     "ReportContext",
     "Row",
+    "RunComparison",
     "Score",
     "Table",
     "TokenSide",
@@ -35,6 +37,8 @@ __all__ = [
     "build_table",
     "checked",
     "checked_items",
+    "compare",
+    "comparison_terminal",
     "csv_wide",
     "html",
     "latex",

@@ -58,8 +58,8 @@ def _items_line(items: tuple[str, tuple[int, ...]]) -> str:
 
 
 LEGEND = (
-    "Bold: the best of its column within a student, at the printed precision; teachers do not compete. "
-    "↑ higher is better, ↓ lower is better."
+    "Bold: the best of its column within a student, at the printed precision; teachers and references do not "
+    "compete. ↑ higher is better, ↓ lower is better."
 )
 
 
@@ -88,7 +88,7 @@ def _spreads(table: Table) -> Iterator[str]:
             "which says nothing of other seeds."
         )
         if any(cell.interval is None for cell in single):
-            yield "One seed and no interval: all items scored the same, so that there is nothing to resample."
+            yield "One seed and no interval: all items scored the same, or their scores are missing."
     elif single:
         yield "A number without ±: one training seed, and no item-level scores to tell how sure it is."
 
@@ -109,16 +109,14 @@ def _significance(table: Table) -> Iterator[str]:
         for test, columns in tests.items()
         if columns
     ]
-    several = any(len(comparison.seeds) > 1 for _, comparison in compared)
+    if any(len(comparison.seeds) > 1 for _, comparison in compared):
+        seeds = "Each item's seeds are kept together. *: a paired t-test over seeds finds the same, corrected alike."
+    else:
+        seeds = "What training again would change, one seed can't tell."
     yield (
         f"† better, ‡ worse than {table.baseline} on the same items and seeds, {100 * LEVEL:g} % level after Holm's "
-        f"correction over the rows of a column: {', '.join(named)}. They tell what other "
-        "test items would show of the same trained students. "
-        + (
-            "*: a paired t-test over training seeds finds the same, corrected alike."
-            if several
-            else "What training again would change, one seed can't tell."
-        )
+        f"correction over the rows of a column: {', '.join(named)}. They tell what other test items would show of the "
+        f"same trained students. {seeds}"
     )
 
 

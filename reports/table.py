@@ -23,6 +23,10 @@ OTHER_DIGITS = 3
 
 METRIC_LABELS = {
     "rouge_l": "ROUGE-L",
+    "rouge_l_selfinst": "SelfInst R-L",
+    "rouge_l_vicuna": "Vicuna R-L",
+    "rouge_l_sinst": "S-NI R-L",
+    "rouge_l_unni": "UnNI R-L",
     "humaneval": "HumanEval",
     "humaneval_plus": "HumanEval+",
     "mbpp": "MBPP",
@@ -361,12 +365,12 @@ def _spread(std: float | None, interval: Interval | None, digits: int) -> str:
 
 
 def _mark_best(groups: Sequence[Group], columns: Sequence[Column]) -> list[Group]:
-    """Flag the best cells of each column over all groups of one student, ties included; teachers do not compete."""
-    competing = [row for group in groups for row in group.rows if row.role != "teacher"]
+    """Flag the best cells of each column over all groups of one student, ties included; only methods compete."""
+    competing = [row for group in groups for row in group.rows if row.role == "student"]
     best = [_best([row.cells[index] for row in competing], column) for index, column in enumerate(columns)]
 
     def flagged(row: Row) -> Row:
-        if row.role == "teacher":
+        if row.role != "student":
             return row
         triples = zip(row.cells, columns, best, strict=True)
         return replace(

@@ -29,12 +29,12 @@ def markdown(table: Table, context: ReportContext) -> str:
         blocks.append("\n".join(f"{number}. {escape(text)}" for number, text in enumerate(table.footnotes, start=1)))
     if context.notes:
         blocks += ["## Notes", _list(context.notes)]
-    if context.paper:
-        comparison = beside_published(table, context.paper, context.recipe_values)
-        blocks += ["## Beside the published numbers", *_paper(comparison)]
     blocks.append("## How the numbers were made")
     for task, lines in protocols(table, context):
         blocks += [f"**{escape(task)}**", _list(lines)]
+    if context.paper:
+        comparison = beside_published(table, context.paper, context.recipe_values)
+        blocks += ["## Beside the published numbers", *_paper(comparison)]
     if context.settings:
         blocks += ["## Settings", _grid(["setting", "value"], [[escape(k), escape(v)] for k, v in context.settings], 2)]
     if not (tests := tests_against_baseline(table)).empty:

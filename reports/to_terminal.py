@@ -29,10 +29,10 @@ def terminal(table: Table, context: ReportContext, width: int = WIDTH) -> Render
     parts += [Text(f"{_mark(number)} {text}") for number, text in enumerate(table.footnotes, start=1)]
     parts += [Text(text, "dim") for text in explanations(table)]
     parts += [Text(text, "yellow") for text in context.notes]
-    if context.paper:
-        parts += _paper(table, context)
     for task, lines in protocols(table, context):
         parts.append(Text.assemble((task, "bold"), ": ", "; ".join(lines)))
+    if context.paper:
+        parts += _paper(table, context)
     parts += [Text.assemble((name, "bold"), ": ", value) for name, value in context.settings]
     return Renderables(*parts)
 

@@ -16,6 +16,7 @@ import torch
 
 from harness.batches import (
     STUDENT,
+    TEACHER_ROWS,
     AlignedExample,
     Batch,
     Collator,
@@ -23,12 +24,17 @@ from harness.batches import (
     SideTokens,
     Term,
     TextSide,
+    TokenizedExample,
     align,
+    row_bounds,
     tokenize,
 )
-from harness.loss import Distiller, LossParts, Objective
+from harness.heads import Head
+from harness.loss import ChunkWalk, Distiller, LossParts, Objective
 from harness.recipe import Training
+from harness.rollouts import Rollouts, RolloutSettings
 from harness.train import train
+from methods.alignment import Groups
 from methods.base import Method, Rows, TeacherKind
 from methods.vocabulary import TokenizerPair
 from tests import tiny
@@ -46,6 +52,7 @@ class Bench:
     role: str
     examples: list[AlignedExample]
     objective: Objective
+    sides: dict[str, TextSide]
 
     def collator(self, **settings: Any) -> Collator:
         pad = {STUDENT: 0, "same": 0, "cross": 0}
@@ -57,6 +64,10 @@ class Bench:
 
     def batch(self, examples: Sequence[AlignedExample] | None = None, **settings: Any) -> Batch:
         return self.collator(**settings).collate(self.examples if examples is None else examples)
+
+    def rollouts(self, collator: Collator) -> Rollouts | None:
+        settings = RolloutSettings.of(self.objective.terms)
+        return settings and Rollouts(settings, self.objective.terms, self.sides, collator, 128, 5)
 
     def loss(self, batch: Batch, divisors: Sequence[float] | None = None) -> LossParts:
         wanted = self.objective.divisors(batch.counts) if divisors is None else divisors
@@ -83,7 +94,47 @@ def bench(method: Method, *, dtype: torch.dtype = torch.float64, identical: bool
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(tiny.SAMPLES)]
     terms = (Term(method, role, 0.7),) if role else ()
     examples = [align(example, terms) for example in tokenize(texts, sides, max_length=128)]
-    return Bench(method, student, teacher, role, examples, Objective(method.name, 0.3, terms))
+    return Bench(method, student, teacher, role, examples, Objective(method.name, 0.3, terms), sides)
+
+
+def loss_of_logits(
+    method: Method,
+    examples: Sequence[TokenizedExample],
+    student: Sequence[torch.Tensor],
+    teacher: Sequence[torch.Tensor],
+    groups: Sequence[Groups] | None = None,
+) -> tuple[float, list[torch.Tensor]]:
+    """The engine's KD loss of given logits: heads are identity matrices, so that rows are logits.
+
+    Args:
+        examples: with sides "student" and "cross".
+        student, teacher: [length, vocabulary] of each example's whole sequence.
+        groups: of each example; None: as the method aligns.
+
+    Returns:
+        The loss, and its gradient at each example's student logits.
+    """
+    term = Term(method, "cross", 1.0)
+    found = [method.align(e.aligned("cross")) for e in examples] if groups is None else groups
+    aligned = [AlignedExample(e, (g,)) for e, g in zip(examples, found, strict=True)]
+    stored = {
+        e.id: logits[slice(*row_bounds(e.sides["cross"], TEACHER_ROWS))]
+        for e, logits in zip(examples, teacher, strict=True)
+    }
+    collator = Collator((term,), {STUDENT: 0}, chunk_rows=16, stored={"cross": stored.__getitem__})
+    batch = collator.collate(aligned)
+    padded = torch.nn.utils.rnn.pad_sequence(list(student), batch_first=True)
+    heads = [torch.eye(side[0].shape[-1], dtype=side[0].dtype) for side in (student, teacher)]
+    objective = Objective(method.name, 0.0, (term,))
+    divisors = objective.divisors(batch.counts)
+    rows = padded.flatten(0, 1).index_select(0, batch.row_index)
+    teacher_rows = batch.teachers["cross"].stored
+    assert teacher_rows is not None
+    walk = ChunkWalk(objective, Head(heads[0]), {"cross": Head(heads[1])}, {"cross": teacher_rows}, batch, divisors)
+    parts, (of_rows, _) = walk.run(rows, [heads[0]], [True, False])
+    assert of_rows is not None
+    gradient = torch.zeros_like(padded).flatten(0, 1).index_copy(0, batch.row_index, of_rows).view_as(padded)
+    return float(parts.loss), [g[: len(s)] for g, s in zip(gradient, student, strict=True)]
 
 
 def check_finite_and_positive(method: Method) -> None:
@@ -254,13 +305,15 @@ def run(method: Method, folder: Path, *, stop_after: int = 99, **settings: Any) 
         if step["step"] >= stop_after:
             raise _StoppedError
 
+    collator = made.collator(chunk_rows=16)
     return train(
         made.distiller(),
         made.examples,
-        made.collator(chunk_rows=16),
+        collator,
         Training(steps=4, learning_rate=1e-3, **({"batch_size": 2} | settings)),
         steps=4,
         seed=3,
         work=folder,
+        rollouts=made.rollouts(collator),
         on_step=on_step,
     )

@@ -222,6 +222,10 @@ def test_a_star_says_that_training_seeds_agree() -> None:
         frames.add("shaky", EASY + shaky + RNG.normal(0, 1, 60), seed=seed)
     marks = {label: cell.mark for (label, _), cell in cells(frames.table()).items()}
     assert marks == {"control": "", "steady": "†*", "shaky": "†"}
+    said = explained(frames.table())
+    assert "Each item's seeds are kept together." in said
+    assert r"\*: a paired t-test over seeds finds the same" in said
+    assert "| p over seeds, Holm |" in said
 
 
 # --- Wrong frames -----------------------------------------------------------------------------------------------------

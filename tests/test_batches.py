@@ -173,9 +173,12 @@ class Means(Method):
 
     def __init__(self, rows: Rows = Rows.PREDICTING, whole: bool = False) -> None:
         super().__init__()
-        self._rows = rows
-        self.needs = frozenset({Need.WHOLE_RESPONSE}) if whole else frozenset()  # type: ignore[misc]
+        self._rows, self._whole = rows, whole
         self.seen: list[tuple[list[int], list[int]]] = []
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.WHOLE_RESPONSE}) if self._whole else frozenset()
 
     @property
     def rows(self) -> Rows:

@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.alignment import AlignedResponse, Groups
 from methods.base import AlignedChunk, Side
 from methods.cdm import CDM, _nested_means
-from methods.maps import UNMAPPED, exact_map
+from methods.maps import MAPS, UNMAPPED
 from methods.vocabulary import TokenizerPair, Vocabulary
 from methods.warping import token_texts
 from tests import method_contract as contract
@@ -45,9 +45,22 @@ def distance(left: str, right: str) -> float:
     return Levenshtein.distance(left, right) / (len(left) + len(right)) if left or right else 1.0
 
 
-def partners(source: list[int], target: list[int], static: dict[int, int], texts: list[tuple[str, ...]]) -> list[int]:
-    """Partners of one position's source tokens: static ones, then greedily the nearest free pair below θ = 0.3."""
-    mapped = {s: static[s] for s in source if static[s] != UNMAPPED}
+def static_maps(kind: str) -> tuple[list[int], list[int]]:
+    """Teacher -> student and student -> teacher."""
+    return MAPS[kind](TEACHER, STUDENT).tolist(), MAPS[kind](STUDENT, TEACHER).tolist()
+
+
+def partners(
+    source: list[int], target: list[int], static: list[int], exact: list[int], texts: list[tuple[str, ...]]
+) -> list[int]:
+    """Partners of one position's source tokens, one-to-one.
+
+    Static ones first, exact before others, else the likeliest; then greedily the nearest free pair below θ = 0.3.
+    """
+    mapped: dict[int, int] = {}
+    for s in sorted(source, key=lambda s: static[s] != exact[s]):
+        if static[s] != UNMAPPED and static[s] not in mapped.values():
+            mapped[s] = static[s]
     taken = set(mapped.values())
     pairs = [(distance(texts[0][s], texts[1][t]), i, j) for i, s in enumerate(source) for j, t in enumerate(target)]
     for d, i, j in sorted(pairs):
@@ -57,15 +70,14 @@ def partners(source: list[int], target: list[int], static: dict[int, int], texts
     return [mapped.get(s, UNMAPPED) for s in source]
 
 
-def described(made: AlignedChunk, k: int, tau: float = 2.0) -> Tensor:
-    to_student = dict(enumerate(exact_map(TEACHER, STUDENT).tolist()))
-    to_teacher = dict(enumerate(exact_map(STUDENT, TEACHER).tolist()))
+def described(made: AlignedChunk, k: int, kind: str = "exact", tau: float = 2.0) -> Tensor:
+    there, back_again = zip(static_maps(kind), static_maps("exact"), strict=True)
     texts = [token_texts(TEACHER), token_texts(STUDENT)]
     total = torch.zeros((), dtype=torch.float64)
     for zs, zt in zip(made.student.logits, made.teacher.logits, strict=True):
         ours, theirs = top(zs, len(STUDENT), k), top(zt, len(TEACHER), k)
-        ahead = [(t, s) for t, s in zip(theirs, partners(theirs, ours, to_student, texts), strict=True) if s >= 0]
-        back = [(t, s) for s, t in zip(ours, partners(ours, theirs, to_teacher, texts[::-1]), strict=True) if t >= 0]
+        ahead = [(t, s) for t, s in zip(theirs, partners(theirs, ours, *there, texts), strict=True) if s >= 0]
+        back = [(t, s) for s, t in zip(ours, partners(ours, theirs, *back_again, texts[::-1]), strict=True) if t >= 0]
         if ahead:
             p, q = ((z[list(ids)] / tau).softmax(-1) for z, ids in zip((zt, zs), zip(*ahead, strict=True), strict=True))
             total = total + tau**2 * (p * (p / q).log()).sum()
@@ -75,15 +87,25 @@ def described(made: AlignedChunk, k: int, tau: float = 2.0) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("k", [1, 7, 60, 100])
-def test_described_equals_loops_over_positions(k: int) -> None:
-    method = CDM(k=k)
+@pytest.mark.parametrize(
+    ("k", "kind"), [(1, "exact"), (7, "exact"), (60, "exact"), (100, "exact"), (60, "nearest"), (60, "prefix")]
+)
+def test_described_equals_loops_over_positions(k: int, kind: str) -> None:
+    method = CDM(k=k, static_map=kind)
     method.prepare(PAIR)
     made = chunk(9, seed=k)
-    value, expected = method.loss(made).kd, described(made, k)
+    value, expected = method.loss(made).kd, described(made, k, kind)
     assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-10)
     (gradient,), (wanted,) = (torch.autograd.grad(x, made.student.logits) for x in (value, expected))
     torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["nearest", "prefix"])
+def test_static_maps_send_several_tokens_to_one(kind: str) -> None:
+    """Or the comparison above would not show that a described column stands once in a softmax."""
+    there, _ = static_maps(kind)
+    rows = [[there[t] for t in top(z, len(TEACHER), 60) if there[t] != UNMAPPED] for z in chunk(9, 60).teacher.logits]
+    assert any(len(set(row)) < len(row) for row in rows)
 
 
 def test_the_contextual_map_finds_more_than_the_static_one() -> None:
@@ -114,13 +136,14 @@ def response_map(
     return {i: j for i, j in mapped.items() if j != 0}
 
 
-def released(made: AlignedChunk, k: int, tau: float = 2.0) -> Tensor:
+def released(made: AlignedChunk, k: int, kind: str = "exact", tau: float = 2.0) -> Tensor:
+    to_student, to_teacher = static_maps(kind)
     texts = [token_texts(TEACHER), token_texts(STUDENT)]
     student, teacher = made.student.logits, made.teacher.logits
     ours, theirs = [top(z, len(STUDENT), k) for z in student], [top(z, len(TEACHER), k) for z in teacher]
-    ahead = response_map(theirs, ours, exact_map(TEACHER, STUDENT).tolist(), texts)
+    ahead = response_map(theirs, ours, to_student, texts)
     left = [[t if t in ahead else 0 for t in row] for row in theirs]
-    back = response_map(ours, left, exact_map(STUDENT, TEACHER).tolist(), texts[::-1])
+    back = response_map(ours, left, to_teacher, texts[::-1])
     total, masked = torch.zeros((), dtype=torch.float64), torch.tensor(-1e4, dtype=torch.float64)
     for row, (zs, zt) in enumerate(zip(student, teacher, strict=True)):
         t1 = [zt[t] if t in ahead else masked for t in theirs[row]]
@@ -133,12 +156,12 @@ def released(made: AlignedChunk, k: int, tau: float = 2.0) -> Tensor:
     return total / (len(student) * 2 * k)
 
 
-@pytest.mark.parametrize("k", [5, 60])
-def test_released_equals_loops_over_positions(k: int) -> None:
-    method = CDM(k=k, fidelity="released")
+@pytest.mark.parametrize(("k", "kind"), [(5, "exact"), (60, "exact"), (60, "nearest"), (60, "prefix")])
+def test_released_equals_loops_over_positions(k: int, kind: str) -> None:
+    method = CDM(k=k, fidelity="released", static_map=kind)
     method.prepare(PAIR)
     made = chunk(8, seed=k)
-    value, expected = method.loss(made).kd, released(made, k)
+    value, expected = method.loss(made).kd, released(made, k, kind)
     assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-10)
     (gradient,), (wanted,) = (torch.autograd.grad(x, made.student.logits) for x in (value, expected))
     torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-14)

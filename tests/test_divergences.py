@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from methods.divergences import _sorted_values, forward_kl, reverse_kl, sorted_l1
+from methods.divergences import _sorted_values, forward_kl, generalized_jsd, reverse_kl, sorted_l1
 
 SIZES = pytest.mark.parametrize(("columns_s", "columns_t"), [(7, 12), (12, 7), (9, 9), (1, 5), (5, 1)])
 
@@ -86,6 +86,62 @@ def test_kl_of_far_apart_distributions_stays_finite(divergence: type) -> None:
     value.backward()
     assert value.item() == pytest.approx(1000.0)
     assert torch.isfinite(logits.grad).all()
+
+
+# --- generalised JSD --------------------------------------------------------------------------------------------------
+
+
+def jsd_by_loops(student: list[float], teacher: list[float], beta: float) -> float:
+    """β KL(T || M) + (1 - β) KL(S || M), a number at a time."""
+    total = 0.0
+    for s, t in zip(student, teacher, strict=True):
+        m = (1 - beta) * s + beta * t
+        total += beta * t * math.log(t / m) + (1 - beta) * s * math.log(s / m)
+    return total
+
+
+def test_generalized_jsd_by_hand() -> None:
+    """s = (1/4, 3/4), t = (3/4, 1/4): m = (1/2, 1/2), and JSD = ln 2 - H(1/4) = 3/4 ln 3 - ln 2."""
+    s, t = (torch.tensor([p], dtype=torch.float64).log() for p in ([0.25, 0.75], [0.75, 0.25]))
+    assert generalized_jsd(s, t, 0.5).item() == pytest.approx(0.75 * math.log(3) - math.log(2), rel=1e-14)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("mass", [1.0, 0.3])
+def test_generalized_jsd_equals_loops(beta: float, mass: float) -> None:
+    """Of masses that do not add up to one too."""
+    student, teacher = random_logits(6, 11).softmax(-1), mass * random_logits(6, 11, seed=1).softmax(-1)
+    expected = [jsd_by_loops(s, t, beta) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
+    assert generalized_jsd(student.log(), teacher.log(), beta).tolist() == pytest.approx(expected, rel=1e-10)
+    swapped = generalized_jsd(teacher.log(), student.log(), 1 - beta)
+    assert swapped.tolist() == pytest.approx(expected, rel=1e-10)
+
+
+def test_generalized_jsd_at_its_ends_is_a_kl() -> None:
+    """Which is what the divergence over β, and over 1 - β, tends to."""
+    student, teacher = random_logits(4, 9).log_softmax(-1), random_logits(4, 9, seed=1).log_softmax(-1)
+    assert torch.equal(generalized_jsd(student, teacher, 0), forward_kl(student, teacher))
+    assert torch.equal(generalized_jsd(student, teacher, 1), reverse_kl(student, teacher))
+    near = generalized_jsd(student, teacher, 1e-7) / 1e-7, generalized_jsd(student, teacher, 1 - 1e-7) / 1e-7
+    torch.testing.assert_close(near[0], forward_kl(student, teacher), rtol=1e-4, atol=0)
+    torch.testing.assert_close(near[1], reverse_kl(student, teacher), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_generalized_jsd_is_zero_between_equals_and_has_no_gradient_there(beta: float) -> None:
+    logits = random_logits(4, 9).requires_grad_()
+    value = generalized_jsd(logits.log_softmax(-1), logits.detach().log_softmax(-1), beta)
+    value.sum().backward()
+    torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=1e-14)
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=1e-14)
+
+
+def test_generalized_jsd_of_parts_of_distributions_may_be_negative() -> None:
+    student, teacher = (
+        torch.tensor([[0.5]], dtype=torch.float64).log(),
+        torch.tensor([[0.1]], dtype=torch.float64).log(),
+    )
+    assert generalized_jsd(student, teacher, 0).item() == pytest.approx(0.1 * math.log(0.1 / 0.5))
 
 
 # --- sorted L1 --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def model(request: pytest.FixtureRequest, side: TextSide) -> Any:
 def answers(
     model: Any, side: TextSide, requests: Sequence[Request] = REQUESTS, *, seed: int | None = None, **more: Any
 ) -> list[Answer]:
-    return generate(model, side, requests, **({"new_tokens": 12, "batch_size": 8} | more), sampling_seed=seed)
+    seeded = [replace(request, seed=seed) for request in requests]
+    return generate(model, side, seeded, **({"new_tokens": 12, "batch_size": 8} | more))
 
 
 def bigram(side: TextSide, table: torch.Tensor) -> Any:
@@ -107,6 +109,16 @@ def test_samples_differ_between_seeds_and_between_ids(model: Any, side: TextSide
     assert len({answer.output for answer in answers(model, side, twins, seed=1)}) > 1
 
 
+def test_several_seeds_and_greedy_answers_in_one_call_stay_themselves(model: Any, side: TextSide) -> None:
+    """Each is what it would be in a call of its own, and comes where it was asked for."""
+    mixed = [replace(request, seed=seed) for seed in (10, None, 20) for request in REQUESTS]
+    found = generate(model, side, mixed, new_tokens=12, batch_size=5)
+    assert [(answer.id, answer.seed) for answer in found] == [(request.id, request.seed) for request in mixed]
+    for start, seed in zip(range(0, len(mixed), len(REQUESTS)), (10, None, 20), strict=True):
+        assert found[start : start + len(REQUESTS)] == answers(model, side, seed=seed)
+    assert len({request.key for request in mixed}) == len(mixed)
+
+
 def test_sampling_leaves_the_global_generator_alone(model: Any, side: TextSide) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -142,6 +154,19 @@ def test_samples_follow_the_models_distribution(side: TextSide) -> None:
 
 def test_an_answer_ends_at_eos(side: TextSide) -> None:
     (answer,) = answers(speller(side, "abc"), side, REQUESTS[:1])
+    assert (answer.output, answer.tokens, answer.stop) == ("abc", 4, "eos")
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("end", ["</s>", "<|im_end|>"])
+def test_an_answer_ends_at_each_of_its_ends(side: TextSide, template: Literal["plain", "chat"], end: str) -> None:
+    """At EOS and at the end of turn, whichever was trained."""
+    tokenizer = copy.deepcopy(side.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    both = TextSide(tokenizer, template=template, name="tiny")
+    assert set(both.eos_ids) == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    (answer,) = answers(speller(both, "abc", end), both, REQUESTS[:1])
     assert (answer.output, answer.tokens, answer.stop) == ("abc", 4, "eos")
 
 
@@ -197,6 +222,29 @@ def test_a_chat_template_goes_round_prompts_that_are_not_rendered(model: Any, si
         answers(model, chat, [Request("a", text, rendered=True)]) for text in texts
     )  # fmt: skip
     assert asked[0].output == rendered[0].output != plain[0].output
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_prompt_over_the_limit_loses_its_end(model: Any, side: TextSide, seed: int | None) -> None:
+    """Tokens, not characters, and as many as asked for: the answer is that to the shorter text."""
+    words = ["The quick brown fox", "jumps over the lazy dog, and the dog does not mind at all."]
+    whole = Request("x/0", " ".join(words), prompt_tokens=len(side.plain_prompts(words[:1])[0]))
+    assert side.plain_prompts([whole.prompt])[0][: whole.prompt_tokens] == side.plain_prompts(words[:1])[0]
+    short, other = Request("x/0", words[0]), Request("x/1", "Hello", prompt_tokens=100)
+    (cut, untouched), (expected,) = (answers(model, side, asked, seed=seed) for asked in ([whole, other], [short]))
+    assert (cut.output, cut.tokens, cut.stop) == (expected.output, expected.tokens, expected.stop)
+    assert (cut.prompt_cut, untouched.prompt_cut, expected.prompt_cut) == (True, False, False)
+    assert cut.prompt == whole.prompt  # what was asked stays on record whole
+
+
+def test_a_cut_prompt_needs_less_room(model: Any, side: TextSide) -> None:
+    long = Request("x/9", "Hello " * 2000)
+    room = model.config.max_position_embeddings
+    with pytest.raises(HarnessError, match=r"x/9: found a prompt of"):
+        check_room(model.config, side, [long], 5)
+    check_room(model.config, side, [replace(long, prompt_tokens=room - 5)], 5)
+    with pytest.raises(HarnessError, match=rf"x/9: found a prompt of {room - 4} tokens and 5 new ones"):
+        check_room(model.config, side, [replace(long, prompt_tokens=room - 4)], 5)
 
 
 def test_a_prompt_that_leaves_no_room_is_an_error(model: Any, side: TextSide) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer
 
+from methods import maps
 from methods.alignment import group_bytes
-from methods.maps import UNMAPPED, exact_map, nearest_map, nearest_strings, prefix_map, store_map
+from methods.maps import UNMAPPED, exact_map, nearest_map, nearest_strings, prefix_map, stored_map
 from methods.vocabulary import TokenKind, Vocabulary
 from tests import tiny
 
@@ -134,22 +137,63 @@ def test_prefix_map_takes_the_longest_beginning() -> None:
     assert prefix_map(source, target).tolist() == [1, 1, UNMAPPED, 2]
 
 
-def test_maps_are_stored_by_digest(tmp_path: Path) -> None:
-    """Made once for a pair of tokenizers; another pair or another kind is another file."""
-    source, target = vocabulary("byte_level"), vocabulary("unigram")
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the maps that are made, one after the other."""
     made: list[str] = []
 
-    def make() -> np.ndarray:
-        made.append("made")
-        return exact_map(source, target)
+    def count(kind: str) -> Callable[..., np.ndarray]:
+        own = maps.MAPS[kind]
+        return lambda *pair: (made.append(kind), own(*pair))[1]
 
-    first = store_map(tmp_path, "exact", source, target, make)
-    again = store_map(tmp_path, "exact", source, target, make)
-    assert made == ["made"]
+    monkeypatch.setattr(maps, "MAPS", {kind: count(kind) for kind in maps.MAPS})
+    return made
+
+
+def test_a_stored_map_is_made_once(tmp_path: Path, counted: list[str]) -> None:
+    source, target = vocabulary("byte_level"), vocabulary("unigram")
+    first = stored_map("nearest", source, target, tmp_path / "maps")
+    again = stored_map("nearest", source, target, tmp_path / "maps")
+    assert counted == ["nearest"]
     assert (first == again).all()
-    store_map(tmp_path, "prefix", source, target, make)
-    assert made == ["made", "made"]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert (first == nearest_map(source, target)).all()
+    assert again.dtype == np.int64
+
+
+def test_a_map_of_other_tokens_code_or_kind_is_another_file(
+    tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = vocabulary("byte_level"), vocabulary("unigram")
+    stored_map("exact", source, target, tmp_path)
+    for pair in ((target, source), (source, vocabulary("byte_fallback"))):
+        stored_map("exact", *pair, tmp_path)
+    stored_map("exact", replace(source, eos=(1,)), target, tmp_path)  # a base and an instruct model of one tokenizer
+    stored_map("prefix", source, target, tmp_path)
+    monkeypatch.setattr(maps, "_code", lambda: "changed")
+    stored_map("exact", source, target, tmp_path)
+    assert counted == ["exact"] * 4 + ["prefix", "exact"]
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"no array"])
+def test_a_damaged_map_is_made_again(tmp_path: Path, counted: list[str], content: bytes) -> None:
+    source, target = vocabulary("byte_level"), vocabulary("unigram")
+    good = stored_map("exact", source, target, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    for _ in range(2):
+        assert (stored_map("exact", source, target, tmp_path) == good).all()
+    np.save(file, good[:-1])
+    assert (stored_map("exact", source, target, tmp_path) == good).all()
+    assert len(counted) == 3
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_can_not_be_written_costs_no_result(tmp_path: Path) -> None:
+    source, target = vocabulary("byte_level"), vocabulary("unigram")
+    (tmp_path / "file").touch()
+    for folder in (None, tmp_path / "file"):
+        assert (stored_map("exact", source, target, folder) == exact_map(source, target)).all()
 
 
 @pytest.mark.slow

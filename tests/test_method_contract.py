@@ -1,24 +1,32 @@
-"""The contract of every registered method, in every fidelity in which it differs."""
+"""The contract of every registered method, in every fidelity in which it differs, and with options that matter."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from methods.base import Method, TeacherKind, registered
 from tests import method_contract as contract
 
+# Options that lead through code of their own, by method.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "gold": [{"merge": "observed"}, {"merge": "product"}, {"positions": "disagreement"}],
+    "uld": [{"pairing": "bytes"}],
+}
 
-def _all_methods() -> list[Method]:
+
+def _all_methods() -> list[Any]:
     made = []
-    for kind in registered().values():
+    for name, kind in registered().items():
         fidelities = ("described", "released") if kind.fidelities_differ else ("described",)
-        made += [kind(fidelity=fidelity) for fidelity in fidelities]
+        options = [{"fidelity": fidelity} for fidelity in fidelities] + VARIANTS.get(name, [])
+        made += [pytest.param(kind(**given), id="-".join([name, *given.values()])) for given in options]
     return made
 
 
-METHODS = pytest.mark.parametrize("method", _all_methods(), ids=lambda m: f"{m.name}-{m.options.fidelity}")
+METHODS = pytest.mark.parametrize("method", _all_methods())
 
 
 @METHODS

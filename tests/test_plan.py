@@ -131,6 +131,56 @@ def test_a_method_without_its_teacher_is_an_error(planned: Planner, kind: Teache
     planned(methods=["sft"], **{f"teachers__{role}": None})
 
 
+# --- References -------------------------------------------------------------------------------------------------------
+
+REFERENCES = ["untrained", "warm_start", "teachers"]
+
+
+def test_references_share_the_stages_that_students_train_from(planned: Planner) -> None:
+    plain, plan = planned(seeds=[0, 1]), planned(seeds=[0, 1], evaluation__references=REFERENCES)
+    assert [cell.scores.identity for cell in plan.cells] == [cell.scores.identity for cell in plain.cells]
+    assert kinds_that_differ(plain, plan) == {"answers", "scores", "bits"}  # nothing is trained for them
+    rows = [
+        (r.row, r.seed, r.role, r.teacher_kind, *(s.kind for s in r.answers.inputs.values())) for r in plan.references
+    ]
+    assert rows == [
+        ("untrained", 0, "reference", "none"),
+        ("warm start", 0, "reference", "none", "warm_start"),
+        ("warm start", 1, "reference", "none", "warm_start"),
+        ("same-tokenizer teacher", 0, "teacher", "same-tokenizer", "teacher"),
+        ("cross-tokenizer teacher", 0, "teacher", "cross-tokenizer", "teacher"),
+    ]
+    for reference in plan.references:
+        assert reference.scores.inputs == {"answers": reference.answers}
+        assert reference.bits is not None
+        assert reference.bits.inputs == reference.answers.inputs
+        assert reference.answers.values["requests"] == plan.cells[0].answers.values["requests"]  # one protocol
+    assert plan.identity != plain.identity
+
+
+def test_references_that_share_nothing_bring_what_they_need(planned: Planner) -> None:
+    plan = planned(methods=["sft"], evaluation__references="warm_start")
+    assert [stage.kind for stage in plan.stages()][:2] == ["warm_start", "answers"]
+    assert not planned(teachers={}, methods=["sft"], evaluation__references=["teachers"]).references
+
+
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        ({"student__layers": 1}, {"untrained", "warm start", "same-tokenizer teacher", "cross-tokenizer teacher"}),
+        ({"warm_start__steps": 3}, {"warm start"}),
+        ({"teacher__steps": 3}, {"same-tokenizer teacher", "cross-tokenizer teacher"}),
+        ({"train__steps": 3}, set()),
+        ({"teachers__cross__name": "x"}, set()),
+    ],
+    ids=_id,
+)
+def test_what_makes_the_numbers_of_a_reference_new(planned: Planner, change: dict[str, Any], new: set[str]) -> None:
+    before, after = (planned(evaluation__references=REFERENCES, **more) for more in ({}, change))
+    rows = list(zip(before.references, after.references, strict=True))
+    assert {one.row for one, other in rows if one.scores.identity != other.scores.identity} == new
+
+
 # --- What changes a result --------------------------------------------------------------------------------------------
 
 
@@ -159,7 +209,11 @@ def test_a_method_without_its_teacher_is_an_error(planned: Planner, kind: Teache
         ({"dolly__train_items": 7}, ALL),
         ({"dolly__test_items": 2}, CELL - {"student"}),
         ({"dolly__new_tokens": 9}, CELL - {"student"}),
-        ({"dolly__sampling_seed": 11}, CELL - {"student"}),
+        ({"dolly__sampling_seeds": [11]}, CELL - {"student"}),
+        ({"dolly__sampling_seeds": [10, 11]}, CELL - {"student"}),
+        ({"dolly__decoding": "greedy"}, CELL - {"student"}),
+        ({"dolly__prompt_tokens": 99}, CELL - {"student"}),
+        ({"dolly__sets": ["dolly", "vicuna"]}, CELL - {"student"}),
     ],
     ids=_id,
 )  # fmt: skip
@@ -179,7 +233,8 @@ def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
         {"train__micro_batch_size": 1}, {"train__chunk_rows": 7}, {"train__checkpoint_every": 5},
         {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"keep_students": False},
         {"student__name": "x"}, {"name": "x"}, {"title": "x"}, {"notes": ["x"]}, {"train__precision": "float32"},
-        {"gsm8k__new_tokens": 3}, {"evaluation__bits_per_byte": False}, {"methods": ["sft"]}, {"seeds": 0},
+        {"gsm8k__new_tokens": 3}, {"dolly__unni_items": 5}, {"evaluation__bits_per_byte": False},
+        {"methods": ["sft"]}, {"seeds": 0},
     ],
     ids=_id,
 )  # fmt: skip

@@ -210,7 +210,7 @@ def test_best_of_bits_per_byte_is_the_lowest() -> None:
     assert [cell(table, label, "gsm8k.bits_per_byte").best for label in "abc"] == [False, True, False]
 
 
-def test_best_is_sought_over_all_kinds_of_one_student_and_teachers_do_not_compete() -> None:
+def test_best_is_sought_over_all_kinds_of_one_student_and_only_methods_compete() -> None:
     table = build_table(
         frame(
             score("sft", 10.0),
@@ -218,6 +218,7 @@ def test_best_is_sought_over_all_kinds_of_one_student_and_teachers_do_not_compet
             score("sft", 12.0, role="teacher", teacher_kind="cross-tokenizer"),  # not bold for equalling the best
             score("fkd", 12.0, teacher_kind="same-tokenizer"),
             score("uld", reason="oom", teacher_kind="cross-tokenizer"),
+            score("warm start", 50.0, role="reference"),
             score("other", 1.0, student="second"),
         )
     )
@@ -419,7 +420,7 @@ Recipe: smoke
 | uld | 2 | **13.00** <sup>1</sup> | **0.705 ± 0.007** |
 | cdm | 1 | – <sup>2</sup> | 0.900 |
 
-Bold: the best of its column within a student, at the printed precision; teachers do not compete. ↑ higher is better, ↓ lower is better.
+Bold: the best of its column within a student, at the printed precision; teachers and references do not compete. ↑ higher is better, ↓ lower is better.
 
 ±: sample standard deviation over training seeds.
 

@@ -1,5 +1,7 @@
 """ROUGE-L against values worked out by hand and against rouge-score itself."""
 
+import random
+
 import pytest
 
 from harness.evaluate import rouge
@@ -32,6 +34,25 @@ def test_the_same_as_rouge_score() -> None:
     expected = RougeScorer(["rougeL"], use_stemmer=True).score(reference, output)["rougeL"].fmeasure
     assert rouge.score(output, [reference]) == pytest.approx(100 * expected)
     assert 0 < expected < 1
+
+
+def test_random_texts_score_as_in_rouge_score() -> None:
+    """Words with endings to stem, capitals, digits, punctuation and other scripts, against one to four references."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer, draw = RougeScorer(["rougeL"], use_stemmer=True), random.Random(0)
+    words = ["running", "runs", "Run", "3.5", "it's", "Zürich", "天空", "cities", "city", "the", "(the)", "\n", "-"]
+
+    def text() -> str:
+        return " ".join(draw.choices(words, k=draw.randint(0, 12)))
+
+    values = []
+    for _ in range(200):
+        output, references = text(), [text() for _ in range(draw.randint(1, 4))]
+        values.append(rouge.score(output, references))
+        by_hand = max(scorer.score(reference, output)["rougeL"].fmeasure for reference in references)
+        assert values[-1] == pytest.approx(100 * by_hand)
+    assert len(set(values)) > 50
 
 
 def test_text_ends_at_the_end_token() -> None:

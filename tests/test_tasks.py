@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from harness.errors import HarnessError
 from harness.files import sha256_file
@@ -57,7 +58,7 @@ def test_dolly_rows(tmp_path: Path) -> None:
         {"instruction": "f", "input": None, "output": ["g", "h"]},
         {"instruction": "i", "output": "j"},
     )
-    task = made("dolly", tmp_path)
+    task = made("dolly", tmp_path, decoding="greedy")
     assert [(e.id, e.prompt, e.response) for e in task.training_examples()] == [
         ("dolly/train/0", WITHOUT_INPUT.format(instruction="a"), "b"),
         ("dolly/train/1", WITH_INPUT.format(instruction="c", input="d"), "e"),
@@ -65,10 +66,109 @@ def test_dolly_rows(tmp_path: Path) -> None:
     assert [(e.id, e.response) for e in task.reference_examples()] == [("dolly/0", "g"), ("dolly/1", "j")]
     requests = task.requests()
     assert [(r.id, r.prompt) for r in requests] == [(e.id, e.prompt) for e in task.reference_examples()]
-    assert {r.stop for r in requests} == {("<|endoftext|>",)}
+    assert {(r.stop, r.seed, r.prompt_tokens, r.key == r.id) for r in requests} == {
+        (("<|endoftext|>",), None, 256, True)
+    }
     assert not any(r.rendered for r in requests)  # a chat template goes round them
     scores = task.score({"one": {"dolly/0": "h", "dolly/1": "no"}}, tmp_path, False)
     assert scores["one"].values == {"rouge_l": {"dolly/0": 100.0, "dolly/1": 0.0}}  # the best over references
+
+
+@pytest.fixture
+def five_sets(tmp_path: Path) -> Path:
+    """A folder with three items of each test set, in the papers' layout."""
+    for name in ("dolly/valid", "selfinst/valid", "vicuna/valid", "sinst/valid_11_", "unni/valid_11_"):
+        rows: list[dict[str, Any]] = [{"instruction": f"{name} {i}", "output": f"{name} answer {i}"} for i in range(3)]
+        if name == "sinst/valid_11_":
+            rows[1] |= {"input": "some context", "output": ["red apples", "green pears and plums"]}
+        write(tmp_path / f"{name}.jsonl", *rows)
+    write(tmp_path / "dolly/train.jsonl", {"instruction": "a", "output": "b"})
+    return tmp_path
+
+
+ALL_SETS = ("dolly", "selfinst", "vicuna", "sinst", "unni")
+
+
+def test_each_test_set_is_a_column_with_its_own_items(five_sets: Path) -> None:
+    task = made("dolly", five_sets, sets=ALL_SETS, sampling_seeds=(10, 20), unni_items=2, prompt_tokens=99)
+    names = [metric.name for metric in task.metrics]
+    assert names == ["rouge_l", "rouge_l_selfinst", "rouge_l_vicuna", "rouge_l_sinst", "rouge_l_unni"]
+    assert all(metric.headline for metric in task.metrics)
+    requests = task.requests()
+    expected = {f"{name}/{i}" for name in ALL_SETS for i in range(2 if name == "unni" else 3)}
+    assert {request.id for request in requests} == expected
+    assert len({request.key for request in requests}) == len(requests) == 2 * len(expected)  # once for each seed
+    assert {(request.seed, request.prompt_tokens) for request in requests} == {(10, 99), (20, 99)}
+    asked = {request.id: request.prompt for request in requests}
+    assert asked["sinst/1"] == WITH_INPUT.format(instruction="sinst/valid_11_ 1", input="some context")
+    assert asked["vicuna/2"] == WITHOUT_INPUT.format(instruction="vicuna/valid 2")
+    assert {e.id for e in task.reference_examples()} == {f"dolly/{i}" for i in range(3)}  # bits per byte: Dolly alone
+
+
+def test_scores_are_means_over_sampling_seeds_of_rouge_score_itself(five_sets: Path) -> None:
+    """Each answer scored by rouge-score by hand: the best over references, then the mean over an item's answers."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    task = made("dolly", five_sets, sets=ALL_SETS, sampling_seeds=(10, 20))
+    said = {
+        "sinst/1": ("He eats red apples.", "Pears, green pears!"),
+        "vicuna/2": ("vicuna answers: 2", "  vicuna valid answer 2 <|endoftext|> vicuna vicuna"),
+    }
+    answers = {
+        request.key: said.get(request.id, ("the answers", ""))[request.seed == 20] for request in task.requests()
+    }
+    scores = task.score({"one": answers}, five_sets, False)["one"].values
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+
+    def by_hand(answer: str, *references: str) -> float:
+        return max(100 * scorer.score(reference, answer)["rougeL"].fmeasure for reference in references)
+
+    references = ("red apples", "green pears and plums")
+    first, second = (by_hand(answer, *references) for answer in said["sinst/1"])
+    assert scores["rouge_l_sinst"]["sinst/1"] == pytest.approx((first + second) / 2)
+    assert (first, second) == pytest.approx((100 * 2 / 3, 100 * 4 / 7))  # 2 words of 4 and 2; 2 of 3 and 4
+    vicuna = by_hand("vicuna answers: 2", "vicuna/valid answer 2"), 100
+    assert scores["rouge_l_vicuna"]["vicuna/2"] == pytest.approx(sum(vicuna) / 2)
+    assert scores["rouge_l"]["dolly/0"] == pytest.approx(by_hand("the answers", "dolly/valid answer 0") / 2)
+    assert {metric: len(items) for metric, items in scores.items()} == {m.name: 3 for m in task.metrics}
+
+
+def test_a_missing_test_set_is_named_and_is_no_column(five_sets: Path) -> None:
+    whole = made("dolly", five_sets, sets=ALL_SETS)
+    assert "not evaluated" not in " ".join(whole.protocol())
+    digests = whole.test_digests()
+    (five_sets / "unni/valid_11_.jsonl").unlink()
+    (five_sets / "selfinst/valid.jsonl").unlink()
+    task = made("dolly", five_sets, sets=ALL_SETS)
+    assert [metric.name for metric in task.metrics] == ["rouge_l", "rouge_l_vicuna", "rouge_l_sinst"]
+    assert {request.id.partition("/")[0] for request in task.requests()} == {"dolly", "vicuna", "sinst"}
+    (line,) = [line for line in task.protocol() if "not evaluated" in line]
+    assert "SelfInst (selfinst/valid.jsonl); UnNI (unni/valid_11_.jsonl)" in line
+    assert task.test_digests() == [digests[0], *digests[2:4]]  # stages of an evaluation on fewer sets are other ones
+    with pytest.raises(HarnessError, match=r"none of unni/valid_11_\.jsonl under"):
+        made("dolly", five_sets, sets=("unni", "selfinst")).requests()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sets": ["dolly", "dolly"]}, "stands there twice"),
+        ({"sampling_seeds": [1, 1]}, "stands there twice"),
+        ({"sets": []}, "at least 1"),
+        ({"sampling_seeds": []}, "at least 1"),
+        ({"sets": ["vicunna"]}, "vicuna"),
+        ({"prompt_tokens": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings_of_dolly(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        made("dolly", **settings)
+
+
+def test_one_set_or_seed_needs_no_list() -> None:
+    settings = made("dolly", sets="vicuna", sampling_seeds=20).settings
+    assert (settings.sets, settings.sampling_seeds) == (("vicuna",), (20,))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +243,11 @@ def test_ids_are_unique_and_names_are_consistent(name: str) -> None:
     ("name", "settings", "words"),
     [
         ("dolly", {"test_items": 7}, ["ROUGE-L", "7 items", "sampling at T=1, seed 10", "256 new tokens"]),
-        ("dolly", {"decoding": "greedy", "new_tokens": 9}, ["greedy", "9 new tokens"]),
+        ("dolly", {"decoding": "greedy", "new_tokens": 9}, ["greedy", "9 new tokens", "at its end after 256 tokens"]),
+        ("dolly", {"sampling_seeds": (10, 20)}, ["mean over the seeds 10, 20"]),
+        ("dolly", {"prompt_tokens": 99}, ["cut at its end after 99 tokens"]),
+        ("dolly", {"prompt_tokens": None}, ["never cut"]),
+        ("dolly", {"sets": ALL_SETS, "test_items": 7}, ["Dolly 7 items", "UnNI (unni", "of the references of Dolly"]),
         ("gsm8k", {"test_items": 7}, ["lm-eval", "gsm8k 3", "5-shot (seed 1234)", "7 items", "as lm-eval asks"]),
         ("gsm8k", {"template": "bare", "few_shot": 0}, ["0-shot", "the bare question"]),
         ("codem", {"test_items": 7}, ["EvalPlus 0.3", "humaneval", "greedy", "7 problems", "768 new", "mismatch"]),
@@ -162,6 +266,27 @@ def test_identities_hold_what_generation_and_training_depend_on() -> None:
         assert task.training_identity() != more_rows.training_identity()
         assert task.identity() != made(name, new_tokens=3).identity()
         assert task.training_identity() == made(name, new_tokens=3, test_items=1).training_identity()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dolly", {"sets": ("dolly", "vicuna")}), ("dolly", {"sampling_seeds": (10, 20)}),
+        ("dolly", {"decoding": "greedy"}), ("dolly", {"prompt_tokens": 99}), ("dolly", {"prompt_tokens": None}),
+        ("dolly", {"sets": ("dolly", "unni"), "unni_items": 7}), ("gsm8k", {"few_shot": 4}),
+        ("gsm8k", {"few_shot_seed": 1}), ("gsm8k", {"template": "bare"}),
+    ],
+)  # fmt: skip
+def test_an_option_of_a_protocol_is_part_of_the_identity_and_is_printed(name: str, settings: dict[str, Any]) -> None:
+    """But for the size of a set that is not there: its absence is what is printed."""
+    task, other = made(name), made(name, **settings)
+    assert other.identity() != task.identity()
+    assert other.protocol() != task.protocol()
+
+
+def test_sampling_seeds_do_not_count_where_nothing_is_sampled() -> None:
+    greedy = made("dolly", decoding="greedy")
+    assert greedy.identity() == made("dolly", decoding="greedy", sampling_seeds=(1, 2)).identity()
 
 
 def test_few_shot_examples_make_the_training_file_part_of_the_test() -> None:
@@ -240,6 +365,7 @@ def test_a_file_without_rows_or_of_other_bytes_is_named(tmp_path: Path, content:
     ("name", "settings", "train", "test"),
     [
         ("dolly", {}, 5005, 500),
+        ("dolly", {"sets": ALL_SETS}, 5005, 500),
         ("gsm8k", {}, 7473, 1319),
         ("codem", {"benchmarks": ("humaneval", "mbpp")}, 2015, 164 + 378),
     ],
@@ -254,7 +380,11 @@ def test_real_data_sets_load(shared_data: Path, name: str, settings: dict[str, A
 
 @pytest.mark.shared_data
 def test_our_dolly_prompts_are_those_that_dskds_files_carry(shared_data: Path) -> None:
-    task = made("dolly", shared_data)
-    for path, examples in ((task.train_file, task.training_examples()), (task.test_file, task.reference_examples())):
-        carried = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
-        assert [example.prompt for example in examples] == carried
+    task = made("dolly", shared_data, sets=ALL_SETS, decoding="greedy")
+    carried = [json.loads(line)["prompt"] for line in task.train_file.read_text().splitlines()]
+    assert [example.prompt for example in task.training_examples()] == carried
+    files = ("dolly/valid", "selfinst/valid", "vicuna/valid", "sinst/valid_11_")
+    lines = [line for name in files for line in (shared_data / f"{name}.jsonl").read_text().splitlines()]
+    assert [request.prompt for request in task.requests()] == [json.loads(line)["prompt"] for line in lines]
+    sizes = " ".join(task.protocol())
+    assert all(words in sizes for words in ("Dolly 500 items", "SelfInst 242", "Vicuna 80", "S-NI 1694", "UnNI ("))

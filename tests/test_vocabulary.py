@@ -21,7 +21,7 @@ from tests import tiny
 
 SENTENCEPIECE = ("byte_fallback", "unigram")
 PREFIXED = ("byte_fallback", "byte_level_prefix")  # families that begin every stretch of text with a space
-FAMILIES = pytest.mark.parametrize("family", [*tiny.FAMILIES, "byte_level_prefix"])
+FAMILIES = pytest.mark.parametrize("family", tiny.MORE_FAMILIES)
 
 # What tokenizers get wrong, and anything else. The one character that SentencePiece can't tell from a space has tests
 # of its own, and so has the text of a fallback piece.
@@ -36,11 +36,7 @@ TEXTS = (
 
 @cache
 def backend(family: str) -> Tokenizer:
-    if family != "byte_level_prefix":
-        return tiny.tokenizer(family).backend_tokenizer
-    made = clone(backend("byte_level"))  # as GPT-2's, with a space before the first word
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    return made
+    return tiny.tokenizer(family).backend_tokenizer
 
 
 @cache
@@ -213,6 +209,43 @@ def test_special_tokens_have_no_width(family: str) -> None:
     assert [vocab.token_bytes[i] for i in special] == [b"<pad>", b"<s>", b"</s>"]
     assert (vocab.widths[special] == 0).all()
     assert (vocab.widths[vocab.kinds < TokenKind.SPECIAL] > 0).all()
+
+
+@FAMILIES
+def test_every_byte_has_a_token_and_an_ordinary_one_where_there_is_one(family: str) -> None:
+    vocab = vocabulary(family)
+    for byte, index in enumerate(vocab.byte_tokens):
+        assert vocab.token_bytes[index] == bytes([byte])
+        ordinary = [
+            i for i in np.flatnonzero(vocab.kinds == TokenKind.ORDINARY) if vocab.token_bytes[i] == bytes([byte])
+        ]
+        assert not ordinary or index == ordinary[0]
+
+
+def test_an_end_is_special_whatever_the_file_says() -> None:
+    """An end that is declared as text would have a width, and shift what follows it."""
+    index = backend("byte_level").token_to_id("a")
+    vocab = Vocabulary.of(backend("byte_level"), eos=(index,))
+    assert (vocab.kinds[index], vocab.widths[index]) == (TokenKind.SPECIAL, 0)
+    assert vocabulary("byte_level").kinds[index] == TokenKind.ORDINARY
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("byte_level", "never"),
+        ("byte_level_prefix", "unless space"),
+        ("byte_fallback", "always"),
+        ("byte_fallback_bare", "never"),
+        ("unigram", "unless space"),
+    ],
+)
+def test_dummy_spaces_are_known(family: str, expected: str) -> None:
+    """Against what the tokenizer does with a letter, and with a space and a letter."""
+    vocab = vocabulary(family)
+    added = ["".join(vocab.token_bytes[i].decode() for i in encode(backend(family), text)) for text in ("a", " a")]
+    known = {("a", " a"): "never", (" a", " a"): "unless space", (" a", "  a"): "always"}
+    assert vocab.dummy_space == known[added[0], added[1]] == expected
 
 
 def test_ids_without_a_name_are_unused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -34,27 +35,41 @@ SAMPLES = [
     ("How many sheep?", "201 + 19 = <<201+19=220>>220 sheep.\n#### 220"),
 ]
 FAMILIES = ("byte_level", "byte_fallback", "unigram")
+MORE_FAMILIES = (*FAMILIES, "byte_level_prefix", "byte_level_digits", "byte_fallback_bare")
+"""Also: a space before every text, as GPT-2 may put it; digits alone, as in Qwen; no space in front, as in Gemma."""
 ARCHITECTURES = ("qwen2", "phi3", "gemma2", "llama", "opt")
 
 
 @cache
-def tokenizer(family: str, size: int = 400) -> PreTrainedTokenizerFast:
-    """A tokenizer of the family, trained on :data:`TEXT`, with BOS, EOS and padding."""
+def tokenizer(family: str, size: int = 400, texts: tuple[str, ...] = tuple(TEXT)) -> PreTrainedTokenizerFast:
+    """A tokenizer of the family, trained on some texts, with BOS, EOS and padding."""
     special = ["<pad>", "<s>", "</s>"]
-    if family == "byte_level":
+    if family == "byte_level_prefix":
+        made = copy.deepcopy(tokenizer("byte_level", size).backend_tokenizer)
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    elif family == "byte_fallback_bare":
+        made = copy.deepcopy(tokenizer("byte_fallback", size).backend_tokenizer)
+        made.normalizer = normalizers.Replace(" ", "▁")
+        made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    elif family in ("byte_level", "byte_level_digits"):
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if family == "byte_level_digits":
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            made.pre_tokenizer = pre_tokenizers.Sequence([digits, made.pre_tokenizer])
+            size -= 60  # the last merges are missing
         made.decoder = decoders.ByteLevel()
         trainer: Any = trainers.BpeTrainer(
             vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         )
-        made.train_from_iterator(TEXT * 4, trainer)
+        made.train_from_iterator(texts * 4, trainer)
     elif family == "byte_fallback":
         fallback = [f"<0x{byte:02X}>" for byte in range(256)]
         trained = Tokenizer(models.BPE())
         trained.normalizer = normalizers.Replace(" ", "▁")
         trained.pre_tokenizer = pre_tokenizers.Split(Regex("(?=▁)"), "isolated")
-        alphabet_free = [text.encode("ascii", "ignore").decode() for text in TEXT * 4]
+        alphabet_free = [text.encode("ascii", "ignore").decode() for text in texts * 4]
         trained.train_from_iterator(alphabet_free, trainers.BpeTrainer(vocab_size=size, show_progress=False))
         # Fallback pieces come first, as in Llama-2's and Gemma's vocabularies; then the trained pieces.
         vocabulary = {piece: i for i, piece in enumerate([*special, *fallback])}
@@ -72,7 +87,7 @@ def tokenizer(family: str, size: int = 400) -> PreTrainedTokenizerFast:
         trained = Tokenizer(models.Unigram())
         trained.pre_tokenizer = pre_tokenizers.Metaspace()
         trained.train_from_iterator(
-            TEXT * 4,
+            texts * 4,
             trainers.UnigramTrainer(vocab_size=size, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False),
         )
         parts = __import__("json").loads(trained.to_str())["model"]

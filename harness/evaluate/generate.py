@@ -27,17 +27,21 @@ class Answer:
 
     Attributes:
         id: of the test item.
+        seed: of the sampling; None for a greedy answer.
         prompt: what it was given, in text, before the model's own template.
         output: decoded answer, cut before the first stop string; special tokens left out.
         tokens: generated tokens, the one that ended the answer included.
         stop: "eos", "stop string" or "length".
+        prompt_cut: whether the prompt was longer than the request allows, and lost its end.
     """
 
     id: str
+    seed: int | None
     prompt: str
     output: str
     tokens: int
     stop: str
+    prompt_cut: bool
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,38 +54,45 @@ def generate(
     requests: Sequence[Request],
     *,
     new_tokens: int,
-    sampling_seed: int | None,
     batch_size: int,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
     """Answers in the order of the requests.
 
     Args:
+        requests: greedy ones and sampled ones, the same item with several seeds too.
         new_tokens: the most tokens of an answer.
-        sampling_seed: None for greedy decoding; else sampling at T=1 from the whole distribution.
         on_batch: called with the number of requests done.
     """
     prompts = _prompts(side, requests)
-    # Longest first: batches pad little, and memory runs out in the first batch or never.
-    order = sorted(range(len(requests)), key=lambda place: -len(prompts[place]))
     answers: dict[int, Answer] = {}
     model.eval()
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        made = _generate_batch(
-            model, side, [requests[p] for p in places], [prompts[p] for p in places], new_tokens, sampling_seed
-        )
-        answers.update(zip(places, made, strict=True))
-        on_batch(len(answers))
+    for seed in dict.fromkeys(request.seed for request in requests):
+        mine = [place for place, request in enumerate(requests) if request.seed == seed]
+        # Longest first: batches pad little, and memory runs out in the first batch or never.
+        order = sorted(mine, key=lambda place: -len(_cut(prompts[place], requests[place])))
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            made = _generate_batch(
+                model, side, [requests[p] for p in places], [prompts[p] for p in places], new_tokens, seed
+            )
+            answers.update(zip(places, made, strict=True))
+            on_batch(len(answers))
     return [answers[place] for place in range(len(requests))]
 
 
 def _prompts(side: TextSide, requests: Sequence[Request]) -> list[list[int]]:
+    """Token ids of whole prompts, BOS included."""
     plain = side.plain_prompts([request.prompt for request in requests])
     if side.template == "plain":
         return plain
     templated = side.prompts([request.prompt for request in requests])
     return [plain[i] if request.rendered else templated[i] for i, request in enumerate(requests)]
+
+
+def _cut(prompt: list[int], request: Request) -> list[int]:
+    """What the model reads: a prompt over the limit loses its end, as in DSKD's evaluation."""
+    return prompt[: request.prompt_tokens]
 
 
 def check_room(config: Any, side: TextSide, requests: Sequence[Request], new_tokens: int) -> None:
@@ -95,12 +106,13 @@ def check_room(config: Any, side: TextSide, requests: Sequence[Request], new_tok
     """
     room = getattr(config.get_text_config(), "max_position_embeddings", None)
     for request, prompt in zip(requests, _prompts(side, requests), strict=True):
-        if room is not None and len(prompt) + new_tokens > room:
+        length = len(_cut(prompt, request))
+        if room is not None and length + new_tokens > room:
             raise HarnessError(
                 f"test item {request.id}",
-                f"a prompt of {len(prompt)} tokens and {new_tokens} new ones",
+                f"a prompt of {length} tokens and {new_tokens} new ones",
                 f"at most {room} together, which is what {side.name} reads",
-                "Lower the task's new_tokens or its few_shot.",
+                "Lower the task's new_tokens, its prompt_tokens or its few_shot.",
             )
 
 
@@ -108,37 +120,51 @@ def _generate_batch(
     model: Any,
     side: TextSide,
     requests: Sequence[Request],
-    prompts: Sequence[list[int]],
+    whole_prompts: Sequence[list[int]],
     new_tokens: int,
     sampling_seed: int | None,
 ) -> list[Answer]:
-    tokenizer = side.tokenizer
-    device = next(model.parameters()).device
+    prompts = [_cut(prompt, request) for prompt, request in zip(whole_prompts, requests, strict=True)]
     width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.int64)
+    stops = _StopStrings(side.tokenizer, [request.stop for request in requests], width)
+    noise = [] if sampling_seed is None else [GumbelNoise([request.id for request in requests], sampling_seed)]
+    made = continue_prompts(model, side, prompts, new_tokens=new_tokens, processors=noise, stopping=[stops])
+    return [
+        _answer(side.tokenizer, side.eos_ids, request, ids, prompt_cut=len(prompt) < len(whole))
+        for request, ids, prompt, whole in zip(requests, made, prompts, whole_prompts, strict=True)
+    ]
+
+
+def continue_prompts(
+    model: Any,
+    side: TextSide,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    processors: Sequence[LogitsProcessor],
+    stopping: Sequence[StoppingCriteria] = (),
+) -> list[list[int]]:
+    """Generated ids of each prompt, padding after the end included. One batch, padded on the left."""
+    pad, device = side.tokenizer.pad_token_id, next(model.parameters()).device
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    stops = _StopStrings(tokenizer, [request.stop for request in requests], width)
-    processors = LogitsProcessorList()
-    if sampling_seed is not None:
-        processors.append(_GumbelNoise([request.id for request in requests], sampling_seed))
     with _own_settings_off(model):
         output = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             max_new_tokens=new_tokens,
             do_sample=False,
-            eos_token_id=side.eos,
-            pad_token_id=tokenizer.pad_token_id,
-            logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([stops]),
+            eos_token_id=list(side.eos_ids),
+            pad_token_id=pad,
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList(stopping),
         )
-    return [
-        _answer(tokenizer, side.eos, request, row.tolist())
-        for request, row in zip(requests, output[:, width:], strict=True)
-    ]
+    made: list[list[int]] = output[:, width:].tolist()
+    return made
 
 
 @contextmanager
@@ -151,13 +177,15 @@ def _own_settings_off(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _answer(tokenizer: Any, eos: int, request: Request, ids: list[int]) -> Answer:
-    ended = eos in ids
-    own = ids[: ids.index(eos)] if ended else ids
+def _answer(tokenizer: Any, eos_ids: Sequence[int], request: Request, ids: list[int], prompt_cut: bool) -> Answer:
+    end = next((place for place, token in enumerate(ids) if token in eos_ids), None)
+    ended, own = end is not None, ids[:end]
     text, stopped = cut_at_stop(tokenizer.decode(own, skip_special_tokens=True), request.stop)
     if stopped:
-        return Answer(request.id, request.prompt, text, _tokens_until_stop(tokenizer, own, request.stop), "stop string")
-    return Answer(request.id, request.prompt, text, len(own) + ended, "eos" if ended else "length")
+        tokens, reason = _tokens_until_stop(tokenizer, own, request.stop), "stop string"
+    else:
+        tokens, reason = len(own) + ended, "eos" if ended else "length"
+    return Answer(request.id, request.seed, request.prompt, text, tokens, reason, prompt_cut)
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
@@ -193,7 +221,7 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(self.done, dtype=torch.bool, device=input_ids.device)
 
 
-class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
+class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     """Turns greedy decoding into sampling at T=1: argmax(log p + Gumbel noise) is distributed as p."""
 
     def __init__(self, ids: Sequence[str], seed: int) -> None:

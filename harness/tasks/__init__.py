@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.tasks.base import Request, Task, TaskSettings, samples_folder
+from harness.tasks.base import Request, Task, TaskSettings, answer_key, samples_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,4 +19,4 @@ def tasks() -> Mapping[str, type[Task]]:
     return {task.name: task for task in (Dolly, CodeM, GSM8K)}
 
 
-__all__ = ["Request", "Task", "TaskSettings", "samples_folder", "tasks"]
+__all__ = ["Request", "Task", "TaskSettings", "answer_key", "samples_folder", "tasks"]

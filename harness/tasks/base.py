@@ -39,12 +39,26 @@ class Request:
         prompt: text in the task's layout; the model's own template goes around it where ``rendered`` is False.
         stop: strings that end the answer; they are cut off.
         rendered: whether the prompt is text to continue as it stands, without a chat template.
+        prompt_tokens: longer prompts are cut at their end after so many tokens; None leaves them whole.
+        seed: of an answer sampled at T=1 from the whole distribution; None for the greedy one.
     """
 
     id: str
     prompt: str
     stop: tuple[str, ...] = ()
     rendered: bool = False
+    prompt_tokens: int | None = None
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the answer: an item that is sampled with several seeds has several."""
+        return answer_key(self.id, self.seed)
+
+
+def answer_key(item: str, seed: int | None) -> str:
+    """The name of an item's answer among the outputs of a student, e.g. ``dolly/7`` or ``dolly/7, seed 10``."""
+    return item if seed is None else f"{item}, seed {seed}"
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
-        """Scores by student from stored outputs, ``outputs[student][item]``; all students at once.
+        """Scores by student from stored outputs, ``outputs[student][Request.key]``; all students at once.
 
         Args:
             work: an empty folder for temporary files.

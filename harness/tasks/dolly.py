@@ -1,33 +1,97 @@
-"""Instruction following: databricks-dolly-15k in DSKD's split (arXiv 2406.17328), Alpaca prompts, ROUGE-L."""
+"""Instruction following: databricks-dolly-15k in DSKD's split (arXiv 2406.17328), Alpaca prompts, ROUGE-L.
+
+Trained on Dolly and evaluated on up to five test sets, each a column of its own, as in DSKD and CDM.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from harness.batches import Example
 from harness.errors import HarnessError
+from harness.files import sha256_file
 from harness.tasks.alpaca import alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
+from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, answer_key, read_rows
+
+SetName = Literal["dolly", "selfinst", "vicuna", "sinst", "unni"]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Where the items of a test set are.
+
+    Attributes:
+        label: in tables.
+        metric: its name in results.
+        files: below the data folder; the first one that exists is read.
+    """
+
+    label: str
+    metric: str
+    files: tuple[str, ...]
+
+
+SETS: Mapping[str, EvaluationSet] = {
+    "dolly": EvaluationSet("Dolly", "rouge_l", ("dolly/test.jsonl", "dolly/valid.jsonl")),
+    "selfinst": EvaluationSet("SelfInst", "rouge_l_selfinst", ("selfinst/valid.jsonl",)),
+    "vicuna": EvaluationSet("Vicuna", "rouge_l_vicuna", ("vicuna/valid.jsonl",)),
+    # Of items whose responses have 11 tokens or more, as both papers evaluate them.
+    "sinst": EvaluationSet("S-NI", "rouge_l_sinst", ("sinst/valid_11_.jsonl",)),
+    "unni": EvaluationSet("UnNI", "rouge_l_unni", ("unni/valid_11_.jsonl",)),
+}
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
 class DollySettings(TaskSettings):
+    sets: Annotated[tuple[SetName, ...], BeforeValidator(_as_list)] = Field(
+        ("dolly",), min_length=1, description="test sets: dolly, selfinst, vicuna, sinst, unni"
+    )
     decoding: Literal["sampling", "greedy"] = Field("sampling", description="T=1, top_p 1, top_k off; or greedy")
-    sampling_seed: int = Field(10, description="seed of the sampled answers (the paper's script: 10)")
+    sampling_seeds: Annotated[tuple[int, ...], BeforeValidator(_as_list)] = Field(
+        (10,), min_length=1, description="an answer for each; scores are their mean (CDM: 10; DSKD: 10, 20, 30, 40, 50)"
+    )
+    prompt_tokens: int | None = Field(
+        256, ge=1, description="longer prompts are cut at their end, at evaluation; null leaves them whole"
+    )
+    unni_items: int = Field(1000, ge=1, description="the first N of UnNI's many items (CDM: 1,000; DSKD: 10,000)")
+
+    @field_validator("sets", "sampling_seeds")
+    @classmethod
+    def _are_distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("one of them stands there twice")
+        return values
 
 
 class Dolly(Task):
-    name, source = "dolly", "databricks-dolly-15k, CC BY-SA 3.0, in the split of github.com/songmzhang/DSKD"
+    name = "dolly"
+    source = (
+        "databricks-dolly-15k, CC BY-SA 3.0, in the split of github.com/songmzhang/DSKD; its further test sets: "
+        "Self-Instruct, Vicuna and Super-NaturalInstructions, Apache-2.0, and Unnatural Instructions, MIT"
+    )
     summary = "instruction following, ROUGE-L"
     Settings = DollySettings
-    metrics = (Metric("rouge_l"),)
     train_files = ("dolly/train.jsonl", "dolly/train_subset_union.jsonl")
-    test_files = ("dolly/test.jsonl", "dolly/valid.jsonl")
+    test_files = SETS["dolly"].files
     libraries = ("rouge-score",)
     scorers = ("harness.evaluate.rouge",)
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        return (*cls.train_files, *(name for each in SETS.values() for name in each.files))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
+        return tuple(Metric(SETS[name].metric) for name in self._sets_there())
 
     def training_examples(self) -> list[Example]:
         fields = {"instruction": str, "output": str}
@@ -38,39 +102,101 @@ class Dolly(Task):
         ]
 
     def reference_examples(self) -> list[Example]:
+        """Of the first test set alone, so that bits per byte stays the same number when sets are added after it."""
         return [
-            Example(f"dolly/{number}", _prompt(row), _references(row)[0], row["source"])
-            for number, row in enumerate(self._test_rows())
+            Example(item, _prompt(row), _references(row)[0], row["source"])
+            for item, row in self._items(next(iter(self._sets_there()))).items()
         ]
 
     def requests(self) -> list[Request]:
-        return [Request(f"dolly/{n}", _prompt(row), ("<|endoftext|>",)) for n, row in enumerate(self._test_rows())]
+        """All prompts of all sets, once for each sampling seed."""
+        return [
+            Request(item, _prompt(row), ("<|endoftext|>",), prompt_tokens=self.settings.prompt_tokens, seed=seed)
+            for seed in self._seeds()
+            for name in self._sets_there()
+            for item, row in self._items(name).items()
+        ]
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
+        """An item's score is the mean over its sampled answers."""
         from harness.evaluate import rouge
 
-        references = {f"dolly/{number}": _references(row) for number, row in enumerate(self._test_rows())}
+        items = {name: self._items(name) for name in self._sets_there()}
+
+        def mean(answers: Mapping[str, str], item: str, row: Mapping[str, Any]) -> float:
+            return fmean(rouge.score(answers[answer_key(item, seed)], _references(row)) for seed in self._seeds())
+
         return {
             student: ItemScores(
-                {"rouge_l": {item: rouge.score(answers[item], references[item]) for item in references}}
+                {
+                    SETS[name].metric: {item: mean(answers, item, row) for item, row in rows.items()}
+                    for name, rows in items.items()
+                }
             )
             for student, answers in outputs.items()
         }
 
-    def protocol(self) -> list[str]:
-        greedy = self.settings.decoding == "greedy"
-        decoding = "greedy" if greedy else f"sampling at T=1, seed {self.settings.sampling_seed}"
-        return [
-            f"ROUGE-L F1 with stemmer, best over references, × 100; {len(self._test_rows())} items; Alpaca prompt; "
-            f"{decoding}; at most {self.settings.new_tokens} new tokens."
-        ]
+    def identity(self) -> dict[str, Any]:
+        """Settings that decide generation and scores: sampling seeds where something is sampled, say."""
+        unused = {"sampling_seeds"} if self.settings.decoding == "greedy" else set()
+        unused |= {"unni_items"} if "unni" not in self.settings.sets else set()
+        return {name: value for name, value in super().identity().items() if name not in unused}
 
-    def _test_rows(self) -> list[dict[str, Any]]:
-        rows = read_rows(self.test_file, {"instruction": str, "output": (str, list)}, self.settings.test_items)
+    def test_digests(self) -> list[str]:
+        return [sha256_file(path) for path in self._sets_there().values()]
+
+    def protocol(self) -> list[str]:
+        settings, there = self.settings, self._sets_there()
+        sizes = {SETS[name].label: len(self._items(name)) for name in there}
+        lines = [
+            f"ROUGE-L F1 with stemmer, best over references, × 100, text cut at <|endoftext|>; "
+            f"{', '.join(f'{label} {count} items' for label, count in sizes.items())}; Alpaca prompt, "
+            f"{self._prompt_limit()}; {self._decoding()}; at most {settings.new_tokens} new tokens."
+        ]
+        if len(settings.sets) > 1:
+            lines.append(f"Bits per byte: of the references of {next(iter(sizes))}.")
+        missing = [SETS[name] for name in settings.sets if name not in there]
+        if missing:
+            named = "; ".join(f"{each.label} ({' or '.join(each.files)})" for each in missing)
+            lines.append(f"Asked for and not evaluated, as the data folder has no such file: {named}.")
+        return lines
+
+    def _prompt_limit(self) -> str:
+        limit = self.settings.prompt_tokens
+        return "never cut" if limit is None else f"cut at its end after {limit} tokens"
+
+    def _decoding(self) -> str:
+        if self.settings.decoding == "greedy":
+            return "greedy"
+        seeds = ", ".join(map(str, self.settings.sampling_seeds))
+        several = len(self.settings.sampling_seeds) > 1
+        return f"sampling at T=1, {f'mean over the seeds {seeds}' if several else f'seed {seeds}'}"
+
+    def _seeds(self) -> tuple[int | None, ...]:
+        return (None,) if self.settings.decoding == "greedy" else tuple(self.settings.sampling_seeds)
+
+    def _sets_there(self) -> dict[str, Path]:
+        """The file of each test set that is asked for and has one.
+
+        Raises:
+            HarnessError: none of them has.
+        """
+        found = {
+            name: next((self.root / file for file in SETS[name].files if (self.root / file).is_file()), None)
+            for name in self.settings.sets
+        }
+        there = {name: path for name, path in found.items() if path is not None}
+        return there or {name: self._first(SETS[name].files) for name in self.settings.sets[:1]}  # which raises
+
+    def _items(self, name: str) -> dict[str, dict[str, Any]]:
+        """Rows of a test set by the id of their item."""
+        limits = [self.settings.test_items, self.settings.unni_items if name == "unni" else None]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        rows = read_rows(self._sets_there()[name], {"instruction": str, "output": (str, list)}, limit)
         for row in rows:
             if not _references(row) or not all(isinstance(text, str) and text for text in _references(row)):
                 raise HarnessError(f"{row['source']}, field 'output'", f"{row['output']!r:.40}", "one or more texts")
-        return rows
+        return {f"{name}/{number}": row for number, row in enumerate(rows)}
 
 
 def _prompt(row: Mapping[str, Any]) -> str:

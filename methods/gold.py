@@ -1,0 +1,207 @@
+"""General On-policy Logit Distillation (GOLD): shared tokens one by one, the others by rank, over merged rows.
+
+Hugging Face, "Unlocking On-Policy Distillation for Any Model Family" (2025-10-29) and ``trl.experimental.gold``:
+
+    L = Σ_g [w_m · GJSD_β(S_g, T_g over the tokens of both vocabularies) + w_u · Σ_k |S_g(k) - T_g(k)| over the others]
+
+g: groups of tokens that end on the same byte; S, T: their merged masses (methods/merging.py), not renormalised, so
+that the matched part may be negative; (k): sorted. This is the loss on given responses.
+
+Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e-8 on both sides, and get no gradient;
+where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of
+many models, are unmatched and count in V_teacher. A temperature brings no factor τ².
+
+``released``: what TRL 1.16 computes where its options are left alone: ``observed`` merging, vocabularies matched by
+string, the last token of either side left out, whatever it is (EOS, unless the response was cut), means over the
+groups of a response and then over responses. ``merge`` and ``match`` still count where a recipe sets them. TRL compares
+a tail that ends on different bytes too; here both sides end on one byte, so that there is none but in cut responses.
+``described`` mends all of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from methods.alignment import AlignedResponse, Groups, group_bytes
+from methods.base import (
+    AlignedChunk,
+    LossSums,
+    Method,
+    Need,
+    NonNegative,
+    OnPolicyOptions,
+    Positive,
+    Rows,
+    Side,
+    TeacherKind,
+    register,
+)
+from methods.divergences import generalized_jsd, sorted_l1
+from methods.maps import UNMAPPED, exact_map
+from methods.merging import LOG_FLOOR, Merge, merge
+from methods.vocabulary import TokenizerPair
+
+_RELEASED: dict[str, Any] = {"merge": "observed", "match": "string"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the logits are compared with which, for logits of given widths. All int64.
+
+    Attributes:
+        student_of_teacher: [V_teacher], partner of each of the teacher's columns, -1 where there is none.
+        student_matched, teacher_matched: [matched], pairs in the order of the teacher's ids.
+        student_rest, teacher_rest: the columns without a partner, padding among them.
+    """
+
+    student_of_teacher: Tensor
+    student_matched: Tensor
+    teacher_matched: Tensor
+    student_rest: Tensor
+    teacher_rest: Tensor
+
+    @classmethod
+    def of(cls, student_of_teacher: Tensor, student_width: int, teacher_width: int) -> Columns:
+        """Split the columns of logits by a map of the vocabularies, which may be wider or narrower than they are."""
+        partner = torch.full((teacher_width,), UNMAPPED, device=student_of_teacher.device)
+        known = student_of_teacher[:teacher_width]
+        partner[: known.numel()] = known.where(known < student_width, UNMAPPED)
+        teacher_matched = (partner != UNMAPPED).nonzero().squeeze(1)
+        student_matched = partner[teacher_matched]
+        alone = torch.ones(student_width, dtype=torch.bool, device=partner.device).index_fill(0, student_matched, False)
+        teacher_rest = (partner == UNMAPPED).nonzero().squeeze(1)
+        return cls(partner, student_matched, teacher_matched, alone.nonzero().squeeze(1), teacher_rest)
+
+
+@register
+class GOLD(Method):
+    name, paper, teacher = "gold", "TRL GOLD, Hugging Face blog 2025-10-29", TeacherKind.CROSS_TOKENIZER
+    summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
+    fidelities_differ = True
+
+    class Options(OnPolicyOptions):
+        merge: Merge = Field(
+            "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
+        )
+        beta: Annotated[float, Field(ge=0, le=1)] = Field(
+            0.5,
+            description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); TRL's default is 0.5",
+        )
+        matched_weight: NonNegative | None = Field(
+            None,
+            description="w_m; none: |matched| / V_teacher, as in TRL where nothing is set, so that the parts count by "
+            "how much of the vocabulary is shared; the blog's recipe sets both weights to 1",
+        )
+        unmatched_weight: NonNegative | None = Field(None, description="w_u; none: 1 - |matched| / V_teacher")
+        match: Literal["bytes", "string"] = Field(
+            "bytes", description="which tokens are the same: equal bytes, or equal strings as in TRL (Ġ is not ▁)"
+        )
+        positions: Literal["all", "disagreement"] = Field(
+            "all",
+            description="all groups, or those where the student's first choice is not the teacher's; others count 0",
+        )
+        temperature: Positive = Field(1.0, description="divides the logits of both sides")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _fill_in_released(cls, given: Any) -> Any:
+            is_released = isinstance(given, dict) and given.get("fidelity") == "released"
+            return _RELEASED | given if is_released else given
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return super().needs | ({Need.WHOLE_RESPONSE} if self._released else set())
+
+    @property
+    def rows(self) -> Rows:
+        return Rows.AFTER if self.options.merge == "observed" else Rows.PREDICTING
+
+    @property
+    def normalize(self) -> str:
+        return "samples" if self._released else super().normalize
+
+    @property
+    def _released(self) -> bool:
+        return bool(self.options.fidelity == "released")
+
+    def prepare(self, pair: TokenizerPair) -> None:
+        self.student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student, self.options.match))
+        self._columns: dict[tuple[int, int, torch.device], Columns] = {}
+
+    def align(self, response: AlignedResponse) -> Groups:
+        kept = slice(-1 if self._released else None)
+        return group_bytes(response.student_ends[kept], response.teacher_ends[kept])
+
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        options = self.options
+        student, teacher = (
+            merge(side, chunk.groups, options.merge, options.temperature) for side in (chunk.student, chunk.teacher)
+        )
+        columns = self._columns_of(student, teacher)
+        diagnostics = _group_shares(chunk)
+        if options.positions == "disagreement":
+            kept = _disagreements(student, teacher, columns)
+            student, teacher = student.index_select(0, kept), teacher.index_select(0, kept)
+            diagnostics["positions kept"] = _number(student, kept.numel()), _number(student, chunk.groups)
+        matched, unmatched, covered = self._parts(student, teacher, columns)
+        diagnostics["teacher mass covered"] = covered.sum(), _number(student, covered.numel())
+        matched_weight, unmatched_weight = self._weights(columns)
+        kd = (matched_weight * matched + unmatched_weight * unmatched).sum()
+        return LossSums(kd / chunk.groups if self._released else kd, diagnostics)
+
+    def _parts(self, student: Tensor, teacher: Tensor, columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
+        """Of log-masses [groups, vocabulary] the matched and the unmatched part, and the teacher's share of mass
+        that the matched columns hold; [groups] each.
+        """
+        ours, theirs = (
+            student.index_select(1, columns.student_matched),
+            teacher.index_select(1, columns.teacher_matched),
+        )
+        # TRL's generalized_jsd_loss takes log(max(mass, 1e-8)); the realised tokens were clamped when merged.
+        matched = generalized_jsd(ours.clamp_min(LOG_FLOOR), theirs.clamp_min(LOG_FLOOR), self.options.beta)
+        rest = teacher.index_select(1, columns.teacher_rest).exp()
+        if columns.student_rest.numel() and columns.teacher_rest.numel():
+            unmatched = sorted_l1(student.index_select(1, columns.student_rest).exp(), rest)
+        else:
+            unmatched = torch.zeros_like(matched)
+        covered = theirs.exp().sum(-1)
+        return matched, unmatched, covered / (covered + rest.sum(-1)).clamp_min(torch.finfo(covered.dtype).tiny)
+
+    def _weights(self, columns: Columns) -> tuple[float, float]:
+        """w_m and w_u."""
+        share = columns.teacher_matched.numel() / columns.student_of_teacher.numel()
+        matched, unmatched = self.options.matched_weight, self.options.unmatched_weight
+        return share if matched is None else matched, 1 - share if unmatched is None else unmatched
+
+    def _columns_of(self, student: Tensor, teacher: Tensor) -> Columns:
+        """The columns for logits of this width; made once, since a model keeps its width."""
+        key = student.shape[-1], teacher.shape[-1], student.device
+        if key not in self._columns:
+            self._columns[key] = Columns.of(self.student_of_teacher.to(student.device), *key[:2])
+        return self._columns[key]
+
+
+def _disagreements(student: Tensor, teacher: Tensor, columns: Columns) -> Tensor:
+    """int64 [kept]: the groups where the likeliest token differs, a token without a partner from every other."""
+    return (columns.student_of_teacher[teacher.argmax(-1)] != student.argmax(-1)).nonzero().squeeze(1)
+
+
+def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Of the student's response tokens, those that are a group with one token of the teacher's, and those merged."""
+    alone = _sizes(chunk.student, chunk.groups).eq(1) & _sizes(chunk.teacher, chunk.groups).eq(1)
+    single = alone.sum().to(chunk.student.logits.dtype)
+    return {"aligned 1-1": (single, None), "tokens merged": (chunk.student.index.numel() - single, None)}
+
+
+def _sizes(side: Side, groups: int) -> Tensor:
+    """int64 [groups]: members of each group."""
+    return side.group.new_zeros(groups).index_add(0, side.group, torch.ones_like(side.group))
+
+
+def _number(like: Tensor, value: int) -> Tensor:
+    return like.new_tensor(float(value))

@@ -1,0 +1,156 @@
+"""methods.merging: hand values, plain loops over groups, and what a joint probability is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from methods.alignment import group_bytes
+from methods.base import AlignedChunk, Side
+from methods.merging import Merge, merge
+from methods.uld import ULD
+
+MERGES: tuple[Merge, ...] = ("bayesian", "observed", "product")
+EVERY = pytest.mark.parametrize("how", MERGES)
+
+
+def side(probabilities: Tensor, groups: Sequence[Sequence[int]], tokens: Sequence[int]) -> Side:
+    """Rows of given distributions; ``tokens`` are those of the rows."""
+    index = torch.tensor([row for group in groups for row in group])
+    number = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([len(group) for group in groups]))
+    own = torch.tensor(tokens)
+    return Side(probabilities.log(), own, index, number, own[index], False)
+
+
+def random_side(sizes: Sequence[int], seed: int = 0, columns: int = 11, scale: float = 3.0) -> Side:
+    """Groups of the given sizes; rows that belong to none stand between them."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = 2 * sum(sizes)
+    logits = scale * torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    chosen = torch.randperm(rows, generator=generator)[: sum(sizes)].sort().values
+    tokens = torch.randint(columns, (rows,), generator=generator)
+    number = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return Side(logits.requires_grad_(), tokens, chosen, number, tokens[chosen], False)
+
+
+def by_loops(made: Side, groups: int, how: Merge, tau: float = 1.0) -> Tensor:
+    """Masses [groups, vocabulary], one group after the other."""
+    masses = []
+    for number in range(groups):
+        members = [k for k, group in enumerate(made.group.tolist()) if group == number]
+        rows = [(made.logits[made.index[k]] / tau).softmax(-1) for k in members]
+        realised = [row[made.tokens[k]] for row, k in zip(rows, members, strict=True)]
+        if how == "product":
+            joint = torch.ones_like(rows[0])
+            for row in rows:
+                joint = joint * row
+            masses.append(joint / joint.sum())
+            continue
+        mass, others = (rows[-1], realised[:-1]) if how == "bayesian" else (rows[0], realised[1:])
+        for factor in others:
+            mass = mass * (factor if factor > 1e-8 else 1e-8)
+        masses.append(mass)
+    return torch.stack(masses)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("observed", [0.30, 0.15, 0.05]),
+        ("bayesian", [0.12, 0.30, 0.18]),
+        ("product", [0.12 / 0.30, 0.15 / 0.30, 0.03 / 0.30]),
+    ],
+)
+def test_by_hand(how: Merge, expected: list[float]) -> None:
+    rows = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]], dtype=torch.float64)
+    merged = merge(side(rows, [[0, 1]], [0, 1]), 1, how).exp()
+    assert merged[0].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("how", "mass", "loss"), [("observed", 1.2e-4, 0.4999), ("bayesian", 0.81, 0.0950)])
+def test_a_number_that_one_side_splits(how: Merge, mass: float, loss: float) -> None:
+    """ "201", " y" against "2", "0", "1", " y": ten tokens a side, 0.9 for what comes next and the rest for all others.
+
+    Both models agree. ``observed`` reads the rows after a token: there the same token hardly comes again.
+    """
+    student_ids, teacher_ids, after = [5, 6], [2, 0, 1, 6], 7
+    groups = group_bytes(np.array([3, 5]), np.array([1, 2, 3, 5]))
+    assert groups.to_lists() == ([[0], [1]], [[0, 1, 2], [3]])
+    sides = []
+    for ids, lists in zip((student_ids, teacher_ids), groups.to_lists(), strict=True):
+        following = [*ids[1:], after] if how == "observed" else ids
+        rows = torch.full((len(ids), 10), 0.1 / 9, dtype=torch.float64)
+        rows[torch.arange(len(ids)), following] = 0.9
+        sides.append(side(rows, lists, ids))
+    merged = merge(sides[1], 2, how).exp().sum(-1).tolist()
+    assert merged == pytest.approx([mass, 1.0], rel=0.03)
+    kd = ULD(pairing="bytes", merge=how).loss(AlignedChunk(sides[0], sides[1], 2)).kd
+    assert float(kd) / 2 == pytest.approx(loss, abs=5e-5)
+    assert float(kd) / 2 == pytest.approx((1 - merged[0]) / 2, rel=1e-12)
+
+
+@EVERY
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_equals_loops_over_groups(how: Merge, tau: float) -> None:
+    """Values, and gradients under weights that tell all masses apart."""
+    made = random_side([1, 3, 2, 1, 1, 4, 2])
+    merged, expected = merge(made, 7, how, tau).exp(), by_loops(made, 7, how, tau)
+    torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-15)
+    weights = torch.linspace(1, 2, merged.numel(), dtype=torch.float64).view_as(merged)
+    (gradient,), (wanted,) = (torch.autograd.grad((x * weights).sum(), made.logits) for x in (merged, expected))
+    torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-14)
+    assert wanted.abs().sum() > 0
+
+
+@EVERY
+def test_a_group_of_one_keeps_its_row(how: Merge) -> None:
+    alone, among = random_side([1] * 5), random_side([1, 2, 1])
+    torch.testing.assert_close(merge(alone, 5, how).exp(), alone.logits[alone.index].softmax(-1))
+    torch.testing.assert_close(merge(among, 3, how)[2].exp(), among.logits[among.index[3]].softmax(-1))
+
+
+def test_the_chain_rule() -> None:
+    """The bayesian mass of a group's last token is the probability of the whole group; all masses together, of what
+    comes before it.
+    """
+    made = random_side([3, 2])
+    rows = made.logits.softmax(-1)
+    step = [float(rows[i, token].detach()) for i, token in zip(made.index, made.tokens, strict=True)]
+    merged = merge(made, 2, "bayesian").exp().detach()
+    assert float(merged[0, made.tokens[2]]) == pytest.approx(step[0] * step[1] * step[2])
+    assert float(merged[1, made.tokens[4]]) == pytest.approx(step[3] * step[4])
+    assert merged.sum(-1).tolist() == pytest.approx([step[0] * step[1], step[3]])
+
+
+@pytest.mark.parametrize("how", ["bayesian", "observed"])
+def test_an_unlikely_token_counts_at_least_the_floor(how: Merge) -> None:
+    """And a probability below it gets no gradient, as with TRL's clamp."""
+    rows = torch.tensor([[1 - 1e-12, 1e-12], [1e-12, 1 - 1e-12]], dtype=torch.float64)
+    made = side(rows, [[0, 1]], [1, 0])
+    made.logits.requires_grad_()
+    merged = merge(made, 1, how)
+    assert merged.exp().sum().item() == pytest.approx(1e-8)
+    (gradient,) = torch.autograd.grad(merged[0, 0], made.logits)
+    kept = 1 if how == "bayesian" else 0
+    assert gradient[1 - kept].eq(0).all()
+    assert gradient[kept].ne(0).any()
+
+
+@EVERY
+def test_the_graph_does_not_grow_with_the_groups(how: Merge) -> None:
+    """A loop over groups that writes into one tensor makes the backward pass grow with the square of their number."""
+
+    def nodes(groups: int) -> int:
+        seen, open_nodes = set(), [merge(random_side([1, 2] * groups), 2 * groups, how).grad_fn]
+        while open_nodes:
+            node = open_nodes.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                open_nodes += [before for before, _ in node.next_functions]
+        return len(seen)
+
+    assert nodes(2) == nodes(50)

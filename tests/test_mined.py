@@ -1,0 +1,204 @@
+"""MinED: loops over tokens and vocabulary entries, through the whole engine in float64; collisions by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+
+from harness.batches import STUDENT, SideTokens
+from methods.alignment import AlignedResponse
+from methods.base import AlignedChunk, Rows, Side
+from methods.maps import UNMAPPED, nearest_map
+from methods.mined import MinED
+from methods.vocabulary import TokenizerPair, Vocabulary
+from methods.warping import token_texts
+from tests import method_contract as contract
+from tests import test_cdm, tiny
+from tests.test_warping import by_hand, double_loop
+
+FAMILIES = {STUDENT: "byte_level", "cross": "byte_fallback"}
+VOCABULARIES = {role: Vocabulary.of(tiny.tokenizer(f).backend_tokenizer, f, (2,)) for role, f in FAMILIES.items()}
+TEXTS = {role: token_texts(vocabulary) for role, vocabulary in VOCABULARIES.items()}
+MAP = nearest_map(VOCABULARIES["cross"], VOCABULARIES[STUDENT]).tolist()
+
+
+# --- the whole loss, through the engine -------------------------------------------------------------------------------
+
+
+def same_tokens(ours: list[int], theirs: list[int]) -> dict[int, int]:
+    """Student token -> teacher token, where they are linked 1-1 and one token by the map."""
+    costs = [[edit_cost(t, s) for s in ours] for t in theirs]
+    links = double_loop(costs)
+    teachers, students = Counter(j for j, _ in links), Counter(i for _, i in links)
+    return {i: j for j, i in links if teachers[j] == students[i] == 1 and MAP[theirs[j]] == ours[i]}
+
+
+def edit_cost(teacher: int, student: int) -> int:
+    return 0 if teacher == student == 2 else Levenshtein.distance(TEXTS["cross"][teacher], TEXTS[STUDENT][student])
+
+
+def target(logits: Tensor, size: int, tau: float, collisions: str) -> Tensor:
+    """The teacher's softened distribution over the student's vocabulary, one entry after the other."""
+    reached: dict[int, Tensor] = {}
+    for t, s in enumerate(MAP):
+        if s == UNMAPPED:
+            continue
+        if s not in reached or (collisions == "max" and logits[t] > reached[s]):
+            reached[s] = logits[t]
+    total = sum((z / tau).exp() for z in reached.values())
+    p = torch.zeros(size, dtype=logits.dtype)
+    for s, z in reached.items():
+        p[s] = (z / tau).exp() / total
+    return p
+
+
+def response_rows(model: torch.nn.Module, side: SideTokens) -> Tensor:
+    """[n, vocabulary]: the logits that predict each response token."""
+    logits: Tensor = model(input_ids=torch.from_numpy(side.sequence)[None]).logits[0, side.prompt.size - 1 : -1]
+    return logits
+
+
+@pytest.mark.parametrize("options", [{}, {"collisions": "max"}, {"temperature": 1.0}, {"normalize": "samples"}])
+def test_loss_and_gradient_equal_loops(options: dict[str, object]) -> None:
+    tau, collisions = float(options.get("temperature", 2.0)), str(options.get("collisions", "lowest"))  # type: ignore[arg-type]
+    made = contract.bench(MinED(**options))
+    kd, ce, kept, tokens = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0, 0
+    for aligned in made.examples:
+        mine, other = aligned.example.sides[STUDENT], aligned.example.sides["cross"]
+        zs, zt = response_rows(made.student, mine), response_rows(made.teacher, other).detach()  # type: ignore[arg-type]
+        pairs = same_tokens(mine.response.tolist(), other.response.tolist())
+        for i, y in enumerate(mine.response.tolist()):
+            q = (zs[i] / tau).log_softmax(-1)
+            ce = ce - zs[i].log_softmax(-1)[y]
+            if i in pairs:
+                p = target(zt[pairs[i]], len(q), tau, collisions)
+                some = p > 0
+                kd = kd + (p[some] * (p[some].log() - q[some])).sum()
+            else:
+                kd = kd - q[y]
+        kept, tokens = kept + len(pairs), tokens + mine.response.size
+    assert 20 < kept < tokens - 20
+    divisor = len(made.examples) if "normalize" in options else tokens
+    expected = 0.3 * ce / tokens + 0.7 * kd / divisor
+    parameters = list(made.student.parameters())
+    wanted = torch.autograd.grad(expected, parameters)
+    parts = made.loss(made.batch(chunk_rows=9))
+    assert float(parts.kd[0]) == pytest.approx(float(kd.detach()), rel=1e-9)
+    assert float(parts.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
+    for found, gradient in zip(torch.autograd.grad(parts.loss, parameters), wanted, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-8, atol=1e-11)
+    assert parts.diagnostics["targets from the teacher"][0] == kept
+    confirmed, links = parts.diagnostics["links that bytes confirm"].tolist()
+    assert 0 < confirmed <= links
+
+
+# --- collisions -------------------------------------------------------------------------------------------------------
+
+OURS = by_hand([b"</s>", b"ab", b"xyz", b"q"], {0}, eos=0)
+THEIRS = by_hand([b"<eos>", b"abb", b"ab", b"xyz", b"ac"], {0}, eos=0)  # abb, ab and ac reach ab; none reaches q
+LOGITS = torch.tensor([[1.0, 0.5, 2.0, -1.0, 3.0, 9.0]], dtype=torch.float64)  # the last column is no token
+
+
+@pytest.mark.parametrize(("collisions", "counts"), [("lowest", [1.0, 0.5, -1.0]), ("max", [1.0, 3.0, -1.0])])
+def test_collisions_by_hand(collisions: str, counts: list[float]) -> None:
+    method = MinED(collisions=collisions, temperature=2.0)
+    method.prepare(TokenizerPair(OURS, THEIRS))
+    assert method.student_of_teacher.tolist() == [0, 1, 1, 2, 1]
+    zs = torch.tensor([[0.3, -0.2, 0.1, 0.7, 0.0]], dtype=torch.float64, requires_grad=True)
+    one, zero = torch.tensor([1]), torch.zeros(1, dtype=torch.int64)
+    # the student's "ab" with the teacher's "ab", which does not count for "ab" where the lowest id does
+    sums = method.loss(
+        AlignedChunk(Side(zs, one, zero, zero, one, True), Side(LOGITS, zero, zero, zero, torch.tensor([2]), True), 1)
+    )
+    p = (torch.tensor(counts, dtype=torch.float64) / 2).softmax(-1)
+    q = (zs[0] / 2).softmax(-1)
+    expected = (p * (p / q[:3]).log()).sum()
+    assert float(sums.kd.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    mass, kept = sums.diagnostics["teacher mass covered"]
+    whole = LOGITS[0].exp().sum()
+    assert float(mass) == pytest.approx(float(torch.tensor(counts, dtype=torch.float64).exp().sum() / whole), rel=1e-12)
+    assert float(kept) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "kept"),
+    [
+        pytest.param([1], [2], 1, id="the same token"),
+        pytest.param([1], [4], 1, id="another token that the map sends there"),
+        pytest.param([2], [2], 0, id="linked, but another token by the map"),
+        pytest.param([1, 3], [2], 0, id="two student tokens for one"),
+        pytest.param([1], [2, 4], 0, id="two teacher tokens for one"),
+        pytest.param([1, 2, 0], [2, 3, 0], 3, id="ends of a response, whatever their names"),
+    ],
+)
+def test_which_positions_have_the_teachers_distribution(student: list[int], teacher: list[int], kept: int) -> None:
+    method = MinED()
+    method.prepare(TokenizerPair(OURS, THEIRS))
+    ids = [np.asarray(side, dtype=np.int64) for side in (student, teacher)]
+    groups = method.align(AlignedResponse(*ids, *ids))  # bytes only decide what the notes say
+    sides = []
+    for tokens, index, group in zip(
+        ids, (groups.student_index, groups.teacher_index), (groups.student_group, groups.teacher_group), strict=True
+    ):
+        rows = torch.zeros(tokens.size, 6, dtype=torch.float64, requires_grad=tokens is ids[0])
+        own = torch.from_numpy(tokens)
+        sides.append(Side(rows, own, torch.from_numpy(index), torch.from_numpy(group), own, True))
+    sums = method.loss(AlignedChunk(sides[0], sides[1], groups.count))
+    assert float(sums.diagnostics["targets from the teacher"][0]) == kept
+    assert torch.isfinite(sums.kd)
+
+
+# --- released ---------------------------------------------------------------------------------------------------------
+
+
+def test_released_moves_nothing() -> None:
+    """Loss and gradient are the cross-entropy's, though the term has a value."""
+    made = contract.bench(MinED(fidelity="released"))
+    parts = made.loss(made.batch())
+    parameters = list(made.student.parameters())
+    found = torch.autograd.grad(parts.loss, parameters)
+    assert float(parts.kd[0]) != 0
+    assert float(parts.kd_gradient[0]) == 0
+    tokens = sum(e.example.sides[STUDENT].response.size for e in made.examples)
+    ce = sum(
+        -response_rows(made.student, side).log_softmax(-1)[torch.arange(side.response.size), side.response].sum()
+        for side in (e.example.sides[STUDENT] for e in made.examples)
+    )
+    wanted = torch.autograd.grad(0.3 * ce / tokens, parameters)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_released_value_is_the_teacher_against_itself() -> None:
+    """T1: logits of the mapped among the teacher's 100 likeliest; T2: of the partners of the student's."""
+    method = MinED(fidelity="released")
+    method.prepare(test_cdm.PAIR)
+    made = test_cdm.chunk(8, seed=1)
+    ahead, back = (
+        {i: j for i, j in enumerate(static) if j not in (0, UNMAPPED)} for static in test_cdm.static_maps("nearest")
+    )
+    total = 0.0
+    for zs, zt in zip(made.student.logits, made.teacher.logits, strict=True):
+        theirs = test_cdm.top(zt, len(test_cdm.TEACHER), 100)
+        ours = test_cdm.top(zs, len(test_cdm.STUDENT), 100)
+        columns = [float(zt[t]) if t in ahead else -1e4 for t in theirs]
+        columns += [float(zt[back[s]]) if s in back else -1e4 for s in ours]
+        z = torch.tensor(columns, dtype=torch.float64)
+        log_p, log_q = z.log_softmax(-1), (z / 2).log_softmax(-1)
+        total += float((log_p.exp() * (4 * log_p - log_q)).sum())
+    sums = method.loss(made)
+    assert not sums.kd.requires_grad
+    assert float(sums.kd) == pytest.approx(total / (8 * 200), rel=1e-10)
+
+
+def test_only_the_released_form_warns_its_reader() -> None:
+    released = MinED(fidelity="released", ce_weight=0.5)
+    assert "moves nothing" in released.caveat
+    assert "0.5 times the cross-entropy" in released.caveat
+    assert (released.rows, released.normalize) == (Rows.AFTER, "samples")
+    assert MinED().caveat == ""
