@@ -5,6 +5,7 @@ Made right after a student was trained, while it and its teachers' heads are in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -19,11 +20,11 @@ from harness.batches import (
     AlignedExample,
     Batch,
     Collator,
+    Layout,
     SideTokens,
     Term,
     TextSide,
     TokenizedExample,
-    Unaligned,
     align,
 )
 from harness.files import digest_of
@@ -95,11 +96,11 @@ class Tracer:
         batch = collator.collate([aligned]).to(next(self.student.parameters()).device)
         student_rows = self._student_rows(batch)
         teacher_rows = self._teacher_rows(batch, term.teacher)
-        if batch.unaligned is not None:
-            groups = self._align(batch.unaligned, term, student_rows, teacher_rows)
+        (groups,) = aligned.groups
+        if isinstance(groups, AlignedResponse):
+            assert batch.unaligned is not None
+            groups = self._align(groups, batch.unaligned.layout, term, student_rows, teacher_rows)
             batch = collator.collate([AlignedExample(example, (groups,))]).to(student_rows.device)
-        else:
-            (groups,) = aligned.groups  # type: ignore[assignment]
         prompts = [example.sides[role].prompt.size for role in (STUDENT, term.teacher)]
         # Rows.ALL counts positions of the whole sequence; the viewer shows the response alone.
         before = prompts if term.method.rows is Rows.ALL else [0, 0]
@@ -127,11 +128,9 @@ class Tracer:
         hidden = hidden_states(self.live[role], part.input_ids, part.attention_mask, part.position_ids)
         return hidden.flatten(0, 1).index_select(0, part.row_index)
 
-    def _align(self, unaligned: Unaligned, term: Term, student: Tensor, teacher: Tensor) -> Groups:
+    def _align(self, response: AlignedResponse, layout: Layout, term: Term, student: Tensor, teacher: Tensor) -> Groups:
         """Groups of a method that aligns by entropies."""
-        (response,) = unaligned.groups[0]
-        assert isinstance(response, AlignedResponse)
-        first = int(unaligned.layout.student_shift[0][0]), int(unaligned.layout.teacher_shift[0][0])
+        first = int(layout.student_shift[0][0]), int(layout.teacher_shift[0][0])
         ours = _entropies(Head.of(self.student), student)[first[0] :][: response.student_ids.size]
         theirs = _entropies(self.heads[term.teacher], teacher)[first[1] :][: response.teacher_ids.size]
         return term.method.align(replace(response, student_entropy=ours, teacher_entropy=theirs))
@@ -168,7 +167,7 @@ class Tracer:
             tokens = [int(row) - position for row in rows if 0 <= row - position < len(kd)]
             for token in tokens:
                 kd[token] = (kd[token] or 0.0) + float(sums.kd[0]) / len(tokens)
-        return [None if value is None else float(f"{value:.4g}") for value in kd]
+        return [None if value is None or not math.isfinite(value) else float(f"{value:.4g}") for value in kd]
 
 
 @dataclass(frozen=True)

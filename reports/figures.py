@@ -37,6 +37,7 @@ _SETTINGS: Any = {  # matplotlib types each name
     "svg.fonttype": "none",
     "svg.hashsalt": "reports",
     "font.size": 10,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,

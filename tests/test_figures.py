@@ -112,12 +112,15 @@ def test_equal_frames_make_equal_text_and_names_keep_ids_apart() -> None:
 
 
 def test_a_figure_has_no_colour_of_a_page_no_style_and_no_address() -> None:
-    svg = figures.score_bars(bars(row=["<b>", "b"]), figures.styles(["<b>", "b"]), name="f", label="50 % & more")
+    svg = figures.score_bars(
+        bars(row=["<b>", r"$\x$"]), figures.styles(["<b>", r"$\x$"]), name="f", label="50 % & more"
+    )
     assert "style" not in svg
     assert [address for address in re.findall(r"https?://[^\"]+", svg) if "www.w3.org" not in address] == []
     colours = set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg))
     assert colours <= {"currentColor", "none", *figures.COLOURS}
     assert "&lt;b&gt;" in svg
+    assert r"$\x$" in svg
     assert ElementTree.fromstring(svg).get("aria-label") == "Bars: 50 % & more"
 
 
