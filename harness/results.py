@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
+from harness.evidence import collect_evidence, labelled, stored_json
 from harness.files import disk_errors, sha256_file, write_json
 from harness.plan import Cell, Plan, Reference, model_sources
 from harness.run import Failure
@@ -98,7 +99,7 @@ def write_report(run: Run, store: Store) -> tuple[Table, ReportContext, list[Pat
     analysis = analyse(results, items, run.record["baseline"])
     context = report_context(run, store)
     with disk_errors(run.folder):
-        files = write(results, context, run.folder, analysis, items)
+        files = write(results, context, run.folder, analysis, items, collect_evidence(run.record, store))
     return build_table(results, analysis), context, files
 
 
@@ -194,14 +195,14 @@ def _caveats(plan: Plan) -> list[str]:
 
 def _scores(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
     """All numbers of a cell, or why they are not there, each with its items' values and weights."""
-    stored = _stored(store, "scores", cell, "scores.json")
+    stored = stored_json(store, "scores", cell, "scores.json")
     for metric in cell["metrics"]:
         items = stored.get(metric["name"], {}) if stored else {}
         value = sum(items.values()) / len(items) if items else math.nan
         score = _score(cell, "scores", metric, value, len(items), stored is not None)
         yield score, {name: (value, 1.0) for name, value in items.items()}
     if "bits" in cell["stages"]:
-        stored = _stored(store, "bits", cell, "bits.json")
+        stored = stored_json(store, "bits", cell, "bits.json")
         bits = [Bits(**item) for item in stored or []]
         score = _score(cell, "bits", BITS_PER_BYTE, corpus_bits_per_byte(bits), len(bits), stored is not None)
         yield score, {item.id: (item.bits / item.bytes, float(item.bytes)) for item in bits if item.bytes}
@@ -238,24 +239,22 @@ def _score(
     )
 
 
-def _stored(store: Store, kind: str, cell: Mapping[str, Any], name: str) -> Any | None:
-    """A JSON file of a cell's stage; None where there is none, or a damaged one."""
-    artefact = store.find(kind, cell["stages"][kind])
-    return artefact.json(name) if artefact is not None and artefact.is_whole() else None
-
-
 def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
     """What training showed, per method and task, means over steps and seeds: the table's appendix."""
     rows = []
-    for cell in run.record["cells"]:
+    for cell in labelled(run.record["cells"]):
         if "student" not in cell["stages"]:  # a reference: nothing trained for it alone
             continue
         steps = store.read_dropped("student", cell["stages"]["student"], "steps.json")
         if not steps:
             continue
         frame = pd.DataFrame(steps)
-        label = cell["method"] + (" (released)" if cell["fidelity"] == "released" else "")
-        row = {"method": label, "task": cell["task"], "steps": len(frame), "CE, last step": frame["ce"].iloc[-1]}
+        row = {
+            "method": cell["row"],
+            "task": cell["task"],
+            "steps": len(frame),
+            "CE, last step": frame["ce"].iloc[-1],
+        }
         for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
             if f"kd_{term}" in frame:
                 row[f"{which}KD, last step"] = frame[f"kd_{term}"].iloc[-1]

@@ -22,7 +22,7 @@ import torch
 from rich.markup import escape
 from transformers import AutoConfig, set_seed
 
-from harness import models, teacher
+from harness import models, teacher, traces
 from harness.batches import (
     STUDENT,
     Collator,
@@ -48,8 +48,10 @@ from harness.recipe import ModelSpec, Training
 from harness.rollouts import Rollouts, RolloutSettings
 from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request, answer_key
-from harness.train import train
+from harness.train import latest_checkpoint, train
 from methods.vocabulary import TokenizerPair
+
+TIMING = "timing.json"  # seconds of a training, without loading and storing
 
 
 class Progress(Protocol):
@@ -269,22 +271,21 @@ class Runner:
         training: Training = self.recipe.teacher
         model = self._load(self.specs[stage.role])
         wrapper, inner = teacher.add_lora(model, training.lora) if training.lora else (None, model)
-        steps = self._train(stage, inner, (), training, (stage.role,))
+        self._train(stage, inner, (), training, (stage.role,), folder)
         if wrapper is not None:
             wrapper.save_pretrained(str(folder / "adapter"))
         else:
             models.save_model(inner, self.sides[stage.role].tokenizer, folder / "model")
-        write_json(folder / "steps.json", steps)
         return {}
 
     def _make_warm_start(self, stage: Stage, folder: Path) -> dict[str, Any]:
         model = self._load(self.specs[STUDENT])
-        self._train_student(stage, model, (), self.recipe.warm_start, (STUDENT,), 1.0, folder)
+        self._train_student(stage, model, (), self.recipe.warm_start, (STUDENT,), folder)
         return {}
 
     def _make_rows(self, stage: Stage, folder: Path) -> dict[str, Any]:
         model = self._tuned_teacher(stage.inputs["teacher"])
-        examples = self._examples(stage.task, "train")
+        examples = self._examples(stage.task, "train") + self._traced(stage.task)
         self.progress.begin(stage.title, len(examples))
         side = self.sides[stage.role]
         size = teacher.store_rows(
@@ -313,7 +314,7 @@ class Runner:
         roles, ce_weight = (STUDENT, *objective.roles), objective.ce_weight
         self._student = (
             stage.identity,
-            self._train_student(stage, model, terms, training, roles, ce_weight, folder),
+            self._train_student(stage, model, terms, training, roles, folder, ce_weight),
         )
         return {}
 
@@ -324,16 +325,15 @@ class Runner:
         terms: tuple[Term, ...],
         training: Training,
         roles: tuple[str, ...],
-        ce_weight: float,
         folder: Path,
+        ce_weight: float = 1.0,
     ) -> Any:
         """Train and store a student; adapters are merged into it."""
         self._student = None  # what the last one was needed for is stored
         wrapper, inner = teacher.add_lora(model, training.lora) if training.lora else (None, model)
-        steps = self._train(stage, inner, terms, training, roles, ce_weight)
+        self._train(stage, inner, terms, training, roles, folder, ce_weight)
         trained = inner if wrapper is None else wrapper.merge_and_unload()
         models.save_model(trained, self.sides[STUDENT].tokenizer, folder / "model")
-        write_json(folder / "steps.json", steps)
         return trained
 
     def _train(
@@ -343,9 +343,10 @@ class Runner:
         terms: tuple[Term, ...],
         training: Training,
         roles: tuple[str, ...],
+        folder: Path,
         ce_weight: float = 1.0,
-    ) -> list[dict[str, float]]:
-        """Train a model on the task's rows.
+    ) -> None:
+        """Train a model on the task's rows; what the steps showed, and what the terms compare, goes into the folder.
 
         Args:
             roles: whose tokens the trained model and its teachers see; the first one is trained.
@@ -353,7 +354,8 @@ class Runner:
         count = int(stage.values["steps"])
         self.progress.begin(stage.title, count)
         if count == 0:
-            return []
+            write_json(folder / "steps.json", [])
+            return
         if training.gradient_checkpointing and training.lora:
             model.enable_input_require_grads()
         trained, *teachers = roles
@@ -367,6 +369,8 @@ class Runner:
         seed, rollouts = order_seed(stage), None
         if (sampling := RolloutSettings.of(terms)) is not None:
             rollouts = Rollouts(sampling, terms, self.sides, collator, self.recipe.limits.length, seed)
+        work = self.store.work_folder(stage.kind, stage.identity)
+        resumed, started = latest_checkpoint(work) is not None, time.monotonic()
         steps = train(
             Distiller(model.to(self.device), objective, live, heads),
             aligned,
@@ -374,15 +378,28 @@ class Runner:
             training,
             steps=count,
             seed=seed,
-            work=self.store.work_folder(stage.kind, stage.identity),
+            work=work,
             rollouts=rollouts,
             on_step=lambda step: self.progress.advance(int(step["step"])),
         )
+        if not resumed:  # else the seconds before the interruption are not known
+            write_json(folder / TIMING, {"seconds": round(time.monotonic() - started, 2)})
         gc.collect()  # optimiser state hangs in a cycle of the Trainer's
         diverged = [int(step["step"]) for step in steps if not math.isfinite(step["loss"])]
         if diverged:
             raise FloatingPointError(f"the training diverged: the loss of step {diverged[0]} is not finite")
-        return steps
+        write_json(folder / "steps.json", steps)
+        if terms and stage.seed == self.recipe.seeds[0]:
+            self._trace(stage, traces.Tracer(model.eval(), live, heads, stored, pad, self.sides), terms, folder)
+
+    def _trace(self, stage: Stage, tracer: traces.Tracer, terms: tuple[Term, ...], folder: Path) -> None:
+        """Store what the terms compare in a few held-out responses. A training is not lost over a picture of it."""
+        try:
+            made = tracer.trace(self._traced(stage.task), terms)
+        except Exception as error:
+            self.progress.message(f"[yellow]no alignments to show[/] of {escape(f'{stage.title}: {error!r}')}")
+        else:
+            write_json(folder / traces.FILE, made)
 
     def _teacher_parts(
         self, stage: Stage, roles: list[str]
@@ -513,6 +530,10 @@ class Runner:
             self._tokenized[key] = tokenize(examples, self.sides, limits.length, overlong)
         return self._tokenized[key]
 
+    def _traced(self, task: str) -> list[TokenizedExample]:
+        """The held-out responses whose alignment a report shows; their teacher rows are stored with the others."""
+        return traces.chosen(self._examples(task, "test")) if self.recipe.evaluation.bits_per_byte else []
+
     def _prompts(self, task: str) -> list[Request]:
         """Prompts of a task's test items."""
         if task not in self._requests:
@@ -574,7 +595,7 @@ class Runner:
         done = all(self.store.find(stage.kind, stage.identity) is not None for stage in ends)
         artefact = self.store.find(cell.student.kind, cell.student.identity)
         if done and artefact is not None and not self.recipe.keep_students:
-            self.store.drop_files(artefact, keep={"steps.json"})
+            self.store.drop_files(artefact, keep={"steps.json", TIMING, traces.FILE})
 
     def _forget(self) -> None:
         """Free what the next task does not need."""

@@ -127,6 +127,11 @@ class Store:
         except CorruptArtefactError:
             return None
 
+    def read_manifest(self, kind: str, identity: str) -> Mapping[str, Any] | None:
+        """The manifest of a stage, dropped or not; None where there is none."""
+        artefact = self._read(kind, identity)
+        return None if artefact is None else artefact.manifest
+
     @contextlib.contextmanager
     def work(self, kind: str, identity: str) -> Iterator[Path]:
         """A folder for checkpoints that outlives an interruption; :meth:`create` removes it once the stage is stored.

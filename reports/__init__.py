@@ -1,29 +1,37 @@
-"""From tidy tables of results and items to the paper's layout, with intervals, tests and the published numbers."""
+"""From tidy tables of results and items to a page and the paper's layout, with intervals, tests, published numbers."""
 
 from reports.analysis import Analysis, Comparison, analyse
 from reports.comparison import RunComparison, compare, comparison_terminal
 from reports.context import ReportContext
+from reports.evidence import Alignment, Answer, Evidence, Item, TokenSide
 from reports.folder import write
 from reports.frame import ITEM_COLUMNS, Score, checked, checked_items, read_items, read_results
 from reports.published import PaperComparison, beside_published, published_pairs
 from reports.table import Cell, Column, Group, Row, Table, build_table
 from reports.to_csv import csv_wide
+from reports.to_html import html
+from reports.to_latex import latex
 from reports.to_markdown import markdown
 from reports.to_terminal import terminal
 
 __all__ = [
     "ITEM_COLUMNS",
+    "Alignment",
     "Analysis",
+    "Answer",
     "Cell",
     "Column",
     "Comparison",
+    "Evidence",
     "Group",
+    "Item",
     "PaperComparison",
     "ReportContext",
     "Row",
     "RunComparison",
     "Score",
     "Table",
+    "TokenSide",
     "analyse",
     "beside_published",
     "build_table",
@@ -32,6 +40,8 @@ __all__ = [
     "compare",
     "comparison_terminal",
     "csv_wide",
+    "html",
+    "latex",
     "markdown",
     "published_pairs",
     "read_items",

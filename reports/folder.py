@@ -1,4 +1,4 @@
-"""A report as a folder of files: report.md to read, table.csv to plot, the tidy frames to report from again."""
+"""A report as files: report.html and report.md to read, report.tex for a paper, table.csv to plot, the tidy frames."""
 
 import csv
 import gzip
@@ -9,10 +9,13 @@ import pandas as pd
 
 from reports.analysis import NO_ANALYSIS, Analysis
 from reports.context import ReportContext
+from reports.evidence import NO_EVIDENCE, Evidence
 from reports.frame import checked, checked_items
 from reports.published import beside_published, csv_published
 from reports.table import build_table
 from reports.to_csv import csv_wide
+from reports.to_html import html
+from reports.to_latex import latex
 from reports.to_markdown import markdown
 
 
@@ -22,16 +25,21 @@ def write(
     folder: Path,
     analysis: Analysis = NO_ANALYSIS,
     items: pd.DataFrame | None = None,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> list[Path]:
-    """Write report.md, table.csv (all metrics, not just those printed) and results.csv; returns their paths.
+    """Write report.html, report.md, report.tex, table.csv (all metrics, not just those printed) and results.csv.
+
+    Returns their paths, the page first.
 
     With `items` items.csv.gz comes too, and published.csv where the context names a paper.
     Each file is complete or not there. Raises ValueError, before anything is written, for results that can not be
     laid out or a task without protocol lines; OSError where writing fails.
     """
-    whole = build_table(results, analysis, all_metrics=True)
+    table, whole = build_table(results, analysis), build_table(results, analysis, all_metrics=True)
     texts = {
-        "report.md": markdown(build_table(results, analysis), context),
+        "report.html": html(table, context, evidence),
+        "report.md": markdown(table, context),
+        "report.tex": latex(table, context),
         "table.csv": csv_wide(whole),
         "results.csv": _tidy(checked(results)),
     }

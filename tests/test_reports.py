@@ -27,6 +27,8 @@ from reports import (
     build_table,
     checked,
     csv_wide,
+    html,
+    latex,
     markdown,
     read_results,
     terminal,
@@ -485,7 +487,7 @@ def test_every_line_of_a_markdown_table_has_the_same_number_of_cells() -> None:
     assert {line.replace(r"\|", "").count("|") for line in lines} == {4}
 
 
-@pytest.mark.parametrize("render", [markdown, terminal])
+@pytest.mark.parametrize("render", [html, latex, markdown, terminal])
 def test_no_number_without_its_protocol(render: Any) -> None:
     with pytest.raises(ValueError, match="'gsm8k' has no protocol"):
         render(build_table(NEARLY_EVERYTHING), context(protocol={"dolly": ["greedy"], "gsm8k": []}))
@@ -538,11 +540,12 @@ def test_terminal_never_cuts_a_number_at_100_columns(tasks: int) -> None:
 # Files
 
 
-def test_write_leaves_three_whole_files_and_nothing_else(tmp_path: Path) -> None:
+def test_write_leaves_whole_files_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "report"
     paths = write(NEARLY_EVERYTHING, context(), folder)
-    assert [path.name for path in paths] == ["report.md", "table.csv", "results.csv"]
-    assert sorted(path.name for path in folder.iterdir()) == ["report.md", "results.csv", "table.csv"]
+    names = ["report.html", "report.md", "report.tex", "table.csv", "results.csv"]
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     table = build_table(NEARLY_EVERYTHING)
     assert (folder / "report.md").read_text(encoding="utf-8") == markdown(table, context())
     assert (folder / "table.csv").read_text(encoding="utf-8") == csv_wide(table)
@@ -552,7 +555,7 @@ def test_write_leaves_three_whole_files_and_nothing_else(tmp_path: Path) -> None
 
 def test_table_csv_holds_the_metrics_that_the_report_does_not_print(tmp_path: Path) -> None:
     results = frame(score("sft", 1.0, "exact_match_strict"), score("sft", 77.0, "exact_match_flexible"))
-    report, table, _ = write(results, context(), tmp_path)
+    _, report, _, table, _ = write(results, context(), tmp_path)
     assert "77" not in report.read_text(encoding="utf-8")
     assert "Not printed, but in table.csv: gsm8k EM flexible." in report.read_text(encoding="utf-8")
     assert pd.read_csv(table)["gsm8k.exact_match_flexible.mean"].tolist() == [77.0]
@@ -574,7 +577,7 @@ def test_a_write_that_breaks_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="disk full"):
         write(NEARLY_EVERYTHING, context(title="Second"), tmp_path)
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# Report\n")
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_results_csv_round_trip(tmp_path: Path) -> None:

@@ -26,8 +26,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import models, tasks
 from harness.evaluate import sandbox
+from harness.evidence import collect_evidence
+from harness.results import read_record
 from harness.run import Runner
-from methods.base import LossSums, registered
+from harness.store import Store
+from harness.traces import Tracer
+from methods.base import LossSums, TeacherKind, registered
 from methods.uld import ULD
 from tests.conftest import Command, Done
 
@@ -126,7 +130,7 @@ def test_one_command_gives_the_whole_table(whole: tuple[Place, Done]) -> None:
     assert len({row["dolly.bits_per_byte.mean"] for row in table.values()}) == len(table)  # they trained differently
     assert done.out.count("done  ") == len(table) * len(TASKS)
     assert {path.name for path in place.folder_of(done).iterdir()} == {
-        "items.csv.gz", "report.md", "results.csv", "run.json", "table.csv"
+        "items.csv.gz", "report.html", "report.md", "report.tex", "results.csv", "run.json", "table.csv"
     }  # fmt: skip
     report = place.file(done, "report.md")
     assert all(words in report for words in ("ROUGE-L F1 with stemmer", "lm-eval", "samples that the project ships"))
@@ -144,6 +148,42 @@ def test_items_are_those_of_the_stored_stages_and_give_the_scores(whole: tuple[P
     bits = {item["bytes"] for path in place.stored("bits") for item in json.loads((path / "bits.json").read_text())}
     assert set(items.query("metric == 'bits_per_byte'")["weight"]) == bits
     assert set(items.query("metric != 'bits_per_byte'")["weight"]) == {1}
+
+
+def test_the_page_shows_training_answers_and_alignments_of_every_row(whole: tuple[Place, Done]) -> None:
+    """From stored files alone: the students' weights are dropped."""
+    place, done = whole
+    evidence = collect_evidence(read_record(place.folder_of(done)).record, Store(place.runs))
+    rows = {(name, task) for name in registered() for task in TASKS}
+    for frame in (evidence.steps, evidence.costs):
+        assert set(zip(frame["row"], frame["task"], strict=True)) == rows
+    assert (evidence.costs["seconds"] > 0).all()
+    steps = evidence.steps.groupby(["row", "task"])["step"].agg(list)
+    assert all(steps[name, task] == ([1, 2, 3, 4] if name == "sft" else [1, 2]) for name, task in rows)
+    distilling = {name for name, kind in registered().items() if kind.teacher is not TeacherKind.NONE}
+    assert set(evidence.steps.dropna(subset="kd")["row"]) == distilling
+    answers = {item.task: [] for item in evidence.items}
+    for item in evidence.items:
+        assert [answer.row for answer in item.answers] == list(registered())
+        answers[item.task].append(tuple(answer.text for answer in item.answers))
+    outputs = [json.loads((path / "answers.json").read_text()) for path in place.stored("answers", task="dolly")]
+    assert sorted(zip(*answers["dolly"], strict=True)) == sorted(tuple(a["output"] for a in made) for made in outputs)
+    assert {(a.row, a.task) for a in evidence.alignments} == {(row, task) for row, task in rows if row in distilling}
+    assert all(len(a.student.tokens) == len(a.student.ends) for a in evidence.alignments)
+    assert ("dolly", "dolly/0") in {(a.task, a.item) for a in evidence.alignments}
+    assert len(place.file(done, "report.html").encode()) < 5_000_000
+
+
+def test_a_training_is_not_lost_over_its_traces(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(Tracer, "trace", fail)
+    done = place.run("methods=[uld]", "seeds=[7]")
+    assert done.code == 0
+    assert "no alignments to show" in done.out
+    assert "no memory left" in done.out
+    assert 'id="alignments"' not in place.file(done, "report.html")
 
 
 def test_every_method_is_compared_with_the_recipes_baseline(whole: tuple[Place, Done]) -> None:

@@ -1,0 +1,164 @@
+"""From a run's record and the store to what its page shows besides the table. No model: all of it is stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from harness.run import TIMING
+from harness.store import Store
+from harness.traces import FILE as TRACES
+from reports import Alignment, Answer, Evidence, Item, TokenSide
+from reports.evidence import COST_COLUMNS, STEP_COLUMNS
+
+SHOWN_ITEMS = 12  # of a task, with every row's answer
+
+
+def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
+    """What a page shows besides the table: steps, costs, answers, alignments, manifests, failures. No model."""
+    cells = labelled(record["cells"])
+    trained = [cell for cell in cells if "student" in cell["stages"]]  # nothing is trained for a reference alone
+    return Evidence(
+        steps=_steps(trained, store),
+        costs=_costs(trained, store),
+        items=_items(cells, store),
+        alignments=_alignments(trained, store),
+        recipe=yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True, width=110),
+        manifest=_manifest(record, store),
+        stages=_stages(cells, store),
+        failures=_failures(record),
+    )
+
+
+def labelled(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of a record with their row's name under "row": "released" is said beside "described", as in tables."""
+    described = {cell["method"] for cell in cells if cell["fidelity"] == "described"}
+    return [{**cell, "row": _row(cell, cell["method"] in described)} for cell in cells]
+
+
+def _row(cell: Mapping[str, Any], described: bool) -> str:
+    if cell["role"] == "teacher":
+        return f"teacher {cell['teacher']}"
+    released = cell["fidelity"] == "released" and described
+    return str(cell["method"]) + (" (released)" if released else "")
+
+
+def stored_json(store: Store, kind: str, cell: Mapping[str, Any], name: str) -> Any | None:
+    """A JSON file of a cell's stage; None where there is none, or a damaged one."""
+    artefact = store.find(kind, cell["stages"][kind])
+    return artefact.json(name) if artefact is not None and artefact.is_whole() else None
+
+
+def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
+    """What training showed, one row a step; kept where students were dropped."""
+    names = {"kd": "kd_0", "ratio": "kd_ce_ratio_0", "second kd": "kd_1", "second ratio": "kd_ce_ratio_1"}
+    rows = []
+    for cell in cells:
+        own = {"row": cell["row"], "task": cell["task"], "seed": cell["seed"]}
+        for step in store.read_dropped("student", cell["stages"]["student"], "steps.json") or []:
+            rows.append(
+                own
+                | {name: step[name] for name in ("step", "loss", "ce")}
+                | {name: step.get(stored, math.nan) for name, stored in names.items()}
+            )
+    return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
+
+
+def _costs(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
+    rows = [
+        (cell["row"], cell["task"], cell["seed"], timing["seconds"])
+        for cell in cells
+        if (timing := store.read_dropped("student", cell["stages"]["student"], TIMING)) is not None
+    ]
+    return pd.DataFrame(rows, columns=list(COST_COLUMNS))
+
+
+def _items(cells: Sequence[Mapping[str, Any]], store: Store) -> list[Item]:
+    """The first test items of each task with the answers of every row's first seed."""
+    items: dict[tuple[str, str], tuple[str, list[Answer]]] = {}
+    for cell in _first_seeds(cells):
+        scores = stored_json(store, "scores", cell, "scores.json") or {}
+        units = {metric["name"]: metric["unit"] for metric in cell["metrics"]}
+        for answer in _first_answers(stored_json(store, "answers", cell, "answers.json") or []):
+            own = [
+                (name, scores[name][answer["id"]], unit) for name, unit in units.items() if _has(scores, name, answer)
+            ]
+            said = Answer(cell["row"], answer["output"], answer["stop"], tuple(own))
+            items.setdefault((cell["task"], answer["id"]), (answer["prompt"], []))[1].append(said)
+    return [Item(task, name, prompt, tuple(answers)) for (task, name), (prompt, answers) in items.items()]
+
+
+def _first_answers(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One answer, of the first sampling seed, to each of the first items."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for answer in answers:
+        first.setdefault(answer["id"], answer)
+    return list(first.values())[:SHOWN_ITEMS]
+
+
+def _has(scores: Mapping[str, Mapping[str, float]], metric: str, answer: Mapping[str, Any]) -> bool:
+    return answer["id"] in scores.get(metric, {})
+
+
+def _first_seeds(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One cell of each row and task."""
+    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for cell in cells:
+        first.setdefault((cell["task"], cell["row"]), cell)
+    return list(first.values())
+
+
+def _alignments(cells: Sequence[Mapping[str, Any]], store: Store) -> list[Alignment]:
+    found = []
+    for cell in _first_seeds(cells):
+        for trace in store.read_dropped("student", cell["stages"]["student"], TRACES) or []:
+            made = Alignment(
+                task=cell["task"],
+                item=trace["item"],
+                row=cell["row"],
+                method=trace["method"],
+                student=_token_side(trace["student"]),
+                teacher=_token_side(trace["teacher"]),
+                groups=tuple((tuple(student), tuple(teacher)) for student, teacher in trace["groups"]),
+                kd=tuple(trace["kd"]),
+            )
+            found.append(made)
+    return found
+
+
+def _token_side(side: Mapping[str, Any]) -> TokenSide:
+    return TokenSide(side["name"], tuple(side["tokens"]), tuple(side["ends"]))
+
+
+def _manifest(record: Mapping[str, Any], store: Store) -> list[tuple[str, str]]:
+    """The run's identity, what its models came to on the machine that trained, and the versions in use."""
+    lines = [("run", str(record["identity"]))]
+    manifests = (store.read_manifest("scores", cell["stages"]["scores"]) for cell in record["cells"])
+    for role, model in next((m["models"] for m in manifests if m is not None), {}).items():
+        lines.append((f"{role} model", model["uri"]))
+        lines += [(f"{role} {name}", model[name]) for name in ("commit", "sha256") if name in model]
+    return lines + [(name, str(value)) for name, value in record["environment"].items()]
+
+
+def _stages(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
+    """What is stored of each cell, to find it in the store and to check it."""
+    rows = []
+    for cell in cells:
+        for kind, identity in cell["stages"].items():
+            manifest = store.read_manifest(kind, identity)
+            if manifest is not None:
+                row = {"cell": cell["name"], "stage": kind, "identity": identity[:24], "made": manifest["created"]}
+                rows.append(row | {"seconds": manifest["seconds"]})
+    return pd.DataFrame(rows)
+
+
+def _failures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found: dict[tuple[str, str], None] = {}
+    for cell in record["cells"]:
+        for failure in cell["failures"].values():
+            found[f"{cell['name']}: {failure['stage']}", failure["reason"]] = None
+    return list(found)
