@@ -42,7 +42,7 @@ def python(
 def test_it_runs_and_keeps_what_the_work_folder_holds(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("four")
     done = python("open('out.txt', 'w').write(open('in.txt').read() * 2); print('said'); exit(3)", tmp_path)
-    assert (done.returncode, done.output, done.timed_out) == (3, "said\n", False)
+    assert (done.returncode, done.output, done.killed_for) == (3, "said\n", "")
     assert (tmp_path / "out.txt").read_text() == "fourfour"
 
 
@@ -112,7 +112,7 @@ def test_an_endless_loop_ends_at_the_wall_limit_and_leaves_nothing(tmp_path: Pat
     code = "import posix, time\nif posix.fork() == 0: posix.setsid()\nwhile True: open('alive', 'w'); time.sleep(0.01)"
     start = time.monotonic()
     done = python(code, tmp_path, replace(LIMITS, wall_s=1))
-    assert done.timed_out
+    assert done.killed_for == "time"
     assert 1 <= done.wall_s < 3
     assert time.monotonic() - start < 3
     (tmp_path / "alive").unlink()
@@ -126,7 +126,7 @@ def test_what_is_left_behind_at_a_normal_end_is_killed_too(tmp_path: Path) -> No
         "import posix, time\nif posix.fork() == 0:\n  while True: open('alive', 'w'); time.sleep(0.01)\ntime.sleep(0.3)"
     )
     done = python(code, tmp_path)
-    assert (done.returncode, done.timed_out) == (0, False)
+    assert (done.returncode, done.killed_for) == (0, "")
     (tmp_path / "alive").unlink()
     time.sleep(0.2)
     assert not (tmp_path / "alive").exists()
@@ -137,7 +137,7 @@ def test_memory_cpu_and_file_sizes_are_bounded(tmp_path: Path) -> None:
     assert "MemoryError" in python("bytearray(2 * 2**30)", tmp_path).output
     assert "MemoryError" not in python("bytearray(2**28)", tmp_path).output
     done = python("while True: pass", tmp_path, replace(LIMITS, cpu_s=1))
-    assert not done.timed_out
+    assert done.killed_for == ""
     assert done.returncode != 0
     assert "File too large" in python("open('big', 'wb').write(bytes(2**21))", tmp_path).output
     assert (tmp_path / "big").stat().st_size <= 2**20
@@ -184,7 +184,7 @@ def test_unsafe_runs_without_a_sandbox_but_with_limits(tmp_path: Path, monkeypat
     done = python(code, tmp_path, status=NONE, unsafe=True)
     assert done.output == f"{tmp_path} {os.getuid()} False\n"
     assert "MemoryError" in python("bytearray(2 * 2**30)", tmp_path, status=NONE, unsafe=True).output
-    assert python("while True: pass", tmp_path, replace(LIMITS, wall_s=0.5), status=NONE, unsafe=True).timed_out
+    assert python("while True: pass", tmp_path, replace(LIMITS, wall_s=0.5), status=NONE, unsafe=True).killed_for
 
 
 def test_the_probe_says_what_it_found() -> None:
