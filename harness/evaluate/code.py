@@ -376,8 +376,7 @@ class _Evaluation:
         done = self.run(
             [*_PYTHON, "from harness.evaluate.judge import main; main()", json.dumps(command)],
             work=work,
-            read_only=[*_OWN_FILES, self.expected.parent],
-            hidden=[],
+            read_only=[*_OWN_FILES, self.expected],
             limits=box.Limits(MEMORY_BYTES, cpu_s=3600, processes=64, file_bytes=2 * 2**30, wall_s=wall_s),
             env=_ENVIRONMENT | {override: "problems.jsonl", "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"},
         )

@@ -42,8 +42,8 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if isinstance(value, np.generic) and value.dtype.str in _NUMPY:
         return {"numpy": [value.dtype.str, to_plain(value.item())]}
-    if isinstance(value, np.ndarray) and value.dtype.str in _NUMPY:
-        return {"array": [value.dtype.str, to_plain(value.tolist())]}
+    if isinstance(value, np.ndarray) and (value.dtype.str in _NUMPY or value.dtype.kind == "U"):
+        return {"array": [value.dtype.str if value.dtype.kind != "U" else "U", to_plain(value.tolist())]}
     for base in kind.__mro__:
         if base in (int, float, str, list):
             return to_plain(base(value))
@@ -78,7 +78,7 @@ def _scalar(parts: list[Any]) -> Any:
 
 
 def _array(parts: list[Any]) -> Any:
-    return np.array(parts[1], dtype=_dtype(parts[0]))
+    return np.array(parts[1], dtype="U" if parts[0] == "U" else _dtype(parts[0]))
 
 
 def _dtype(name: str) -> np.dtype[Any]:

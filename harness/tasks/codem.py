@@ -34,8 +34,8 @@ class CodeMSettings(TaskSettings):
 
     @model_validator(mode="after")
     def _enough_samples(self) -> CodeMSettings:
-        if not all(1 <= k <= self.samples for k in self.pass_at):
-            raise ValueError(f"pass_at must be from 1 to samples, which is {self.samples}")
+        if not all(1 <= k <= self.samples for k in self.pass_at) or len(set(self.pass_at)) < len(self.pass_at):
+            raise ValueError(f"pass_at must hold different numbers from 1 to samples, which is {self.samples}")
         return self
 
     @property
@@ -122,7 +122,6 @@ class CodeM(Task):
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
         from harness.evaluate import code, sandbox
-        from harness.models import cache_folder
 
         status = sandbox.probe()
         unsafe = unsafe and not status.available  # the flag never switches off a sandbox that works
@@ -152,7 +151,7 @@ class CodeM(Task):
                 work=work,
                 sandbox=status,
                 unsafe=unsafe,
-                cache=cache_folder() / "expected-answers",
+                cache=expected_answers_folder(),
             )
             for (student, _, _, item), verdict in zip(asked, verdicts, strict=True):
                 for tests in _TESTS:
@@ -225,6 +224,13 @@ class CodeM(Task):
         if not problems:
             raise HarnessError(str(self._problem_file(benchmark)), "no problems", "at least one")
         return dict(list(problems.items())[: self.settings.test_items])
+
+
+def expected_answers_folder() -> Path:
+    """Where EvalPlus's expected answers are kept: they take a minute to compute, and 1 GB."""
+    from harness.models import cache_folder
+
+    return cache_folder() / "expected-answers"
 
 
 def _metric(benchmark: Benchmark, tests: Tests, k: int) -> str:
