@@ -121,13 +121,24 @@ def report_context(run: Run, store: Store) -> ReportContext:
     return ReportContext(
         title=record["title"],
         recipe=record["recipe"]["name"],
-        protocol=record["protocol"],
+        protocol=_protocol_and_caveats(run, store),
         settings=[(name, value) for name, value in record["settings"]],
         notes=record["notes"],
         appendix=_diagnostics(run, store),
         paper=record["paper"],
         recipe_values=record["recipe"],
     )
+
+
+def _protocol_and_caveats(run: Run, store: Store) -> dict[str, list[str]]:
+    """How numbers were made, by task; with what must be said of the scores that are there."""
+    protocol = {task: list(lines) for task, lines in run.record["protocol"].items()}
+    for cell in run.record["cells"]:
+        scores = store.find("scores", cell["stages"]["scores"])
+        caveat = scores.manifest.get("caveat") if scores is not None else None
+        if caveat and caveat not in protocol[cell["task"]]:
+            protocol[cell["task"]].append(caveat)
+    return protocol
 
 
 def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:

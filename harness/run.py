@@ -148,8 +148,10 @@ class Runner:
                         "a teacher that the method can use",
                         "Name another, or leave it out.",
                     )
-        for name in self.plan.tasks:
+        for name, task in self.plan.tasks.items():
             self._check_lengths(name)
+            for warning in task.warnings(self.unsafe):
+                self.progress.message(f"[yellow]{name}[/]: {escape(warning)}")
 
     def _check_lengths(self, task: str) -> None:
         """Every model of the pair must be able to read the task's rows, and what is evaluated its test prompts."""
@@ -476,7 +478,9 @@ class Runner:
                 manifest = self._manifest(stage)
                 with self.store.create(stage.kind, identity, manifest) as folder:
                     write_json(folder / "scores.json", {k: dict(v) for k, v in scores[identity].values.items()})
-                    manifest |= {"unsafe_execution_allowed": self.unsafe}
+                    if scores[identity].details:
+                        write_json(folder / "details.json", scores[identity].details)
+                    manifest |= {"caveat": scores[identity].caveat}
                     self._finish(manifest, started)
         self.progress.finish()
 

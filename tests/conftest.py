@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ def shared_data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("HARNESS_TEST_DATA does not name a folder of real data sets")
     return Path(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _expected_answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """EvalPlus's expected answers are kept for this session only."""
+    folder = tmp_path_factory.mktemp("expected-answers")
+    with mock.patch("harness.tasks.codem.expected_answers_folder", return_value=folder):
+        yield
 
 
 @pytest.fixture(scope="session")

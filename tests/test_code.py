@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import itertools
 import json
 import random
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -82,66 +84,117 @@ def test_verdicts_find_their_owners(problems: Path, tmp_path: Path) -> None:
     stale.write_text('{"eval": {}}')
     start = time.monotonic()
     verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
-    assert time.monotonic() - start < 40  # the loop costs 2 times 4 s
+    assert time.monotonic() - start < 40  # the loop costs 4 s
     assert [(v.owner, v.task_id) for v in verdicts] == [(s.owner, s.task_id) for s in solutions]
-    assert [(v.owner, v.base, v.plus, v.status) for v in verdicts] == [
-        ("a", True, True, "pass"),
-        ("b", True, False, "fail"),
-        ("c", False, False, "fail"),
-        ("d", False, False, "fail"),
-        ("e", False, False, "fail"),
-        ("f", False, False, "fail"),
-        ("g", True, True, "pass"),
-        ("h", False, False, "fail"),
-        ("i", False, False, "fail"),
-        ("c", True, True, "pass"),
-        ("b", False, False, "fail"),
-        ("a", True, True, "pass"),
-        ("a", True, True, "pass"),
+    assert [(v.owner, v.base, v.plus) for v in verdicts] == [
+        ("a", "pass", "pass"),
+        ("b", "pass", "fail"),
+        ("c", "fail", "fail"),
+        ("d", "fail", "fail"),
+        ("e", "fail", "fail"),
+        ("f", "fail", "fail"),
+        ("g", "pass", "pass"),
+        ("h", "fail", "fail"),
+        ("i", "timeout", "timeout"),
+        ("c", "pass", "pass"),
+        ("b", "fail", "fail"),
+        ("a", "pass", "pass"),
+        ("a", "pass", "pass"),
     ]
     assert list(tmp_path.iterdir()) == [stale]
 
 
 @needs_sandbox
-def test_hostile_code_is_contained(problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each returns the right value if its attack went through, so that a pass would be a hole; `control` has none."""
-    monkeypatch.setenv("API_TOKEN", "the password")
-    secret = tmp_path / "secret.txt"
-    secret.write_text("the password")
-    target = tmp_path / "written.txt"
-    work = tmp_path / "work"
-    work.mkdir()
-    attacks = {
-        "control": "pass",
-        "reads a file": f"import io; io.open({str(secret)!r}).read()",
-        "deletes a file": f"import posix; posix.unlink({str(secret)!r})",
-        "writes a file": f"import pathlib; pathlib.Path({str(target)!r}).write_text('here')",
-        "reads the environment": "import os; os.environ['API_TOKEN']",
-        "opens a connection": "import socket; socket.create_connection(('192.0.2.1', 80), 1)",
-        "takes memory": "bytearray(20 * 2**30)",
-        "ends the process": "import posix; posix._exit(0)",
-    }
-    solutions = [solve(name, 900, double("return 2 * x", attack)) for name, attack in attacks.items()]
-    verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=work, sandbox=STATUS)
-    assert {v.owner: v.plus for v in verdicts} == {name: name == "control" for name in attacks}
-    assert secret.read_text() == "the password"
-    assert not target.exists()
+def test_a_timeout_is_one_only_while_the_answers_before_were_right(problems: Path, tmp_path: Path) -> None:
+    """EvalPlus stops at the first wrong answer, and would not have waited."""
+    loops_at = "if x == {}: time.sleep(60)"
+    solutions = [
+        solve("right before", 900, double(f"{loops_at.format(2)}\n    return 2 * x", "import time")),
+        solve("wrong before", 900, double(f"{loops_at.format(2)}\n    return x", "import time")),
+        solve("in plus", 900, double(f"{loops_at.format(0)}\n    return 2 * x", "import time")),
+    ]
+    with mock.patch.object(code, "MIN_TIME_LIMIT_S", 1.0):
+        verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
+    assert [(v.base, v.plus) for v in verdicts] == [("timeout", "timeout"), ("fail", "fail"), ("pass", "timeout")]
 
 
 @needs_sandbox
 def test_an_evaluation_that_breaks_is_an_error_and_not_a_score(problems: Path, tmp_path: Path) -> None:
-    killer = double("return 2 * x", "import posix, os; posix.kill(os.getppid(), 9)")
-    start = time.monotonic()
-    with pytest.raises(code.EvaluationFailed, match=r"(?s)found exit status 1.*BrokenProcessPool") as caught:
-        code.evaluate(problems, [solve("a", 900, killer)], dataset="humaneval", work=tmp_path, sandbox=STATUS)
-    assert "BrokenProcessPool" in caught.value.output
-    assert time.monotonic() - start < 20
-    limits = replace(code.default_limits(1), wall_s=0.2)
-    with pytest.raises(code.EvaluationFailed, match="found no end after 0 s"):
-        code.evaluate(
-            problems, [solve("a", 900, GOOD)], dataset="humaneval", work=tmp_path, sandbox=STATUS, limits=limits
+    def evaluate(limits: sandbox.Limits | None = None, path: Path = problems) -> list[code.Verdict]:
+        solutions = [solve("a", 900, GOOD)]
+        return code.evaluate(
+            path, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS, cache=cache, limits=limits
         )
-    assert list(tmp_path.iterdir()) == []
+
+    cache = tmp_path / "cache"
+    evaluate()
+    with pytest.raises(code.EvaluationFailed, match="a solution's process that did not begin"):
+        evaluate(replace(code.default_limits(), memory_bytes=2**25))  # no Python fits in there
+    with (
+        mock.patch.object(code, "_EXPECTED_ANSWERS_S", -100.0),
+        pytest.raises(code.EvaluationFailed, match="found no end after"),
+    ):
+        evaluate()
+    for damaged in (cache / "evalplus").glob("*.pkl"):
+        damaged.write_bytes(b"no pickle")
+    with pytest.raises(code.EvaluationFailed, match=r"(?s)found exit status 1.*UnpicklingError"):
+        evaluate()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(json.dumps(PROBLEMS[0] | {"canonical_solution": "    return 1 / 0\n"}) + "\n")
+    with pytest.raises(code.EvaluationFailed, match=r"(?s)found exit status 1.*ZeroDivisionError"):
+        evaluate(path=broken)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jsonl", "cache"]
+
+
+@needs_sandbox
+def test_expected_answers_are_kept_for_each_problem(problems: Path, tmp_path: Path) -> None:
+    """By a digest of the problem: a subset finds those of the whole set, another text of a problem does not."""
+    calls: list[dict[str, Any]] = []
+    own = code._Evaluation._evalplus
+
+    def spied(self: code._Evaluation, command: dict[str, Any], *args: Any) -> str:
+        calls.append(command)
+        return own(self, command, *args)
+
+    def evaluate(path: Path, *numbers: int) -> list[str]:
+        """What was computed: task ids of problems whose expected answers were not there."""
+        calls.clear()
+        texts = {900: GOOD, 901: "def size(x):\n    return len(x)"}
+        solutions = [solve("a", number, texts[number]) for number in numbers]
+        with mock.patch.object(code._Evaluation, "_evalplus", spied):
+            verdicts = code.evaluate(
+                path, solutions, dataset="humaneval", work=work, sandbox=STATUS, cache=tmp_path / "cache"
+            )
+        assert [verdict.plus for verdict in verdicts] == ["pass"] * len(numbers)
+        return [task_id for command in calls if command["do"] == "tests" for task_id in command["keys"]]
+
+    work, other = tmp_path / "work", tmp_path / "other.jsonl"
+    work.mkdir()
+    (tmp_path / "cache").mkdir(mode=0o700)  # nobody else's business, but the user inside reads what is in it
+    other.write_text(json.dumps(PROBLEMS[0] | {"plus_input": [[7]]}) + "\n")
+    assert evaluate(problems, 900, 901) == ["HumanEval/900", "HumanEval/901"]
+    assert evaluate(problems, 901) == []
+    assert evaluate(problems, 900, 901) == []
+    assert evaluate(other, 900) == ["HumanEval/900"]
+
+
+@needs_sandbox
+def test_what_large_answers_stand_for(tmp_path: Path) -> None:
+    """Above 16 MiB a digest stands for an answer: it must be equal type by type."""
+    row = problem(900, "many", "return [(i, str(i)) for i in range(x)]", [[3]], [[1_000_000]])
+    (tmp_path / "problems.jsonl").write_text(json.dumps(row) + "\n")
+    bodies = {
+        "the same": "return list(zip(range(x), map(str, range(x))))",
+        "one is wrong": "return [(i, str(i + (i == 999_998))) for i in range(x)]",
+        "another type": "return [(float(i), str(i)) for i in range(x)]",
+    }
+    solutions = [solve(name, 900, f"def many(x):\n    {body}") for name, body in bodies.items()]
+    verdicts = code.evaluate(tmp_path / "problems.jsonl", solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
+    assert {v.owner: (v.base, v.plus) for v in verdicts} == {
+        "the same": ("pass", "pass"),
+        "one is wrong": ("pass", "fail"),
+        "another type": ("pass", "fail"),
+    }
 
 
 @needs_sandbox
@@ -160,22 +213,7 @@ def test_mbpp_has_its_own_oracles(tmp_path: Path) -> None:
         code.Solution("wrong", "Mbpp/2", "def similar_elements(a, b):\n    return a"),
     ]
     verdicts = code.evaluate(tmp_path / "mbpp.jsonl", solutions, dataset="mbpp", work=tmp_path, sandbox=STATUS)
-    assert [v.plus for v in verdicts] == [True, False]
-
-
-def test_results_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    samples = [("HumanEval/900", GOOD), ("HumanEval/900", WRONG)]
-    rows = [{"solution": text, "base_status": "pass", "plus_status": "pass"} for _, text in samples]
-    path.write_text(json.dumps({"eval": {"HumanEval/900": rows}}))
-    assert code._read_results(path, samples) == dict(zip(samples, rows, strict=True))
-    for forged in (rows[:1], rows[::-1], [*rows, rows[0]]):
-        path.write_text(json.dumps({"eval": {"HumanEval/900": forged}}))
-        with pytest.raises(ValueError, match="other solutions than those sent"):
-            code._read_results(path, samples)
-    path.unlink()
-    with pytest.raises(ValueError, match="no result file"):
-        code._read_results(path, samples)
+    assert [v.plus for v in verdicts] == ["pass", "fail"]
 
 
 def test_without_a_sandbox_nothing_runs(problems: Path, tmp_path: Path) -> None:
@@ -188,7 +226,7 @@ def test_unsafe_evaluates_without_a_sandbox(problems: Path, tmp_path: Path) -> N
     none = sandbox.SandboxStatus(False, None, "", "namespaces are forbidden here")
     solutions = [solve("a", 900, GOOD), solve("b", 900, WRONG)]
     verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=none, unsafe=True)
-    assert [v.plus for v in verdicts] == [True, False]
+    assert [v.plus for v in verdicts] == ["pass", "fail"]
 
 
 def test_solutions_that_do_not_fit_are_errors(problems: Path, tmp_path: Path) -> None:
@@ -247,6 +285,20 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> No
         code.read_problems(tmp_path / "problems.jsonl.gz")
     with pytest.raises(HarnessError, match="found no readable file"):
         code.read_problems(tmp_path / "none.jsonl")
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    """Against counting: of all ways to draw k of n programs, the share with one that passes; and against EvalPlus."""
+    from evalplus.eval import estimate_pass_at_k
+
+    for samples, passed in itertools.product(range(1, 7), range(7)):
+        programs = [number < passed for number in range(samples)]
+        if passed > samples:
+            continue
+        for k in range(1, samples + 1):
+            drawn = [any(draw) for draw in itertools.combinations(programs, k)]
+            assert code.pass_at_k(samples, passed, k) == pytest.approx(sum(drawn) / len(drawn))
+            assert code.pass_at_k(samples, passed, k) == pytest.approx(estimate_pass_at_k([samples], [passed], k)[0])
 
 
 def test_the_protocol_is_said() -> None:

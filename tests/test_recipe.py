@@ -190,6 +190,7 @@ def test_an_unknown_key_without_a_near_one_lists_what_there_is() -> None:
         ("train.steps=many", "train.steps: found 'many'; input should be a valid integer"),
         ("train.learning_rate=-1", "train.learning_rate: found -1; input should be greater than 0"),
         ("keep_students=maybe", "keep_students: found 'maybe'; "),
+        ("codem={samples: 5, pass_at: [1, 10]}", "pass_at must hold different numbers from 1 to samples, which is 5"),
         ("student.model=pth:folder", "student.model: found 'pth:folder'; expected hf:"),
         ("student.model=pth:folder", "Did you mean path:?"),
         ("student=null", "student: found None; "),

@@ -595,10 +595,27 @@ def test_without_a_sandbox_code_is_not_run_and_the_rest_is(place: Place, monkeyp
     assert row["codem.bits_per_byte.status"] == "done"
     assert "user namespaces are forbidden here" in place.file(done, "report.md")
     assert done.code == 0  # nothing went wrong
+    assert "codem: generated code will not be run: user namespaces are forbidden here" in done.out  # at the start
     if STATUS.available:
         monkeypatch.setattr(sandbox, "probe", lambda: STATUS)
         again = place.run(*asked)
         assert (again.code, place.table(again)["control"]["codem.humaneval_plus.status"]) == (0, "done")
+        (cell,) = [cell for cell in json.loads(place.file(again, "run.json"))["cells"] if cell["task"] == "codem"]
+        folder = place.runs / "store" / "scores" / cell["stages"]["scores"][:24]
+        details = json.loads((folder / "details.json").read_text())
+        assert details["ran_in"] == STATUS.version
+        assert set(details["statuses"]["humaneval"].values()) <= {"pass", "fail", "timeout"}
+        assert "without a sandbox" not in place.file(again, "report.md")
+
+
+def test_the_table_shows_that_code_ran_without_a_sandbox(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = sandbox.SandboxStatus(False, None, "", "user namespaces are forbidden here")
+    monkeypatch.setattr(sandbox, "probe", lambda: none)
+    done = place.run("tasks=[codem]", "methods=[control]", "codem.new_tokens=7", "--unsafe-execution")
+    assert (done.code, place.table(done)["control"]["codem.humaneval_plus.status"]) == (0, "done")
+    words = "Generated code ran without a sandbox (--unsafe-execution)."
+    assert words in done.out
+    assert words in place.file(done, "report.md")
 
 
 # --- What is kept, and other ways to train ----------------------------------------------------------------------------

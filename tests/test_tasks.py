@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from harness.errors import HarnessError
+from harness.evaluate import code, sandbox
 from harness.files import sha256_file
 from harness.tasks import Task, samples_folder, tasks
 from harness.tasks.alpaca import alpaca_prompt
@@ -219,6 +221,86 @@ def test_codem_leaves_out_rows_without_output(tmp_path: Path) -> None:
     assert [example.id for example in examples] == ["codem/train/0", "codem/train/2"]
 
 
+def test_codem_scores_each_benchmark_with_statuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Columns are base and plus of each benchmark; a timeout fails, and is kept as one."""
+    problem = json.loads((samples_folder() / "codem/test.jsonl").read_text().splitlines()[0])
+    write(tmp_path / "codem/test.jsonl", problem | {"task_id": "HumanEval/0"}, problem | {"task_id": "HumanEval/1"})
+    write(tmp_path / "codem/mbpp_test.jsonl", problem | {"task_id": "Mbpp/2"})
+    task = made("codem", tmp_path, benchmarks=("humaneval", "mbpp"))
+    assert [(m.name, m.headline) for m in task.metrics] == [
+        ("humaneval", False),
+        ("humaneval_plus", True),
+        ("mbpp", False),
+        ("mbpp_plus", True),
+    ]
+    said = {"HumanEval/0": ("pass", "timeout"), "HumanEval/1": ("pass", "pass"), "Mbpp/2": ("fail", "fail")}
+    monkeypatch.setattr(code, "evaluate", judge(lambda solution: said[solution.task_id]))
+    scores = task.score({"one": dict.fromkeys(said, "")}, tmp_path, False)["one"]
+    assert scores.values == {
+        "humaneval": {"HumanEval/0": 100.0, "HumanEval/1": 100.0},
+        "humaneval_plus": {"HumanEval/0": 0.0, "HumanEval/1": 100.0},
+        "mbpp": {"Mbpp/2": 0.0},
+        "mbpp_plus": {"Mbpp/2": 0.0},
+    }
+    assert scores.details["statuses"]["humaneval_plus"] == {"HumanEval/0": "timeout", "HumanEval/1": "pass"}
+    assert json.loads(json.dumps(scores.details)) == scores.details
+
+
+def test_codem_samples_give_pass_at_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 programs 1 passes: pass@1 is 1/4; two drawn of them hold it in 3 of 6 cases."""
+    task = made("codem", test_items=2, samples=4, pass_at=(1, 2))
+    requests = task.requests()
+    assert len({request.id for request in requests}) == 8  # each draws for itself
+    assert len({request.prompt for request in requests}) == 2
+    assert (task.settings.decoding, made("codem").settings.decoding) == ("sampling", "greedy")
+    assert [metric.name for metric in task.metrics] == [
+        "humaneval",
+        "humaneval_pass_at_2",
+        "humaneval_plus",
+        "humaneval_plus_pass_at_2",
+    ]
+    good = requests[1].id
+    answers = {request.id: f"    return {request.id == good}" for request in requests}
+    monkeypatch.setattr(code, "evaluate", judge(lambda s: ("pass", "pass") if "True" in s.code else ("fail", "fail")))
+    scores = task.score({"one": answers}, Path(), False)["one"]
+    first, second = (request.id.partition("#")[0] for request in (requests[0], requests[4]))
+    assert scores.values["humaneval"] == {first: 25.0, second: 0.0}
+    assert scores.values["humaneval_plus_pass_at_2"] == {first: 50.0, second: 0.0}
+    assert scores.details["statuses"]["humaneval"][good] == "pass"
+
+
+def judge(verdict: Callable[[code.Solution], tuple[Any, Any]]) -> Callable[..., list[code.Verdict]]:
+    """In place of an evaluation."""
+    return lambda path, solutions, **_: [code.Verdict(s.owner, s.task_id, *verdict(s)) for s in solutions]
+
+
+@pytest.mark.parametrize(
+    ("available", "unsafe", "warned", "ran_in"),
+    [
+        (True, True, "", "bubblewrap 1"),  # the flag never switches off a sandbox that works
+        (False, True, "without a sandbox (--unsafe-execution)", "no sandbox"),
+        (False, False, "generated code will not be run: forbidden here", None),
+    ],
+)
+def test_codem_says_where_code_runs(
+    monkeypatch: pytest.MonkeyPatch, available: bool, unsafe: bool, warned: str, ran_in: str | None
+) -> None:
+    status = sandbox.SandboxStatus(available, Path("bwrap"), "bubblewrap 1", "" if available else "forbidden here")
+    monkeypatch.setattr(sandbox, "probe", lambda: status)
+    task = made("codem", test_items=1)
+    assert warned in " ".join(task.warnings(unsafe))
+    assert bool(task.warnings(unsafe)) == bool(warned)
+    answers = {"one": {request.id: "" for request in task.requests()}}
+    if ran_in is None:
+        with pytest.raises(sandbox.SandboxUnavailable):
+            task.score(answers, Path(), unsafe)
+        return
+    monkeypatch.setattr(code, "evaluate", judge(lambda solution: ("fail", "fail")))
+    scores = task.score(answers, Path(), unsafe)["one"]
+    assert scores.details["ran_in"] == ran_in
+    assert scores.caveat == (task.warnings(unsafe)[0] if warned else "")
+
+
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +334,7 @@ def test_ids_are_unique_and_names_are_consistent(name: str) -> None:
         ("gsm8k", {"template": "bare", "few_shot": 0}, ["0-shot", "the bare question"]),
         ("codem", {"test_items": 7}, ["EvalPlus 0.3", "humaneval", "greedy", "7 problems", "768 new", "mismatch"]),
         ("codem", {"prompt": "alpaca"}, ["inside the Alpaca prompt"]),
+        ("codem", {"samples": 5, "pass_at": (1, 5)}, ["pass@1, pass@5", "5 samples at T=1, seed 10", "unbiased"]),
     ],
 )  # fmt: skip
 def test_protocol_lines_say_how_numbers_are_made(name: str, settings: dict[str, Any], words: list[str]) -> None:
@@ -375,7 +458,9 @@ def test_real_data_sets_load(shared_data: Path, name: str, settings: dict[str, A
     assert len(task.training_examples()) == train
     assert len(task.reference_examples()) == test
     assert all(example.response.strip() for example in [*task.training_examples(), *task.reference_examples()])
-    assert str(test if name != "codem" else 164) in " ".join(task.protocol())
+    said = ["164 problems, of which 163 can be passed (HumanEval/32", "378 problems, of which 378 can be passed"]
+    protocol = " ".join(task.protocol())
+    assert [words for words in (said if name == "codem" else [str(test)]) if words not in protocol] == []
 
 
 @pytest.mark.shared_data

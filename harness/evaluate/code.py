@@ -1,32 +1,48 @@
 """HumanEval+ and MBPP+ through EvalPlus: which prompts to generate for, what code an output holds, does it pass.
 
-EvalPlus (Liu et al. 2023) runs in a fresh process in the sandbox, once for all owners (students) of a task. Prompts,
-stop strings, the extraction of code and the verdict are EvalPlus's own; its time limit for one input is the larger of
-4 s and 4 times what the data set's own solution took, in seconds of wall clock: a loaded machine can turn a pass into
-a timeout.
+Prompts, stop strings, the extraction of code and the verdict are EvalPlus's own (Liu et al. 2023); its time limit for
+one input is the larger of 4 s and 4 times what the data set's own solution took, in seconds of wall clock: a loaded
+machine can turn a pass into a timeout.
+
+EvalPlus runs a solution, compares its answers and keeps the result in one process, so that a solution written to cheat
+can reach all three. Here they are apart:
+
+1. ``judge.py`` has EvalPlus compute the expected answers, once for a problem; they are kept (``cache``).
+2. ``record.py`` runs one solution, alone in a sandbox without expected answers, and its answers come out as plain data.
+3. ``judge.py``, in a fresh process that never sees a solution, has EvalPlus judge the recorded answers.
+
+The base tests come first; the additional ones are run for what passed them. Differences to EvalPlus: an answer of a
+class that is not Python's or NumPy's own equals nothing, and an answer of over 16 MiB must be equal type by type.
 
 What to know about the scores of EvalPlus 0.3.1: HumanEval/32 can't be passed (``CANNOT_PASS``), so 163 of 164 is the
-ceiling. The generated code runs beside EvalPlus, as the same user inside the sandbox: it can't reach the host, but code
-written to cheat could forge its verdict, or break the evaluation of all owners, which is then an error.
+ceiling. What no test can see: a solution that has learnt the tests' answers by heart.
 """
 
 import ast
 import gzip
+import hashlib
 import json
 import math
+import os
+import platform
 import re
+import shutil
 import sys
 import warnings
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import harness
 from harness.errors import HarnessError
 from harness.evaluate import sandbox as box
+from harness.identity import code_digest
 
 Dataset = Literal["humaneval", "mbpp"]
 Style = Literal["completion", "response"]
@@ -52,10 +68,9 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "plus_input": (list, dict),  # Mbpp/793 has {}: no additional inputs
     "atol": (int, float),
 }
-_RESULT_BYTES = 2**30
-# EvalPlus gives one test run at most 60 s (+ 2 s to end it), and runs the base tests and the plus tests.
-_WORST_S_PER_SOLUTION = 2 * 62
-_STARTUP_AND_EXPECTED_OUTPUTS_S = 600
+_RUN_S = 60.0  # EvalPlus gives one test run at most this, and 2 s to end it
+_STARTING_S = 20.0
+_EXPECTED_ANSWERS_S = 900.0  # of a whole data set; MBPP+ takes one minute
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,9 @@ class Solution:
     code: str
 
 
+Status = Literal["pass", "fail", "timeout"]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """EvalPlus's judgement of one solution.
@@ -74,21 +92,21 @@ class Verdict:
     Attributes:
         owner: as in the ``Solution``.
         task_id: as in the ``Solution``.
-        base: it passes the tests of the original data set (HumanEval, MBPP).
-        plus: it passes them and EvalPlus's additional ones (HumanEval+, MBPP+).
-        status: ``pass``, or of the first of base and plus that is not: ``fail``, also for an input that took too long,
-            or ``timeout``, if the run ended without a word: it had to be killed, or ended itself.
+        base: the tests of the original data set (HumanEval, MBPP).
+        plus: those, and EvalPlus's additional ones (HumanEval+, MBPP+): where base is no pass, the same as base.
+
+    A ``timeout`` is a failure like any other, of an input or of a whole run that took too long while all answers before
+    were right; it is told apart because a loaded machine can cause it.
     """
 
     owner: str
     task_id: str
-    base: bool
-    plus: bool
-    status: str
+    base: Status
+    plus: Status
 
 
 class EvaluationFailed(HarnessError):  # noqa: N818  an outcome: the engine makes a row of it
-    """EvalPlus did not come to its end; ``output`` is the last of what it said."""
+    """A process of the evaluation did not come to its end; ``output`` is the last of what it said."""
 
     def __init__(self, found: str, output: str) -> None:
         self.output = output
@@ -97,8 +115,6 @@ class EvaluationFailed(HarnessError):  # noqa: N818  an outcome: the engine make
 
 def protocol() -> dict[str, str | int | float]:
     """What a score depends on beside the data: part of the identity of a scoring stage, and printed with the score."""
-    from importlib.metadata import version
-
     return {
         "evalplus": version("evalplus"),
         "min_time_limit_s": MIN_TIME_LIMIT_S,
@@ -161,9 +177,10 @@ def evaluate(
     work: Path,
     sandbox: box.SandboxStatus,
     unsafe: bool = False,
+    cache: Path | None = None,
     limits: box.Limits | None = None,
 ) -> list[Verdict]:
-    """Judge all solutions of all owners in one fresh process; verdicts in the order of the solutions.
+    """Judge all solutions of all owners; verdicts in the order of the solutions.
 
     The same code for the same problem is run once. Problems that nobody has a solution for are left out.
 
@@ -171,140 +188,255 @@ def evaluate(
         problems: file in EvalPlus's format.
         solutions: at most one for an owner and a problem; empty code fails.
         dataset: whose oracles apply.
-        work: existing folder for temporary files (up to 1 GB for all of MBPP+); nothing is left in it.
+        work: existing folder for temporary files; nothing is left in it.
         sandbox: from ``sandbox.probe``.
         unsafe: run without a sandbox, on a user's explicit wish.
-        limits: default: see ``default_limits``.
+        cache: folder where expected answers are kept, by a digest of the problem (1 GB for HumanEval+ and MBPP+);
+            None to compute them anew.
+        limits: of one solution; ``wall_s`` and ``stdout_bytes`` follow from the problem. Default: ``default_limits``.
 
     Raises:
         SandboxUnavailable: there is no sandbox and ``unsafe`` was not asked for.
         HarnessError: a solution for an unknown problem, or two of one owner for the same.
-        EvaluationFailed: EvalPlus ended without complete results.
+        EvaluationFailed: a sandbox did not start, or EvalPlus did not end as it should: never a bad solution's doing.
     """
     if not unsafe and not sandbox.available:
         raise box.SandboxUnavailable(sandbox.reason)
-    rows = {problem["task_id"]: line for line, problem in _read_rows(problems)}
+    rows = {problem["task_id"]: (line, problem) for line, problem in _read_rows(problems)}
     _check_solutions(solutions, rows, problems)
     if not solutions:
         return []
     samples = list(dict.fromkeys((solution.task_id, solution.code) for solution in solutions))
-    # Always a new folder: EvalPlus would take an older result for its own.
+    # Always a new folder: no older result can be taken for a new one.
     with TemporaryDirectory(dir=work, prefix="evalplus.", ignore_cleanup_errors=True) as folder:
         asked = {task_id: rows[task_id] for task_id, _ in samples}
-        judged = _run_evalplus(Path(folder), asked, samples, dataset, sandbox, unsafe, limits)
-    return [_verdict(solution, judged[solution.task_id, solution.code]) for solution in solutions]
+        run = _Evaluation(dataset, asked, Path(folder), cache, sandbox, unsafe, limits or default_limits())
+        base = run.statuses("base", samples)
+        plus = base | run.statuses("plus", [sample for sample in samples if base[sample] == "pass"])
+    keys = [(solution.task_id, solution.code) for solution in solutions]
+    return [
+        Verdict(solution.owner, solution.task_id, base[key], plus[key])
+        for solution, key in zip(solutions, keys, strict=True)
+    ]
 
 
-def default_limits(solutions: int) -> box.Limits:
-    """Limits for a whole evaluation; the wall limit is what EvalPlus can take at worst, so it cuts nothing short."""
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """Chance that one of k programs drawn from a problem's samples passes, without bias (Chen et al. 2021, eq. 1).
+
+    Args:
+        samples: programs of the problem, at least k.
+        passed: how many of them pass.
+    """
+    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def default_limits() -> box.Limits:
+    """Limits of one solution, beside the time it may take."""
     return box.Limits(
         memory_bytes=MEMORY_BYTES,
-        cpu_s=900,
-        processes=128,
-        file_bytes=2 * 2**30,
-        wall_s=_STARTUP_AND_EXPECTED_OUTPUTS_S + math.ceil(solutions / WORKERS) * _WORST_S_PER_SOLUTION,
+        cpu_s=300,
+        processes=32,
+        file_bytes=64 * 2**20,
+        wall_s=_RUN_S,
+        resident_bytes=MEMORY_BYTES,
+        scratch_bytes=256 * 2**20,
     )
 
-
-# A fresh process around EvalPlus's `evaluate`, which ends as soon as that returns or fails: `main` of EvalPlus stays up
-# to 20 s longer on a thread that watches for stuck samples, and after a crash for ever.
-_RUN_EVALPLUS = """
-import json, os, sys, traceback
-code = 1
-try:
-    from evalplus.evaluate import evaluate
-    evaluate(**json.loads(sys.argv[1]))
-    code = 0
-except BaseException:
-    traceback.print_exc()
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
-"""
 
 Sample = tuple[str, str]  # task id, code
+TestSet = Literal["base", "plus"]
 
 
-def _run_evalplus(
-    folder: Path,
-    problem_lines: Mapping[str, str],
-    samples: Sequence[Sample],
-    dataset: Dataset,
-    sandbox: box.SandboxStatus,
-    unsafe: bool,
-    limits: box.Limits | None,
-) -> dict[Sample, dict[str, Any]]:
-    """Write EvalPlus's two input files, run it, read its results: by task id and code."""
-    limits = limits or default_limits(len(samples))
-    # EvalPlus insists on a sample for every problem it knows, so it is shown those with samples only, byte for byte.
-    (folder / "problems.jsonl").write_text("".join(f"{line}\n" for line in problem_lines.values()), encoding="utf-8")
-    lines = [json.dumps({"task_id": task_id, "solution": code}) + "\n" for task_id, code in samples]
-    (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
-    call = {
-        "dataset": dataset,
-        "samples": "samples.jsonl",
-        "parallel": WORKERS,
-        "min_time_limit": MIN_TIME_LIMIT_S,
-        "gt_time_limit_factor": TIME_LIMIT_FACTOR,
-    }
-    done = box.run(
-        [sys.executable, "-P", "-c", _RUN_EVALPLUS, json.dumps(call)],
-        work=folder,
-        read_only=[],
-        limits=limits,
-        env=_environment(dataset, limits),
-        sandbox=sandbox,
-        unsafe=unsafe,
-    )
-    if done.timed_out:
-        raise EvaluationFailed(f"no end after {limits.wall_s:.0f} s", done.output)
-    if done.returncode != 0:
-        raise EvaluationFailed(f"exit status {done.returncode}", done.output)
-    try:
-        return _read_results(folder / "samples_eval_results.json", samples)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise EvaluationFailed(f"results that do not fit the samples ({error!r})", done.output) from error
+@dataclass(frozen=True)
+class _Record:
+    """What is known of a solution's run without reading its answers."""
+
+    path: Path
+    defined: bool  # the program ran through and has the function
+    answers: int
+    timed_out: bool
 
 
-def _environment(dataset: Dataset, limits: box.Limits) -> dict[str, str]:
-    override = {"humaneval": "HUMANEVAL_OVERRIDE_PATH", "mbpp": "MBPP_OVERRIDE_PATH"}[dataset]
-    return {
-        override: "problems.jsonl",
-        "EVALPLUS_MAX_MEMORY_BYTES": str(limits.memory_bytes),
-        "XDG_CACHE_HOME": "cache",  # the expected outputs go here, as a pickle that only this process reads
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",  # threads count as processes, and their stacks as address space
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "TQDM_DISABLE": "1",
-    }
+class _Evaluation:
+    """One call of ``evaluate``: its temporary folder, its expected answers, its settings."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        asked: Mapping[str, tuple[str, Problem]],
+        folder: Path,
+        cache: Path | None,
+        sandbox: box.SandboxStatus,
+        unsafe: bool,
+        limits: box.Limits,
+    ) -> None:
+        self.dataset, self.folder, self.limits = dataset, folder, limits
+        self.run = partial(box.run, sandbox=sandbox, unsafe=unsafe)
+        self.problems = {task_id: problem for task_id, (_, problem) in asked.items()}
+        self.keys = {task_id: _key(dataset, line) for task_id, (line, _) in asked.items()}
+        self.cache = (cache or folder / "cache").absolute()
+        # EvalPlus's own layout: it looks for its files in a folder of its name.
+        self.expected = self.cache / "evalplus"
+        self.expected.mkdir(parents=True, exist_ok=True)
+        self.expected.chmod(0o755)  # read by the user inside
+        self._expect({task_id: line for task_id, (line, _) in asked.items()})
+
+    def statuses(self, test_set: TestSet, samples: Sequence[Sample]) -> dict[Sample, Status]:
+        """Run and judge samples on one test set."""
+        folder = self.folder / test_set
+        folder.mkdir()
+        pool = ThreadPoolExecutor(WORKERS)
+        try:
+            jobs = [
+                pool.submit(self._record, test_set, sample, folder / f"{number}.jsonl")
+                for number, sample in enumerate(samples)
+            ]
+            records = {sample: job.result() for sample, job in zip(samples, jobs, strict=True)}
+        finally:
+            pool.shutdown(cancel_futures=True)
+        judged = self._judge(test_set, {sample: record for sample, record in records.items() if record.defined})
+        return {sample: _status(record, *judged.get(sample, ("fail", 0))) for sample, record in records.items()}
+
+    def _record(self, test_set: TestSet, sample: Sample, path: Path) -> _Record:
+        """Run one solution, alone."""
+        task_id, code = sample
+        about, inputs = (self.expected / f"{self.keys[task_id]}.{test_set}").read_bytes().splitlines()
+        known = json.loads(about)
+        limits_s = [max(MIN_TIME_LIMIT_S, TIME_LIMIT_FACTOR * seconds) for seconds in known["reference_s"]]
+        run_s = min(_RUN_S, sum(limits_s)) + 2
+        settings = {
+            "code": code,
+            "entry_point": self.problems[task_id]["entry_point"],
+            "limits_s": limits_s,
+            "run_s": run_s,
+        }
+        limits = replace(
+            self.limits,
+            wall_s=run_s + _STARTING_S + TIME_LIMIT_FACTOR * known["writing_s"],
+            # Wrong answers may be longer than right ones, but nobody needs to read all of them.
+            stdout_bytes=2**20 + 4 * known["answer_bytes"],
+        )
+        with path.open("wb") as file:
+            done = self.run(
+                [*_PYTHON, "from harness.evaluate.record import main; main()"],
+                work=None,
+                read_only=_OWN_FILES,
+                hidden=[_OWN_FOLDER],  # installed, it holds sample problems with their solutions
+                limits=limits,
+                env=_ENVIRONMENT,
+                stdin=json.dumps(settings).encode() + b"\n" + inputs + b"\n",
+                stdout=file,
+            )
+        return _look_at(path, done)
+
+    def _judge(self, test_set: TestSet, records: Mapping[Sample, _Record]) -> dict[Sample, tuple[str, int]]:
+        """EvalPlus's status of each record, and how many answers are right."""
+        if not records:
+            return {}
+        results = f"{test_set}.json"
+        command = {
+            "do": "verdicts",
+            "dataset": self.dataset,
+            "keys": self.keys,
+            "test_set": test_set,
+            "records": [(task_id, f"{test_set}/{record.path.name}") for (task_id, _), record in records.items()],
+            "results": results,
+        }
+        wall_s = _EXPECTED_ANSWERS_S + len(records) * (_RUN_S + 2)
+        output = self._evalplus(command, self.folder, self.cache, wall_s)
+        content = box.read_untrusted(self.folder / results, 2**26)
+        if content is None:
+            raise EvaluationFailed("no result file", output)
+        verdicts = [(str(status), int(right)) for status, right in json.loads(content)]
+        return dict(zip(records, verdicts, strict=True))
+
+    def _expect(self, lines: Mapping[str, str]) -> None:
+        """Have the expected answers computed that are not there yet."""
+        missing = {task_id: key for task_id, key in self.keys.items() if not self._is_known(key)}
+        (self.folder / "problems.jsonl").write_text("".join(f"{line}\n" for line in lines.values()), encoding="utf-8")
+        if not missing:
+            return
+        command = {"do": "tests", "dataset": self.dataset, "keys": missing}
+        self._evalplus(command, self.folder, Path("new"), _EXPECTED_ANSWERS_S)
+        for key in missing.values():
+            for name in _files(key):
+                # Copied, so that they belong to us; renamed last, so that no half of a file is ever read.
+                copy = self.expected / f"{name}.{os.getpid()}"
+                shutil.copyfile(self.folder / "new" / "evalplus" / name, copy)
+                copy.chmod(0o644)
+                copy.replace(self.expected / name)
+        shutil.rmtree(self.folder / "new")
+
+    def _is_known(self, key: str) -> bool:
+        return all((self.expected / name).is_file() for name in _files(key))
+
+    def _evalplus(self, command: Mapping[str, Any], work: Path, cache: Path, wall_s: float) -> str:
+        """Run ``judge.py`` in a fresh process; what it said."""
+        override = {"humaneval": "HUMANEVAL_OVERRIDE_PATH", "mbpp": "MBPP_OVERRIDE_PATH"}[self.dataset]
+        done = self.run(
+            [*_PYTHON, "from harness.evaluate.judge import main; main()", json.dumps(command)],
+            work=work,
+            read_only=[*_OWN_FILES, self.expected],
+            limits=box.Limits(MEMORY_BYTES, cpu_s=3600, processes=64, file_bytes=2 * 2**30, wall_s=wall_s),
+            env=_ENVIRONMENT | {override: "problems.jsonl", "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"},
+        )
+        if done.killed_for:
+            raise EvaluationFailed(f"no end after {wall_s:.0f} s", done.output)
+        if done.returncode != 0:
+            raise EvaluationFailed(f"exit status {done.returncode}", done.output)
+        return done.output
 
 
-def _read_results(path: Path, samples: Sequence[Sample]) -> dict[Sample, dict[str, Any]]:
-    """EvalPlus's results by sample: it keeps, for each task id, the order of the samples file.
+_OWN_FOLDER = Path(harness.__file__).parent.absolute()
+_OWN_FILES = [
+    _OWN_FOLDER / name
+    for name in ("__init__.py", *(f"evaluate/{name}.py" for name in ("__init__", "plain", "record", "judge")))
+]
+_PYTHON = (sys.executable, "-S", "-P", "-c")
+_ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(map(str, [_OWN_FOLDER.parent, *box.site_folders()])),
+    # EvalPlus runs the data set's own solution and a student's in the same process, so with the same order of sets
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",  # threads count as processes, and their stacks as address space
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def _key(dataset: Dataset, line: str) -> str:
+    """Name of the files of expected answers: of all that decides what is in them."""
+    code = code_digest("harness.evaluate.plain", "harness.evaluate.record", "harness.evaluate.judge")
+    parts = [dataset, line, version("evalplus"), version("numpy"), platform.python_version(), code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _files(key: str) -> tuple[str, ...]:
+    return (f"{key}.pkl", f"{key}.base", f"{key}.plus")
+
+
+def _look_at(path: Path, done: box.Completed) -> _Record:
+    """The outline of a record; its answers are not read.
 
     Raises:
-        ValueError, KeyError, TypeError: not exactly one result for each sample.
+        EvaluationFailed: the process ended before the solution's turn.
     """
-    content = box.read_untrusted(path, _RESULT_BYTES)
-    if content is None:
-        raise ValueError("no result file")
-    by_task = json.loads(content)["eval"]
-    expected: dict[str, list[str]] = defaultdict(list)
-    for task_id, code in samples:
-        expected[task_id].append(code)
-    if {task_id: [row["solution"] for row in rows] for task_id, rows in by_task.items()} != expected:
-        raise ValueError("other solutions than those sent")
-    return {(task_id, row["solution"]): row for task_id, rows in by_task.items() for row in rows}
+    with path.open("rb") as lines:
+        if next(lines, b"") != b'["begun"]\n':
+            raise EvaluationFailed(f"a solution's process that did not begin (status {done.returncode})", done.output)
+        answers, last = 0, next(lines, b"")
+        defined = last == b'["defined"]\n'
+        for last in lines:
+            answers += last.startswith((b'["answer"', b'["large"'))
+    return _Record(path, defined, answers, done.killed_for == "time" or last == b'["timeout"]\n')
 
 
-def _verdict(solution: Solution, row: Mapping[str, Any]) -> Verdict:
-    base, plus = str(row["base_status"]), str(row["plus_status"])
-    status = plus if base == "pass" else base
-    return Verdict(solution.owner, solution.task_id, base=base == "pass", plus=status == "pass", status=status)
+def _status(record: _Record, judged: str, right: int) -> Status:
+    if judged == "pass":
+        return "pass"
+    return "timeout" if record.timed_out and right == record.answers else "fail"
 
 
-def _check_solutions(solutions: Sequence[Solution], known: Mapping[str, str], problems: Path) -> None:
+def _check_solutions(solutions: Sequence[Solution], known: Mapping[str, Any], problems: Path) -> None:
     seen: set[tuple[str, str]] = set()
     for solution in solutions:
         where = f"solution of {solution.owner}"

@@ -1,19 +1,23 @@
 """Runs a command that must not be trusted: in bubblewrap, with no network, no host files and hard limits.
 
-What is inside: the system's libraries and this interpreter, read-only; a private ``/tmp``; one work folder, the only
-thing that outlives the command. Environment variables are those passed in. Limits hold for each process, not for their
-sum, and the number of processes is limited too.
+What is inside: the system's libraries and this interpreter, read-only; a private ``/tmp``; a work folder, if one is
+given. Only that folder and the command's output outlive the command. Environment variables are those passed in. The
+kernel limits each process and how many there are; the memory of all of them together is watched from outside.
 
-Run as root, the command drops to uid 65534 (nobody) inside, because the kernel does not apply the limit on processes
-to root. Run as anybody else, bubblewrap maps the user to 65534 in a user namespace, where that limit holds.
+Run as anybody but root, bubblewrap unshares every namespace it knows and maps the user to 65534 (nobody), for whom the
+limit on processes holds. Run as root, the user namespace stays the system's, because root's own limit on processes
+would not bind in a new one: instead the command gives up root inside, for a uid without name that each sandbox draws
+for itself, so that one sandbox does not use up the processes of another.
 
 What it does not do: it does not keep two programs inside the same sandbox apart, it does not limit how many files are
-written to the work folder, and it is as strong as the kernel's namespaces.
+written to a work folder (give none to a command that may want to fill the disk), and it is as strong as the kernel's
+namespaces.
 """
 
 import json
 import os
 import platform
+import secrets
 import select
 import shutil
 import signal
@@ -24,14 +28,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 from harness.errors import HarnessError
 
-NOBODY = 65534  # uid and gid of the command inside
-OUTPUT_BYTES = 64 * 1024  # of the output, the last bytes are kept
-SCRATCH_BYTES = 2 * 2**30  # of the private /tmp and of /dev/shm each; they live in memory
+NOBODY = 65534  # uid and gid of the command in a user namespace
+NAMELESS = range(61184, 65520)  # uids and gids that no account has: one of them, where root starts the command
+OUTPUT_BYTES = 64 * 1024  # of what a command says, the last bytes are kept
+_LOOK_EVERY_S = 0.2  # at the memory in use
 _INSIDE = "/harness-work"  # where the work folder is mounted; a name that hides no folder of the interpreter
 
 
@@ -56,14 +63,18 @@ class SandboxStatus:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one command. All but ``wall_s`` hold per process.
+    """Bounds of one command.
 
     Attributes:
-        memory_bytes: address space (RLIMIT_AS).
-        cpu_s: CPU seconds (RLIMIT_CPU).
+        memory_bytes: address space of each process (RLIMIT_AS).
+        cpu_s: CPU seconds of each process (RLIMIT_CPU).
         processes: processes and threads of the user inside (RLIMIT_NPROC).
         file_bytes: size of one written file (RLIMIT_FSIZE).
         wall_s: seconds until everything is killed.
+        resident_bytes: memory in use by all processes together (what they share counts for each); everything is killed
+            above it. Looked at a few times a second.
+        scratch_bytes: of the private /tmp and of /dev/shm each; they live in memory.
+        stdout_bytes: of an output that is kept whole (``run``'s ``stdout``); everything is killed at the next byte.
     """
 
     memory_bytes: int
@@ -71,6 +82,12 @@ class Limits:
     processes: int
     file_bytes: int
     wall_s: float
+    resident_bytes: int | None = None
+    scratch_bytes: int = 2 * 2**30
+    stdout_bytes: int = 2**30
+
+
+KilledFor = Literal["", "time", "memory", "output"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +96,14 @@ class Completed:
 
     Attributes:
         returncode: its exit status; negative for a signal, as in ``subprocess``.
-        output: the end of stdout and stderr together, at most ``OUTPUT_BYTES``.
-        timed_out: it was killed at ``Limits.wall_s``.
+        output: the end of stdout and stderr together, at most ``OUTPUT_BYTES``; stdout is not in it where it was kept.
+        killed_for: which limit ended it from outside: ``wall_s``, ``resident_bytes`` or ``stdout_bytes``.
         wall_s: seconds it took.
     """
 
     returncode: int
     output: str
-    timed_out: bool
+    killed_for: KilledFor
     wall_s: float
 
 
@@ -128,23 +145,31 @@ def probe() -> SandboxStatus:
 def run(
     command: Sequence[str],
     *,
-    work: Path,
+    work: Path | None,
     read_only: Sequence[Path],
     limits: Limits,
     env: Mapping[str, str],
     sandbox: SandboxStatus,
     unsafe: bool = False,
+    hidden: Sequence[Path] = (),
+    stdin: bytes = b"",
+    stdout: BinaryIO | None = None,
 ) -> Completed:
     """Run a command in the sandbox and wait for it; when this returns, nothing of it is running any more.
 
     Args:
         command: program and arguments. The current folder is ``work``: name files in it by relative paths.
-        work: the folder the command may write to. Started by root, its content is handed to uid 65534.
+        work: the folder the command may write to; None for one that vanishes with the command. Started by root, its
+            content is handed to the user inside.
         read_only: further files and folders it may read, at their own paths. Python and its packages always are.
         limits: bounds; a hard limit already in force that is lower stays in force.
         env: its whole environment, beside PATH, HOME and PYTHONPATH.
         sandbox: from ``probe``.
         unsafe: run it without bubblewrap, as the current user, with the limits alone. Only on a user's explicit wish.
+        hidden: folders that are empty inside, even where they lie among Python's packages; what ``read_only`` names in
+            them can be read.
+        stdin: what the command reads. Only this command ever has that file.
+        stdout: a file that the command's output is copied to, whole; the command itself does not get it.
 
     Raises:
         SandboxUnavailable: there is no sandbox, and ``unsafe`` was not asked for.
@@ -154,17 +179,20 @@ def run(
     variables = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/tmp",
-        "PYTHONPATH": os.pathsep.join(map(str, _site_folders())),
+        "PYTHONPATH": os.pathsep.join(map(str, site_folders())),
         **env,
     }
     limited = [sys.executable, "-I", "-S", "-c", _LIMIT_AND_EXEC]
     if unsafe:
-        outside = [*limited, _how(limits, str(work.absolute()), drops_root=False), *command]
-        return _wait(outside, limits.wall_s, env=variables)
-    if sandbox.drops_root:
-        _hand_over(work)
-    inside = [*limited, _how(limits, _INSIDE, sandbox.drops_root), *command]
-    return _wait([*_bubblewrap(sandbox, work, read_only, variables), "--", *inside], limits.wall_s, env={})
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if work is None else nullcontext(work) as folder:
+            outside = [*limited, _how(limits, str(Path(folder).absolute()), None), *command]
+            return _wait(outside, limits, variables, stdin, stdout)
+    user = secrets.choice(NAMELESS) if sandbox.drops_root else None
+    if user is not None and work is not None:
+        _hand_over(work, user)
+    mounts = [*_mounts(work, read_only, hidden, limits), *_variables(variables)]
+    inside = [*limited, _how(limits, "/tmp" if work is None else _INSIDE, user), *command]
+    return _wait([*_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout)
 
 
 def read_untrusted(path: Path, max_bytes: int) -> bytes | None:
@@ -206,7 +234,7 @@ except OSError as error:
 """
 
 
-def _how(limits: Limits, folder: str, drops_root: bool) -> str:
+def _how(limits: Limits, folder: str, user: int | None) -> str:
     """What the lines above read: whom to become, where to stand, which limits to set."""
     rlimits = {
         "RLIMIT_AS": limits.memory_bytes,
@@ -215,29 +243,44 @@ def _how(limits: Limits, folder: str, drops_root: bool) -> str:
         "RLIMIT_FSIZE": limits.file_bytes,
         "RLIMIT_CORE": 0,
     }
-    return json.dumps({"user": NOBODY if drops_root else None, "folder": folder, "limits": rlimits})
+    return json.dumps({"user": user, "folder": folder, "limits": rlimits})
 
 
-def _bubblewrap(sandbox: SandboxStatus, work: Path, read_only: Sequence[Path], env: Mapping[str, str]) -> list[str]:
-    """The bubblewrap call up to the command. Later mounts lie over earlier ones, so their order matters."""
+def _bubblewrap(sandbox: SandboxStatus) -> list[str]:
+    """The program and what it unshares and gives up."""
     call = [str(sandbox.binary), "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     if sandbox.drops_root:  # real root needs no user namespace, and must keep what it takes to give up root inside
         call += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-        call += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    else:
-        call += ["--unshare-all", "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
-    call += _system_folders()
-    call += ["--proc", "/proc", "--dev", "/dev"]
+        return [*call, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    return [*call, "--unshare-all", "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+
+
+def _mounts(work: Path | None, read_only: Sequence[Path], hidden: Sequence[Path], limits: Limits) -> list[str]:
+    """The file system inside. Later mounts lie over earlier ones, so their order matters."""
+    mounts = [*_system_folders(), "--proc", "/proc", "--dev", "/dev"]
     for scratch in ("/dev/shm", "/tmp"):  # semaphores of multiprocessing live in /dev/shm
-        call += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", scratch]
-    for path in _outermost([*_interpreter_folders(), *read_only]):
+        mounts += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", scratch]
+    mounts += _read_only(_outermost([*_interpreter_folders(), *read_only], Path("/usr")))
+    for folder in hidden:
+        mounts += ["--perms", "0755", "--tmpfs", str(folder.absolute())]
+        mounts += _read_only(_outermost([path for path in read_only if path.is_relative_to(folder)]))
+        mounts += ["--remount-ro", str(folder.absolute())]
+    if work is not None:
+        mounts += ["--bind", str(work.resolve()), _INSIDE]
+    return [*mounts, "--chdir", "/", "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _read_only(paths: Sequence[Path]) -> list[str]:
+    binds: list[str] = []
+    for path in paths:
         for parent in reversed(path.parents[:-1]):
-            call += [*_OPEN_FOLDER, str(parent)]
-        call += ["--ro-bind", str(path), str(path)]
-    call += ["--bind", str(work.resolve()), _INSIDE, "--chdir", "/", "--remount-ro", "/dev", "--remount-ro", "/"]
-    for name, value in env.items():
-        call += ["--setenv", name, value]
-    return call
+            binds += [*_OPEN_FOLDER, str(parent)]
+        binds += ["--ro-bind", str(path), str(path)]
+    return binds
+
+
+def _variables(env: Mapping[str, str]) -> list[str]:
+    return [argument for name, value in env.items() for argument in ("--setenv", name, value)]
 
 
 _OPEN_FOLDER = ["--perms", "0755", "--dir"]  # without it, bubblewrap closes the folders above a mount to all but root
@@ -260,71 +303,121 @@ def _system_folders() -> list[str]:
 
 def _interpreter_folders() -> list[Path]:
     """Where this Python and its packages live; the names as used and, behind links, the real ones."""
-    named = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent.parent, *_site_folders()]
+    named = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent.parent, *site_folders()]
     return [path for folder in named for path in (folder.absolute(), folder.resolve())]
 
 
-def _site_folders() -> list[Path]:
+def site_folders() -> list[Path]:
     """Folders that packages are imported from, also outside the prefix (``--user``, system packages in a venv)."""
     known = {*site.getsitepackages(), site.getusersitepackages()}
     names = {"site-packages", "dist-packages"}
     return [Path(entry) for entry in sys.path if (entry in known or Path(entry).name in names) and Path(entry).is_dir()]
 
 
-def _outermost(paths: Sequence[Path]) -> list[Path]:
-    """Without those that lie in another one or in /usr, which is there anyway."""
+def _outermost(paths: Sequence[Path], *there: Path) -> list[Path]:
+    """Without those that lie in another one or in what is there anyway."""
     unique = sorted({path.absolute() for path in paths if path.exists() and path != Path("/")})
-    return [p for p in unique if not any(p.is_relative_to(other) for other in [*unique, Path("/usr")] if other != p)]
+    return [p for p in unique if not any(p.is_relative_to(other) for other in [*unique, *there] if other != p)]
 
 
-def _hand_over(work: Path) -> None:
+def _hand_over(work: Path, user: int) -> None:
     """Give the work folder to the user inside. Nothing is followed out of it."""
     for path in [work, *work.rglob("*")]:
-        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        os.chown(path, user, user, follow_symlinks=False)
 
 
-def _wait(call: Sequence[str], wall_s: float, env: Mapping[str, str]) -> Completed:
-    """Start, keep the end of the output, kill the whole group at the end or at the wall limit."""
-    start, timed_out, output = time.monotonic(), False, bytearray()
-    with subprocess.Popen(
-        call,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=dict(env),
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        pipe = process.stdout.fileno()
-        os.set_blocking(pipe, False)
+def _wait(
+    call: Sequence[str], limits: Limits, env: Mapping[str, str], stdin: bytes, stdout: BinaryIO | None
+) -> Completed:
+    """Start, read what it says, kill the whole group at the end or at a limit."""
+    start = looked = time.monotonic()
+    with tempfile.TemporaryFile() as given:
+        given.write(stdin)
+        given.seek(0)
+        process = subprocess.Popen(
+            call,
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if stdout is None else subprocess.PIPE,
+            env=dict(env),
+            start_new_session=True,
+        )
+    with process:
+        said = _Said(process, stdout, limits.stdout_bytes)
+        killed_for: KilledFor = ""
         try:
-            while not _has_ended(process.pid):
-                if time.monotonic() - start > wall_s:
-                    timed_out = True
-                    break
-                if select.select([pipe], [], [], 0.02)[0] and not _drain(pipe, output):
-                    time.sleep(0.02)  # it closed its output and runs on
+            while not killed_for and not _has_ended(process.pid):
+                said.listen(0.02)
+                now = time.monotonic()
+                if now - start > limits.wall_s:
+                    killed_for = "time"
+                elif said.flooded:
+                    killed_for = "output"
+                elif limits.resident_bytes is not None and now - looked > _LOOK_EVERY_S:
+                    looked = now
+                    killed_for = "memory" if _resident_bytes(process.pid) > limits.resident_bytes else ""
         finally:
             # Not reaped yet, so the number still means this group. Inside bubblewrap everything dies with it.
             os.killpg(process.pid, signal.SIGKILL)
-        _drain(pipe, output)
+        if not killed_for and said.listen_to_the_end():
+            killed_for = "output"
         returncode = process.wait()
-    return Completed(returncode, output.decode(errors="replace"), timed_out, time.monotonic() - start)
+    return Completed(returncode, said.tail.decode(errors="replace"), killed_for, time.monotonic() - start)
+
+
+class _Said:
+    """What a command writes: stdout copied to a file where one is given, the end of all else in ``tail``."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stdout: BinaryIO | None, most: int) -> None:
+        assert process.stdout is not None
+        self.tail, self.copy, self.most, self.copied = bytearray(), stdout, most, 0
+        self.kept = process.stdout.fileno() if stdout is not None else -1
+        self.pipes = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe is not None]
+        for pipe in self.pipes:
+            os.set_blocking(pipe, False)
+
+    @property
+    def flooded(self) -> bool:
+        return self.copied > self.most
+
+    def listen(self, wait_s: float) -> None:
+        """Take what is there now, one piece of each pipe: the caller comes back, so its clock is never missed."""
+        for pipe in select.select(self.pipes, [], [], wait_s)[0]:
+            self._take(pipe)
+
+    def listen_to_the_end(self) -> bool:
+        """Take what an ended command left in its pipes (1 MiB each at most); True if it is too much."""
+        for _ in range(2**20 // OUTPUT_BYTES + 1):
+            self.listen(0)
+        return self.flooded
+
+    def _take(self, pipe: int) -> None:
+        piece = os.read(pipe, OUTPUT_BYTES)
+        if not piece:
+            self.pipes.remove(pipe)
+        elif pipe == self.kept and self.copy is not None:
+            self.copy.write(piece[: max(self.most - self.copied, 0)])
+            self.copied += len(piece)
+        else:
+            self.tail += piece
+            del self.tail[:-OUTPUT_BYTES]
+
+
+def _resident_bytes(pid: int) -> int:
+    """Memory in use by a process and all that came from it, also those whose parent has ended."""
+    import psutil
+
+    total = 0
+    with suppress(psutil.Error):  # a process that has just ended
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total
 
 
 def _has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _drain(pipe: int, output: bytearray) -> bool:
-    """Take one pipe's worth of what is there; False at its end. The caller comes back, so its clock is never missed."""
-    try:
-        piece = os.read(pipe, OUTPUT_BYTES)
-    except BlockingIOError:
-        return True
-    output += piece
-    del output[:-OUTPUT_BYTES]
-    return bool(piece)
 
 
 def _binaries() -> list[Path]:

@@ -80,9 +80,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class ItemScores:
-    """Scores of one student on one task: metric -> item -> value (0 to 100 where the unit is %)."""
+    """Scores of one student on one task.
+
+    Attributes:
+        values: metric -> item -> value (0 to 100 where the unit is %).
+        details: what else is worth keeping of how they came about, as JSON: stored beside the scores.
+        caveat: what a reader must be told of these scores; printed with the task's protocol.
+    """
 
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    caveat: str = ""
 
 
 class Task(ABC):
@@ -145,6 +153,10 @@ class Task(ABC):
             work: an empty folder for temporary files.
             unsafe: whether generated code may run without a sandbox where none is available.
         """
+
+    def warnings(self, unsafe: bool) -> list[str]:
+        """What will keep this machine from scoring, or make it dangerous: said before anything is trained."""
+        return []
 
     @abstractmethod
     def protocol(self) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.batches import Example
 from harness.errors import HarnessError
@@ -15,14 +15,32 @@ from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
 
 Benchmark = Literal["humaneval", "mbpp"]
+Tests = Literal["base", "plus"]
+_TESTS: tuple[Tests, ...] = ("base", "plus")
+_UNSAFE = "Generated code ran without a sandbox (--unsafe-execution)."
 
 
 class CodeMSettings(TaskSettings):
-    benchmarks: tuple[Benchmark, ...] = Field(("humaneval",), min_length=1, description="EvalPlus data sets")
+    benchmarks: tuple[Benchmark, ...] = Field(
+        ("humaneval",), min_length=1, description="EvalPlus data sets: humaneval, mbpp; two columns each"
+    )
     prompt: Literal["completion", "alpaca"] = Field(
         "completion", description="continue the function's head (as published), or answer an Alpaca instruction"
     )
     new_tokens: int = Field(768, ge=1, description="the most tokens that a student may answer with")
+    samples: int = Field(1, ge=1, description="programs per problem: 1 greedy one, or more, sampled at T=1")
+    sampling_seed: int = Field(10, description="seed of the sampled programs")
+    pass_at: tuple[int, ...] = Field((1,), min_length=1, description="values of k in pass@k, each at most samples")
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> CodeMSettings:
+        if not all(1 <= k <= self.samples for k in self.pass_at) or len(set(self.pass_at)) < len(self.pass_at):
+            raise ValueError(f"pass_at must hold different numbers from 1 to samples, which is {self.samples}")
+        return self
+
+    @property
+    def decoding(self) -> str:
+        return "greedy" if self.samples == 1 else "sampling"
 
 
 class CodeM(Task):
@@ -31,13 +49,13 @@ class CodeM(Task):
         "CodeM's rows are not public; CodeAlpaca stands in (github.com/sahil280114/codealpaca, CC BY-NC 4.0); tests "
         "from github.com/evalplus/evalplus, Apache-2.0"
     )
-    summary = "Python functions, EvalPlus pass@1"
+    summary = "Python functions, EvalPlus pass@k"
     Settings = CodeMSettings
     train_files = ("codem/train.jsonl", "codealpaca/code_alpaca_2k.jsonl")
     test_files = ("codem/test.jsonl", "evalplus/HumanEvalPlus.jsonl.gz")
     mbpp_files = ("codem/mbpp_test.jsonl", "evalplus/MbppPlus.jsonl.gz")
     libraries = ("evalplus",)
-    scorers = ("harness.evaluate.code", "harness.evaluate.sandbox")
+    scorers = tuple(f"harness.evaluate.{name}" for name in ("code", "sandbox", "plain", "record", "judge"))
     askers = ("harness.evaluate.code",)
 
     @classmethod
@@ -46,10 +64,13 @@ class CodeM(Task):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
-        made = []
-        for benchmark in self.settings.benchmarks:
-            made += [Metric(benchmark, headline=False), Metric(f"{benchmark}_plus")]
-        return tuple(made)
+        first, *_ = self.settings.pass_at
+        return tuple(
+            Metric(_metric(benchmark, tests, k), headline=tests == "plus" and k == first)
+            for benchmark in self.settings.benchmarks
+            for tests in _TESTS
+            for k in self.settings.pass_at
+        )
 
     def training_examples(self) -> list[Example]:
         """Rows to train on; two of CodeAlpaca's have no output and are left out."""
@@ -87,8 +108,17 @@ class CodeM(Task):
                 else:
                     prompt = alpaca_prompt(code.generation_prompt(problem, "response"))
                     stop = code.stop_strings(benchmark, "response")
-                requests.append(Request(task_id, prompt, stop, rendered=self.settings.prompt == "completion"))
+                rendered = self.settings.prompt == "completion"
+                requests += [Request(item, prompt, stop, rendered) for item in self._items(task_id)]
         return requests
+
+    def warnings(self, unsafe: bool) -> list[str]:
+        from harness.evaluate import sandbox
+
+        status = sandbox.probe()
+        if status.available:
+            return []
+        return [_UNSAFE] if unsafe else [f"generated code will not be run: {status.reason}"]
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
         from harness.evaluate import code, sandbox
@@ -97,19 +127,51 @@ class CodeM(Task):
         unsafe = unsafe and not status.available  # the flag never switches off a sandbox that works
         style: code.Style = "completion" if self.settings.prompt == "completion" else "response"
         values: dict[str, dict[str, dict[str, float]]] = {student: {} for student in outputs}
+        statuses: dict[str, dict[str, dict[str, str]]] = {student: {} for student in outputs}
         for benchmark in self.settings.benchmarks:
             problems = self._problems(benchmark)
-            solutions = [
-                code.Solution(student, item, code.solution_code(problem, answers[item], dataset=benchmark, style=style))
-                for student, answers in outputs.items()
-                for item, problem in problems.items()
+            asked = [
+                (student, task_id, number, item)
+                for student in outputs
+                for task_id in problems
+                for number, item in enumerate(self._items(task_id))
             ]
-            path = self._problem_file(benchmark)
-            for verdict in code.evaluate(path, solutions, dataset=benchmark, work=work, sandbox=status, unsafe=unsafe):
-                mine = values[verdict.owner]
-                mine.setdefault(benchmark, {})[verdict.task_id] = 100.0 * verdict.base
-                mine.setdefault(f"{benchmark}_plus", {})[verdict.task_id] = 100.0 * verdict.plus
-        return {student: ItemScores(scores) for student, scores in values.items()}
+            solutions = [
+                code.Solution(
+                    f"{student} {number}",
+                    task_id,
+                    code.solution_code(problems[task_id], outputs[student][item], dataset=benchmark, style=style),
+                )
+                for student, task_id, number, item in asked
+            ]
+            verdicts = code.evaluate(
+                self._problem_file(benchmark),
+                solutions,
+                dataset=benchmark,
+                work=work,
+                sandbox=status,
+                unsafe=unsafe,
+                cache=expected_answers_folder(),
+            )
+            for (student, _, _, item), verdict in zip(asked, verdicts, strict=True):
+                for tests in _TESTS:
+                    mine = statuses[student].setdefault(_metric(benchmark, tests, 1), {})
+                    mine[item] = verdict.base if tests == "base" else verdict.plus
+            for student in outputs:
+                for tests in _TESTS:
+                    mine = statuses[student][_metric(benchmark, tests, 1)]
+                    for k in self.settings.pass_at:
+                        values[student][_metric(benchmark, tests, k)] = {
+                            task_id: 100.0 * code.pass_at_k(self.settings.samples, self._passed(task_id, mine), k)
+                            for task_id in problems
+                        }
+        ran_in = "no sandbox" if unsafe else status.version
+        return {
+            student: ItemScores(
+                values[student], {"ran_in": ran_in, "statuses": statuses[student]}, _UNSAFE if unsafe else ""
+            )
+            for student in outputs
+        }
 
     def protocol(self) -> list[str]:
         import os
@@ -122,21 +184,35 @@ class CodeM(Task):
             "mismatch that the published numbers share)",
             "alpaca": "EvalPlus's instruction inside the Alpaca prompt",
         }[self.settings.prompt]
+        decoding = "greedy"
+        if self.settings.samples > 1:
+            decoding = f"{self.settings.samples} samples at T=1, seed {self.settings.sampling_seed}, unbiased estimator"
+        measured = ", ".join(f"pass@{k}" for k in self.settings.pass_at)
         lines = []
         for benchmark in self.settings.benchmarks:
             problems = self._problems(benchmark)
-            ceiling = len(problems) - len(code.CANNOT_PASS & problems.keys())
+            impossible = sorted(code.CANNOT_PASS & problems.keys())
+            ceiling = f"{len(problems)} problems, of which {len(problems) - len(impossible)} can be passed"
+            if impossible:
+                ceiling += f" ({', '.join(impossible)} can't in this version of EvalPlus)"
             lines.append(
-                f"EvalPlus {version('evalplus')}, {benchmark} format, base and plus tests, pass@1, greedy; {asked}; "
-                f"at most {self.settings.new_tokens} new tokens; {len(problems)} problems, {ceiling} can be passed; "
-                f"time limit of one input the larger of {code.MIN_TIME_LIMIT_S:g} s and "
-                f"{code.TIME_LIMIT_FACTOR:g} times the canonical solution's, {code.WORKERS} processes on "
-                f"{os.cpu_count()} cores."
+                f"EvalPlus {version('evalplus')}, {benchmark} format, base and plus tests, {measured}, {decoding}; "
+                f"{asked}; at most {self.settings.new_tokens} new tokens; {ceiling}; time limit of one input the "
+                f"larger of {code.MIN_TIME_LIMIT_S:g} s and {code.TIME_LIMIT_FACTOR:g} times the canonical solution's, "
+                f"{code.WORKERS} processes on {os.cpu_count()} cores."
             )
         return lines
 
     def test_digests(self) -> list[str]:
         return [sha256_file(self._problem_file(benchmark)) for benchmark in self.settings.benchmarks]
+
+    def _items(self, task_id: str) -> list[str]:
+        """Ids of a problem's answers."""
+        many = self.settings.samples > 1
+        return [f"{task_id}#{number}" if many else task_id for number in range(self.settings.samples)]
+
+    def _passed(self, task_id: str, statuses: Mapping[str, str]) -> int:
+        return sum(statuses[item] == "pass" for item in self._items(task_id))
 
     def _problem_file(self, benchmark: Benchmark) -> Path:
         return self._first(self.test_files if benchmark == "humaneval" else self.mbpp_files)
@@ -148,3 +224,15 @@ class CodeM(Task):
         if not problems:
             raise HarnessError(str(self._problem_file(benchmark)), "no problems", "at least one")
         return dict(list(problems.items())[: self.settings.test_items])
+
+
+def expected_answers_folder() -> Path:
+    """Where EvalPlus's expected answers are kept: they take a minute to compute, and 1 GB."""
+    from harness.models import cache_folder
+
+    return cache_folder() / "expected-answers"
+
+
+def _metric(benchmark: Benchmark, tests: Tests, k: int) -> str:
+    """A column's name: pass@1 is what is meant where none is said."""
+    return benchmark + ("_plus" if tests == "plus" else "") + ("" if k == 1 else f"_pass_at_{k}")
