@@ -14,16 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from harness import models
-from harness.batches import STUDENT
 from harness.device import compute_dtype
 from harness.files import digest_of, sha256_file
 from harness.identity import code_digest, imported_modules, seed_of, versions
 from harness.recipe import ModelSpec, Training
 from harness.tasks import Task, tasks
+from harness.tokens import STUDENT
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.dual import DualOptions, is_dual, parts_of
 
-_TOKENS = ("harness.batches", "harness.heads", "harness.models", "methods.alignment", "methods.vocabulary")
+_TOKENS = (
+    "harness.batches",
+    "harness.heads",
+    "harness.models",
+    "harness.tokens",
+    "methods.alignment",
+    "methods.vocabulary",
+)
 _TRAINING = (*_TOKENS, "harness.loss", "harness.train", "harness.teacher", "harness.identity", "methods.base")
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 

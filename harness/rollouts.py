@@ -15,19 +15,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
-from harness.batches import (
-    STUDENT,
-    AlignedExample,
-    Batch,
-    Collator,
-    Term,
-    TextSide,
-    TokenizedExample,
-    align,
-    join_sampled,
-)
+from harness.batches import AlignedExample, Batch, Collator, Term, align
 from harness.evaluate.generate import GumbelNoise, continue_prompts
 from harness.identity import seed_of
+from harness.tokens import STUDENT, TextSide, TokenizedExample, join_sampled
 from methods.alignment import Groups
 from methods.base import Need
 

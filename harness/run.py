@@ -23,17 +23,7 @@ from rich.markup import escape
 from transformers import AutoConfig, set_seed
 
 from harness import models, teacher, traces
-from harness.batches import (
-    STUDENT,
-    Collator,
-    Overlong,
-    Term,
-    TextSide,
-    TokenizedExample,
-    align,
-    load_sides,
-    tokenize,
-)
+from harness.batches import Collator, Term, align
 from harness.device import compute_dtype, device
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import measure
@@ -48,6 +38,7 @@ from harness.recipe import ModelSpec, Training
 from harness.rollouts import Rollouts, RolloutSettings
 from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request, answer_key
+from harness.tokens import STUDENT, Overlong, TextSide, TokenizedExample, load_sides, tokenize
 from harness.train import latest_checkpoint, train
 from methods.vocabulary import TokenizerPair
 

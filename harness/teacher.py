@@ -12,9 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.batches import TEACHER_ROWS, SideTokens, TokenizedExample, row_bounds
+from harness.batches import TEACHER_ROWS, row_bounds
 from harness.heads import hidden_states
 from harness.recipe import Lora
+from harness.tokens import SideTokens, TokenizedExample
 
 INDEX = "rows.json"
 _SHARD_BYTES = 2**29

@@ -15,22 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.batches import (
-    STUDENT,
-    AlignedExample,
-    Batch,
-    Collator,
-    Layout,
-    SideTokens,
-    Term,
-    TextSide,
-    TokenizedExample,
-    align,
-)
+from harness.batches import AlignedExample, Batch, Collator, Layout, Term, align
 from harness.files import digest_of
 from harness.heads import Head, hidden_states
 from harness.loss import ChunkWalk, Objective
 from harness.teacher import StoredRows
+from harness.tokens import STUDENT, SideTokens, TextSide, TokenizedExample
 from methods.alignment import AlignedResponse, Groups
 from methods.base import Rows
 

@@ -21,13 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import models
-from harness.batches import STUDENT, EntropyArray, Example, SideTokens, load_sides, tokenize
+from harness.batches import EntropyArray
 from harness.errors import HarnessError
 from harness.heads import Head, hidden_states
 from harness.loss import entropies
 from harness.plan import task_of
 from harness.recipe import suggest
 from harness.tasks import tasks
+from harness.tokens import STUDENT, Example, SideTokens, load_sides, tokenize
 from methods.alignment import AlignedResponse, IntArray, group_bytes
 from methods.maps import UNMAPPED, VocabularyMap, exact_map
 from methods.vocabulary import TokenizerPair, TokenKind, Vocabulary

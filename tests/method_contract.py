@@ -14,25 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.batches import (
-    STUDENT,
-    TEACHER_ROWS,
-    AlignedExample,
-    Batch,
-    Collator,
-    Example,
-    SideTokens,
-    Term,
-    TextSide,
-    TokenizedExample,
-    align,
-    row_bounds,
-    tokenize,
-)
+from harness.batches import TEACHER_ROWS, AlignedExample, Batch, Collator, Term, align, row_bounds
 from harness.heads import Head
 from harness.loss import ChunkWalk, Distiller, LossParts, Objective
 from harness.recipe import Training
 from harness.rollouts import Rollouts, RolloutSettings
+from harness.tokens import STUDENT, Example, SideTokens, TextSide, TokenizedExample, tokenize
 from harness.train import train
 from methods.alignment import Groups
 from methods.base import Method, Rows, TeacherKind

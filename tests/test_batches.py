@@ -17,24 +17,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from harness.batches import (
-    STUDENT,
-    TEACHER_ROWS,
-    AlignedExample,
-    Batch,
-    Collator,
-    Example,
-    SideTokens,
-    Term,
-    TextSide,
-    TokenizedExample,
-    row_bounds,
-    row_window,
-    tokenize,
-)
+from harness.batches import TEACHER_ROWS, AlignedExample, Batch, Collator, Term, row_bounds, row_window
 from harness.errors import HarnessError
 from harness.heads import Head, hidden_states
 from harness.loss import Distiller, LossParts, Objective
+from harness.tokens import STUDENT, Example, SideTokens, TextSide, TokenizedExample, tokenize
 from methods.alignment import Groups
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, TeacherKind
 from tests import tiny

@@ -14,20 +14,11 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from harness.batches import (
-    STUDENT,
-    AlignedExample,
-    Collator,
-    Example,
-    Term,
-    TextSide,
-    TokenizedExample,
-    align,
-    tokenize,
-)
+from harness.batches import AlignedExample, Collator, Term, align
 from harness.errors import HarnessError
 from harness.loss import Distiller, Objective
 from harness.recipe import Training
+from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
 from harness.train import train
 from methods.base import Method, TeacherKind, find, registered
 from methods.maps import UNMAPPED, exact_map, nearest_map, prefix_map

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from harness.batches import TextSide
 from harness.errors import HarnessError
 from harness.evaluate.generate import Answer, check_room, cut_at_stop, generate
 from harness.tasks import Request
+from harness.tokens import TextSide
 from tests import tiny
 
 REQUESTS = [Request(f"x/{i}", prompt * (1 + i % 3)) for i, (prompt, _) in enumerate([*tiny.SAMPLES, *tiny.SAMPLES])]

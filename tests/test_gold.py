@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from harness.batches import STUDENT
+from harness.tokens import STUDENT
 from methods.alignment import AlignedResponse
 from methods.base import AlignedChunk, Method, Need, Rows, Side
 from methods.gold import GOLD, Columns

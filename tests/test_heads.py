@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 
-from harness.batches import STUDENT, Collator, Example, Term, TextSide, align, tokenize
+from harness.batches import Collator, Term, align
 from harness.errors import HarnessError
 from harness.heads import Head, check_head, hidden_states
 from harness.loss import Distiller, Objective
+from harness.tokens import STUDENT, Example, TextSide, tokenize
 from methods.base import Method
 from methods.fkd import FKD
 from methods.uld import ULD

@@ -15,8 +15,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from harness.batches import STUDENT, Batch, Collator, Example, Term, TextSide, TokenizedExample, align, tokenize
+from harness.batches import Batch, Collator, Term, align
 from harness.loss import Distiller, LossParts, Objective
+from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
 from methods.alignment import AlignedResponse, Groups, pair_identical
 from methods.base import AlignedChunk, LossSums, Method, TeacherKind, UnknownMethodError, find, register, registered
 from methods.fkd import FKD

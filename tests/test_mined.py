@@ -10,7 +10,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from harness.batches import STUDENT, SideTokens
+from harness.tokens import STUDENT, SideTokens
 from methods.alignment import AlignedResponse
 from methods.base import AlignedChunk, Rows, Side
 from methods.maps import UNMAPPED, nearest_map

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.batches import STUDENT
+from harness.tokens import STUDENT
 from methods.alignment import Groups
 from methods.maps import exact_map
 from methods.one_to_one import OneToOne

@@ -11,8 +11,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harness.batches import STUDENT, Example, TextSide, join_sampled, tokenize
 from harness.rollouts import Rollouts, RolloutSettings
+from harness.tokens import STUDENT, Example, TextSide, join_sampled, tokenize
 from methods.base import Method, Need, OnPolicyOptions
 from methods.fkd import FKD
 from methods.uld import ULD

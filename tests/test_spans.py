@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.batches import ByteTokens, TextSide
 from harness.models import KNOWN_MODELS, cache_folder, is_downloaded, load_tokenizer, parse_uri, resolve
+from harness.tokens import ByteTokens, TextSide
 from methods.alignment import group_bytes
 from methods.maps import exact_map
 from methods.vocabulary import TokenKind, Vocabulary

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from harness import teacher
-from harness.batches import STUDENT, Collator
+from harness.batches import Collator
 from harness.heads import Head
 from harness.loss import Distiller
 from harness.recipe import Lora
+from harness.tokens import STUDENT
 from methods.base import Method, Rows, TeacherKind, registered
 from tests import tiny
 from tests.method_contract import Bench, bench

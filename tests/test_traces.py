@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from harness import teacher, traces
-from harness.batches import STUDENT, TextSide
 from harness.heads import Head
 from harness.teacher import StoredRows
+from harness.tokens import STUDENT, TextSide
 from methods.base import Method, Need, Rows, TeacherKind, registered
 from tests import tiny
 from tests.method_contract import Bench, bench

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.batches import STUDENT, Example, TextSide, TokenizedExample, tokenize
+from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
 from methods.alignment import pair_positions
 from methods.base import Method
 from methods.gold import GOLD, Columns

@@ -17,10 +17,10 @@ from rich.console import Console
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.batches import Example
 from harness.models import load_model
 from harness.plan import task_of
 from harness.recipe import load_recipe
+from harness.tokens import Example
 from harness.viewer import BUILT_IN, ShownPair, ShownSide, rendered, shown_pairs, visible
 from methods.warping import entropy_weights
 from tests import tiny

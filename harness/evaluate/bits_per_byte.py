@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from harness.batches import STUDENT, AlignedExample, Collator, TokenizedExample
+from harness.batches import AlignedExample, Collator
 from harness.heads import Head, hidden_states
+from harness.tokens import STUDENT, TokenizedExample
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from harness.batches import TextSide
 from harness.errors import HarnessError
 from harness.identity import seed_of
 from harness.tasks import Request
+from harness.tokens import TextSide
 
 
 @dataclass(frozen=True)

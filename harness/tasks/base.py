@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.files import sha256_file
 
 if TYPE_CHECKING:
-    from harness.batches import Example
+    from harness.tokens import Example
 
 
 class TaskSettings(BaseModel):

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.batches import Example
 from harness.errors import HarnessError
 from harness.files import sha256_file
 from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
+from harness.tokens import Example
 
 Benchmark = Literal["humaneval", "mbpp"]
 Tests = Literal["base", "plus"]

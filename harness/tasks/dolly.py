@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from harness.batches import Example
 from harness.errors import HarnessError
 from harness.files import sha256_file
 from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, answer_key, read_rows
+from harness.tokens import Example
 
 SetName = Literal["dolly", "selfinst", "vicuna", "sinst", "unni"]
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.batches import Example
 from harness.files import sha256_file
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
+from harness.tokens import Example
 
 _FIELDS = {"question": str, "answer": str}
 
