@@ -179,6 +179,27 @@ def test_expected_answers_are_kept_for_each_problem(problems: Path, tmp_path: Pa
 
 
 @needs_sandbox
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("dataset", "name", "ceiling"),
+    [("humaneval", "HumanEvalPlus.jsonl.gz", (163, 164)), ("mbpp", "MbppPlus.jsonl.gz", (378, 378))],
+)
+def test_the_data_sets_own_solutions_reach_the_ceiling(
+    shared_data: Path, tmp_path: Path, dataset: code.Dataset, name: str, ceiling: tuple[int, int]
+) -> None:
+    """Several minutes each. What protocols say can't be passed is what fails, and nothing else does."""
+    path = shared_data / "evalplus" / name
+    solutions = [
+        code.Solution("own", task_id, row["prompt"] + row["canonical_solution"])
+        for task_id, row in code.read_problems(path).items()
+    ]
+    verdicts = code.evaluate(path, solutions, dataset=dataset, work=tmp_path, sandbox=STATUS)
+    assert {v.task_id for v in verdicts if v.plus != "pass"} == code.CANNOT_PASS & {v.task_id for v in verdicts}
+    assert (sum(v.plus == "pass" for v in verdicts), len(verdicts)) == ceiling
+
+
+@needs_sandbox
 def test_what_large_answers_stand_for(tmp_path: Path) -> None:
     """Above 16 MiB a digest stands for an answer: it must be equal type by type."""
     row = problem(900, "many", "return [(i, str(i)) for i in range(x)]", [[3]], [[1_000_000]])

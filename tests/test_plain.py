@@ -80,7 +80,9 @@ def test_rarer_values_come_back(value: Any) -> None:
     assert not isinstance(value, float) or repr(back) == repr(value)
 
 
-@pytest.mark.parametrize("array", [np.arange(6).reshape(2, 3), np.array(1.5), np.array(["a", "bc"]), np.array("a")])
+@pytest.mark.parametrize(
+    "array", [np.arange(6).reshape(2, 3), np.array(1.5), np.array(["a", "bc"]), np.array("a"), np.array(10**30)]
+)
 def test_arrays_come_back(array: Any) -> None:
     back = there_and_back(array)
     assert back.dtype == array.dtype

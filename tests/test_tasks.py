@@ -458,7 +458,7 @@ def test_real_data_sets_load(shared_data: Path, name: str, settings: dict[str, A
     assert len(task.training_examples()) == train
     assert len(task.reference_examples()) == test
     assert all(example.response.strip() for example in [*task.training_examples(), *task.reference_examples()])
-    said = ["164 problems, of which 163 can be passed (HumanEval/32", "378 problems, of which 378 can be passed"]
+    said = ["164 problems, of which 163 can be passed (HumanEval/32", "378 can be passed (Mbpp/255", "0.997)"]
     protocol = " ".join(task.protocol())
     assert [words for words in (said if name == "codem" else [str(test)]) if words not in protocol] == []
 

@@ -39,6 +39,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import psutil
+
 import harness
 from harness.errors import HarnessError
 from harness.evaluate import sandbox as box
@@ -54,6 +56,7 @@ TIME_LIMIT_FACTOR = 4.0  # times what the data set's own solution takes
 MEMORY_BYTES = 8 * 2**30  # Mbpp/255 fails at EvalPlus's default of 4 GiB
 WORKERS = 2
 CANNOT_PASS = frozenset({"HumanEval/32"})  # its oracle in 0.3.1 never marks an input as passed
+NEEDS_MEMORY = frozenset({"Mbpp/255"})  # its answers take gigabytes
 
 _INSTRUCTION = (  # EvalPlus's wording for models that follow instructions (evalplus/codegen.py)
     "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
@@ -238,7 +241,7 @@ def default_limits() -> box.Limits:
         processes=32,
         file_bytes=64 * 2**20,
         wall_s=_RUN_S,
-        resident_bytes=MEMORY_BYTES,
+        resident_bytes=min(MEMORY_BYTES, psutil.virtual_memory().total // (WORKERS + 1)),
         scratch_bytes=256 * 2**20,
     )
 
@@ -300,7 +303,8 @@ class _Evaluation:
     def _record(self, test_set: TestSet, sample: Sample, path: Path) -> _Record:
         """Run one solution, alone."""
         task_id, code = sample
-        about, inputs = (self.expected / f"{self.keys[task_id]}.{test_set}").read_bytes().splitlines()
+        tests = self.expected / f"{self.keys[task_id]}.{test_set}.{_suffix()}"
+        about, inputs = tests.read_bytes().splitlines()
         known = json.loads(about)
         limits_s = [max(MIN_TIME_LIMIT_S, TIME_LIMIT_FACTOR * seconds) for seconds in known["reference_s"]]
         run_s = min(_RUN_S, sum(limits_s)) + 2
@@ -339,11 +343,12 @@ class _Evaluation:
             "dataset": self.dataset,
             "keys": self.keys,
             "test_set": test_set,
+            "suffix": _suffix(),
             "records": [(task_id, f"{test_set}/{record.path.name}") for (task_id, _), record in records.items()],
             "results": results,
         }
         wall_s = _EXPECTED_ANSWERS_S + len(records) * (_RUN_S + 2)
-        output = self._evalplus(command, self.folder, self.cache, wall_s)
+        output = self._evalplus(command, self.cache, wall_s)
         content = box.read_untrusted(self.folder / results, 2**26)
         if content is None:
             raise EvaluationFailed("no result file", output)
@@ -352,33 +357,40 @@ class _Evaluation:
 
     def _expect(self, lines: Mapping[str, str]) -> None:
         """Have the expected answers computed that are not there yet."""
-        missing = {task_id: key for task_id, key in self.keys.items() if not self._is_known(key)}
+        missing = {
+            task_id: key
+            for task_id, key in self.keys.items()
+            if not all((self.expected / name).is_file() for name in _files(key))
+        }
         (self.folder / "problems.jsonl").write_text("".join(f"{line}\n" for line in lines.values()), encoding="utf-8")
         if not missing:
             return
-        command = {"do": "tests", "dataset": self.dataset, "keys": missing}
-        self._evalplus(command, self.folder, Path("new"), _EXPECTED_ANSWERS_S)
-        for key in missing.values():
-            for name in _files(key):
-                # Copied, so that they belong to us; renamed last, so that no half of a file is ever read.
-                copy = self.expected / f"{name}.{os.getpid()}"
-                shutil.copyfile(self.folder / "new" / "evalplus" / name, copy)
-                copy.chmod(0o644)
-                copy.replace(self.expected / name)
+        new = self.folder / "new" / "evalplus"
+        new.mkdir(parents=True)
+        names = [name for key in missing.values() for name in _files(key)]
+        for name in names:
+            if (known := self.expected / name).is_file():
+                (new / name).symlink_to(known)
+        command = {"do": "tests", "dataset": self.dataset, "keys": missing, "suffix": _suffix()}
+        self._evalplus(command, Path("new"), _EXPECTED_ANSWERS_S)
+        for name in names:
+            # Copied, so that they belong to us; renamed last, so that no half of a file is ever read.
+            copy = self.expected / f"{name}.{os.getpid()}"
+            shutil.copyfile(new / name, copy)
+            copy.chmod(0o644)
+            copy.replace(self.expected / name)
         shutil.rmtree(self.folder / "new")
 
-    def _is_known(self, key: str) -> bool:
-        return all((self.expected / name).is_file() for name in _files(key))
-
-    def _evalplus(self, command: Mapping[str, Any], work: Path, cache: Path, wall_s: float) -> str:
+    def _evalplus(self, command: Mapping[str, Any], cache: Path, wall_s: float) -> str:
         """Run ``judge.py`` in a fresh process; what it said."""
         override = {"humaneval": "HUMANEVAL_OVERRIDE_PATH", "mbpp": "MBPP_OVERRIDE_PATH"}[self.dataset]
         done = self.run(
-            [*_PYTHON, "from harness.evaluate.judge import main; main()", json.dumps(command)],
-            work=work,
+            [*_PYTHON, "from harness.evaluate.judge import main; main()"],
+            work=self.folder,
             read_only=[*_OWN_FILES, self.expected],
             limits=box.Limits(MEMORY_BYTES, cpu_s=3600, processes=64, file_bytes=2 * 2**30, wall_s=wall_s),
             env=_ENVIRONMENT | {override: "problems.jsonl", "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"},
+            stdin=json.dumps(command).encode(),
         )
         if done.killed_for:
             raise EvaluationFailed(f"no end after {wall_s:.0f} s", done.output)
@@ -404,14 +416,18 @@ _ENVIRONMENT = {
 
 
 def _key(dataset: Dataset, line: str) -> str:
-    """Name of the files of expected answers: of all that decides what is in them."""
-    code = code_digest("harness.evaluate.plain", "harness.evaluate.record", "harness.evaluate.judge")
-    parts = [dataset, line, version("evalplus"), version("numpy"), platform.python_version(), code]
+    """Name of the files of expected answers: of all that decides what EvalPlus computes."""
+    parts = [dataset, line, version("evalplus"), version("numpy"), platform.python_version()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
+def _suffix() -> str:
+    """Of files that this project's code writes, and not EvalPlus."""
+    return code_digest("harness.evaluate.plain", "harness.evaluate.record", "harness.evaluate.judge")[:8]
+
+
 def _files(key: str) -> tuple[str, ...]:
-    return (f"{key}.pkl", f"{key}.base", f"{key}.plus")
+    return (f"{key}.pkl", f"{key}.base.{_suffix()}", f"{key}.plus.{_suffix()}")
 
 
 def _look_at(path: Path, done: box.Completed) -> _Record:

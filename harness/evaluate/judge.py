@@ -25,8 +25,8 @@ _replay: Iterator[tuple[bytes, Any, str]] = iter(())  # lines of the record at h
 
 
 def main() -> None:
-    """Do what the JSON of the first argument says: see ``write_tests`` and ``write_verdicts``."""
-    command = json.loads(sys.argv[1])
+    """Do what the JSON on stdin says: see ``write_tests`` and ``write_verdicts``."""
+    command = json.load(sys.stdin)
     memory = resource.getrlimit(resource.RLIMIT_AS)[0]
     if memory != resource.RLIM_INFINITY:
         os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(memory)  # it fails all solutions where it can't set its limit
@@ -34,7 +34,7 @@ def main() -> None:
     do(**command)
 
 
-def write_tests(dataset: str, keys: Mapping[str, str]) -> None:
+def write_tests(dataset: str, keys: Mapping[str, str], suffix: str) -> None:
     """For each problem: EvalPlus's file of expected answers (by key), and a file for each test set.
 
     The first line of a test set's file holds what is known from running the data set's own solution: ``reference_s``,
@@ -44,6 +44,7 @@ def write_tests(dataset: str, keys: Mapping[str, str]) -> None:
     Args:
         dataset: "humaneval" or "mbpp".
         keys: names of the files, by task id.
+        suffix: of the names of test sets' files.
     """
     problems = _problems(dataset)
     for task_id, key in keys.items():
@@ -62,17 +63,24 @@ def write_tests(dataset: str, keys: Mapping[str, str]) -> None:
                 "writing_s": time.monotonic() - start,
             }
             inputs = plain.to_plain(list(problems[task_id][f"{test_set}_input"]))
-            _tests_file(key, test_set).write_text(f"{json.dumps(about)}\n{json.dumps(inputs)}\n", encoding="ascii")
+            lines = f"{json.dumps(about)}\n{json.dumps(inputs)}\n"
+            _tests_file(key, test_set, suffix).write_text(lines, encoding="ascii")
 
 
 def write_verdicts(
-    dataset: str, keys: Mapping[str, str], test_set: str, records: Sequence[tuple[str, str]], results: str
+    dataset: str,
+    keys: Mapping[str, str],
+    suffix: str,
+    test_set: str,
+    records: Sequence[tuple[str, str]],
+    results: str,
 ) -> None:
     """Judge records of a test set.
 
     Args:
         dataset: "humaneval" or "mbpp".
-        keys: names of EvalPlus's files of expected answers, by task id.
+        keys: names of the files of expected answers, by task id.
+        suffix: of the names of test sets' files.
         test_set: "base" or "plus".
         records: task id and file of each.
         results: file for a JSON list: of each record EvalPlus's status and how many answers are right.
@@ -82,7 +90,7 @@ def write_verdicts(
     verdicts: dict[str, tuple[str, int]] = {}
     for task_id in dict.fromkeys(task_id for task_id, _ in records):  # one problem's expected answers at a time
         expected = _expected_answers(dataset, problems[task_id], keys[task_id])
-        with _tests_file(keys[task_id], test_set).open(encoding="ascii") as file:
+        with _tests_file(keys[task_id], test_set, suffix).open(encoding="ascii") as file:
             digests = json.loads(next(file))["digests"]
         for path in [path for other, path in records if other == task_id]:
             verdicts[path] = _verdict(dataset, problems[task_id], test_set, expected, digests, Path(path))
@@ -152,10 +160,10 @@ def _expected_answers(dataset: str, problem: Mapping[str, Any], key: str) -> dic
     return found
 
 
-def _tests_file(key: str, test_set: str) -> Path:
+def _tests_file(key: str, test_set: str, suffix: str) -> Path:
     from evalplus.data.utils import CACHE_DIR  # $XDG_CACHE_HOME/evalplus
 
-    return Path(CACHE_DIR, f"{key}.{test_set}")
+    return Path(CACHE_DIR, f"{key}.{test_set}.{suffix}")
 
 
 def _problems(dataset: str) -> dict[str, Any]:

@@ -42,8 +42,9 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if isinstance(value, np.generic) and value.dtype.str in _NUMPY:
         return {"numpy": [value.dtype.str, to_plain(value.item())]}
-    if isinstance(value, np.ndarray) and (value.dtype.str in _NUMPY or value.dtype.kind == "U"):
-        return {"array": [value.dtype.str if value.dtype.kind != "U" else "U", to_plain(value.tolist())]}
+    if isinstance(value, np.ndarray) and (value.dtype.str in _NUMPY or value.dtype.kind in _SIZELESS):
+        kind_name = value.dtype.kind if value.dtype.kind in _SIZELESS else value.dtype.str
+        return {"array": [kind_name, to_plain(value.tolist())]}
     for base in kind.__mro__:
         if base in (int, float, str, list):
             return to_plain(base(value))
@@ -78,7 +79,7 @@ def _scalar(parts: list[Any]) -> Any:
 
 
 def _array(parts: list[Any]) -> Any:
-    return np.array(parts[1], dtype="U" if parts[0] == "U" else _dtype(parts[0]))
+    return np.array(parts[1], dtype=parts[0] if parts[0] in _SIZELESS else _dtype(parts[0]))
 
 
 def _dtype(name: str) -> np.dtype[Any]:
@@ -88,6 +89,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 _NUMPY = {np.dtype(code).str for code in "?bBhHiIlLqQefdFD"}  # booleans, integers, floats, complex numbers
+_SIZELESS = ("U", "O")  # texts, objects: NumPy finds the size itself
 _PARTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     tuple: ("tuple", list),
     set: ("set", list),

@@ -359,7 +359,8 @@ def _wait(
         finally:
             # Not reaped yet, so the number still means this group. Inside bubblewrap everything dies with it.
             os.killpg(process.pid, signal.SIGKILL)
-        if not killed_for and said.listen_to_the_end():
+        said.listen_to_the_end()
+        if said.flooded and not killed_for:
             killed_for = "output"
         returncode = process.wait()
     return Completed(returncode, said.tail.decode(errors="replace"), killed_for, time.monotonic() - start)
@@ -385,11 +386,10 @@ class _Said:
         for pipe in select.select(self.pipes, [], [], wait_s)[0]:
             self._take(pipe)
 
-    def listen_to_the_end(self) -> bool:
-        """Take what an ended command left in its pipes (1 MiB each at most); True if it is too much."""
+    def listen_to_the_end(self) -> None:
+        """Take what an ended command left in its pipes: 1 MiB each at most."""
         for _ in range(2**20 // OUTPUT_BYTES + 1):
             self.listen(0)
-        return self.flooded
 
     def _take(self, pipe: int) -> None:
         piece = os.read(pipe, OUTPUT_BYTES)

@@ -195,6 +195,9 @@ class CodeM(Task):
             ceiling = f"{len(problems)} problems, of which {len(problems) - len(impossible)} can be passed"
             if impossible:
                 ceiling += f" ({', '.join(impossible)} can't in this version of EvalPlus)"
+            if hungry := sorted(code.NEEDS_MEMORY & problems.keys()):
+                share = (len(problems) - len(impossible) - len(hungry)) / len(problems)
+                ceiling += f" ({', '.join(hungry)} can fail elsewhere, at EvalPlus's default of 4 GB: {share:.3f})"
             lines.append(
                 f"EvalPlus {version('evalplus')}, {benchmark} format, base and plus tests, {measured}, {decoding}; "
                 f"{asked}; at most {self.settings.new_tokens} new tokens; {ceiling}; time limit of one input the "
