@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.batches import AlignedExample, Batch, Collator, Layout, Term, align
 from harness.files import digest_of
 from harness.heads import Head, hidden_states
-from harness.loss import ChunkWalk, Objective
+from harness.loss import ChunkWalk, Objective, entropies
 from harness.teacher import StoredRows
 from harness.tokens import STUDENT, SideTokens, TextSide, TokenizedExample
 from methods.alignment import AlignedResponse, Groups
@@ -121,9 +121,15 @@ class Tracer:
     def _align(self, response: AlignedResponse, layout: Layout, term: Term, student: Tensor, teacher: Tensor) -> Groups:
         """Groups of a method that aligns by entropies."""
         first = int(layout.student_shift[0][0]), int(layout.teacher_shift[0][0])
-        ours = _entropies(Head.of(self.student), student)[first[0] :][: response.student_ids.size]
-        theirs = _entropies(self.heads[term.teacher], teacher)[first[1] :][: response.teacher_ids.size]
-        return term.method.align(replace(response, student_entropy=ours, teacher_entropy=theirs))
+        ours = entropies(Head.of(self.student), student, len(student))
+        theirs = entropies(self.heads[term.teacher], teacher, len(teacher))
+        return term.method.align(
+            replace(
+                response,
+                student_entropy=ours[first[0] :][: response.student_ids.size],
+                teacher_entropy=theirs[first[1] :][: response.teacher_ids.size],
+            )
+        )
 
     def _kd(
         self,
@@ -186,10 +192,3 @@ def _side(side: TextSide, example: TokenizedExample, role: str) -> dict[str, Any
         # A token may end inside a character; one without bytes (EOS, a dummy prefix) is shown by its name.
         texts.append(spelled.decode(errors="backslashreplace") or str(side.tokenizer.convert_ids_to_tokens(token)))
     return {"name": side.name, "tokens": texts, "ends": ends}
-
-
-def _entropies(head: Head, rows: Tensor) -> np.ndarray:
-    """float64 [rows], in nats."""
-    log_probs = head.logits(rows).float().log_softmax(-1)
-    entropies: np.ndarray = -(log_probs.exp() * log_probs).sum(-1).double().cpu().numpy()
-    return entropies

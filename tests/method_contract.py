@@ -23,7 +23,7 @@ from harness.tokens import STUDENT, Example, SideTokens, TextSide, TokenizedExam
 from harness.train import train
 from methods.alignment import Groups
 from methods.base import Method, Rows, TeacherKind
-from methods.vocabulary import TokenizerPair
+from methods.vocabulary import TokenizerPair, Vocabulary
 from tests import tiny
 
 ROLES = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
@@ -147,6 +147,51 @@ def check_zero_at_identity(method: Method) -> None:
     made = bench(method, identical=True)
     parts = made.loss(made.batch())
     assert abs(float(parts.kd[0])) < 1e-9 * float(parts.ce)
+
+
+def check_permuting_ids_changes_nothing(method: Method) -> None:
+    """Other ids for the same tokens, on both sides; control tokens keep theirs, since 0 pads."""
+    made = bench(method)
+    expected = made.loss(made.batch())
+    orders = {role: _new_ids(len(side.vocabulary), seed=len(role)) for role, side in made.sides.items()}
+    if made.role == "same":
+        orders["same"] = orders[STUDENT]
+    vocabularies = [_renumbered(made.sides[role].vocabulary, orders[role]) for role in (STUDENT, made.role)]
+    method.prepare(TokenizerPair(*vocabularies))
+    for role, model in ((STUDENT, made.student), (made.role, made.teacher)):
+        with torch.no_grad():
+            for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+                weight[torch.from_numpy(orders[role])] = weight.clone()
+    examples = [
+        replace(
+            aligned.example,
+            sides={
+                role: SideTokens(orders[role][side.prompt], orders[role][side.response], side.ends)
+                for role, side in aligned.example.sides.items()
+            },
+        )
+        for aligned in made.examples
+    ]
+    made.examples = [align(example, made.objective.terms) for example in examples]
+    found = made.loss(made.batch())
+    assert abs(float(found.ce - expected.ce)) < 1e-9 * float(expected.ce)
+    assert abs(float(found.kd[0] - expected.kd[0])) < 1e-9 * abs(float(expected.kd[0]))
+    assert abs(float(found.kd_gradient[0] - expected.kd_gradient[0])) <= 1e-8 * float(expected.kd_gradient[0])
+
+
+def _new_ids(size: int, seed: int) -> np.ndarray:
+    """int64 [size]: the new id of each token."""
+    return np.concatenate([np.arange(3), 3 + np.random.default_rng(seed).permutation(size - 3)])
+
+
+def _renumbered(vocabulary: Vocabulary, new_ids: np.ndarray) -> Vocabulary:
+    old = np.argsort(new_ids)
+    return replace(
+        vocabulary,
+        token_bytes=tuple(vocabulary.token_bytes[i] for i in old),
+        kinds=vocabulary.kinds[old],
+        pieces=tuple(vocabulary.pieces[i] for i in old),
+    )
 
 
 def check_batching_changes_nothing(method: Method) -> None:

@@ -17,6 +17,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+# Methods that read ids as numbers, as documented.
+BY_ID = {
+    ("cdm", "released"): "drops candidates of one vocabulary by the ids of the other",
+    ("mined", "described"): "maps to the lowest id at the minimum distance",
+    ("mined", "released"): "reads the teacher's columns at the student's ids",
+}
+
+
 def _all_methods() -> list[Any]:
     made = []
     for name, kind in registered().items():
@@ -44,6 +52,15 @@ def test_kd_is_zero_when_student_and_teacher_are_one(method: Method) -> None:
     if method.teacher is TeacherKind.NONE or not method.zero_at_identity:
         pytest.skip(f"{method.name} does not promise it")
     contract.check_zero_at_identity(method)
+
+
+@METHODS
+def test_permuting_vocabulary_ids_changes_nothing(method: Method) -> None:
+    if method.teacher is TeacherKind.NONE:
+        pytest.skip(f"{method.name} has no teacher")
+    if reason := BY_ID.get((method.name, method.options.fidelity)):
+        pytest.skip(f"{method.name} {reason}")
+    contract.check_permuting_ids_changes_nothing(method)
 
 
 @METHODS
