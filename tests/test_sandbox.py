@@ -307,6 +307,9 @@ def test_unsafe_runs_without_a_sandbox_but_with_limits(tmp_path: Path, monkeypat
     done = python(code, tmp_path, status=NONE, unsafe=True)
     assert done.output == f"{tmp_path} {os.getuid()} False\n"
     assert "MemoryError" in python("bytearray(2 * 2**30)", tmp_path, status=NONE, unsafe=True).output
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
+    few = replace(LIMITS, processes=4)  # beside those that the user has anyway
+    assert python(start, tmp_path, few, status=NONE, unsafe=True).returncode == 0
     assert python("while True: pass", tmp_path, replace(LIMITS, wall_s=0.5), status=NONE, unsafe=True).killed_for
 
 

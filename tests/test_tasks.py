@@ -298,7 +298,7 @@ def test_codem_says_where_code_runs(
     monkeypatch.setattr(code, "evaluate", judge(lambda solution: ("fail", "fail")))
     scores = task.score(answers, Path(), unsafe)["one"]
     assert scores.details["ran_in"] == ran_in
-    assert scores.caveat == (task.warnings(unsafe)[0] if warned else "")
+    assert ("without a sandbox" in scores.caveat) == bool(warned)
 
 
 # --- Settings ---------------------------------------------------------------------------------------------------------

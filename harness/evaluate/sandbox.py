@@ -29,9 +29,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+import psutil
 
 from harness.errors import HarnessError
 
@@ -184,6 +186,7 @@ def run(
     }
     limited = [sys.executable, "-I", "-S", "-c", _LIMIT_AND_EXEC]
     if unsafe:
+        limits = replace(limits, processes=limits.processes + _processes_of_this_user())
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if work is None else nullcontext(work) as folder:
             outside = [*limited, _how(limits, str(Path(folder).absolute()), None), *command]
             return _wait(outside, limits, variables, stdin, stdout)
@@ -403,10 +406,18 @@ class _Said:
             del self.tail[:-OUTPUT_BYTES]
 
 
+def _processes_of_this_user() -> int:
+    """Processes and threads, which the limit counts too where the command runs as the same user."""
+    count = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # one that has just ended
+            if process.uids().real == os.getuid():
+                count += process.num_threads()
+    return count
+
+
 def _resident_bytes(pid: int) -> int:
     """Memory in use by a process and all that came from it, also those whose parent has ended."""
-    import psutil
-
     total = 0
     with suppress(psutil.Error):  # a process that has just ended
         parent = psutil.Process(pid)

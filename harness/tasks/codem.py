@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,10 +15,11 @@ from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
 from harness.tokens import Example
 
+if TYPE_CHECKING:
+    from harness.evaluate.code import Verdict
+    from harness.evaluate.sandbox import SandboxStatus
+
 Benchmark = Literal["humaneval", "mbpp"]
-Tests = Literal["base", "plus"]
-_TESTS: tuple[Tests, ...] = ("base", "plus")
-_UNSAFE = "Generated code ran without a sandbox (--unsafe-execution)."
 
 
 class CodeMSettings(TaskSettings):
@@ -66,9 +68,9 @@ class CodeM(Task):
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
         first, *_ = self.settings.pass_at
         return tuple(
-            Metric(_metric(benchmark, tests, k), headline=tests == "plus" and k == first)
+            Metric(_metric(column, k), headline=column != benchmark and k == first)
             for benchmark in self.settings.benchmarks
-            for tests in _TESTS
+            for column in (benchmark, _plus(benchmark))
             for k in self.settings.pass_at
         )
 
@@ -118,60 +120,74 @@ class CodeM(Task):
         status = sandbox.probe()
         if status.available:
             return []
-        return [_UNSAFE] if unsafe else [f"generated code will not be run: {status.reason}"]
+        if unsafe:
+            return ["generated code will run without a sandbox (--unsafe-execution), with your rights"]
+        return [f"generated code will not be run: {status.reason}"]
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
-        from harness.evaluate import code, sandbox
+        from harness.evaluate import sandbox
 
         status = sandbox.probe()
         unsafe = unsafe and not status.available  # the flag never switches off a sandbox that works
-        style: code.Style = "completion" if self.settings.prompt == "completion" else "response"
-        values: dict[str, dict[str, dict[str, float]]] = {student: {} for student in outputs}
         statuses: dict[str, dict[str, dict[str, str]]] = {student: {} for student in outputs}
         for benchmark in self.settings.benchmarks:
-            problems = self._problems(benchmark)
-            asked = [
-                (student, task_id, number, item)
-                for student in outputs
-                for task_id in problems
-                for number, item in enumerate(self._items(task_id))
-            ]
-            solutions = [
-                code.Solution(
-                    f"{student} {number}",
-                    task_id,
-                    code.solution_code(problems[task_id], outputs[student][item], dataset=benchmark, style=style),
-                )
-                for student, task_id, number, item in asked
-            ]
-            verdicts = code.evaluate(
-                self._problem_file(benchmark),
-                solutions,
-                dataset=benchmark,
-                work=work,
-                sandbox=status,
-                unsafe=unsafe,
-                cache=expected_answers_folder(),
-            )
-            for (student, _, _, item), verdict in zip(asked, verdicts, strict=True):
-                for tests in _TESTS:
-                    mine = statuses[student].setdefault(_metric(benchmark, tests, 1), {})
-                    mine[item] = verdict.base if tests == "base" else verdict.plus
-            for student in outputs:
-                for tests in _TESTS:
-                    mine = statuses[student][_metric(benchmark, tests, 1)]
-                    for k in self.settings.pass_at:
-                        values[student][_metric(benchmark, tests, k)] = {
-                            task_id: 100.0 * code.pass_at_k(self.settings.samples, self._passed(task_id, mine), k)
-                            for task_id in problems
-                        }
+            for (student, item), verdict in self._verdicts(benchmark, outputs, work, status, unsafe).items():
+                statuses[student].setdefault(benchmark, {})[item] = verdict.base
+                statuses[student].setdefault(_plus(benchmark), {})[item] = verdict.plus
         ran_in = "no sandbox" if unsafe else status.version
+        caveat = "Generated code ran without a sandbox (--unsafe-execution)." if unsafe else ""
         return {
-            student: ItemScores(
-                values[student], {"ran_in": ran_in, "statuses": statuses[student]}, _UNSAFE if unsafe else ""
-            )
-            for student in outputs
+            student: ItemScores(self._pass_at(mine), {"ran_in": ran_in, "statuses": mine}, caveat)
+            for student, mine in statuses.items()
         }
+
+    def _verdicts(
+        self,
+        benchmark: Benchmark,
+        outputs: Mapping[str, Mapping[str, str]],
+        work: Path,
+        status: SandboxStatus,
+        unsafe: bool,
+    ) -> dict[tuple[str, str], Verdict]:
+        """By student and item. To EvalPlus each of a student's samples is another owner's."""
+        from harness.evaluate import code
+
+        style: code.Style = "completion" if self.settings.prompt == "completion" else "response"
+        problems = self._problems(benchmark)
+        asked: list[tuple[str, str]] = []
+        solutions = []
+        for student, answers in outputs.items():
+            for task_id, problem in problems.items():
+                for number, item in enumerate(self._items(task_id)):
+                    text = code.solution_code(problem, answers[item], dataset=benchmark, style=style)
+                    asked.append((student, item))
+                    solutions.append(code.Solution(f"{student} {number}", task_id, text))
+        verdicts = code.evaluate(
+            self._problem_file(benchmark),
+            solutions,
+            dataset=benchmark,
+            work=work,
+            sandbox=status,
+            unsafe=unsafe,
+            cache=expected_answers_folder(),
+        )
+        return dict(zip(asked, verdicts, strict=True))
+
+    def _pass_at(self, statuses: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, float]]:
+        """Metrics of one student: for each problem, pass@k in %."""
+        from harness.evaluate import code
+
+        values: dict[str, dict[str, float]] = {}
+        for column, by_item in statuses.items():
+            passed: Counter[str] = Counter()
+            for item, said in by_item.items():
+                passed[_task_id(item)] += said == "pass"
+            for k in self.settings.pass_at:
+                values[_metric(column, k)] = {
+                    task_id: 100.0 * code.pass_at_k(self.settings.samples, count, k)
+                    for task_id, count in passed.items()
+                }
+        return values
 
     def protocol(self) -> list[str]:
         import os
@@ -214,9 +230,6 @@ class CodeM(Task):
         many = self.settings.samples > 1
         return [f"{task_id}#{number}" if many else task_id for number in range(self.settings.samples)]
 
-    def _passed(self, task_id: str, statuses: Mapping[str, str]) -> int:
-        return sum(statuses[item] == "pass" for item in self._items(task_id))
-
     def _problem_file(self, benchmark: Benchmark) -> Path:
         return self._first(self.test_files if benchmark == "humaneval" else self.mbpp_files)
 
@@ -236,6 +249,15 @@ def expected_answers_folder() -> Path:
     return cache_folder() / "expected-answers"
 
 
-def _metric(benchmark: Benchmark, tests: Tests, k: int) -> str:
-    """A column's name: pass@1 is what is meant where none is said."""
-    return benchmark + ("_plus" if tests == "plus" else "") + ("" if k == 1 else f"_pass_at_{k}")
+def _plus(benchmark: Benchmark) -> str:
+    """Column of a benchmark's base and additional tests; the benchmark's own name is that of its base tests."""
+    return f"{benchmark}_plus"
+
+
+def _metric(column: str, k: int) -> str:
+    """Pass@1 is what is meant where none is said."""
+    return column if k == 1 else f"{column}_pass_at_{k}"
+
+
+def _task_id(item: str) -> str:
+    return item.partition("#")[0]
