@@ -245,6 +245,9 @@ class Collator:
     ) -> None:
         self.terms, self.pad, self.chunk_rows, self.padding_side = list(terms), pad, chunk_rows, padding_side
         self.stored = stored or {}
+        for method in (term.method for term in terms):
+            if Need.ENTROPY in method.needs and method.normalize == "rows":
+                raise ValueError(f"{method.name} aligns at the step: the window's number of groups is not known before")
         self.roles = frozenset(term.teacher for term in terms)
         self.windows = {
             STUDENT: row_window([term.method.rows for term in terms]),

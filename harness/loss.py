@@ -49,6 +49,7 @@ class LossParts:
     Attributes:
         loss: scalar, weighted and normalised.
         ce: scalar, sum of the cross-entropy over response tokens.
+        ce_tokens: scalar, how many carry it: none of a response that the student sampled.
         kd: [terms], sum of each term's distillation loss.
         ce_gradient, kd_gradient: squared norms, at the student's logits, of the gradients of the normalised but
             unweighted CE and KD terms; scalar and [terms].
@@ -57,6 +58,7 @@ class LossParts:
 
     loss: Tensor
     ce: Tensor
+    ce_tokens: Tensor
     kd: Tensor
     ce_gradient: Tensor
     kd_gradient: Tensor
@@ -110,7 +112,7 @@ class Distiller(nn.Module):
         sink: list[LossParts] = []
         loss = _Chunked.apply(walk, sink, rows, *parameters)  # type: ignore[no-untyped-call]
         parts = sink[0]
-        return LossParts(loss, parts.ce, parts.kd, parts.ce_gradient, parts.kd_gradient, parts.diagnostics)
+        return replace(parts, loss=loss)
 
     @torch.no_grad()
     def _align(self, batch: Batch, rows: Tensor, teacher_rows: dict[str, Tensor]) -> Batch:
@@ -119,6 +121,7 @@ class Distiller(nn.Module):
         size = batch.unaligned.layout.chunk_rows
         student = entropies(Head.of(self.student), rows.detach(), size)
         asked = {term.teacher for term in self.objective.terms if Need.ENTROPY in term.method.needs}
+        asked &= teacher_rows.keys()  # a sampled batch has only the teachers that score it
         teachers = {role: entropies(self._teachers[1][role], teacher_rows[role], size) for role in asked}
         chunks, terms = batch.unaligned.place(self.objective.terms, student, teachers)
         device = rows.device
@@ -211,8 +214,10 @@ class ChunkWalk:
         gradients: list[Tensor | None] = [torch.zeros_like(rows) if wanted[0] else None]
         gradients += [_accumulator(leaf) if want else None for leaf, want in zip(leaves, wanted[1:], strict=True)]
         total = _Sums(rows.device, len(self.objective.terms))
+        total.ce_tokens = self.batch.targets.ne(-100).sum()
         for term in self.batch.terms:
-            total.note({name: rows.new_tensor(pair).unbind() for name, pair in term.notes.items()})
+            sums = torch.tensor(list(term.notes.values()), dtype=torch.float64, device=rows.device)
+            total.note({name: pair.unbind() for name, pair in zip(term.notes, sums, strict=True)})
         for number in range(len(self.batch.chunks)):
             start, stop = self.batch.chunks[number]
             piece = rows[start:stop].detach().requires_grad_(wanted[0])
@@ -318,6 +323,7 @@ class _Sums:
 
     def __init__(self, device: torch.device, terms: int) -> None:
         self.ce = torch.zeros((), dtype=torch.float64, device=device)
+        self.ce_tokens = torch.zeros((), dtype=torch.int64, device=device)
         self.kd = torch.zeros(terms, dtype=torch.float64, device=device)
         self.ce_gradient = torch.zeros((), dtype=torch.float64, device=device)
         self.kd_gradient = torch.zeros(terms, dtype=torch.float64, device=device)
@@ -338,7 +344,7 @@ class _Sums:
         weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64, device=self.kd.device)
         scale = torch.tensor(divisors, dtype=torch.float64, device=self.kd.device)
         loss = objective.ce_weight * self.ce / scale[0] + (weights * self.kd / scale[1:]).sum()
-        return LossParts(loss, self.ce, self.kd, self.ce_gradient, self.kd_gradient, self.diagnostics)
+        return LossParts(loss, self.ce, self.ce_tokens, self.kd, self.ce_gradient, self.kd_gradient, self.diagnostics)
 
 
 def entropies(head: Head, rows: Tensor, chunk_rows: int) -> EntropyArray:

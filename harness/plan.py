@@ -130,9 +130,10 @@ class ObjectiveSpec:
         return any(Need.ROLLOUTS in m.needs for m in self.methods)
 
     def identity(self) -> dict[str, Any]:
+        weights = {"ce_weight", "kd_weight"}  # those that count stand below; a dual teacher's parts have others
         return {
             "methods": [
-                {"method": m.name, "options": m.options.model_dump(mode="json"), "code": _code_of(m)}
+                {"method": m.name, "options": m.options.model_dump(mode="json", exclude=weights), "code": _code_of(m)}
                 for m in self.methods
             ],
             "weights": [self.ce_weight, *self.kd_weights],
@@ -258,7 +259,7 @@ def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
             objectives.append(_dual(recipe, name))
             continue
         kind = find(name)
-        own = recipe.method_options.get(name, {}).get("fidelity")
+        own = _own_fidelity(recipe, name)
         # "released" of a method whose code does what its paper says is the same row
         wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
         objectives += [ObjectiveSpec.of(_method(recipe, name, fidelity)) for fidelity in wanted]
@@ -268,18 +269,25 @@ def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
 def _dual(recipe: Any, name: str) -> ObjectiveSpec:
     """Two methods under one cross-entropy; their own weights give way to the pair's."""
     same, cross = parts_of(name)
-    label = f"dual({same}, {cross})"
     shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in DualOptions.model_fields}
-    given = [recipe.method_options.get(key, {}) for key in dict.fromkeys(("dual", name, label))]
+    given = [recipe.method_options.get(key, {}) for key in dict.fromkeys(("dual", name, f"dual({same}, {cross})"))]
     options = DualOptions.model_validate(shared | {k: v for part in given for k, v in part.items()})
-    methods = tuple(
-        _method(recipe, part, recipe.method_options.get(part, {}).get("fidelity", "described"))
-        for part in (same, cross)
-    )
+    methods = tuple(_method(recipe, part, _own_fidelity(recipe, part) or "described") for part in (same, cross))
+    parts = [f"{m.name} (released)" if _is_released(m) else m.name for m in methods]
     share = options.same_weight
-    return ObjectiveSpec(
-        label, methods, options.ce_weight, (options.kd_weight * share, options.kd_weight * (1 - share))
-    )
+    weights = options.kd_weight * share, options.kd_weight * (1 - share)
+    return ObjectiveSpec(f"dual({', '.join(parts)})", methods, options.ce_weight, weights)
+
+
+def _own_fidelity(recipe: Any, name: str) -> str | None:
+    """The fidelity that a recipe's options ask of a method, if they do; it wins over the recipe's list."""
+    options = recipe.method_options
+    asked: str | None = (options.get("all", {}) | options.get(name, {})).get("fidelity")
+    return asked
+
+
+def _is_released(method: Method) -> bool:
+    return method.fidelities_differ and method.options.fidelity == "released"
 
 
 def _method(recipe: Any, name: str, fidelity: str) -> Method:
@@ -404,11 +412,18 @@ class _Builder:
             f"training of {objective.name}",
             self._training_values(STUDENT, training, steps)
             | {"objective": objective.identity(), "seed": seed}
-            | ({"rollouts": code_digest("harness.rollouts", "harness.evaluate.generate")} if objective.samples else {}),
+            | (self._rollout_values(training) if objective.samples else {}),
             inputs,
             seed=seed,
             objective=objective,
         )
+
+    def _rollout_values(self, training: Training) -> dict[str, Any]:
+        """What decides sampled responses: they are drawn a micro-batch at a time."""
+        return {
+            "micro_batch": training.micro_batch_size or training.batch_size,
+            "rollouts": code_digest("harness.rollouts", "harness.evaluate.generate"),
+        }
 
     def _warm_start(self, seed: int) -> Stage:
         training = self.recipe.warm_start

@@ -264,7 +264,7 @@ def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
             "method": cell["row"],
             "task": cell["task"],
             "steps": len(frame),
-            "CE, last step": frame["ce"].iloc[-1],
+            "CE, last step": frame["ce"].dropna().tail(1).sum() if frame["ce"].notna().any() else math.nan,
         }
         for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
             if f"kd_{term}" in frame:

@@ -93,16 +93,18 @@ class Rollouts:
         if settings.top_p < 1:
             processors.append(TopPLogitsWarper(settings.top_p))
         # From one generator an example, so that the other rows of a batch don't matter.
-        ids = [aligned.example.id for aligned in examples]
-        processors.append(GumbelNoise(ids, seed_of("rollout", self.seed, step)))
+        names = [aligned.example.id for aligned in examples]
+        processors.append(GumbelNoise(names, seed_of("rollout", self.seed, step)))
+        prompts = [aligned.example.sides[STUDENT].prompt.tolist() for aligned in examples]
+        room = max(1, self.max_length - min(map(len, prompts)))  # what is over an example's own limit is cut later
         training = student.training
         student.eval()
         try:
             made = continue_prompts(
                 student,
                 side,
-                [aligned.example.sides[STUDENT].prompt.tolist() for aligned in examples],
-                new_tokens=settings.tokens,
+                prompts,
+                new_tokens=min(settings.tokens, room),
                 processors=processors,
             )
         finally:

@@ -40,6 +40,7 @@ from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request, answer_key
 from harness.tokens import STUDENT, Overlong, TextSide, TokenizedExample, load_sides, tokenize
 from harness.train import latest_checkpoint, train
+from methods.base import Need, OnPolicyOptions
 from methods.vocabulary import TokenizerPair
 
 TIMING = "timing.json"  # seconds of a training, without loading and storing
@@ -141,6 +142,7 @@ class Runner:
                     )
         for name, task in self.plan.tasks.items():
             self._check_lengths(name)
+            self._check_rollouts(name)
             for warning in task.warnings(self.unsafe):
                 self.progress.message(f"[yellow]{name}[/]: {escape(warning)}")
 
@@ -151,9 +153,8 @@ class Runner:
             raise HarnessError("limits.length", length, f"room for a prompt of {task} and its response", "Raise it.")
         if self.recipe.evaluation.bits_per_byte:
             examples = examples + self._examples(task, "test")
-        for role, spec in self.specs.items():
-            folder = models.resolve(models.parse_uri(spec.model)).folder
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        for role in self.specs:
+            config = self._config(role)
             room = getattr(config.get_text_config(), "max_position_embeddings", None)
             if room is not None and max(example.sides[role].length for example in examples) > room:
                 expected = f"at most {room}, which is what {self.sides[role].name} reads"
@@ -161,6 +162,22 @@ class Runner:
             if role == STUDENT or role in {reference.teacher for reference in self.plan.references}:
                 new_tokens = self.plan.tasks[task].settings.new_tokens
                 check_room(config, self.sides[role], self._prompts(task), new_tokens)
+
+    def _check_rollouts(self, task: str) -> None:
+        """The student must be able to read the longest prompt and what it may sample after it."""
+        asked = {o.rollout_tokens for o in self._rollout_options()}
+        room = getattr(self._config(STUDENT).get_text_config(), "max_position_embeddings", None)
+        longest = max(example.sides[STUDENT].prompt.size for example in self._examples(task, "train"))
+        if asked and room is not None and longest + max(asked) > room:
+            raise HarnessError(
+                "rollout_tokens",
+                f"{max(asked)}, after a prompt of {task} with {longest} tokens",
+                f"at most {room} together, which is what {self.sides[STUDENT].name} reads",
+            )
+
+    def _rollout_options(self) -> list[OnPolicyOptions]:
+        methods = [method for cell in self.plan.cells for method in cell.objective.methods]
+        return [method.options for method in methods if Need.ROLLOUTS in method.needs]
 
     def _missing_stages(self) -> bool:
         ends = [end for cell in self.plan.evaluated for end in (cell.scores, cell.bits) if end is not None]
@@ -511,8 +528,16 @@ class Runner:
         return records
 
     def pair(self, role: str) -> TokenizerPair:
-        """The vocabularies of the student and one teacher."""
-        return TokenizerPair(self.sides[STUDENT].vocabulary, self.sides[role].vocabulary, self.store.root / "maps")
+        """The vocabularies of the student and one teacher, as far as their logits go."""
+        student, teacher = (
+            self.sides[name].vocabulary.within(self._config(name).get_text_config().vocab_size)
+            for name in (STUDENT, role)
+        )
+        return TokenizerPair(student, teacher, self.store.root / "maps")
+
+    def _config(self, role: str) -> Any:
+        folder = models.resolve(models.parse_uri(self.specs[role].model)).folder
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
 
     def _examples(self, task: str, split: str) -> list[TokenizedExample]:
         """Tokenised rows, cut at a boundary that all models of the pair share."""

@@ -327,7 +327,7 @@ def _join(
             example.source or example.id, str(error), "a tokenizer that keeps every byte of the response"
         ) from error
     room = {role: max_length - prompt.size - 1 for role, prompt in prompts.items()}  # one place is EOS's
-    return _cut_and_end(example.id, prompts, responses, ends, sides, room)
+    return _cut_and_end(example.id, prompts, responses, ends, room, {role: side.eos for role, side in sides.items()})
 
 
 def _cut_and_end(
@@ -335,35 +335,34 @@ def _cut_and_end(
     prompts: Mapping[str, IntArray],
     responses: Mapping[str, IntArray],
     ends: Mapping[str, IntArray],
-    sides: Mapping[str, TextSide],
     limits: Mapping[str, int],
-    ended: bool = True,
+    eos: Mapping[str, int] | None,
 ) -> TokenizedExample | None:
-    """Responses cut to their limits at a byte boundary that all sides share, or ended by each side's own EOS.
+    """Responses cut to their limits at a byte boundary that all sides share, or ended.
 
     Args:
         limits: the most tokens of each side's response, EOS left out.
-        ended: whether an EOS follows where nothing is cut.
+        eos: what ends each side's response where nothing is cut; None for one that has no end.
 
     Returns:
         None where a limit leaves no response token.
     """
-    room = [limits[role] for role in sides]
+    room = [limits[role] for role in prompts]
     if min(room) < 1:
         return None
-    kept = cut_at_common_boundary([ends[role] for role in sides], room)
+    kept = cut_at_common_boundary([ends[role] for role in prompts], room)
     if kept is not None and min(kept) < 1:
         return None
     joined = {}
-    for place, role in enumerate(sides):
+    for place, role in enumerate(prompts):
         response, own_ends = responses[role], ends[role]
         if kept is not None:
             response, own_ends = response[: kept[place]], own_ends[: kept[place]]
-        elif ended:
-            response, own_ends = np.append(response, sides[role].eos), np.append(own_ends, own_ends.max(initial=0))
+        elif eos is not None:
+            response, own_ends = np.append(response, eos[role]), np.append(own_ends, own_ends.max(initial=0))
         joined[role] = SideTokens(prompts[role], response, own_ends)
     last = next(iter(joined.values())).ends[-1:]
-    return TokenizedExample(name, joined, kept is not None or not ended, int(last.sum()))
+    return TokenizedExample(name, joined, kept is not None or eos is None, int(last.sum()))
 
 
 def join_sampled(
@@ -374,45 +373,48 @@ def join_sampled(
 ) -> list[TokenizedExample]:
     """Examples with responses that the student sampled, tokenised from their bytes for the other models.
 
-    Models with the student's tokenizer see the student's own tokens. A response that its length cut gets no EOS on
-    any side; one that leaves a teacher no room is empty.
+    Models with the student's tokenizer see the student's own tokens, its end among them. A response that its length
+    cut gets no end on any side; one that leaves a teacher no room is empty.
 
     Args:
-        responses: token ids of each response; the last one is the student's EOS where it came to an end.
+        responses: token ids of each response; the last one ends it, where the student came to an end.
     """
     student = sides[STUDENT]
-    ended = [bool(ids) and ids[-1] in student.eos_ids for ids in responses]
-    own = [np.asarray(ids[: len(ids) - end], dtype=np.int64) for ids, end in zip(responses, ended, strict=True)]
+    last = [ids[-1] if ids and ids[-1] in student.eos_ids else None for ids in responses]
+    own = [
+        np.asarray(ids if end is None else ids[:-1], dtype=np.int64) for ids, end in zip(responses, last, strict=True)
+    ]
     spelled = [student.vocabulary.spell(ids) for ids in own]
+    same = {role for role, side in sides.items() if side.vocabulary.digest == student.vocabulary.digest}
     tokens = {
         role: [ByteTokens(ids, ends, cut=False) for ids, (_, ends) in zip(own, spelled, strict=True)]
-        if side.vocabulary.digest == student.vocabulary.digest
+        if role in same
         else side.responses_of_bytes([text for text, _ in spelled])
         for role, side in sides.items()
     }
-    return [
-        _join_sampled(example, {role: made[place] for role, made in tokens.items()}, sides, max_length, ended[place])
-        for place, example in enumerate(examples)
-    ]
+    joined = []
+    for place, (example, end) in enumerate(zip(examples, last, strict=True)):
+        eos = None if end is None else {role: end if role in same else side.eos for role, side in sides.items()}
+        joined.append(_join_sampled(example, {role: made[place] for role, made in tokens.items()}, max_length, eos))
+    return joined
 
 
 def _join_sampled(
     example: TokenizedExample,
     tokens: Mapping[str, ByteTokens],
-    sides: Mapping[str, TextSide],
     max_length: int,
-    ended: bool,
+    eos: Mapping[str, int] | None,
 ) -> TokenizedExample:
     """One example with a sampled response; an empty one where nothing of it is left."""
-    prompts = {role: example.sides[role].prompt for role in sides}
+    prompts = {role: example.sides[role].prompt for role in tokens}
     limits = {role: max_length - prompt.size - 1 for role, prompt in prompts.items()}
     if any(made.cut for made in tokens.values()):  # a model without tokens for some bytes: all see what is before them
         covered = min(int(made.ends.max(initial=0)) for made in tokens.values())
         for role, made in tokens.items():
             limits[role] = min(limits[role], int(np.searchsorted(made.ends, covered, side="right")))
-        ended = False
+        eos = None
     ids, ends = {role: made.ids for role, made in tokens.items()}, {role: made.ends for role, made in tokens.items()}
-    joined = _cut_and_end(example.id, prompts, ids, ends, sides, limits, ended)
+    joined = _cut_and_end(example.id, prompts, ids, ends, limits, eos)
     if joined is not None:
         return joined
     nothing = np.zeros(0, dtype=np.int64)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -43,6 +44,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if rollouts is not None and self.is_fsdp_enabled:
+            raise HarnessError("rollout_share", "above 0, with weights that FSDP shards", "0, or whole models (DDP)")
         self._rollouts = rollouts
         self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
         self._window = _Window(len(self.model.objective.terms))
@@ -117,26 +120,42 @@ class _Window:
 
     def add(self, parts: LossParts) -> None:
         loss = parts.loss.detach().to(torch.float64).reshape(1)
-        values = torch.cat([loss, parts.ce.reshape(1), parts.kd, parts.ce_gradient.reshape(1), parts.kd_gradient])
+        ce = torch.stack([parts.ce, parts.ce_tokens.to(torch.float64), parts.ce_gradient])
+        values = torch.cat([loss, ce, parts.kd, parts.kd_gradient])
         self.sums = values if self.sums is None else self.sums + values
         for name, value in parts.diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, torch.zeros_like(value)) + value
 
     def means(self, accelerator: Any) -> dict[str, float]:
-        """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, the methods' own diagnostics."""
+        """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, the methods' own diagnostics.
+
+        Without a token that carries CE there is no mean of it: NaN.
+        """
         assert self.sums is not None
         assert self.divisors is not None
-        sums = accelerator.reduce(self.sums.to(torch.float32), reduction="sum").tolist()
-        divisors, tokens, k = self.divisors, float(self.counts[0]), self.terms
-        values = {"loss": sums[0], "ce": sums[1] / divisors[0], "tokens": tokens, **self.facts}
-        ce_norm = sums[2 + k] ** 0.5
-        for term in range(k):
-            values[f"kd_{term}"] = sums[2 + term] / divisors[1 + term]
-            values[f"kd_ce_ratio_{term}"] = sums[3 + k + term] ** 0.5 / ce_norm if ce_norm else float("nan")
-        for name in sorted(self.diagnostics):
-            part, whole = accelerator.reduce(self.diagnostics[name].to(torch.float32), reduction="sum").tolist()
-            values[name] = part / (tokens if math.isnan(whole) else max(whole, 1.0))
-        return values
+        loss, ce, ce_tokens, ce_gradient, *of_terms = accelerator.reduce(
+            self.sums.to(torch.float32), reduction="sum"
+        ).tolist()
+        tokens = float(self.counts[0])
+        values = {"loss": loss, "ce": ce / ce_tokens if ce_tokens else math.nan, "tokens": tokens, **self.facts}
+        for term, divisor in enumerate(self.divisors[1:]):
+            values[f"kd_{term}"] = of_terms[term] / divisor
+            gradient = of_terms[self.terms + term]
+            values[f"kd_ce_ratio_{term}"] = math.sqrt(gradient / ce_gradient) if ce_gradient else math.nan
+        return values | self._shares(accelerator, tokens)
+
+    def _shares(self, accelerator: Any, tokens: float) -> dict[str, float]:
+        """The methods' own diagnostics. Ranks may know different ones: a chunk without groups has none."""
+        names = sorted(set(gather_object(list(self.diagnostics))))
+        if not names:
+            return {}
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.counts.device)
+        stacked = torch.stack([self.diagnostics.get(name, nothing) for name in names]).to(torch.float32)
+        sums = accelerator.reduce(stacked, reduction="sum").tolist()
+        return {
+            name: part / (tokens if math.isnan(whole) else max(whole, 1.0))
+            for name, (part, whole) in zip(names, sums, strict=True)
+        }
 
 
 class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]

@@ -156,8 +156,9 @@ class CDM(Method):
         Faults of its map: id 0 means unmapped, on both sides; ids of source tokens without a static partner are taken
         out of the target's candidates, by number; the nearest token of the last position that finds one counts for
         the whole response; tokens that the first direction leaves unmapped can't be found by the second; several
-        tokens may share a partner; two tokens of spaces alone are the nearest of all. Of equal distances the likeliest
-        candidate's counts, where the code follows the order of a Python set.
+        tokens may share a partner; two tokens of spaces alone are the nearest of all. Two details differ: of equal
+        distances the likeliest candidate's counts, where the code follows the order of a Python set; and a masked
+        token, whose id reads 0, is compared by the text of id 0, where the code keeps its own.
         """
         theta = self.options.theta
         student, teacher = chunk.student.mean_logits(chunk.groups), chunk.teacher.mean_logits(chunk.groups)

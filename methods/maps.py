@@ -121,12 +121,13 @@ def stored_map(kind: str, source: Vocabulary, target: Vocabulary, folder: Path |
     """A map of :data:`MAPS`, read from ``folder`` or made and kept there; made anew where there is no folder.
 
     Exact maps, which are made in no time, are not kept. A file's name holds what decides the map: both tokenizers, the
-    tokens that end a response, and this code. What can be neither read nor kept costs seconds and no result.
+    tokens that end a response, those that a model has no column for, and this code. What can be neither read nor kept
+    costs seconds and no result.
     """
     if folder is None or kind == "exact":
         return MAPS[kind](source, target)
-    ends = f"{source.digest} {source.eos} {target.digest} {target.eos} {_code()}"
-    path = folder / f"{kind}-{hashlib.sha256(ends.encode()).hexdigest()[:32]}.npy"
+    sides = [f"{side.digest} {side.eos} {np.sum(side.kinds == TokenKind.UNUSED)}" for side in (source, target)]
+    path = folder / f"{kind}-{hashlib.sha256(' '.join([*sides, _code()]).encode()).hexdigest()[:32]}.npy"
     with suppress(OSError, ValueError, EOFError):
         stored: VocabularyMap = np.load(path, allow_pickle=False)
         if stored.shape == (len(source),) and stored.dtype == np.int64:

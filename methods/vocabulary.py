@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +103,14 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.token_bytes)
+
+    def within(self, columns: int) -> Vocabulary:
+        """The vocabulary of a model whose logits have so many columns: tokens beyond them count as unused."""
+        if columns >= len(self):
+            return self
+        kinds = self.kinds.copy()
+        kinds[columns:] = TokenKind.UNUSED
+        return replace(self, kinds=kinds)
 
     @cached_property
     def widths(self) -> IntArray:

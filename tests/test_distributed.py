@@ -15,7 +15,7 @@ from methods.base import find
 from tests import method_contract as contract
 
 pytestmark = pytest.mark.slow
-METHODS = ["control", "uld"]
+METHODS = ["control", "uld", "cdm", "gold", "mined"]
 
 
 def _torchrun(mode: str, method: str, folder: Path) -> None:

@@ -82,6 +82,20 @@ def test_both_fidelities_of_a_dual_teacher_are_one_row() -> None:
     ]
 
 
+def test_a_released_part_stands_in_the_label() -> None:
+    (made,) = objectives("methods=[dual(fkd, cdm)]", "method_options.cdm.fidelity=released")
+    assert made.name == "dual(fkd, cdm (released))"
+    assert made.methods[1].options.fidelity == "released"
+
+
+def test_weights_of_the_parts_are_no_part_of_the_identity() -> None:
+    """The pair's own count."""
+    changes = ([], ["method_options.cdm.ce_weight=0.3"], ["method_options.dual.ce_weight=0.3"])
+    plain, of_part, of_pair = (objectives("methods=[dual(fkd, cdm)]", *change)[0].identity() for change in changes)
+    assert plain == of_part
+    assert plain != of_pair
+
+
 def test_the_loss_is_the_weighted_sum_of_both_terms() -> None:
     """FKD against its formula; CDM, which has a test of its own, against itself alone."""
     cdm = CDM(k=20)

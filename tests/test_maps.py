@@ -202,6 +202,18 @@ def test_an_exact_map_is_not_stored(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", list(maps.MAPS))
+def test_tokens_without_a_column_are_in_no_map(kind: str, tmp_path: Path) -> None:
+    """Gemma-3's tokenizer names one token more than its models have columns."""
+    source, target = vocabulary("byte_level"), vocabulary("unigram")
+    narrow = source.within(len(source) - 40), target.within(len(target) - 60)
+    assert narrow[0].within(10**6) is narrow[0]
+    mapping = stored_map(kind, *narrow, tmp_path)
+    assert mapping[-40:].tolist() == [UNMAPPED] * 40
+    assert mapping.max() < len(target) - 60
+    assert (stored_map(kind, source, target, tmp_path)[-40:] != UNMAPPED).any()  # another file
+
+
 @pytest.mark.slow
 def test_nearest_map_of_two_large_vocabularies() -> None:
     """Qwen3's and Llama-2's real tokenizers, both directions; 300 random entries against all pairs."""

@@ -244,6 +244,16 @@ def test_what_only_changes_speed_or_words_makes_nothing_new(planned: Planner, ch
     assert kinds_that_differ(planned(), planned(**change)) == set()
 
 
+def test_samples_are_drawn_by_micro_batch(planned: Planner) -> None:
+    """So its size is part of what a student that samples means, and of no other."""
+    asked = {"methods": ["uld", "gold"], "method_options__gold": {"rollout_share": 0.5}}
+    before, after = planned(**asked), planned(**asked, train__micro_batch_size=1)
+    changed = [a.student.identity != b.student.identity for a, b in zip(before.cells, after.cells, strict=True)]
+    assert changed == [False, True]
+    kinds = [{stage.kind for stage in cell.student.inputs.values()} for cell in before.cells]
+    assert kinds == [{"warm_start", "rows"}, {"warm_start", "teacher"}]  # sampled text is scored live
+
+
 def test_paths_do_not_count_and_contents_do(planned: Planner, tiny_models: Path, tmp_path: Path) -> None:
     before = planned()
     data = shutil.copytree(samples_folder(), tmp_path / "data")

@@ -315,6 +315,13 @@ def test_an_option_of_all_reaches_every_method_with_a_teacher_that_has_it() -> N
     assert uld.methods[0].options.kd_weight == 1  # a method's own option wins
 
 
+def test_a_fidelity_of_all_reaches_every_method() -> None:
+    options = "method_options={all: {fidelity: released}, rkd: {fidelity: described}}"
+    overrides = ["methods=[control,fkd,uld,rkd]", options]
+    made = make_objectives(load_recipe("quickstart", overrides))
+    assert [objective.name for objective in made] == ["control", "fkd (released)", "uld (released)", "rkd"]
+
+
 def test_a_method_with_a_fidelity_of_its_own_is_one_row() -> None:
     """Two rows of one name would be averaged as if they were two seeds."""
     overrides = ["methods=[control,fkd,uld]", "fidelity=[described,released]", "method_options.uld.fidelity=released"]

@@ -69,6 +69,15 @@ def test_an_ended_response_ends_for_every_model(text: str) -> None:
     assert not made.cut
 
 
+def test_the_end_that_was_sampled_is_kept_where_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat model may end with its end of turn or with its EOS."""
+    other = SIDES[STUDENT].tokenizer.convert_tokens_to_ids("<s>")
+    monkeypatch.setattr(SIDES[STUDENT], "eos_ids", (SIDES[STUDENT].eos, other))
+    found = joined([*ids_of(STUDENT, "It is"), other])
+    assert found[STUDENT][-1] == found["same"][-1] == other
+    assert found["cross"][-1] == SIDES["cross"].eos
+
+
 def test_a_response_that_its_length_cut_ends_for_no_model() -> None:
     found = joined(ids_of(STUDENT, "It is 201"))
     assert found[STUDENT] == ids_of(STUDENT, "It is 201")
@@ -159,9 +168,9 @@ def test_samples_come_from_the_distribution_asked_for(options: dict[str, float],
     table = torch.full((len(side.vocabulary) + 5, len(side.vocabulary) + 5), -torch.inf)
     table[:, 10:14] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     table[:, -1] = 5.0
-    made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=400, **options))
+    made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=100, **options))
     model = bigram(side, table)
-    found = [ids for step in range(4) for ids in rollouts(made)._sample(model, made.examples, step)]
+    found = [ids for step in range(16) for ids in rollouts(made)._sample(model, made.examples, step)]
     counts = Counter(token for ids in found for token in ids)
     total = sum(counts.values())
     assert total == 6400
@@ -212,6 +221,24 @@ def test_only_terms_that_ask_for_samples_see_them() -> None:
     assert float(parts.kd[1]) > 0
 
 
+def test_cross_entropy_is_a_mean_over_the_tokens_that_carry_it(tmp_path: Path) -> None:
+    """A window of sampled and given responses: as the same window without its sampled part, but for the divisor."""
+    made = contract.bench(OnPolicyULD(rollout_share=0.5, rollout_tokens=6))
+    sampled, plain = rollouts(made).batch(made.student, made.examples[:2], step=0), made.batch(made.examples[2:])
+    divisors = made.objective.divisors(sampled.counts + plain.counts)
+    parts = [made.loss(batch, divisors) for batch in (sampled, plain)]
+    assert [int(part.ce_tokens) for part in parts] == [0, int(plain.counts[0])]
+    steps = contract.run(OnPolicyULD(rollout_share=0.5, rollout_tokens=6), tmp_path, micro_batch_size=1)
+    mixed = [step for step in steps if 0 < step["sampled micro-batches"] < 1]
+    assert mixed
+    assert all(2 < step["ce"] < 20 for step in mixed)  # about log(400), however much was sampled beside it
+
+
+def test_only_full_windows_of_samples_have_no_cross_entropy(tmp_path: Path) -> None:
+    steps = contract.run(OnPolicyULD(rollout_share=0.5, rollout_tokens=6), tmp_path)
+    assert {bool(np.isnan(step["ce"])) == (step["sampled micro-batches"] == 1) for step in steps} == {True}
+
+
 def test_terms_of_one_objective_sample_alike() -> None:
     terms = [contract.Term(OnPolicyULD(rollout_share=share), "cross", 1.0) for share in (0.2, 0.4)]
     with pytest.raises(ValueError, match="sample alike"):
@@ -239,5 +266,5 @@ def test_on_policy_training_brings_the_student_nearer_to_its_teacher(tmp_path: P
         work=tmp_path,
         rollouts=made.rollouts(collator),
     )
-    assert all(step["ce"] == 0 for step in steps)
+    assert all(np.isnan(step["ce"]) for step in steps)
     assert np.mean([step["kd_0"] for step in steps[-3:]]) < 0.5 * steps[0]["kd_0"]
