@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,14 @@ def test_a_limit_without_room_leaves_an_empty_response() -> None:
 
 def test_a_share_of_the_micro_batches_is_drawn() -> None:
     made = contract.bench(OnPolicyULD(rollout_share=0.3))
-    drawn = [rollouts(made).drawn(step, place) for step in range(500) for place in range(4)]
-    assert np.mean(drawn) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 2000) ** 0.5)
-    assert drawn == [rollouts(made).drawn(step, place) for step in range(500) for place in range(4)]
-    assert all(rollouts(contract.bench(OnPolicyULD(rollout_share=1.0))).drawn(step, 0) for step in range(200))
+    first, again = (
+        [maker.drawn(step, place) for step in range(500) for place in range(4)]
+        for maker in (rollouts(made), rollouts(made))
+    )
+    assert np.mean(first) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 2000) ** 0.5)
+    assert first == again
+    always = rollouts(contract.bench(OnPolicyULD(rollout_share=1.0)))
+    assert all(always.drawn(step, 0) for step in range(200))
 
 
 def test_without_a_share_nothing_is_sampled() -> None:
@@ -168,12 +173,13 @@ def test_samples_come_from_the_distribution_asked_for(options: dict[str, float],
     table = torch.full((len(side.vocabulary) + 5, len(side.vocabulary) + 5), -torch.inf)
     table[:, 10:14] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     table[:, -1] = 5.0
-    made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=100, **options))
-    model = bigram(side, table)
-    found = [ids for step in range(16) for ids in rollouts(made)._sample(model, made.examples, step)]
+    made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=60, **options))
+    first = made.examples[0]
+    examples = [replace(first, example=replace(first.example, id=f"x/{number}")) for number in range(80)]
+    found = rollouts(made)._sample(bigram(side, table), examples, step=0)
     counts = Counter(token for ids in found for token in ids)
     total = sum(counts.values())
-    assert total == 6400
+    assert total == 4800
     wanted = np.asarray(expected) / sum(expected)
     seen = np.asarray([counts[token] for token in range(10, 14)]) / total
     assert np.all(np.abs(seen - wanted) <= 4 * np.sqrt(wanted * (1 - wanted) / total)), (seen, wanted)
