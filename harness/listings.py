@@ -17,7 +17,7 @@ from rich.text import Text
 from harness import models
 
 
-def methods_table() -> Table:
+def methods_table() -> Group:
     """Methods with the teacher they need, their paper and their options."""
     from methods.base import KDOptions, registered
 
@@ -28,7 +28,10 @@ def methods_table() -> Table:
         table.add_row(
             method.name, method.teacher.value, fidelities, method.summary, method.paper, ", ".join(own) or "-"
         )
-    return table
+    dual = (
+        "dual(A, B) learns from two teachers: A is any method whose teacher has the student's tokenizer, B any other."
+    )
+    return Group(table, Text(dual))
 
 
 def recipes_table() -> Table:

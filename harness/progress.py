@@ -44,7 +44,8 @@ class TerminalProgress:
     def __enter__(self) -> TerminalProgress:
         if self.missing:
             self.bars.start()
-            self.console.print(f"{len(self.plan.cells)} cells, {len(self.missing)} stages to run")
+            cells = len(self.plan.cells)
+            self.console.print(f"{cells} cell{'s' * (cells != 1)}, {len(self.missing)} stages to run")
         return self
 
     def __exit__(

@@ -80,9 +80,10 @@ def read_record(folder: Path) -> Run:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD}"))
-        there = f" There are {', '.join(known)}." if known else ""
-        raise HarnessError("run", f"no {RECORD} in {folder}", f"the folder of a run.{there}") from None
+        inside = sorted(str(path.parent) for path in folder.glob(f"*/{RECORD}"))
+        known = inside or sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD}"))
+        there = f"There are {', '.join(known)}." if known else ""
+        raise HarnessError("run", f"no {RECORD} in {folder}", "the folder of a run", there) from None
     except ValueError as error:
         raise HarnessError(
             str(folder / RECORD), f"damaged JSON ({error})", "a run's record", "Run the recipe again."

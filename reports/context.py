@@ -98,7 +98,9 @@ def _significance(table: Table) -> Iterator[str]:
         return
     compared = [(column, cell.comparison) for _, _, column, cell in table.cells() if cell.comparison is not None]
     if not compared:
-        yield f"No marks of significance: {table.baseline!r} has no item-level scores here to compare with."
+        yield (
+            f"No marks of significance: no row here has item-level scores to compare with those of {table.baseline!r}."
+        )
         return
     tests = {
         "exact McNemar test": [column for column, comparison in compared if comparison.test == MCNEMAR],

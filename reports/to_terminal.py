@@ -30,7 +30,7 @@ def terminal(table: Table, context: ReportContext, width: int = WIDTH) -> Render
     parts += [Text(text, "dim") for text in explanations(table)]
     parts += [Text(text, "yellow") for text in context.notes]
     for task, lines in protocols(table, context):
-        parts.append(Text.assemble((task, "bold"), ": ", "; ".join(lines)))
+        parts.append(Text.assemble((task, "bold"), ": ", "; ".join(line.rstrip(".") for line in lines)))
     if context.paper:
         parts += _paper(table, context)
     parts += [Text.assemble((name, "bold"), ": ", value) for name, value in context.settings]

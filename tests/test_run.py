@@ -202,7 +202,10 @@ def test_another_baseline_makes_nothing_new(place: Place, made: list[str]) -> No
     none = place.run("methods=[sft,uld]", "baseline=null")
     assert "significance" not in place.file(none, "report.md")
     left_out = place.run("methods=[sft,uld]")
-    assert "No marks of significance: 'control' has no item-level scores" in place.file(left_out, "report.md")
+    assert (
+        "No marks of significance: no row here has item-level scores to compare with those of 'control'"
+        in place.file(left_out, "report.md")
+    )
 
 
 def test_a_paper_stands_beside_the_run_that_names_it(place: Place, made: list[str]) -> None:
