@@ -616,7 +616,7 @@ def test_the_table_shows_that_code_ran_without_a_sandbox(place: Place, monkeypat
     monkeypatch.setattr(sandbox, "probe", lambda: none)
     done = place.run("tasks=[codem]", "methods=[control]", "codem.new_tokens=7", "--unsafe-execution")
     assert (done.code, place.table(done)["control"]["codem.humaneval_plus.status"]) == (0, "done")
-    words = "Generated code ran without a sandbox (--unsafe-execution)."
+    words = "Generated code ran without a sandbox (--unsafe-execution)"
     assert words in " ".join(done.out.split())  # whatever the terminal wraps
     assert words in place.file(done, "report.md")
 
