@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -421,7 +422,9 @@ def test_an_interrupted_run_goes_on_to_the_same_table(
     fresh.folder.mkdir()
     command = [sys.executable, "-c", "from harness.cli import main; main()", *fresh.command(*SMALL)]
     log = fresh.folder / "log"
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+    # a shell ignores Ctrl-C in what it starts in the background, tests too
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, preexec_fn=heeds) as process:
         deadline = time.monotonic() + 300
         while not reached(fresh.runs, log.read_text()):
             assert process.poll() is None, log.read_text()
