@@ -159,6 +159,15 @@ def test_prompts_that_leave_no_room(tiny_run: Callable[..., Done], samples: Path
 
 
 @pytest.mark.usefixtures("nothing_trains")
+def test_samples_that_leave_no_room(tiny_run: Callable[..., Done]) -> None:
+    """Found before anything is trained: the tiny student reads 512 positions."""
+    options = "method_options={gold: {rollout_share: 0.5, rollout_tokens: 500}}"
+    text = error_of(tiny_run("tasks=[gsm8k]", "methods=[gold]", options))
+    assert "rollout_tokens: found 500, after a prompt of gsm8k with" in text
+    assert "expected at most 512 together, which is what tiny student reads" in text
+
+
+@pytest.mark.usefixtures("nothing_trains")
 def test_a_test_prompt_that_leaves_an_evaluated_teacher_no_room(
     tiny_run: Callable[..., Done], tiny_models: Path
 ) -> None:
