@@ -294,12 +294,14 @@ def browse(text: str, folder: Path, *flags: str) -> str:
 
 
 def with_probe(text: str, code: str) -> str:
-    """The page without its policy, and with a script of the test's that leaves JSON in an element of its own."""
+    """The page without its policy, and with a script of the test's that leaves JSON in an element of its own.
+
+    It runs once everything has loaded, frames too, and before the browser prints the page.
+    """
     bare = re.sub(r"<meta http-equiv[^>]*>", "", text)
-    probe = f"<script>const found = (() => {{{code}}})(); const out = document.createElement('output');"
-    return bare.replace(
-        "</body>", f"{probe} out.textContent = JSON.stringify(found); document.body.append(out);</script></body>"
-    )
+    leave = "const out = document.createElement('output'); out.textContent = JSON.stringify(found);"
+    run = f"const found = (() => {{{code}}})(); {leave} document.body.append(out);"
+    return bare.replace("</body>", f"<script>addEventListener('load', () => {{{run}}});</script></body>")
 
 
 def probed(text: str, code: str, folder: Path, *flags: str) -> object:
