@@ -375,6 +375,19 @@ def test_a_student_learns_to_stop_where_its_teacher_stops(method: Method, teache
         assert at_end > 1.3 * before
 
 
+@METHODS
+def test_with_its_cross_entropy_every_method_teaches_the_end(method: Method, teacher: Any, tmp_path: Path) -> None:
+    """As recipes train, with CE and KD at 0.5 each: P(end) after the response rises, and stays low before it."""
+    method.prepare(TokenizerPair(sides()[STUDENT].vocabulary, sides()[CROSS].vocabulary))
+    model, terms = student(), (Term(method, CROSS, 0.5),)
+    at_start, _ = end_probability(model)
+    rows = [align(example, terms) for example in examples()]
+    fit(model.requires_grad_(True), Objective(method.name, 0.5, terms), {CROSS: teacher}, rows, tmp_path)
+    at_end, before = end_probability(model)
+    assert at_end > 0.3 > 0.05 > at_start
+    assert at_end > 5 * before
+
+
 def mean_surety(model: Any) -> float:
     """Mean probability of the likeliest token after the response, whichever it is."""
     return float(torch.stack([row[-1].max() for row in rows_of(model, STUDENT)]).mean())
