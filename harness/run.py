@@ -40,7 +40,7 @@ from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request, answer_key
 from harness.tokens import STUDENT, Overlong, TextSide, TokenizedExample, load_sides, tokenize
 from harness.train import latest_checkpoint, train
-from methods.base import Need, OnPolicyOptions
+from methods.base import Need
 from methods.vocabulary import TokenizerPair
 
 TIMING = "timing.json"  # seconds of a training, without loading and storing
@@ -165,19 +165,18 @@ class Runner:
 
     def _check_rollouts(self, task: str) -> None:
         """The student must be able to read the longest prompt and what it may sample after it."""
-        asked = {o.rollout_tokens for o in self._rollout_options()}
+        methods = [method for cell in self.plan.cells for method in cell.objective.methods]
+        asked = [method.options.rollout_tokens for method in methods if Need.ROLLOUTS in method.needs]
+        if not asked:
+            return
         room = getattr(self._config(STUDENT).get_text_config(), "max_position_embeddings", None)
         longest = max(example.sides[STUDENT].prompt.size for example in self._examples(task, "train"))
-        if asked and room is not None and longest + max(asked) > room:
+        if room is not None and longest + max(asked) > room:
             raise HarnessError(
                 "rollout_tokens",
                 f"{max(asked)}, after a prompt of {task} with {longest} tokens",
                 f"at most {room} together, which is what {self.sides[STUDENT].name} reads",
             )
-
-    def _rollout_options(self) -> list[OnPolicyOptions]:
-        methods = [method for cell in self.plan.cells for method in cell.objective.methods]
-        return [method.options for method in methods if Need.ROLLOUTS in method.needs]
 
     def _missing_stages(self) -> bool:
         ends = [end for cell in self.plan.evaluated for end in (cell.scores, cell.bits) if end is not None]
