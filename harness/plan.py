@@ -74,7 +74,7 @@ class ObjectiveSpec:
     """A row of the table: a method with its options, or the two methods of a dual teacher.
 
     Attributes:
-        label: in tables; the method's name.
+        label: in tables; the name that the recipe calls the row by.
         methods: built with the recipe's options; one, or two.
         ce_weight: factor of the cross-entropy.
         kd_weights: factor of each method's distillation term.
@@ -86,9 +86,9 @@ class ObjectiveSpec:
     kd_weights: tuple[float, ...]
 
     @classmethod
-    def of(cls, method: Method) -> ObjectiveSpec:
+    def of(cls, label: str, method: Method) -> ObjectiveSpec:
         """One method with its own weights."""
-        return cls(method.name, (method,), method.options.ce_weight, (method.options.kd_weight,))
+        return cls(label, (method,), method.options.ce_weight, (method.options.kd_weight,))
 
     @property
     def fidelity(self) -> str:
@@ -252,17 +252,17 @@ def task_of(recipe: Any, name: str) -> Task:
 
 
 def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
-    """Methods with their options: a row for each fidelity in which they differ."""
+    """Methods and variants with their options: a row for each fidelity in which they differ."""
     objectives = []
     for name in recipe.methods:
         if is_dual(name):
             objectives.append(_dual(recipe, name))
             continue
-        kind = find(name)
+        kind = find(recipe.method_of(name)[0])
         own = _own_fidelity(recipe, name)
         # "released" of a method whose code does what its paper says is the same row
         wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
-        objectives += [ObjectiveSpec.of(_method(recipe, name, fidelity)) for fidelity in wanted]
+        objectives += [ObjectiveSpec.of(name, _method(recipe, name, fidelity)) for fidelity in wanted]
     return objectives
 
 
@@ -281,8 +281,7 @@ def _dual(recipe: Any, name: str) -> ObjectiveSpec:
 
 def _own_fidelity(recipe: Any, name: str) -> str | None:
     """The fidelity that a recipe's options ask of a method, if they do; it wins over the recipe's list."""
-    options = recipe.method_options
-    asked: str | None = (options.get("all", {}) | options.get(name, {})).get("fidelity")
+    asked: str | None = (recipe.method_options.get("all", {}) | recipe.method_of(name)[1]).get("fidelity")
     return asked
 
 
@@ -291,14 +290,15 @@ def _is_released(method: Method) -> bool:
 
 
 def _method(recipe: Any, name: str, fidelity: str) -> Method:
-    """A method with the recipe's options.
+    """A method or variant with the recipe's options.
 
     Raises:
         HarnessError: the recipe names no teacher for it.
     """
     from harness.errors import HarnessError
 
-    kind = find(name)
+    method, own = recipe.method_of(name)
+    kind = find(method)
     role = ROLE_OF_KIND.get(kind.teacher)
     if role is not None and getattr(recipe.teachers, role) is None:
         raise HarnessError(
@@ -308,7 +308,7 @@ def _method(recipe: Any, name: str, fidelity: str) -> Method:
     if kind.teacher is TeacherKind.NONE:
         # the control is a distillation run without its KD term: all else that `all` says holds for it too
         shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and k != "kd_weight"}
-    given = shared | recipe.method_options.get(name, {})
+    given = shared | own
     return kind(kind.Options.model_validate(given | {"fidelity": fidelity}))
 
 

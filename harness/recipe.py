@@ -202,6 +202,11 @@ class _RecipeBase(_Strict):
         default_factory=dict,
         description="options by method; those under `all` go to every method that starts from the warm start",
     )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="further names for `methods`: {gold_on_policy: {method: gold, rollout_share: 0.5}} is a row with "
+        "gold's options and these",
+    )
     seeds: Seeds = (0,)
     baseline: str | None = Field(
         "control", description="the method that tests compare all others with; null for no tests"
@@ -219,6 +224,12 @@ class _RecipeBase(_Strict):
         """The models of the pair: "student", and "same" and "cross" where there is such a teacher."""
         roles = {"student": self.student, "same": self.teachers.same, "cross": self.teachers.cross}
         return {role: spec for role, spec in roles.items() if spec is not None}
+
+    def method_of(self, row: str) -> tuple[str, dict[str, Any]]:
+        """The method behind a name in ``methods``, and the options that the recipe gives to it beyond `all`'s."""
+        variant = self.variants.get(row, {"method": row})
+        own = {name: value for name, value in variant.items() if name != "method"}
+        return str(variant["method"]), self.method_options.get(variant["method"], {}) | own
 
 
 # The tasks' own settings are fields of the recipe under the tasks' names: dolly.new_tokens=64.
@@ -414,8 +425,10 @@ def _name_problems(values: Any) -> list[str]:
     if not isinstance(values, Mapping):
         return []
     known_methods, known_tasks = registered(), tasks()
+    variants = values.get("variants")
+    rows = [*known_methods, *(variants if isinstance(variants, Mapping) else ())]
     problems = []
-    for key, known in (("methods", known_methods), ("tasks", known_tasks)):
+    for key, known in (("methods", rows), ("tasks", list(known_tasks))):
         listed = _as_names(values.get(key))
         for place, name in enumerate(listed if isinstance(listed, list) else []):
             if key == "methods" and isinstance(name, str) and is_dual(name):
@@ -426,8 +439,8 @@ def _name_problems(values: Any) -> list[str]:
         listed = _as_names(values.get(key))
         if isinstance(listed, list) and len(set(map(str, listed))) < len(listed):
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
-    problems += _baseline_problems(values.get("baseline"), known_methods) + _paper_problems(values.get("paper"))
-    return problems + _option_problems(values, known_methods)
+    problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
+    return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
 
 
 def _baseline_problems(name: Any, known: Iterable[str]) -> list[str]:
@@ -485,14 +498,40 @@ def _option_problems(values: Mapping[str, Any], known: Mapping[str, Any]) -> lis
                 for key in given
                 if key not in everything
             ]
-            asked = _as_list(values.get("methods"))
-            for kind in [known[name] for name in known if isinstance(asked, list) and name in asked]:
+            asked = _methods_asked(values)
+            for kind in [known[name] for name in known if name in asked]:
                 fitting = {key: value for key, value in given.items() if key in kind.Options.model_fields}
                 problems += _wrong_options(where, kind.Options, fitting)
         elif method not in known:
             problems.append(f"{where}: unknown method. {suggest(str(method), [*known, 'all'])}".rstrip())
         else:
             problems += _wrong_options(where, known[method].Options, given)
+    return problems
+
+
+def _methods_asked(values: Mapping[str, Any]) -> list[Any]:
+    """The methods that a recipe trains, those behind variants among them."""
+    listed, variants = _as_list(values.get("methods")), values.get("variants")
+    named = variants if isinstance(variants, Mapping) else {}
+    rows = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    behind = [named[name].get("method") for name in rows if isinstance(named.get(name), Mapping)]
+    return [*rows, *behind]
+
+
+def _variant_problems(variants: Any, known: Mapping[str, Any]) -> list[str]:
+    """A variant is called like no method, names one, and has options that the method has."""
+    problems = []
+    for name, given in (variants if isinstance(variants, Mapping) else {}).items():
+        where = f"variants.{name}"
+        if name in (*known, "all", "dual") or not re.fullmatch(r"[\w.-]+", str(name)):
+            problems.append(f"{where}: found {name!r}; expected a name of its own, of letters, digits and _ . -")
+        if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
+            problems.append(f"{where}: found {given!r:.60}; expected a mapping with the method and options of its own.")
+        elif given["method"] not in known:
+            problems.append(_unknown(f"{where}.method", "method", given["method"], known))
+        else:
+            own = {key: value for key, value in given.items() if key != "method"}
+            problems += _wrong_options(where, known[given["method"]].Options, own)
     return problems
 
 

@@ -384,3 +384,15 @@ def test_a_plan_needs_no_model_no_network_and_no_heavy_library(tmp_path: Path) -
     heavy = {"transformers", "accelerate", "peft", "datasets", "lm_eval", "evalplus", "pandas", "matplotlib"}
     assert not heavy & set(done.stdout.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_variant_is_its_method_with_other_options_and_nothing_more(planned: Planner) -> None:
+    """Its name decides nothing: with the same options it is the same student."""
+    variants = {"plain": {"method": "gold"}, "half": {"method": "gold", "rollout_share": 0.5}}
+    plan = planned(methods=["gold", "plain", "half"], variants=variants)
+    gold, plain, half = plan.cells
+    assert [cell.name.split(" · ")[1] for cell in plan.cells] == ["gold", "plain", "half"]
+    assert plain.scores.identity == gold.scores.identity
+    assert half.student.identity != gold.student.identity
+    by_options = planned(methods=["gold"], method_options__gold={"rollout_share": 0.5})
+    assert half.scores.identity == by_options.cells[0].scores.identity

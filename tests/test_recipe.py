@@ -327,3 +327,51 @@ def test_a_method_with_a_fidelity_of_its_own_is_one_row() -> None:
     overrides = ["methods=[control,fkd,uld]", "fidelity=[described,released]", "method_options.uld.fidelity=released"]
     made = make_objectives(load_recipe("quickstart", overrides))
     assert [objective.name for objective in made] == ["control", "fkd", "fkd (released)", "uld (released)"]
+
+
+# --- Variants: one method in several rows -----------------------------------------------------------------------------
+
+
+VARIANTS = "variants={half: {method: gold, rollout_share: 0.5, kd_weight: 1}, hot: {method: fkd, temperature: 4}}"
+
+
+def test_a_variant_is_a_row_of_its_own_with_its_methods_options_and_its_own() -> None:
+    options = "method_options={all: {kd_weight: 0.3}, gold: {beta: 0.25, rollout_tokens: 9}}"
+    overrides = [VARIANTS, options, "methods=[gold,half,hot]", "baseline=half"]
+    gold, half, hot = make_objectives(load_recipe("quickstart", overrides))
+    assert [objective.name for objective in (gold, half, hot)] == ["gold", "half", "hot"]
+    assert type(half.methods[0]) is type(gold.methods[0])
+    values = {name: getattr(half.methods[0].options, name) for name in ("beta", "rollout_tokens", "rollout_share")}
+    assert values == {"beta": 0.25, "rollout_tokens": 9, "rollout_share": 0.5}
+    assert (gold.kd_weights, half.kd_weights, hot.kd_weights) == ((0.3,), (1.0,), (0.3,))
+    assert gold.methods[0].options.rollout_share == 0
+    assert (gold.samples, half.samples, hot.roles) == (False, True, ("same",))
+
+
+def test_a_variant_comes_in_both_fidelities_unless_it_names_one() -> None:
+    overrides = ["fidelity=[described,released]", "methods=[a,b]"]
+    variants = "variants={a: {method: cdm, k: 5}, b: {method: cdm, k: 6, fidelity: described}}"
+    made = make_objectives(load_recipe("quickstart", [*overrides, variants]))
+    assert [objective.name for objective in made] == ["a", "a (released)", "b"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("variants={uld: {method: gold}}", "variants.uld: found 'uld'; expected a name of its own"),
+        ("variants={'a(b, c)': {method: gold}}", "variants.a(b, c): found 'a(b, c)'; expected a name of its own"),
+        ("variants={x: {rollout_share: 1}}", "variants.x: found {'rollout_share': 1}; expected a mapping with the"),
+        ("variants={x: {method: gld}}", "variants.x.method: unknown method 'gld'. Did you mean \"gold\"?"),
+        ("variants={x: {method: gold, rolout_share: 1}}", 'unknown option (value 1). Did you mean "rollout_share"?'),
+        ("variants={x: {method: gold, rollout_share: 2}}", "variants.x.rollout_share: found 2; input should be less"),
+        ("variants=3", "variants: found 3; "),
+    ],
+)
+def test_a_wrong_variant_is_one_line_with_its_path(tmp_path: Path, override: str, words: str) -> None:
+    found = problems(tmp_path, override)
+    assert any(words in problem for problem in found), found
+
+
+def test_options_of_all_are_checked_for_the_method_behind_a_variant(tmp_path: Path) -> None:
+    overrides = ["variants={x: {method: gold}}", "methods=[x]", "method_options.all.beta=7"]
+    assert any("method_options.all.beta: found 7" in problem for problem in problems(tmp_path, *overrides))
