@@ -211,15 +211,15 @@ class Unaligned:
         """
         placed = []
         for number, (term, parts) in enumerate(zip(terms, self.groups, strict=True)):
-            made: list[Groups] = []
+            asked: list[AlignedResponse] = []
             for place, part in enumerate(parts):
                 if isinstance(part, AlignedResponse):
                     first = self.layout.student_shift[number][place], self.layout.teacher_shift[number][place]
                     ours = student[first[0] : first[0] + part.student_ids.size]
                     theirs = teachers[term.teacher][first[1] : first[1] + part.teacher_ids.size]
-                    part = term.method.align(replace(part, student_entropy=ours, teacher_entropy=theirs))
-                made.append(part)
-            placed.append(made)
+                    asked.append(replace(part, student_entropy=ours, teacher_entropy=theirs))
+            made = iter(term.method.align_all(asked))
+            placed.append([next(made) if isinstance(part, AlignedResponse) else part for part in parts])
         return self.layout.place(placed)
 
 

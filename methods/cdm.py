@@ -15,6 +15,7 @@ pieces, each a softmax over its mapped columns; the map is per position and one-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,7 +41,7 @@ from methods.base import (
 from methods.divergences import forward_kl, reverse_kl
 from methods.maps import UNMAPPED, VocabularyMap, exact_map, stored_map
 from methods.vocabulary import TokenizerPair, Vocabulary
-from methods.warping import EditCosts, entropy_weights, link_groups, path_notes, token_texts, warp
+from methods.warping import EditCosts, entropy_weights, link_groups, path_notes, token_texts, warp_all
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -107,15 +108,30 @@ class CDM(Method):
         self.to_teacher = _Direction.of(student, teacher, back)
 
     def align(self, response: AlignedResponse) -> Groups:
+        return self.align_all([response])[0]
+
+    def align_all(self, responses: Sequence[AlignedResponse]) -> list[Groups]:
+        """All paths of the batch are searched at once."""
         if self.options.alignment == "bytes":
-            groups = group_bytes(response.student_ends, response.teacher_ends)
-            pairs = {"aligned 1-1": (float(groups.only_one_to_one().count), float(response.student_ids.size))}
-            return replace(groups, notes=pairs) if self._released else _first_members(groups, pairs)
+            return [self._by_bytes(response) for response in responses]
+        paths = warp_all([self._costs(response) for response in responses])
+        return [self._by_path(*path, response) for path, response in zip(paths, responses, strict=True)]
+
+    def _by_bytes(self, response: AlignedResponse) -> Groups:
+        groups = group_bytes(response.student_ends, response.teacher_ends)
+        pairs = {"aligned 1-1": (float(groups.only_one_to_one().count), float(response.student_ids.size))}
+        return replace(groups, notes=pairs) if self._released else _first_members(groups, pairs)
+
+    def _costs(self, response: AlignedResponse) -> IntArray:
+        """int64 [m, n]: edit distances times the weights of both tokens."""
         assert response.student_entropy is not None
         assert response.teacher_entropy is not None
         costs = self.costs.costs(response.student_ids, response.teacher_ids)
-        weights = np.outer(entropy_weights(response.teacher_entropy), entropy_weights(response.student_entropy))
-        teacher, student = warp(costs * weights)
+        costs *= entropy_weights(response.teacher_entropy)[:, None]
+        costs *= entropy_weights(response.student_entropy)
+        return costs
+
+    def _by_path(self, teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:
         notes = path_notes(teacher, student, response)
         if self._released:
             return _nested_means(teacher, student, notes)

@@ -21,6 +21,7 @@ The value is no more than a number in the log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
@@ -35,7 +36,7 @@ from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOpt
 from methods.cdm import CDM, MASKED, released_divergence
 from methods.maps import UNMAPPED, stored_map
 from methods.vocabulary import TokenizerPair
-from methods.warping import EditCosts, link_groups, path_notes, warp
+from methods.warping import EditCosts, link_groups, path_notes, warp_all
 
 
 @register
@@ -103,11 +104,17 @@ class MinED(Method):
 
     def align(self, response: AlignedResponse) -> Groups:
         """Pieces of the path, so that every student token is in one group: 1-1 links are those of two members."""
+        return self.align_all([response])[0]
+
+    def align_all(self, responses: Sequence[AlignedResponse]) -> list[Groups]:
+        """All paths of the batch are searched at once."""
         if self._released:
-            return self._cdm.align(response)
-        teacher, student = warp(self.costs.costs(response.student_ids, response.teacher_ids))
-        groups = link_groups(teacher, student)
-        return replace(groups, notes=path_notes(teacher, student, response))
+            return self._cdm.align_all(responses)
+        paths = warp_all([self.costs.costs(one.student_ids, one.teacher_ids) for one in responses])
+        return [
+            replace(link_groups(*path), notes=path_notes(*path, response))
+            for path, response in zip(paths, responses, strict=True)
+        ]
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         return self._released_loss(chunk) if self._released else self._described_loss(chunk)

@@ -6,6 +6,7 @@ MinED: plain edit distances). Paths are lists of links (teacher token, student t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,8 @@ from methods.vocabulary import TokenKind, Vocabulary
 FloatArray = npt.NDArray[np.float64]
 Path = tuple[IntArray, IntArray]
 """Links of a warping path: teacher tokens and student tokens, int64 [links] each."""
+_CELLS_AT_ONCE = 1 << 24
+"""Most cells that the tables of one batch have together, but for a single larger one: 64 MiB where int32 holds them."""
 
 
 def token_texts(vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -67,9 +70,7 @@ def warp(costs: IntArray) -> Path:
     """The cheapest path from the first pair of tokens to the last: every token is linked, no link crosses another.
 
     D[i, j] = C[i, j] + min(D[i-1, j], D[i, j-1], D[i-1, j-1]); among equals the path goes back diagonally, else by a
-    teacher step, else by a student step. A row at a time: with S the running sum of the row's costs and a[j] the
-    cheaper of D[i-1, j] and D[i-1, j-1], D[i, j] = S[j] + min over k <= j of (a[k] - S[k-1]). In whole numbers that
-    is exact.
+    teacher step, else by a student step.
 
     Args:
         costs: int64 [m, n], not negative.
@@ -77,25 +78,65 @@ def warp(costs: IntArray) -> Path:
     Returns:
         Teacher tokens and student tokens of the links; empty where one side is.
     """
-    m, n = costs.shape
-    if not m or not n:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    total = np.cumsum(costs, axis=1)  # S; each row turns into D in its place
-    cheaper = np.empty(n, dtype=np.int64)
+    return warp_all([costs])[0]
+
+
+def warp_all(costs: Sequence[IntArray]) -> list[Path]:
+    """The paths of :func:`warp` of a batch of responses, all at once.
+
+    A row of every response at a time: with S the running sum of the row's costs and a[j] the cheaper of D[i-1, j] and
+    D[i-1, j-1], D[i, j] = S[j] + min over k <= j of (a[k] - S[k-1]). In whole numbers that is exact. What pads a
+    response lies behind its last cell, which no cell before depends on.
+
+    Args:
+        costs: int64 [m_b, n_b] each, not negative.
+    """
+    paths: list[Path] = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))] * len(costs)
+    for part in _alike([table.shape for table in costs]):
+        total = _accumulated([costs[number] for number in part])
+        for place, number in enumerate(part):
+            paths[number] = _walk_back(total, place, *costs[number].shape)
+    return paths
+
+
+def _alike(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Numbers of the tables that have cells, parted so that tables of like size share one of limited size."""
+    part: list[int] = []
+    rows = columns = 0
+    for number in sorted((k for k, shape in enumerate(shapes) if min(shape)), key=lambda k: shapes[k]):
+        rows, columns = max(rows, shapes[number][0]), max(columns, shapes[number][1])
+        if part and rows * columns * (len(part) + 1) > _CELLS_AT_ONCE:
+            yield part
+            part, (rows, columns) = [], shapes[number]
+        part.append(number)
+    if part:
+        yield part
+
+
+def _accumulated(costs: Sequence[IntArray]) -> npt.NDArray[np.signedinteger]:
+    """[rows, tables, columns]: D of each table, and anything behind its last row and column."""
+    rows, columns = (max(table.shape[axis] for table in costs) for axis in (0, 1))
+    largest = (rows + columns) * max(int(table.max()) for table in costs)
+    total = np.zeros((rows, len(costs), columns), np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
+    for place, table in enumerate(costs):
+        total[: table.shape[0], place, : table.shape[1]] = table
+    np.cumsum(total, axis=2, out=total)  # S; each row turns into D in its place
+    cheaper = np.empty_like(total[0])
     for above, row in pairwise(total):
-        cheaper[0] = above[0]
-        np.minimum(above[1:], above[:-1], out=cheaper[1:])
-        cheaper[1:] -= row[:-1]
-        np.minimum.accumulate(cheaper, out=cheaper)
+        cheaper[:, 0] = above[:, 0]
+        np.minimum(above[:, 1:], above[:, :-1], out=cheaper[:, 1:])
+        cheaper[:, 1:] -= row[:, :-1]
+        np.minimum.accumulate(cheaper, axis=1, out=cheaper)
         row += cheaper
-    return _walk_back(total)
+    return total
 
 
-def _walk_back(total: IntArray) -> Path:
-    i, j = total.shape[0] - 1, total.shape[1] - 1
+def _walk_back(total: npt.NDArray[np.signedinteger], place: int, rows: int, columns: int) -> Path:
+    cell = total.data  # reads one number in a tenth of the time that an array takes
+    i, j = rows - 1, columns - 1
     links = [(i, j)]
     while i and j:
-        diagonal, teacher_step, student_step = total[i - 1, j - 1], total[i - 1, j], total[i, j - 1]
+        diagonal, teacher_step, student_step = cell[i - 1, place, j - 1], cell[i - 1, place, j], cell[i, place, j - 1]
         if diagonal <= teacher_step and diagonal <= student_step:
             i, j = i - 1, j - 1
         elif teacher_step <= student_step:

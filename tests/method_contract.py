@@ -224,6 +224,27 @@ def _loss_and_gradient(made: Bench, batches: Sequence[Batch], divisors: Sequence
     return total, torch.cat([p.grad.flatten() for p in made.student.parameters()])
 
 
+def check_a_batch_aligns_like_its_responses(method: Method) -> None:
+    """Groups and notes, with random entropies where the method reads them; the shortest response is one token."""
+    made = bench(method)
+    random = np.random.default_rng(0)
+    responses = [aligned.example.aligned(made.role) for aligned in made.examples]
+    first = responses[0]
+    fields = ("student_ids", "teacher_ids", "student_ends", "teacher_ends")
+    responses.append(replace(first, **{name: getattr(first, name)[:1] for name in fields}))
+    responses = [
+        replace(
+            one,
+            student_entropy=random.random(len(one.student_ids)),
+            teacher_entropy=random.random(len(one.teacher_ids)),
+        )
+        for one in responses
+    ]
+    for whole, response in zip(method.align_all(responses), responses, strict=True):
+        _assert_same(whole, method.align(response))
+    assert method.align_all([]) == []
+
+
 def check_nothing_is_mutated(method: Method) -> None:
     made = bench(method)
     batch = made.batch()

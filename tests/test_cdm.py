@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -258,13 +259,13 @@ def test_a_batch_hands_over_the_entropies_of_the_rows_that_the_loss_reads(monkey
     for fidelity, shift in (("described", 0), ("released", 1)):
         made = contract.bench(CDM(fidelity=fidelity))
         seen: list[AlignedResponse] = []
-        align = made.method.align
+        align = made.method.align_all
 
-        def spy(response: AlignedResponse, align=align, seen=seen) -> Groups:  # type: ignore[no-untyped-def]
-            seen.append(response)
-            return align(response)
+        def spy(responses: Sequence[AlignedResponse], align=align, seen=seen) -> list[Groups]:  # type: ignore[no-untyped-def]
+            seen.extend(responses)
+            return align(responses)
 
-        monkeypatch.setattr(made.method, "align", spy)
+        monkeypatch.setattr(made.method, "align_all", spy)
         made.loss(made.batch(chunk_rows=5))
         assert len(seen) == len(made.examples)
         for response, aligned in zip(seen, made.examples, strict=True):

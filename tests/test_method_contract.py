@@ -69,6 +69,13 @@ def test_batching_changes_nothing(method: Method) -> None:
 
 
 @METHODS
+def test_a_batch_aligns_like_its_responses(method: Method) -> None:
+    if method.teacher is TeacherKind.NONE:
+        pytest.skip(f"{method.name} has no teacher")
+    contract.check_a_batch_aligns_like_its_responses(method)
+
+
+@METHODS
 def test_nothing_is_mutated(method: Method) -> None:
     contract.check_nothing_is_mutated(method)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
+from methods import warping
 from methods.alignment import AlignedResponse
 from methods.vocabulary import TokenKind, Vocabulary
 from methods.warping import (
@@ -18,6 +19,7 @@ from methods.warping import (
     path_notes,
     token_texts,
     warp,
+    warp_all,
 )
 from tests import tiny
 
@@ -73,6 +75,34 @@ def test_the_path_is_that_of_a_double_loop(costs: list[list[int]]) -> None:
 @pytest.mark.parametrize("most", [1, 3, 100])
 def test_so_it_is_for_every_shape(shape: tuple[int, int], most: int) -> None:
     costs = np.random.default_rng(most).integers(0, most + 1, shape)
+    assert links_of(costs) == double_loop(costs.tolist())
+
+
+@given(st.lists(cost_matrices(), max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_a_batch_has_the_paths_of_its_responses(tables: list[list[list[int]]]) -> None:
+    """Ragged ones, of one token too."""
+    paths = warp_all([np.asarray(table) for table in tables])
+    assert [list(zip(*(side.tolist() for side in path), strict=True)) for path in paths] == list(
+        map(double_loop, tables)
+    )
+
+
+def test_so_it_is_where_a_batch_is_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that don't fit together, one larger than the limit, and empty ones among them."""
+    random = np.random.default_rng(0)
+    shapes = [(5, 9), (1, 1), (0, 4), (30, 31), (9, 5), (1, 40), (40, 1), (12, 12), (3, 0), (12, 11)]
+    tables = [random.integers(0, 4, shape) for shape in shapes]
+    for limit in (1, 200, 1 << 24):
+        monkeypatch.setattr(warping, "_CELLS_AT_ONCE", limit)
+        for table, (teacher, student) in zip(tables, warp_all(tables), strict=True):
+            expected = double_loop(table.tolist()) if table.size else []
+            assert list(zip(teacher.tolist(), student.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("largest", [2**31 // 24, 2**31 // 24 + 1, 2**40])
+def test_sums_beyond_int32_are_exact(largest: int) -> None:
+    costs = largest - np.random.default_rng(0).integers(0, 2, (12, 12))
     assert links_of(costs) == double_loop(costs.tolist())
 
 
