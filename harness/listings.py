@@ -84,7 +84,11 @@ def data_table(root: str | None) -> Group:
     samples = "" if root else " These are samples in the data sets' formats, written for this project (Apache-2.0)."
     return Group(
         table,
-        Text(f"In {folder}.{samples} Set data.root=FOLDER in a run, or --root FOLDER here, for the real data sets."),
+        Text(
+            f"In {folder}.{samples} Set data.root=FOLDER in a run, or --root FOLDER here, for the real data sets. "
+            "Training rows of dolly and codem hold instruction, output and input where there is one; or prompt and output; "
+            "or prefix and text."
+        ),
     )
 
 

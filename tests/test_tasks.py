@@ -213,6 +213,24 @@ def test_codem_prompts() -> None:
     assert reference.prompt == alpaca_prompt("Complete this Python function.", problem["prompt"].strip())
 
 
+@pytest.mark.parametrize("name", ["dolly", "codem"])
+def test_rows_come_in_three_forms(tmp_path: Path, name: str) -> None:
+    """DSKD's files hold instruction and prompt, the CDM paper's release prefix and text, with or without the prefix."""
+    write(
+        tmp_path / f"{name}/train.jsonl",
+        {"instruction": "a", "prompt": "not read", "output": "b"},
+        {"prompt": "### Instruction:\nc", "output": "d"},
+        {"prefix": "e: ", "text": "f"},
+        {"prefix": "e: ", "text": "e: f e: "},
+    )
+    assert [(row.prompt, row.response) for row in made(name, tmp_path).training_examples()] == [
+        (WITHOUT_INPUT.format(instruction="a"), "b"),
+        ("### Instruction:\nc", "d"),
+        ("e: ", "f"),
+        ("e: ", "f e: "),
+    ]
+
+
 def test_codem_leaves_out_rows_without_output(tmp_path: Path) -> None:
     """CodeAlpaca has two of them; there is nothing to learn from."""
     rows = [{"instruction": str(i), "output": output} for i, output in enumerate(["x", "", "y"])]
@@ -389,6 +407,8 @@ def test_few_shot_examples_make_the_training_file_part_of_the_test() -> None:
         ({"output": "b"}, "line 2, field 'instruction': found no such field (there are output)"),
         ({"instruction": 1, "output": "b"}, "line 2, field 'instruction': found 1; expected str"),
         ({"instruction": "a", "output": ["b"]}, "line 2, field 'output': found ['b']; expected str"),
+        ({"prompt": "a"}, "line 2, field 'output': found no such field (there are prompt); expected str. Rows hold"),
+        ({"prefix": "a", "text": None}, "line 2, field 'text': found None; expected str"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: Any, words: str) -> None:

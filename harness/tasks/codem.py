@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from harness.errors import HarnessError
 from harness.files import sha256_file
-from harness.tasks.alpaca import alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
+from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
+from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings
 from harness.tokens import Example
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ class CodeMSettings(TaskSettings):
 class CodeM(Task):
     name = "codem"
     source = (
-        "CodeM's rows are not public; CodeAlpaca stands in (github.com/sahil280114/codealpaca, CC BY-NC 4.0); tests "
-        "from github.com/evalplus/evalplus, Apache-2.0"
+        "CodeM is from github.com/NL2Code/CodeM; the CDM paper's selection is not public, 50 rows of it aside (prefix and "
+        "text); CodeAlpaca stands in (github.com/sahil280114/codealpaca, CC BY-NC 4.0); tests from "
+        "github.com/evalplus/evalplus, Apache-2.0"
     )
     summary = "Python functions, EvalPlus pass@k"
     Settings = CodeMSettings
@@ -76,17 +77,8 @@ class CodeM(Task):
 
     def training_examples(self) -> list[Example]:
         """Rows to train on; two of CodeAlpaca's have no output and are left out."""
-        rows = read_rows(self.train_file, {"instruction": str, "output": str}, self.settings.train_items)
-        return [
-            Example(
-                f"codem/train/{number}",
-                alpaca_prompt(row["instruction"], row.get("input") or ""),
-                row["output"],
-                row["source"],
-            )
-            for number, row in enumerate(rows)
-            if row["output"].strip()
-        ]
+        rows = alpaca_examples(self.train_file, "codem/train", self.settings.train_items)
+        return [row for row in rows if row.response.strip()]
 
     def reference_examples(self) -> list[Example]:
         """The canonical solutions as answers to an instruction with the function's head as its input."""

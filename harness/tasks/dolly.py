@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from harness.errors import HarnessError
 from harness.files import sha256_file
-from harness.tasks.alpaca import alpaca_prompt
+from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, answer_key, read_rows
 from harness.tokens import Example
 
@@ -94,12 +94,7 @@ class Dolly(Task):
         return tuple(Metric(SETS[name].metric) for name in self._sets_there())
 
     def training_examples(self) -> list[Example]:
-        fields = {"instruction": str, "output": str}
-        rows = read_rows(self.train_file, fields, self.settings.train_items)
-        return [
-            Example(f"dolly/train/{number}", _prompt(row), row["output"], row["source"])
-            for number, row in enumerate(rows)
-        ]
+        return alpaca_examples(self.train_file, "dolly/train", self.settings.train_items)
 
     def reference_examples(self) -> list[Example]:
         """Of the first test set alone, so that bits per byte stays the same number when sets are added after it."""
