@@ -86,8 +86,8 @@ def data_table(root: str | None) -> Group:
         table,
         Text(
             f"In {folder}.{samples} Set data.root=FOLDER in a run, or --root FOLDER here, for the real data sets. "
-            "Training rows of dolly and codem hold instruction, output and input where there is one; or prompt and output; "
-            "or prefix and text."
+            "Training rows of dolly and codem hold instruction, output and mostly input; or prompt and output; or "
+            "prefix and text."
         ),
     )
 

@@ -48,9 +48,8 @@ class CodeMSettings(TaskSettings):
 class CodeM(Task):
     name = "codem"
     source = (
-        "CodeM is from github.com/NL2Code/CodeM; the CDM paper's selection is not public, 50 rows of it aside (prefix and "
-        "text); CodeAlpaca stands in (github.com/sahil280114/codealpaca, CC BY-NC 4.0); tests from "
-        "github.com/evalplus/evalplus, Apache-2.0"
+        "CodeM is from github.com/NL2Code/CodeM; of the CDM paper's selection 50 rows are public; CodeAlpaca stands in "
+        "(github.com/sahil280114/codealpaca, CC BY-NC 4.0); tests from github.com/evalplus/evalplus, Apache-2.0"
     )
     summary = "Python functions, EvalPlus pass@k"
     Settings = CodeMSettings
