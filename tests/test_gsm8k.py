@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.errors import HarnessError
 from harness.evaluate import gsm8k
+from tests.by_hand import simple_evaluate
 
 SETTINGS = {"few_shot": 5, "few_shot_seed": 1234, "limit": None}
 ANSWERS = ["18", "3", "70000", "1,080", "20"]  # of the test rows
@@ -154,40 +154,10 @@ def test_the_module_imports_nothing_heavy() -> None:
 
 def test_prompts_and_scores_are_those_of_simple_evaluate(data: tuple[Path, Path], tmp_path: Path) -> None:
     """lm-eval's own entry point, called by hand with a model that says the same: what a user of lm-eval would get."""
-    import lm_eval
-    from lm_eval.api.model import LM
-    from lm_eval.tasks import TaskManager
-
     asked = gsm8k.requests(*data, few_shot=3, few_shot_seed=77, limit=4)
     outputs = dict(zip((request.prompt for request in asked), OUTPUTS, strict=False))
 
-    class Parrot(LM):  # type: ignore[misc]
-        def generate_until(self, requests: list[Any]) -> list[str]:
-            assert [request.args[1]["until"] for request in requests] == [list(request.stop) for request in asked]
-            said = [outputs[request.args[0]] for request in requests]  # a prompt of ours, to the letter
-            return [text.split("Question:")[0] for text in said]  # a model of lm-eval ends at the stop strings
-
-        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            raise NotImplementedError
-
-        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            raise NotImplementedError
-
-    official = Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"
-    (tmp_path / "by_hand.yaml").write_text(
-        f"include: {official}\ntask: by_hand\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs:\n  data_files: {{train: '{data[0]}', test: '{data[1]}'}}\n"
-        f"  cache_dir: '{tmp_path / 'cache'}'\n"
-    )
-    results = lm_eval.simple_evaluate(
-        model=Parrot(),
-        tasks=["by_hand"],
-        num_fewshot=3,
-        fewshot_random_seed=77,
-        limit=4,
-        bootstrap_iters=0,
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-    )
+    results = simple_evaluate(tmp_path, *data, outputs, few_shot=3, seed=77, limit=4)
     by_id = {request.id: outputs[request.prompt] for request in asked}
     ours = gsm8k.score(*data, by_id, few_shot=3, few_shot_seed=77, limit=4)
     for theirs, name in (("strict-match", "strict_match"), ("flexible-extract", "flexible_extract")):
