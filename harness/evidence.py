@@ -50,7 +50,9 @@ def _row(cell: Mapping[str, Any], described: bool) -> str:
 def stored_json(store: Store, kind: str, cell: Mapping[str, Any], name: str) -> Any | None:
     """A JSON file of a cell's stage; None where there is none, or a damaged one."""
     artefact = store.find(kind, cell["stages"][kind])
-    return artefact.json(name) if artefact is not None and artefact.is_whole() else None
+    if artefact is None or name not in artefact.manifest["outputs"] or not artefact.is_whole():
+        return None
+    return artefact.json(name)
 
 
 def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:

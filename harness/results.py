@@ -15,9 +15,11 @@ from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
 from harness.evidence import collect_evidence, labelled, stored_json
 from harness.files import disk_errors, sha256_file, write_json
+from harness.outcomes import collect_outcomes, scoring_lines
 from harness.plan import Cell, Plan, Reference, model_sources
 from harness.run import Failure
 from harness.store import Store
+from harness.tasks.codem import CodeM
 from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
 
 RECORD = "run.json"
@@ -128,6 +130,7 @@ def report_context(run: Run, store: Store) -> ReportContext:
         appendix=_diagnostics(run, store),
         paper=record["paper"],
         recipe_values=record["recipe"],
+        outcomes=collect_outcomes(record, store),
     )
 
 
@@ -139,6 +142,8 @@ def _protocol_and_caveats(run: Run, store: Store) -> dict[str, list[str]]:
         caveat = scores.manifest.get("caveat") if scores is not None else None
         if caveat and caveat not in protocol[cell["task"]]:
             protocol[cell["task"]].append(caveat)
+    for task, lines in protocol.items():
+        lines += scoring_lines([cell for cell in run.record["cells"] if cell["task"] == task], store)
     return protocol
 
 
@@ -179,7 +184,21 @@ def _protocol(plan: Plan, task: str) -> list[str]:
             "prompts as in training, end of sequence left out; responses that "
             f"{plan.recipe.limits.length} tokens would cut are left out."
         ]
+    if isinstance(plan.tasks[task], CodeM):
+        lines.append(_limits_of_programs())
     return lines
+
+
+def _limits_of_programs() -> str:
+    from harness.evaluate.code import default_limits
+
+    limits = default_limits()
+    resident = f", {limits.resident_bytes / 2**30:.1f} GiB of memory" if limits.resident_bytes else ""
+    return (
+        f"Limits of one program: {limits.memory_bytes / 2**30:g} GiB of addresses{resident}, "
+        f"{limits.cpu_s:g} s of CPU time, {limits.wall_s:g} s in all, {limits.processes} processes, "
+        f"files of {limits.file_bytes / 2**20:g} MiB."
+    )
 
 
 def _baseline(plan: Plan) -> str:

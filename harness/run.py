@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import resource
 import tempfile
 import time
@@ -96,6 +97,7 @@ class Runner:
         self.recipe = plan.recipe
         self.device = device()
         self._tokenized: dict[str, list[TokenizedExample]] = {}
+        self._read: dict[str, int] = {}  # rows of each, before limits left some out
         self._requests: dict[str, list[Request]] = {}
         self._student: tuple[str, Any] | None = None
         self._teacher: tuple[str, Any] | None = None
@@ -325,7 +327,7 @@ class Runner:
             stage.identity,
             self._train_student(stage, model, terms, training, roles, folder, ce_weight),
         )
-        return {}
+        return {"rows": self._counts(stage.task, "train")}
 
     def _train_student(
         self,
@@ -448,7 +450,7 @@ class Runner:
         pad = self.sides[role].tokenizer.pad_token_id
         items = measure(model, examples, pad=pad, on_batch=self.progress.advance)
         write_json(folder / "bits.json", [vars(item) for item in items])
-        return {"left_out": len(examples) - len(items)}
+        return {"left_out": len(examples) - len(items), "rows": self._counts(stage.task, "test")}
 
     def _score(self, cells: list[Reference | Cell]) -> None:
         """Score all students of a task together, and what they are compared with: EvalPlus starts once."""
@@ -467,7 +469,7 @@ class Runner:
         if not stages:
             return
         first = next(iter(stages.values()))
-        started = time.monotonic()
+        started, load = time.monotonic(), os.getloadavg()[0]
         self.progress.begin(f"scores of {first.task}", len(stages))
         try:
             with tempfile.TemporaryDirectory(prefix="harness-score-") as work:
@@ -488,6 +490,8 @@ class Runner:
                     if scores[identity].details:
                         write_json(folder / "details.json", scores[identity].details)
                     manifest |= {"caveat": scores[identity].caveat}
+                    # a busy machine can make a timeout of a pass
+                    manifest |= {"machine": {"cores": os.cpu_count(), "load": [load, os.getloadavg()[0]]}}
                     self._finish(manifest, started)
         self.progress.finish()
 
@@ -547,7 +551,14 @@ class Runner:
             limits = self.recipe.limits
             overlong: Overlong = limits.overlong if split == "train" else "drop"
             self._tokenized[key] = tokenize(examples, self.sides, limits.length, overlong)
+            self._read[key] = len(examples)
         return self._tokenized[key]
+
+    def _counts(self, task: str, split: str) -> dict[str, int]:
+        """Rows that were read, those of them that a limit left out, and those whose response it cut."""
+        kept = self._examples(task, split)
+        read = self._read[f"{task}/{split}"]
+        return {"read": read, "left_out": read - len(kept), "cut": sum(example.cut for example in kept)}
 
     def _traced(self, task: str) -> list[TokenizedExample]:
         """The held-out responses whose alignment a report shows; their teacher rows are stored with the others."""

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from reports.analysis import BOOTSTRAP, INTERVAL, LEVEL, MCNEMAR, Comparison
+from reports.outcomes import empty_outcomes, verdict_lines
 from reports.published import PaperComparison
 from reports.statistics import RESAMPLES
 from reports.table import DASH, Column, Table
@@ -24,10 +25,11 @@ class ReportContext:
     appendix: pd.DataFrame | None = field(default=None, compare=False)  # diagnostics per method; any columns
     paper: str = ""  # the pair of `reports.published` whose numbers stand beside ours; "" for none
     recipe_values: Mapping[str, Any] = field(default_factory=dict)  # the recipe's fields, to hold to the paper's
+    outcomes: pd.DataFrame = field(default_factory=empty_outcomes, compare=False)  # `reports.outcomes.OUTCOME_COLUMNS`
 
 
 def protocols(table: Table, context: ReportContext) -> list[tuple[str, list[str]]]:
-    """Each task of the table with its protocol lines, then how many items each metric was scored on.
+    """Each task of the table with its protocol lines, items of each metric, and what became of programs.
 
     Raises ValueError naming a task without protocol lines: a number is not shown without its protocol.
     """
@@ -37,7 +39,8 @@ def protocols(table: Table, context: ReportContext) -> list[tuple[str, list[str]
         lines = list(context.protocol.get(task, ()))
         if not lines:
             raise ValueError(f"task {task!r} has no protocol lines, and a number is not shown without its protocol")
-        listed.append((task, lines + [_items_line(items) for items in _items_of(task, table)]))
+        lines += [*(_items_line(items) for items in _items_of(task, table)), *verdict_lines(context.outcomes, task)]
+        listed.append((task, lines))
     return listed
 
 

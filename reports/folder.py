@@ -31,7 +31,8 @@ def write(
 
     Returns their paths, the page first.
 
-    With `items` items.csv.gz comes too, and published.csv where the context names a paper.
+    With `items` items.csv.gz comes too, outcomes.csv where the context has outcomes, and published.csv where it names
+    a paper.
     Each file is complete or not there. Raises ValueError, before anything is written, for results that can not be
     laid out or a task without protocol lines; OSError where writing fails.
     """
@@ -43,6 +44,8 @@ def write(
         "table.csv": csv_wide(whole),
         "results.csv": _tidy(checked(results)),
     }
+    if not context.outcomes.empty:
+        texts["outcomes.csv"] = _tidy(context.outcomes)
     if context.paper:
         texts["published.csv"] = csv_published(beside_published(whole, context.paper, context.recipe_values))
     contents = {name: text.encode() for name, text in texts.items()}

@@ -28,6 +28,7 @@ from reports.context import (
     tests_against_baseline,
 )
 from reports.evidence import NO_EVIDENCE, Evidence, Item
+from reports.outcomes import outcome_tables
 from reports.published import beside_published
 from reports.table import DASH, METRIC_LABELS, Cell, Column, Group, Table
 from reports.to_markdown import SIGNIFICANT_DIGITS
@@ -59,6 +60,7 @@ def html(table: Table, context: ReportContext, evidence: Evidence = NO_EVIDENCE)
         "items_left_out": _left_out(len(evidence.items) - len(items), "items"),
         "alignments": [asdict(alignment) for alignment in alignments],
         "alignments_left_out": _left_out(len(evidence.alignments) - len(alignments), "alignments"),
+        "outcomes": outcome_tables(context.outcomes),
         "frames": _frames(table, context),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),
@@ -79,6 +81,7 @@ def _sections(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     has_manifest = evidence.manifest or evidence.recipe or not evidence.stages.empty
     known = [
         ("results", "Results", True),
+        ("outcomes", "Outcomes", values["outcomes"]),
         ("figures", "Figures", values["figures"]),
         ("alignments", "Alignments", values["alignments"]),
         ("answers", "Answers", values["items"]),

@@ -13,6 +13,7 @@ from reports.context import (
     protocols,
     tests_against_baseline,
 )
+from reports.outcomes import outcome_tables
 from reports.published import PaperComparison, beside_published
 from reports.table import DASH, Cell, Group, Row, Table
 
@@ -39,6 +40,8 @@ def markdown(table: Table, context: ReportContext) -> str:
         blocks += ["## Settings", _grid(["setting", "value"], [[escape(k), escape(v)] for k, v in context.settings], 2)]
     if not (tests := tests_against_baseline(table)).empty:
         blocks += [f"## Appendix: tests against {escape(table.baseline)}", _frame(tests, left=2)]
+    for heading, explanation, frame in outcome_tables(context.outcomes):
+        blocks += [f"## Appendix: {heading[0].lower()}{heading[1:]}", explanation, _frame(frame, left=2)]
     if context.appendix is not None and not context.appendix.empty:
         blocks += ["## Appendix: diagnostics", _frame(context.appendix)]
     return "\n\n".join(blocks) + "\n"

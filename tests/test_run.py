@@ -131,7 +131,8 @@ def test_one_command_gives_the_whole_table(whole: tuple[Place, Done]) -> None:
     assert len({row["dolly.bits_per_byte.mean"] for row in table.values()}) == len(table)  # they trained differently
     assert done.out.count("done  ") == len(table) * len(TASKS)
     assert {path.name for path in place.folder_of(done).iterdir()} == {
-        "items.csv.gz", "report.html", "report.md", "report.tex", "results.csv", "run.json", "table.csv"
+        "items.csv.gz", "outcomes.csv", "report.html", "report.md", "report.tex", "results.csv", "run.json",
+        "table.csv",
     }  # fmt: skip
     report = place.file(done, "report.md")
     assert all(words in report for words in ("ROUGE-L F1 with stemmer", "lm-eval", "samples that the project ships"))
@@ -149,6 +150,56 @@ def test_items_are_those_of_the_stored_stages_and_give_the_scores(whole: tuple[P
     bits = {item["bytes"] for path in place.stored("bits") for item in json.loads((path / "bits.json").read_text())}
     assert set(items.query("metric == 'bits_per_byte'")["weight"]) == bits
     assert set(items.query("metric != 'bits_per_byte'")["weight"]) == {1}
+
+
+def test_outcomes_are_those_of_the_stored_stages(whole: tuple[Place, Done]) -> None:
+    place, done = whole
+    counted = pd.read_csv(place.folder_of(done) / "outcomes.csv")
+    for task in TASKS:
+        stored = [json.loads((path / "answers.json").read_text()) for path in place.stored("answers", task=task)]
+        stops = pd.Series([answer["stop"] for answers in stored for answer in answers]).value_counts()
+        named = {"eos": "EOS", "length": "length limit"}
+        part = counted[(counted["task"] == task) & (counted["of"] == "answers")]
+        assert part.groupby("outcome")["count"].sum().to_dict() == {named.get(k, k): v for k, v in stops.items()}
+        rows = counted[(counted["task"] == task) & (counted["of"] == "training rows")]
+        assert set(rows.groupby("row")["count"].sum()) == {place.fields[task]["train_items"]}
+    if "codem" in TASKS:
+        (first, *_) = place.stored("scores", task="codem")
+        statuses = json.loads((first / "details.json").read_text())["statuses"]["humaneval_plus"]
+        part = counted[counted["of"] == "humaneval_plus"]
+        assert set(part.groupby("row")["count"].sum()) == {len(statuses)}
+        machine = json.loads((first / "manifest.json").read_text())["machine"]
+        assert f"Programs ran in {STATUS.version}, on {machine['cores']} core" in place.file(done, "report.md")
+        assert "Limits of one program: 8 GiB of addresses" in place.file(done, "report.md")
+
+
+def test_rows_that_a_limit_leaves_out_or_cuts_are_counted(place: Place) -> None:
+    """Against the training file's rows, in the student's tokens."""
+    length = 100
+    done = place.run("methods=[control]", f"limits.length={length}", "evaluation.bits_per_byte=false")
+    assert done.code == 0, done.out + done.err
+    task = tasks.tasks()["dolly"](tasks.tasks()["dolly"].Settings(train_items=8), None)
+    sides = {
+        role: AutoTokenizer.from_pretrained(spec["model"].removeprefix("path:"))
+        for role, spec in (("student", place.fields["student"]), *place.fields["teachers"].items())
+    }
+    expected = {"whole": 0, "cut": 0, "left out": 0}
+    for example in task.training_examples():
+        sizes = [
+            [len(side(text, add_special_tokens=False)["input_ids"]) for text in (example.prompt, example.response)]
+            for side in sides.values()
+        ]
+        bos = [side("a")["input_ids"][0] == side.bos_token_id for side in sides.values()]
+        room = [length - 1 - prompt - extra for (prompt, _), extra in zip(sizes, bos, strict=True)]
+        if min(room) < 1:
+            expected["left out"] += 1
+        elif all(response <= free for (_, response), free in zip(sizes, room, strict=True)):
+            expected["whole"] += 1
+        else:
+            expected["cut"] += 1
+    counted = pd.read_csv(place.folder_of(done) / "outcomes.csv").query("of == 'training rows'")
+    assert counted.set_index("outcome")["count"].to_dict() == expected
+    assert min(expected["left out"], expected["cut"] + expected["whole"]) > 0
 
 
 def test_the_page_shows_training_answers_and_alignments_of_every_row(whole: tuple[Place, Done]) -> None:

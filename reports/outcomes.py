@@ -1,0 +1,106 @@
+"""What became of answers, programs and rows, counted: what a score alone doesn't tell."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from reports.table import METRIC_LABELS
+
+OUTCOME_COLUMNS = ("row", "task", "seed", "of", "outcome", "count")
+"""One line per row of the table, task, seed and outcome. ``of`` is ANSWERS, PROMPTS, TRAINING, REFERENCES or the metric
+whose verdicts on code are counted; what did not happen may be missing."""
+ANSWERS, PROMPTS, TRAINING, REFERENCES = "answers", "prompts", "training rows", "references"
+ENDS = ("EOS", "stop string", "length limit")  # of ANSWERS
+VERDICTS = ("pass", "fail", "timeout")
+CUT, LEFT_OUT = "cut", "left out"  # of the others, beside "whole"
+
+_OF_ROWS = frozenset({ANSWERS, PROMPTS, TRAINING, REFERENCES})
+
+
+def empty_outcomes() -> pd.DataFrame:
+    return pd.DataFrame(columns=list(OUTCOME_COLUMNS))
+
+
+def outcome_tables(outcomes: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """(heading, what to know, table) of everything that was counted, seeds added up."""
+    known = [
+        (
+            "Verdicts on code",
+            "Programs by what their tests said, all seeds. A timeout is a failure that a loaded machine can cause.",
+            _verdicts(outcomes),
+        ),
+        (
+            "How answers ended",
+            "All seeds. An answer that ends at the length limit is cut there; a prompt that is cut has lost its end.",
+            _answers(outcomes),
+        ),
+        (
+            "Rows read",
+            "Responses that are cut at limits.length train without an end; prompts that leave no room are left out. "
+            "References are those of bits per byte, which leaves out what would be cut.",
+            _rows(outcomes),
+        ),
+    ]
+    return [part for part in known if not part[2].empty]
+
+
+def verdict_lines(outcomes: pd.DataFrame, task: str) -> Iterator[str]:
+    """A line for each metric of a task that runs programs: what became of them, row by row."""
+    table = _verdicts(outcomes[outcomes["task"] == task])
+    for metric, part in table.groupby("metric", sort=False):
+        counts = [(str(row["row"]), [int(row[name]) for name in VERDICTS]) for _, row in part.iterrows()]
+        late = sum(count[-1] for _, count in counts)
+        yield (
+            f"{metric}, {'/'.join(VERDICTS)}: {', '.join(f'{row} {_slashed(count)}' for row, count in counts)}; "
+            f"{late} timeout{'s' * (late != 1)} in all"
+        )
+
+
+def _verdicts(outcomes: pd.DataFrame) -> pd.DataFrame:
+    kinds = [str(of) for of in dict.fromkeys(outcomes["of"]) if of not in _OF_ROWS]
+    parts = []
+    for kind in kinds:
+        part = _counted(outcomes, kind, VERDICTS)
+        part.insert(1, "metric", METRIC_LABELS.get(kind, kind.replace("_", " ")))
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["task", "metric", "row", *VERDICTS])
+
+
+def _answers(outcomes: pd.DataFrame) -> pd.DataFrame:
+    table = _counted(outcomes, ANSWERS, ENDS)
+    if table.empty:
+        return table
+    table.insert(2, "answers", table[list(ENDS)].sum(axis=1))
+    prompts = _counted(outcomes, PROMPTS, (CUT,)).rename(columns={CUT: "prompts cut"})
+    return table if prompts.empty else table.merge(prompts, on=["task", "row"], how="left")
+
+
+def _rows(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """By task: most rows of a table read the same; those that don't are told apart."""
+    parts = []
+    for kind in (TRAINING, REFERENCES):
+        part = _counted(outcomes[outcomes["of"] == kind].drop_duplicates(["row", "task", "outcome"]), kind)
+        if part.empty:
+            continue
+        alike = (
+            part.groupby([name for name in part.columns if name != "row"], sort=False)["row"].agg(list).reset_index()
+        )
+        several = alike.groupby("task")["task"].transform("size") > 1
+        rows = alike.pop("row").map(", ".join).where(several, "all")
+        alike.insert(1, "rows of the table", rows)
+        alike.insert(1, "what", kind)
+        parts.append(alike)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _counted(outcomes: pd.DataFrame, of: str, names: tuple[str, ...] = ("whole", CUT, LEFT_OUT)) -> pd.DataFrame:
+    """Columns task, row and the outcomes named, in the order in which rows appear; 0 where nothing was counted."""
+    part = outcomes[outcomes["of"] == of]
+    if part.empty:
+        return pd.DataFrame(columns=["task", "row", *names])
+    table = part.groupby(["task", "row", "outcome"], sort=False)["count"].sum().unstack("outcome", sort=False)
+    return table.reindex(columns=list(names)).fillna(0).astype(int).reset_index().rename_axis(columns=None)
+
+
+def _slashed(counts: list[int]) -> str:
+    return "/".join(map(str, counts))
