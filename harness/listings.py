@@ -78,7 +78,9 @@ def data_table(root: str | None) -> Group:
             path = folder / name
             if path.is_file():
                 table.add_row(task.name, name, f"{len(read_rows(path, {})):,}", task.source)
-        if not any((folder / name).is_file() for name in task.files()):
+        if not task.files():
+            table.add_row(task.name, "none needed", "-", task.source)
+        elif not any((folder / name).is_file() for name in task.files()):
             wanted = f"{task.source}: put {' or '.join(task.files())} there"
             table.add_row(task.name, Text("missing", "yellow"), "-", wanted)
     samples = "" if root else " These are samples in the data sets' formats, written for this project (Apache-2.0)."

@@ -30,7 +30,7 @@ def scoring_lines(cells: list[Mapping[str, Any]], store: Store) -> list[str]:
     places, cores, loads = [], set(), []
     for cell in cells:
         details = stored_json(store, "scores", cell, "details.json")
-        if not details:
+        if not details or "ran_in" not in details:  # no programs
             continue
         places.append(details["ran_in"])
         machine = (store.read_manifest("scores", cell["stages"]["scores"]) or {}).get("machine")

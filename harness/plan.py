@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import models
 from harness.device import compute_dtype
-from harness.files import digest_of, sha256_file
+from harness.files import digest_of
 from harness.identity import code_digest, imported_modules, seed_of, versions
 from harness.recipe import ModelSpec, Training
 from harness.tasks import Task, tasks
@@ -460,7 +460,7 @@ class _Builder:
     def _data_values(self) -> dict[str, Any]:
         """What decides the training tokens: rows, layout, limits, every model of the pair (cuts are common)."""
         return {
-            "file": sha256_file(self.task.train_file),
+            "file": self.task.training_digest(),
             "settings": self.task.training_identity(),
             "limits": self.recipe.limits.model_dump(),
             "sides": self.sources,

@@ -14,7 +14,7 @@ import pandas as pd
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
 from harness.evidence import collect_evidence, labelled, stored_json
-from harness.files import disk_errors, sha256_file, write_json
+from harness.files import disk_errors, write_json
 from harness.outcomes import collect_outcomes, scoring_lines
 from harness.plan import Cell, Plan, Reference, model_sources
 from harness.run import Failure
@@ -63,7 +63,7 @@ def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], envi
         "sources": {
             "models": model_sources(recipe),
             "data": {
-                name: {"train": sha256_file(task.train_file), "test": task.test_digests()}
+                name: {"train": task.training_digest(), "test": task.test_digests()}
                 for name, task in plan.tasks.items()
             },
         },

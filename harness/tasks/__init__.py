@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 def tasks() -> Mapping[str, type[Task]]:
     """All tasks by name."""
     from harness.tasks.codem import CodeM
+    from harness.tasks.countdown import Countdown
     from harness.tasks.dolly import Dolly
     from harness.tasks.gsm8k import GSM8K
 
-    return {task.name: task for task in (Dolly, CodeM, GSM8K)}
+    return {task.name: task for task in (Dolly, CodeM, GSM8K, Countdown)}
 
 
 __all__ = ["Request", "Task", "TaskSettings", "answer_key", "samples_folder", "tasks"]

@@ -170,6 +170,10 @@ class Task(ABC):
         """Settings that decide the training rows."""
         return {"train_items": self.settings.train_items}
 
+    def training_digest(self) -> str:
+        """SHA-256 of the training rows: of the file that they are read from."""
+        return sha256_file(self.train_file)
+
     def test_digests(self) -> list[str]:
         """SHA-256 of the files that evaluation reads."""
         return [sha256_file(self.test_file)]
