@@ -10,7 +10,9 @@ from reports.analysis import BOOTSTRAP, INTERVAL, LEVEL, MCNEMAR, Comparison
 from reports.outcomes import empty_outcomes, verdict_lines
 from reports.published import PaperComparison
 from reports.statistics import RESAMPLES
-from reports.table import DASH, Column, Table
+from reports.table import DASH, Column, Table, undecided
+
+FEW_ITEMS = 30  # below them a bootstrap interval over items holds less than it says
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,22 @@ def explanations(table: Table) -> list[str]:
         lines.append(
             f"Average: of {', '.join(averaged)}, seed by seed, only where a row has them all; no interval, no test."
         )
+        if alike := _alike(table):
+            lines.append(
+                f"No average is bold: students score the same in {', '.join(alike)}, so that it ranks by less."
+            )
     if table.hidden:
         lines.append(f"Not printed, but in table.csv: {', '.join(column.full_label for column in table.hidden)}.")
     return lines
+
+
+def _alike(table: Table) -> list[str]:
+    """Columns of the average that do not tell a student's methods apart."""
+    found: dict[str, None] = {}
+    for _, groups in table.students():
+        rows = [row for group in groups for row in group.rows if row.role == "student"]
+        found |= dict.fromkeys(column.full_label for column in undecided(rows, table.columns))
+    return list(found)
 
 
 def _spreads(table: Table) -> Iterator[str]:
@@ -90,6 +105,12 @@ def _spreads(table: Table) -> Iterator[str]:
             f"(low–high): one training seed, {INTERVAL} by bootstrap over test items ({RESAMPLES:,} resamples), "
             "which says nothing of other seeds."
         )
+        if few := [c for c in table.columns if c.items and c.items[0] < FEW_ITEMS and not c.is_average]:
+            named = ", ".join(f"{column.full_label} {column.items[0]}" for column in few)
+            yield (
+                f"Fewer than {FEW_ITEMS} items bound little ({named}): an interval over so few is too narrow more "
+                "often than it says."
+            )
         if any(cell.interval is None for cell in single):
             yield "One seed and no interval: all items scored the same, or their scores are missing."
     elif single:

@@ -1,8 +1,9 @@
 """Figures as SVG text from data frames alone. Equal frames give equal text, and no figure has a colour of its own page.
 
 Lines and letters take the colour of the text around them (``currentColor``), so that a figure reads in light and dark.
-A row of the table has one colour, dash and marker in all figures; the colours are Okabe and Ito's, which readers who
-see no red or green tell apart, with a blue that is bright enough for a dark page.
+A row of the table has one colour, dash and marker in all figures; the first colours are Okabe and Ito's, which readers
+who see no red or green tell apart, with a blue that is bright enough for a dark page. Any two of all colours are 16 or
+more apart (CIEDE2000), and each stands out from white and from a dark page.
 """
 
 import io
@@ -21,13 +22,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-COLOURS = ("#1a80c4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a")
+COLOURS = (
+    *("#1a80c4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f17e6"),
+    *("#b22d43", "#806a00", "#70b212", "#8f7ee6", "#207880", "#545a99", "#805946"),
+)
+GREY = "#8a8a8a"  # of what no method made: teachers and references
 DASHES = ("", "6 2.5", "1.5 2", "7 2 1.5 2")  # after the colours are used up; in points
+HATCHES = ("", "//", "..", "xx")  # of bars, one for each dash
 MARKERS = "osD^vPX"
 POINTS = 150  # of a line: more can not be told apart at this size
 FAR_APART = 20  # largest over smallest number of an axis from which on it is logarithmic
 LABELLED = 4  # points with their names beside them: more would lie over one another, and the legend names them
 LABEL = 24  # characters of a row's label in a figure
+ALL_ZERO = "every score is 0"
 INCHES = 4.3  # wide: a phone shows the figure at its own size
 INK = "#010203"  # stands for currentColor until the SVG is written
 SVG = "http://www.w3.org/2000/svg"
@@ -49,6 +56,8 @@ _SETTINGS: Any = {  # matplotlib types each name
     "grid.color": INK,
     "grid.alpha": 0.15,
     "grid.linewidth": 0.6,
+    "hatch.color": INK,
+    "hatch.linewidth": 0.6,
 }
 
 
@@ -62,8 +71,8 @@ class Style:
 
 
 def styles(rows: Iterable[str]) -> dict[str, Style]:
-    """A look for each row, in their order; more than 28 rows share some."""
-    looks = itertools.cycle([Style(c, d, m) for d in DASHES for c, m in zip(COLOURS, MARKERS, strict=True)])
+    """A look for each row, in their order; more than 56 rows share some."""
+    looks = itertools.cycle([Style(c, d, m) for d in DASHES for c, m in zip(COLOURS, 2 * MARKERS, strict=True)])
     return dict(zip(dict.fromkeys(rows), looks, strict=False))
 
 
@@ -72,14 +81,16 @@ def score_bars(scores: pd.DataFrame, looks: Mapping[str, Style], *, name: str, l
 
     Args:
         scores: columns row, mean, low, high (NaN: no interval) and seeds (a sequence of values), from top to bottom.
-        looks: see :func:`styles`.
+        looks: see :func:`styles`; rows without one are grey. Bars of one colour differ in their hatching.
         name: of the figure; makes its ids unique on a page.
         label: of the axis, with the unit.
     """
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(0.55 + 0.27 * len(scores))
         for place, bar in enumerate(_records(scores)):
-            axes.barh(place, bar.mean, height=0.62, color=looks[str(bar.row)].colour, alpha=0.85, linewidth=0)
+            look = looks.get(str(bar.row), Style(GREY, "", ""))
+            hatch = HATCHES[DASHES.index(look.dash)]
+            axes.barh(place, bar.mean, height=0.62, color=look.colour, alpha=0.85, linewidth=0, hatch=hatch)
             if math.isfinite(bar.low):
                 axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.4, solid_capstyle="butt")
                 for end in (bar.low, bar.high):
@@ -89,8 +100,9 @@ def score_bars(scores: pd.DataFrame, looks: Mapping[str, Style], *, name: str, l
         axes.set_yticks(range(len(scores)), [_short(str(row)) for row in scores["row"]])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(scores) - 0.4, -0.6)
-        if float(scores["mean"].abs().max()) == 0:  # without a width to show the axis would centre on zero
-            axes.set_xlim(0, 1)
+        if float(scores["mean"].abs().max()) == 0:
+            axes.set_xlim(0, 1)  # without a width to show the axis would centre on zero
+            _say(axes, ALL_ZERO)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.set_xlabel(label)
@@ -160,6 +172,7 @@ def speed_against_score(points: pd.DataFrame, looks: Mapping[str, Style], *, nam
         axes.margins(x=0.22 if len(points) <= LABELLED else 0.08, y=0.15)
         if float(points["mean"].abs().max()) == 0:
             axes.set_ylim(-0.05, 1)
+            _say(axes, ALL_ZERO)
         axes.grid()
         axes.set_xlabel("seconds of training")
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -173,6 +186,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
     return figure, axes
+
+
+def _say(axes: Axes, text: str) -> None:
+    """A sentence in the middle of axes that would be empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", style="italic")
 
 
 def _records(frame: pd.DataFrame) -> list[Any]:

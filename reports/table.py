@@ -368,6 +368,8 @@ def _mark_best(groups: Sequence[Group], columns: Sequence[Column]) -> list[Group
     """Flag the best cells of each column over all groups of one student, ties included; only methods compete."""
     competing = [row for group in groups for row in group.rows if row.role == "student"]
     best = [_best([row.cells[index] for row in competing], column) for index, column in enumerate(columns)]
+    if undecided(competing, columns):
+        best = [None if column.is_average else value for value, column in zip(best, columns, strict=True)]
 
     def flagged(row: Row) -> Row:
         if row.role != "student":
@@ -383,10 +385,24 @@ def _mark_best(groups: Sequence[Group], columns: Sequence[Column]) -> list[Group
     return [replace(group, rows=tuple(flagged(row) for row in group.rows)) for group in groups]
 
 
-def _best(cells: Sequence[Cell], column: Column) -> float | None:
+def undecided(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    """Columns of the average in which all rows score the same: with one of them it ranks rows by the others alone."""
+    return [
+        column
+        for index, column in enumerate(columns)
+        if column.in_average and _are_alike([row.cells[index] for row in rows], column)
+    ]
+
+
+def _are_alike(cells: Sequence[Cell], column: Column) -> bool:
     printed = [value for cell in cells if (value := _as_printed(cell, column)) is not None]
-    if len(printed) > 1 and len(set(printed)) == 1:
+    return len(printed) > 1 and len(set(printed)) == 1
+
+
+def _best(cells: Sequence[Cell], column: Column) -> float | None:
+    if _are_alike(cells, column):
         return None  # where all are the same, none is the best
+    printed = [value for cell in cells if (value := _as_printed(cell, column)) is not None]
     choose = max if column.higher_is_better else min
     return choose(printed, default=None)
 

@@ -30,7 +30,7 @@ from reports.context import (
 from reports.evidence import NO_EVIDENCE, Evidence, Item
 from reports.outcomes import outcome_tables
 from reports.published import beside_published
-from reports.table import DASH, METRIC_LABELS, Cell, Column, Group, Table
+from reports.table import DASH, METRIC_LABELS, Cell, Column, Group, Row, Table
 from reports.to_markdown import SIGNIFICANT_DIGITS
 
 HERE = Path(__file__).parent
@@ -148,7 +148,7 @@ def _figures(
     known = [
         (
             "Scores",
-            f"{SPREAD} Dots: single seeds, where there are several.",
+            f"{SPREAD} Dots: single seeds, where there are several. Grey: teachers and references.",
             _score_figures(scores, table.columns, looks, several),
         ),
         (
@@ -160,8 +160,9 @@ def _figures(
         ),
         (
             "Speed against score",
-            "Seconds that the training of a student took on the machine of this run, without loading and storing; "
-            "teachers and their rows, which all methods share, are left out. Means over seeds.",
+            "Seconds that the training of a student took, without loading and storing; teachers and their rows, which "
+            "all methods share, are left out. Means over seeds. They are wall-clock times of the machine of this run, "
+            "which may have had other work at the same time: compare them with care, and not with those of other runs.",
             _speed_figures(scores, evidence.costs, table.columns, looks),
         ),
     ]
@@ -175,16 +176,21 @@ SPREAD = (
 
 
 def score_frame(table: Table) -> pd.DataFrame:
-    """Every number of the table's students: student, column (its key), row, mean, low, high, seeds (their values)."""
+    """Every number of the table: student, column (its key), row, mean, low, high, seeds (their values)."""
     rows = []
     for group in table.groups:
         for row in group.rows:
             for column, cell in zip(table.columns, row.cells, strict=True):
-                if row.role == "student" and cell.mean is not None:
+                if cell.mean is not None:
                     low, high = _interval(cell)
                     seeds = tuple(value for _, value in cell.values)
-                    rows.append((group.student, column.key, row.label, cell.mean, low, high, seeds))
+                    rows.append((group.student, column.key, _name(row), cell.mean, low, high, seeds))
     return pd.DataFrame(rows, columns=["student", "column", "row", "mean", "low", "high", "seeds"])
+
+
+def _name(row: Row) -> str:
+    """The row's label, which for teachers does not tell one from another outside their group."""
+    return f"teacher {row.teacher}" if row.role == "teacher" and row.teacher else row.label
 
 
 def _interval(cell: Cell) -> tuple[float, float]:

@@ -119,6 +119,7 @@ def test_a_figure_has_no_colour_of_a_page_no_style_and_no_address() -> None:
     assert [address for address in re.findall(r"https?://[^\"]+", svg) if "www.w3.org" not in address] == []
     colours = set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg))
     assert colours <= {"currentColor", "none", *figures.COLOURS}
+    assert figures.GREY not in figures.COLOURS
     assert "&lt;b&gt;" in svg
     assert r"$\x$" in svg
     assert ElementTree.fromstring(svg).get("aria-label") == "Bars: 50 % & more"
@@ -128,3 +129,31 @@ def test_every_row_has_a_look_of_its_own() -> None:
     looks = figures.styles(map(str, range(28)))
     assert len(set(looks.values())) == 28
     assert list(looks) == [str(row) for row in range(28)]
+
+
+def test_no_two_of_fourteen_bars_share_a_hue_and_more_are_hatched() -> None:
+    names = [str(number) for number in range(16)]
+    frame = pd.DataFrame({"row": names, "mean": 1.0, "low": math.nan, "high": math.nan, "seeds": [(1.0,)] * 16})
+    looks = figures.styles(names)
+    assert len({look.colour for look in list(looks.values())[:14]}) == 14
+    svg = figures.score_bars(frame, looks, name="f", label="EM")
+    patterns = re.findall(r'fill="url\(#([^)]+)\)"', svg)
+    assert len(patterns) == 2  # of the rows whose colours are those of the first two
+    assert set(patterns) <= set(re.findall(r'id="([^"]+)"', svg))
+
+
+def test_what_has_no_look_is_grey() -> None:
+    svg = figures.score_bars(bars(row=["teacher big", "b"]), LOOKS, name="f", label="EM")
+    (teacher,), (b,) = paths(svg, fill=figures.GREY), paths(svg, fill=LOOKS["b"].colour)
+    assert 3 * np.ptp(teacher[:, 0]) == pytest.approx(np.ptp(b[:, 0]), rel=1e-4)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_axes_that_would_be_empty_say_why(mean: float) -> None:
+    frame = bars(mean=[0.0, mean], low=[math.nan] * 2, high=[math.nan] * 2, seeds=[(0.0,), (mean,)])
+    points = frame.assign(seconds=[1.0, 2.0])
+    for svg in (
+        figures.score_bars(frame, LOOKS, name="f", label="EM"),
+        figures.speed_against_score(points, LOOKS, name="f", label="EM"),
+    ):
+        assert ("every score is 0" in svg) == (mean == 0)

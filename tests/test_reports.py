@@ -24,6 +24,7 @@ from reports import (
     Row,
     Score,
     Table,
+    analyse,
     build_table,
     checked,
     csv_wide,
@@ -339,6 +340,35 @@ def test_one_percentage_or_a_percentage_of_errors_makes_no_average() -> None:
 
 
 # Wrong frames
+
+
+@pytest.mark.parametrize("code", [(0.0, 0.0), (0.0, 12.5)])
+def test_an_average_over_a_column_that_tells_nobody_apart_is_not_bold(code: tuple[float, float]) -> None:
+    rows = [
+        score("sft", 20.0),
+        score("uld", 24.0),
+        score("sft", code[0], "humaneval"),
+        score("uld", code[1], "humaneval"),
+    ]
+    teacher = score("t", 50.0, "humaneval", teacher="big", teacher_kind="cross-tokenizer", role="teacher")
+    table = build_table(frame(*rows, teacher))
+    alike = code[0] == code[1]
+    assert cell(table, "uld", "average").best != alike
+    assert cell(table, "uld").best
+    said = "No average is bold: students score the same in codem HumanEval, so that it ranks by less."
+    assert (said in markdown(table, context())) == alike
+
+
+@pytest.mark.parametrize("items", [2, 29, 30])
+def test_an_interval_over_few_items_comes_with_a_warning(items: int) -> None:
+    results = frame(score("sft", 50.0, n_items=items)).assign(cell="a")
+    values = [0.0, 100.0] * (items // 2) + [50.0] * (items % 2)
+    scored = pd.DataFrame(
+        {"cell": "a", "metric": "rouge_l", "item": map(str, range(items)), "value": values, "weight": 1.0}
+    )
+    said = f"Fewer than 30 items bound little (dolly ROUGE-L {items})"
+    assert (said in markdown(build_table(results, analyse(results, scored)), context())) == (items < 30)
+    assert "bound little" not in markdown(build_table(results), context())  # there is no interval
 
 
 def test_an_empty_frame_is_refused() -> None:
