@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -37,16 +37,26 @@ class OnDevice:
     """A dataclass whose tensors move to a device together, as accelerate's data loaders ask."""
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
-        return replace(self, **{f.name: _move(getattr(self, f.name), device, non_blocking) for f in fields(self)})  # type: ignore[arg-type, type-var]
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Any:
+        """A copy in page-locked memory, from where a GPU reads while it computes."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        return replace(self, **{f.name: _changed(getattr(self, f.name), change) for f in fields(self)})  # type: ignore[arg-type, type-var]
 
 
-def _move(value: Any, device: Any, non_blocking: bool) -> Any:
-    if isinstance(value, torch.Tensor | OnDevice):
-        return value.to(device, non_blocking=non_blocking)
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The value with its tensors changed, wherever they stand in it."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, OnDevice):
+        return value._with(change)
     if isinstance(value, dict):
-        return {key: _move(item, device, non_blocking) for key, item in value.items()}
+        return {key: _changed(item, change) for key, item in value.items()}
     if isinstance(value, list) and value and isinstance(value[0], OnDevice):
-        return [_move(item, device, non_blocking) for item in value]
+        return [_changed(item, change) for item in value]
     return value
 
 
@@ -286,8 +296,6 @@ class Collator:
         else:
             unaligned = Unaligned(layout, groups)
         targets = np.concatenate([_targets(side, window) for side in student])
-        counts = [sum(side.response.size for side in student), len(student)]
-        counts += [sum(part.count for part in parts) for parts in known]
         return Batch(
             input_ids,
             mask,
@@ -297,9 +305,17 @@ class Collator:
             chunks,
             {role: self._teacher(role, plain) for role in (self.roles if sampled is None else sampled)},
             batch_terms,
-            torch.tensor(counts, dtype=torch.float64),
+            self.counts(examples),
             unaligned,
         )
+
+    def counts(self, examples: Sequence[AlignedExample]) -> torch.Tensor:
+        """What a window's loss is divided by, as :class:`Batch` holds it; reads no rows."""
+        counts = [sum(aligned.example.sides[STUDENT].response.size for aligned in examples), len(examples)]
+        for number in range(len(self.terms)):
+            parts = [aligned.groups[number] for aligned in examples]
+            counts.append(sum(part.count for part in parts if isinstance(part, Groups)))
+        return torch.tensor(counts, dtype=torch.float64)
 
     def _teacher(self, role: str, examples: Sequence[TokenizedExample]) -> TeacherBatch:
         sides, window = [example.sides[role] for example in examples], self.windows[role]

@@ -65,7 +65,7 @@ def run(
 ) -> None:
     """Train and evaluate what a recipe asks for, and print its table."""
     from harness.identity import environment
-    from harness.progress import TerminalProgress
+    from harness.progress import TerminalProgress, stored_table
     from harness.results import run_folder, write_record
     from harness.run import Runner
     from harness.store import Store
@@ -79,8 +79,11 @@ def run(
         try:
             runner.run()
         finally:  # whatever stops a run, `harness report` shows the cells that are done
-            record = write_record(folder, plan, runner.failures, environment())
-    _show(record, store)
+            record = None if plan.recipe.stages else write_record(folder, plan, runner.failures, environment())
+    if record is None:
+        console.print(stored_table(plan, store))
+    else:
+        _show(record, store)
     if any(not failure.skipped for failure in runner.failures.values()):
         raise typer.Exit(1)
 
@@ -88,10 +91,15 @@ def run(
 @app.command()
 def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     """Show cells and stages: what is stored, what would run. Executes nothing."""
-    from harness.progress import plan_table
+    from harness.progress import plan_table, rows_text
+    from harness.run import rows_sizes
     from harness.store import Store
 
-    console.print(plan_table(_plan(fields), Store(runs)))
+    made, store = _plan(fields), Store(runs)
+    console.print(plan_table(made, store))
+    if any(stage.kind == "rows" for stage in made.stages()):
+        _quiet_libraries()
+        console.print(rows_text(rows_sizes(made, store)))
 
 
 @app.command()

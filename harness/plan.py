@@ -214,6 +214,13 @@ class Plan:
         """All that gets numbers: every row of the table, seed by seed."""
         return (*self.references, *self.cells)
 
+    @property
+    def ends(self) -> list[Stage]:
+        """The stages that are asked for; all others are made where these need them."""
+        if self.recipe.stages:
+            return [stage for stage in self.stages() if stage.kind in ("teacher", "rows")]
+        return [end for cell in self.evaluated for end in (cell.scores, cell.bits) if end is not None]
+
     @cached_property
     def identity(self) -> str:
         return digest_of(sorted(stage.identity for stage in self.stages()))

@@ -183,6 +183,7 @@ def _as_names(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names), Field(min_length=1)]
+Wanted = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(_as_list)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(_as_list), Field(min_length=1)]
 
@@ -218,6 +219,7 @@ class _RecipeBase(_Strict):
     warm_start: Training = Field(description="fine-tuning of the student before distillation")
     train: Training = Field(description="distillation")
     evaluation: Evaluation = Evaluation()
+    stages: Wanted = Field((), description="[teacher]: make the teachers and their rows, and stop; empty: everything")
     keep_students: bool = Field(True, description="keep trained weights; their scores are kept in any case")
 
     def models_by_role(self) -> dict[str, ModelSpec]:

@@ -12,7 +12,7 @@ import resource
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -63,6 +63,18 @@ class Progress(Protocol):
         """The stage is done."""
 
 
+class Silent:
+    """A :class:`Progress` that tells nobody."""
+
+    def message(self, text: str) -> None: ...
+
+    def begin(self, stage: str, total: int) -> None: ...
+
+    def advance(self, done: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a stage has no result: printed as a footnote, never cached."""
@@ -102,10 +114,16 @@ class Runner:
         self._student: tuple[str, Any] | None = None
         self._teacher: tuple[str, Any] | None = None
         self._heads: dict[str, Head] = {}
+        self._checked_rows: set[str] = set()
 
     def run(self) -> None:
         """Make everything that the plan's cells need. Bad input raises; other failures become rows."""
         self.preflight()
+        if self.recipe.stages:
+            for stage in self.plan.ends:
+                self._attempt(stage)
+            self._forget()
+            return
         for name in self.plan.tasks:
             cells = [cell for cell in self.plan.evaluated if cell.task == name]
             for cell in cells:
@@ -181,8 +199,7 @@ class Runner:
             )
 
     def _missing_stages(self) -> bool:
-        ends = [end for cell in self.plan.evaluated for end in (cell.scores, cell.bits) if end is not None]
-        return any(self._find(end) is None for end in ends)
+        return any(self._find(end) is None for end in self.plan.ends)
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -203,6 +220,7 @@ class Runner:
 
     def _discard(self, artefact: Artefact) -> None:
         self.progress.message(f"[yellow]damaged[/] {escape(str(artefact.folder))}: made again")
+        self._checked_rows.discard(str(artefact.manifest["identity"]))
         self.store.discard(artefact)
 
     def _need(self, stage: Stage) -> Artefact:
@@ -296,7 +314,7 @@ class Runner:
 
     def _make_rows(self, stage: Stage, folder: Path) -> dict[str, Any]:
         model = self._tuned_teacher(stage.inputs["teacher"])
-        examples = self._examples(stage.task, "train") + self._traced(stage.task)
+        examples = self._rows_examples(stage.task)
         self.progress.begin(stage.title, len(examples))
         side = self.sides[stage.role]
         size = teacher.store_rows(
@@ -420,11 +438,19 @@ class Runner:
         for role in roles:
             source = stage.inputs[role]
             if source.kind == "rows":
-                stored[role] = teacher.StoredRows(self._need(source).checked())
+                stored[role] = self._stored_rows(source)
                 heads[role] = self._teacher_head(source.inputs["teacher"])
             else:
                 live[role] = self._tuned_teacher(source)
         return live, stored, heads
+
+    def _stored_rows(self, stage: Stage) -> teacher.StoredRows:
+        """The rows of a stage. They can be hundreds of GB: their digests are checked once, not for every student."""
+        artefact = self._need(stage)
+        if stage.identity not in self._checked_rows:
+            artefact.checked()
+            self._checked_rows.add(stage.identity)
+        return teacher.StoredRows(artefact.folder)
 
     def _make_answers(self, stage: Stage, folder: Path) -> dict[str, Any]:
         task = self.plan.tasks[stage.task]
@@ -560,6 +586,17 @@ class Runner:
         read = self._read[f"{task}/{split}"]
         return {"read": read, "left_out": read - len(kept), "cut": sum(example.cut for example in kept)}
 
+    def rows_bytes(self, stage: Stage) -> int:
+        """What the rows of a stage take on the disk, found out without a model's weights."""
+        config = self._config(stage.role).get_text_config()
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT-350m's differ
+        dtype = getattr(torch, compute_dtype(self.recipe.teacher.precision))
+        return teacher.rows_bytes(self._rows_examples(stage.task), stage.role, width, dtype)
+
+    def _rows_examples(self, task: str) -> list[TokenizedExample]:
+        """Whose teacher rows are stored."""
+        return self._examples(task, "train") + self._traced(task)
+
     def _traced(self, task: str) -> list[TokenizedExample]:
         """The held-out responses whose alignment a report shows; their teacher rows are stored with the others."""
         return traces.chosen(self._examples(task, "test")) if self.recipe.evaluation.bits_per_byte else []
@@ -632,6 +669,21 @@ class Runner:
         self._student, self._teacher = None, None
         self._heads.clear()
         gc.collect()
+
+
+def rows_sizes(plan: Plan, store: Store) -> Iterator[tuple[Stage, int | None, bool]]:
+    """Every set of teacher rows of a plan, its bytes, and whether it is stored.
+
+    Bytes of rows that are still to be made come from the tokenizers and the data; None where a model is not here.
+    """
+    runner = Runner(plan, store, Path(), Silent())
+    here = all(models.is_downloaded(models.parse_uri(spec.model)) for spec in runner.specs.values())
+    for stage in (stage for stage in plan.stages() if stage.kind == "rows"):
+        stored = store.find(stage.kind, stage.identity)
+        if stored is not None:
+            yield stage, int(stored.manifest["bytes"]), True
+        else:
+            yield stage, runner.rows_bytes(stage) if here else None, False
 
 
 def _as_student(example: TokenizedExample, role: str) -> TokenizedExample:

@@ -44,6 +44,12 @@ def merge_lora(model: Any, folder: Path) -> Any:
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
+def rows_bytes(examples: Sequence[TokenizedExample], role: str, hidden: int, dtype: torch.dtype) -> int:
+    """Bytes that :func:`store_rows` writes: n + 1 rows of ``hidden`` numbers for a response of n tokens."""
+    rows = sum(stop - start for start, stop in (row_bounds(e.sides[role], TEACHER_ROWS) for e in examples))
+    return rows * hidden * dtype.itemsize
+
+
 @torch.no_grad()
 def store_rows(
     model: Any,

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from harness.ahead import AheadBatch, ReadAhead
 from harness.batches import AlignedExample, Collator
 from harness.device import compute_dtype
 from harness.errors import HarnessError
@@ -80,6 +81,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _sampled(self, sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """A micro-batch of the same prompts with responses of the student's own."""
         assert self._rollouts is not None
+        if isinstance(sample["batch"], AheadBatch):
+            sample["batch"].cancel()
         with self.compute_loss_context_manager():
             batch = self._rollouts.batch(self.model.student, sample["examples"], self.state.global_step)
         return sample | {"batch": batch.to(device)}
@@ -89,7 +92,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Loss of one micro-batch, a part of its window's loss."""
         assert self._window.divisors is not None
-        parts: LossParts = model(inputs["batch"], self._window.divisors)
+        batch = inputs["batch"]
+        if isinstance(batch, AheadBatch):
+            batch = batch.ready()
+        parts: LossParts = model(batch, self._window.divisors)
         self._window.add(parts)
         # DDP and FSDP average gradients over ranks, the window's loss is their sum.
         loss = parts.loss * self.accelerator.num_processes
@@ -219,11 +225,12 @@ def train(
         One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
     """
     marker = _CheckpointMarker()
+    read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     trainer = DistillationTrainer(
         model=distiller,
         args=_arguments(training, steps, seed, work),
         train_dataset=list(examples),
-        data_collator=collator,
+        data_collator=read_ahead,
         callbacks=[marker],
         rollouts=rollouts,
         on_step=on_step,
@@ -233,7 +240,10 @@ def train(
     if checkpoint is not None:
         trainer.steps = json.loads((checkpoint / STEPS).read_text())
     marker.steps = trainer.steps
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        read_ahead.close()
     return trainer.steps
 
 
@@ -271,7 +281,7 @@ def _arguments(training: Training, steps: int, seed: int, work: Path) -> Trainin
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=False,  # the thread that reads ahead does that
         use_cpu=not torch.cuda.is_available(),
         log_level="error",
     )

@@ -440,6 +440,44 @@ def test_a_teacher_that_can_not_be_tuned_is_a_row_without_numbers(
     assert rows["reference", ""]["dolly.rouge_l.status"] == rows["student", ""]["dolly.rouge_l.status"] == "done"
 
 
+# --- Teachers alone ---------------------------------------------------------------------------------------------------
+
+
+def test_teachers_and_their_rows_can_be_made_alone(whole: tuple[Place, Done], tmp_path: Path, made: list[str]) -> None:
+    """The rows are those of a whole run, and a later run only reads them; the plan said how large they get."""
+    place = Place(tmp_path, whole[0].fields | {"tasks": ["dolly"]}, whole[0].harness)
+    asked = ["methods=[uld,fkd,control]"]
+    command = ["plan", *place.command(*asked)[1:]]
+    said = place.harness(*command).out
+    done = place.run(*asked, "stages=[teacher]")
+    assert done.code == 0, done.out + done.err
+    assert made == ["teacher", "rows"] * 2
+    assert not list(place.runs.glob("*/run.json"))
+    assert "Run the same without stages" in done.out
+    rows = {json.loads((folder / "manifest.json").read_text())["bytes"]: folder for folder in place.stored("rows")}
+    for size, folder in rows.items():
+        digests = json.loads((folder / "manifest.json").read_text())["outputs"]
+        assert folder.name[:12] in done.out
+        assert f"{size / 1e9:.3g} GB" in said
+        whole_run = whole[0].runs / "store" / "rows" / folder.name / "manifest.json"
+        assert json.loads(whole_run.read_text())["outputs"] == digests
+    total = f"To be written: {sum(rows) / 1e9:.3g} GB"
+    assert total in " ".join(said.split())
+    assert "To be written: 0 GB" in " ".join(place.harness(*command).out.split())
+    again = place.run(*asked, "stages=[teacher]")
+    assert (again.code, made) == (0, ["teacher", "rows"] * 2)
+    made.clear()
+    assert place.run(*asked).code == 0
+    assert set(made) == {"warm_start", "student", "answers", "bits", "scores"}
+
+
+def test_a_teacher_that_fails_alone_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.teacher.store_rows", lambda *args, **more: 1 / 0)
+    done = place.run("methods=[uld]", "teacher.steps=1", "stages=[teacher]")
+    assert done.code == 1
+    assert "ZeroDivisionError" in done.out
+
+
 # --- Interruptions ----------------------------------------------------------------------------------------------------
 
 SMALL = ["methods=[control,uld]", "tasks=[dolly,gsm8k]"]
