@@ -185,10 +185,20 @@ def models(
 @app.command()
 def data(
     root: Annotated[str | None, typer.Option("--root", help="Folder of data sets, as in data.root.")] = None,
+    dev: Annotated[
+        Path | None, typer.Option("--dev", help="Write a folder whose test sets are held-out training rows of --root.")
+    ] = None,
 ) -> None:
     """List the data sets, where they come from, and what is there."""
     from harness.listings import data_table
+    from harness.tasks import samples_folder
+    from harness.tasks.dev import write_dev_folder
 
+    if dev is not None:
+        source = Path(root).expanduser() if root else samples_folder()
+        for line in write_dev_folder(source, dev):
+            console.print(line, markup=False)
+        root = str(dev)
     console.print(data_table(root))
 
 

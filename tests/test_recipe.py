@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 
 from harness.errors import HarnessError
 from harness.plan import make_objectives
-from harness.recipe import RecipeError, Training, load_recipe, recipe_names
+from harness.recipe import RecipeError, Training, find_recipe, load_recipe, recipe_names
+from reports.published import _lookup, published
 
 MINIMAL: dict[str, Any] = {
     "student": {"model": "path:student"},
@@ -375,3 +377,59 @@ def test_a_wrong_variant_is_one_line_with_its_path(tmp_path: Path, override: str
 def test_options_of_all_are_checked_for_the_method_behind_a_variant(tmp_path: Path) -> None:
     overrides = ["variants={x: {method: gold}}", "methods=[x]", "method_options.all.beta=7"]
     assert any("method_options.all.beta: found 7" in problem for problem in problems(tmp_path, *overrides))
+
+
+# --- The recipes that come with the harness ---------------------------------------------------------------------------
+
+OF_THE_PAPER = ("phi_qwen_all", "llama_gemma_all", "llama_opt_all")
+EVERY_METHOD = {"sft", "control", "fkd", "rkd", "mined", "uld", "cdm", "gold", "gold_on_policy", "one_to_one"}
+
+
+@pytest.mark.parametrize("name", [*OF_THE_PAPER, "gemma_smol_all"])
+def test_large_recipes_train_every_method_with_three_seeds(name: str) -> None:
+    recipe = load_recipe(name)
+    labels = {objective.label for objective in make_objectives(recipe)}
+    assert labels == EVERY_METHOD | {"dual(fkd, cdm)"}
+    assert recipe.seeds == (0, 1, 2)
+    (on_policy,) = [o for o in make_objectives(recipe) if o.label == "gold_on_policy"]
+    (gold, *_) = [o for o in make_objectives(recipe) if o.label == "gold"]
+    assert (on_policy.samples, gold.samples) == (True, False)
+    for objective in (gold, on_policy):
+        options = objective.methods[0].options
+        assert (options.matched_weight, options.unmatched_weight, options.beta) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_the_papers_recipes_have_the_settings_that_are_published(name: str) -> None:
+    """Nothing is listed as different beside the published numbers, which have their own record of the settings."""
+    recipe = load_recipe(name)
+    source = published(recipe.paper)
+    accepted = {key: value if isinstance(value, list) else [value] for key, value in source.settings.items()}
+    values = recipe.model_dump(mode="json")
+    found = {key: _lookup(values, key) for key in accepted}
+    assert {key: value for key, value in found.items() if value not in accepted[key]} == {}
+    columns = {f"{task}.{metric}" for task, metric in _metrics(recipe)}
+    assert {key for key in source.columns if key.partition(".")[0] in recipe.tasks} <= columns
+    released = {o.label for o in make_objectives(recipe) if o.fidelity == "released"}
+    assert released == {"fkd", "rkd", "mined", "uld", "cdm", "gold"}
+
+
+def _metrics(recipe: Any) -> list[tuple[str, str]]:
+    """What the recipe's tasks measure where all their data is there."""
+    names = [f"rouge_l_{name}" if name != "dolly" else "rouge_l" for name in recipe.dolly.sets]
+    code = [f"{name}_plus" for name in recipe.codem.benchmarks]
+    found = {"dolly": names, "codem": code, "gsm8k": ["exact_match_strict"]}
+    return [(task, metric) for task in recipe.tasks for metric in found[task]]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_commands_in_a_header_parse(name: str) -> None:
+    """Every `harness run` and `harness plan` of a header loads the recipe with its overrides."""
+    header = find_recipe(name).read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    commands = [line.lstrip("# ").split("  ")[0] for line in header if line.startswith("#   harness ")]
+    assert any(line.startswith("harness run") for line in commands)
+    for command in commands:
+        words = shlex.split(command)[1:]
+        if words[0] in ("run", "plan"):
+            assert words[1] == f"recipe={name}"
+            load_recipe(name, words[2:])
