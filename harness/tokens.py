@@ -42,12 +42,14 @@ class Example:
         prompt: text before the response, in the task's layout (a model's own template may go around it).
         response: the reference that is trained on or measured; never empty.
         source: where it comes from (file and line), for messages.
+        bos: whether a plain prompt begins with BOS, where the model's tokenizer puts one.
     """
 
     id: str
     prompt: str
     response: str
     source: str = ""
+    bos: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ class TextSide:
     def plain_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts as they stand, without the chat template, BOS included."""
         return [self.bos + ids for ids in self._encode(texts)]
+
+    def without_bos(self, prompt: list[int]) -> list[int]:
+        """One of ``prompts`` less its BOS; what a chat template begins with is the template's, and stays."""
+        return prompt[len(self.bos) :] if self.template == "plain" else prompt
 
     def responses(self, texts: Sequence[str]) -> list[IntArray]:
         """Token ids of the responses, without special tokens."""
@@ -290,7 +296,10 @@ def tokenize(
     responses = {role: side.responses([example.response for example in examples]) for role, side in sides.items()}
     tokenized = []
     for number, example in enumerate(examples):
-        one = {role: np.asarray(prompts[role][number], dtype=np.int64) for role in sides}
+        rendered = {role: prompts[role][number] for role in sides}
+        if not example.bos:
+            rendered = {role: sides[role].without_bos(prompt) for role, prompt in rendered.items()}
+        one = {role: np.asarray(prompt, dtype=np.int64) for role, prompt in rendered.items()}
         for role, prompt in one.items():
             if not prompt.size:  # nothing would predict the first token of the response
                 where = example.source or example.id

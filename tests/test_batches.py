@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -63,6 +63,17 @@ def test_bos_stands_before_the_prompt_where_the_tokenizer_puts_it(family: str, b
     assert tokens.prompt.tolist() == ([1, *plain] if bos else plain)
     assert 1 not in tokens.response
     assert (tokens.response[-1], tokens.ends[-1]) == (2, len(TEXTS[0].response.encode()))
+
+
+def test_a_plain_prompt_can_do_without_bos() -> None:
+    """And a template keeps what it begins with, though that is the tokenizer's BOS: of some it opens a turn."""
+    made = {STUDENT: side("unigram", bos=True), "chat": side("byte_level", bos=True, chat=CHAT)}
+    (with_bos,), (without,) = (tokenize([replace(TEXTS[1], bos=bos)], made, 128) for bos in (True, False))
+    assert with_bos.sides[STUDENT].prompt.tolist() == [1, *without.sides[STUDENT].prompt.tolist()]
+    assert without.sides[STUDENT].prompt[0] != 1
+    assert np.array_equal(with_bos.sides["chat"].prompt, without.sides["chat"].prompt)
+    for role in made:
+        assert np.array_equal(with_bos.sides[role].response, without.sides[role].response)
 
 
 @pytest.mark.parametrize("bos", [False, True])

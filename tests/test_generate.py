@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from harness.errors import HarnessError
 from harness.evaluate.generate import Answer, check_room, cut_at_stop, generate
@@ -235,6 +236,17 @@ def test_a_prompt_over_the_limit_loses_its_end(model: Any, side: TextSide, seed:
     assert (cut.output, cut.tokens, cut.stop) == (expected.output, expected.tokens, expected.stop)
     assert (cut.prompt_cut, untouched.prompt_cut, expected.prompt_cut) == (True, False, False)
     assert cut.prompt == whole.prompt  # what was asked stays on record whole
+
+
+def test_a_prompt_without_bos_is_the_text_alone(model: Any) -> None:
+    tokenizer = copy.deepcopy(tiny.tokenizer("byte_level"))
+    bare = TextSide(tokenizer, template="plain", name="tiny")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    with_bos = TextSide(tokenizer, template="plain", name="tiny")
+    cut = [replace(request, prompt_tokens=5) for request in REQUESTS]
+    without = answers(model, with_bos, [replace(request, bos=False) for request in cut])
+    assert without == answers(model, bare, cut) != answers(model, with_bos, cut)
 
 
 def test_a_cut_prompt_needs_less_room(model: Any, side: TextSide) -> None:

@@ -348,7 +348,8 @@ def test_ids_are_unique_and_names_are_consistent(name: str) -> None:
         ("dolly", {"decoding": "greedy", "new_tokens": 9}, ["greedy", "9 new tokens", "at its end after 256 tokens"]),
         ("dolly", {"sampling_seeds": (10, 20)}, ["mean over the seeds 10, 20"]),
         ("dolly", {"prompt_tokens": 99}, ["cut at its end after 99 tokens"]),
-        ("dolly", {"prompt_tokens": None}, ["never cut"]),
+        ("dolly", {"prompt_tokens": None}, ["never cut", "BOS before it where a tokenizer puts one"]),
+        ("dolly", {"bos": False}, ["no BOS before it, nor in training"]),
         ("dolly", {"sets": ALL_SETS, "test_items": 7}, ["Dolly 7 items", "UnNI (unni", "of the references of Dolly"]),
         ("gsm8k", {"test_items": 7}, ["lm-eval", "gsm8k 3", "5-shot (seed 1234)", "7 items", "as lm-eval asks"]),
         ("gsm8k", {"template": "bare", "few_shot": 0}, ["0-shot", "the bare question"]),
@@ -379,6 +380,7 @@ def test_identities_hold_what_generation_and_training_depend_on() -> None:
         ("dolly", {"decoding": "greedy"}), ("dolly", {"prompt_tokens": 99}), ("dolly", {"prompt_tokens": None}),
         ("dolly", {"sets": ("dolly", "unni"), "unni_items": 7}), ("gsm8k", {"few_shot": 4}),
         ("gsm8k", {"few_shot_seed": 1}), ("gsm8k", {"template": "bare"}), ("countdown", {"seed": 1}),
+        ("dolly", {"bos": False}),
     ],
 )  # fmt: skip
 def test_an_option_of_a_protocol_is_part_of_the_identity_and_is_printed(name: str, settings: dict[str, Any]) -> None:
@@ -386,6 +388,14 @@ def test_an_option_of_a_protocol_is_part_of_the_identity_and_is_printed(name: st
     task, other = made(name), made(name, **settings)
     assert other.identity() != task.identity()
     assert other.protocol() != task.protocol()
+
+
+def test_prompts_of_dolly_can_do_without_bos_everywhere() -> None:
+    for bos in (True, False):
+        task = made("dolly", bos=bos, train_items=2, test_items=2)
+        rows = [*task.training_examples(), *task.reference_examples(), *task.requests()]
+        assert {row.bos for row in rows} == {bos}
+    assert made("dolly", bos=False).training_identity() != made("dolly").training_identity()
 
 
 def test_sampling_seeds_do_not_count_where_nothing_is_sampled() -> None:

@@ -82,11 +82,15 @@ def generate(
 
 
 def _prompts(side: TextSide, requests: Sequence[Request]) -> list[list[int]]:
-    """Token ids of whole prompts, BOS included."""
-    plain = side.plain_prompts([request.prompt for request in requests])
+    """Token ids of whole prompts, BOS included where the request does not refuse it."""
+    texts = [request.prompt for request in requests]
+    plain = [
+        ids if request.bos else ids[len(side.bos) :]
+        for ids, request in zip(side.plain_prompts(texts), requests, strict=True)
+    ]
     if side.template == "plain":
         return plain
-    templated = side.prompts([request.prompt for request in requests])
+    templated = side.prompts(texts)
     return [plain[i] if request.rendered else templated[i] for i, request in enumerate(requests)]
 
 

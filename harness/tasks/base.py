@@ -41,6 +41,7 @@ class Request:
         rendered: whether the prompt is text to continue as it stands, without a chat template.
         prompt_tokens: longer prompts are cut at their end after so many tokens; None leaves them whole.
         seed: of an answer sampled at T=1 from the whole distribution; None for the greedy one.
+        bos: whether a plain prompt begins with BOS, where the model's tokenizer puts one.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Request:
     rendered: bool = False
     prompt_tokens: int | None = None
     seed: int | None = None
+    bos: bool = True
 
     @property
     def key(self) -> str:

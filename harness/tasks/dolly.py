@@ -6,7 +6,7 @@ Trained on Dolly and evaluated on up to five test sets, each a column of its own
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
@@ -62,6 +62,9 @@ class DollySettings(TaskSettings):
     prompt_tokens: int | None = Field(
         256, ge=1, description="longer prompts are cut at their end, at evaluation; null leaves them whole"
     )
+    bos: bool = Field(
+        True, description="BOS before plain prompts, where a tokenizer puts one; false, in training too: as in DSKD"
+    )
     unni_items: int = Field(1000, ge=1, description="the first N of UnNI's many items (CDM: 1,000; DSKD: 10,000)")
 
     @field_validator("sets", "sampling_seeds")
@@ -94,19 +97,27 @@ class Dolly(Task):
         return tuple(Metric(SETS[name].metric) for name in self._sets_there())
 
     def training_examples(self) -> list[Example]:
-        return alpaca_examples(self.train_file, "dolly/train", self.settings.train_items)
+        examples = alpaca_examples(self.train_file, "dolly/train", self.settings.train_items)
+        return [replace(example, bos=self.settings.bos) for example in examples]
 
     def reference_examples(self) -> list[Example]:
         """Of the first test set alone, so that bits per byte stays the same number when sets are added after it."""
         return [
-            Example(item, _prompt(row), _references(row)[0], row["source"])
+            Example(item, _prompt(row), _references(row)[0], row["source"], self.settings.bos)
             for item, row in self._items(next(iter(self._sets_there()))).items()
         ]
 
     def requests(self) -> list[Request]:
         """All prompts of all sets, once for each sampling seed."""
         return [
-            Request(item, _prompt(row), ("<|endoftext|>",), prompt_tokens=self.settings.prompt_tokens, seed=seed)
+            Request(
+                item,
+                _prompt(row),
+                ("<|endoftext|>",),
+                prompt_tokens=self.settings.prompt_tokens,
+                seed=seed,
+                bos=self.settings.bos,
+            )
             for seed in self._seeds()
             for name in self._sets_there()
             for item, row in self._items(name).items()
@@ -137,6 +148,9 @@ class Dolly(Task):
         unused |= {"unni_items"} if "unni" not in self.settings.sets else set()
         return {name: value for name, value in super().identity().items() if name not in unused}
 
+    def training_identity(self) -> dict[str, Any]:
+        return super().training_identity() | {"bos": self.settings.bos}
+
     def test_digests(self) -> list[str]:
         return [sha256_file(path) for path in self._sets_there().values()]
 
@@ -146,7 +160,7 @@ class Dolly(Task):
         lines = [
             f"ROUGE-L F1 with stemmer, best over references, × 100, text cut at <|endoftext|>; "
             f"{', '.join(f'{label} {count} items' for label, count in sizes.items())}; Alpaca prompt, "
-            f"{self._prompt_limit()}; {self._decoding()}; at most {settings.new_tokens} new tokens."
+            f"{self._prompt_limit()}, {self._bos()}; {self._decoding()}; at most {settings.new_tokens} new tokens."
         ]
         if len(settings.sets) > 1:
             lines.append(f"Bits per byte: of the references of {next(iter(sizes))}.")
@@ -159,6 +173,9 @@ class Dolly(Task):
     def _prompt_limit(self) -> str:
         limit = self.settings.prompt_tokens
         return "never cut" if limit is None else f"cut at its end after {limit} tokens"
+
+    def _bos(self) -> str:
+        return "BOS before it where a tokenizer puts one" if self.settings.bos else "no BOS before it, nor in training"
 
     def _decoding(self) -> str:
         if self.settings.decoding == "greedy":
