@@ -112,7 +112,8 @@ class Batch(OnDevice):
     """A padded batch of the student, its teachers' parts, and how the loss walks over its rows.
 
     Attributes:
-        input_ids, attention_mask, position_ids: int64 [batch, length].
+        input_ids, attention_mask, position_ids: int64 [batch, length]. Where sequences are packed, [1, all tokens]:
+            positions start again with each of them, and there is no mask.
         row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
         targets: int64 [rows], the response token that each row predicts, or -100.
         chunks: (start, stop) of the student rows of each chunk.
@@ -122,7 +123,7 @@ class Batch(OnDevice):
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     position_ids: torch.Tensor
     row_index: torch.Tensor
     targets: torch.Tensor
@@ -242,6 +243,8 @@ class Collator:
         chunk_rows: the most student rows in a chunk, unless one group or response needs more.
         padding_side: "right" or "left"; losses don't depend on it.
         stored: rows of a teacher by role and example id, ``stored[role](example_id) -> [rows, hidden]``.
+        packing: whether the student's sequences stand one behind the other instead of padded; live teachers' are
+            padded in any case.
     """
 
     def __init__(
@@ -252,9 +255,10 @@ class Collator:
         chunk_rows: int = 256,
         padding_side: Literal["left", "right"] = "right",
         stored: Mapping[str, Any] | None = None,
+        packing: bool = False,
     ) -> None:
         self.terms, self.pad, self.chunk_rows, self.padding_side = list(terms), pad, chunk_rows, padding_side
-        self.stored = stored or {}
+        self.stored, self.packing = stored or {}, packing
         for method in (term.method for term in terms):
             if Need.ENTROPY in method.needs and method.normalize == "rows":
                 raise ValueError(f"{method.name} aligns at the step: the window's number of groups is not known before")
@@ -284,7 +288,7 @@ class Collator:
         student = [example.sides[STUDENT] for example in plain]
         window = self.windows[STUDENT]
         starts = _row_starts(student, window)
-        input_ids, mask, positions, offsets = self._pad(STUDENT, student)
+        input_ids, mask, positions, offsets = _pack(student) if self.packing else self._pad(STUDENT, student)
         groups = tuple(tuple(aligned.groups[k] for aligned in examples) for k in range(len(self.terms)))
         layout = self._layout(plain, starts)
         unaligned: Unaligned | None = None
@@ -362,6 +366,14 @@ class Collator:
 
     def _whole_responses(self) -> bool:
         return any(Need.WHOLE_RESPONSE in term.method.needs for term in self.terms)
+
+
+def _pack(sides: Sequence[SideTokens]) -> tuple[torch.Tensor, None, torch.Tensor, IntArray]:
+    """Ids and positions [1, all tokens] of sequences one behind the other, and where each starts."""
+    ids = np.concatenate([side.sequence for side in sides])
+    positions = np.concatenate([np.arange(side.length) for side in sides])
+    offsets = np.concatenate([[0], np.cumsum([side.length for side in sides])])[:-1].astype(np.int64)
+    return torch.from_numpy(ids)[None], None, torch.from_numpy(positions)[None], offsets
 
 
 # A teacher's rows of a response: from the row that predicts the first token to the row after the last one, so that

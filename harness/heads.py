@@ -58,13 +58,45 @@ class Head:
         return logits
 
 
-def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-    """[batch, length, hidden]: the last hidden state, final norm included, without any logits."""
+def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
+    """[batch, length, hidden]: the last hidden state, final norm included, without any logits.
+
+    Without a mask, transformers keeps sequences apart where positions start again: see :func:`check_packing`.
+    """
     output = model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel, tolerance: float = 1e-3) -> None:
+    """Compare the hidden rows of two sequences that stand one behind the other with those of each alone.
+
+    Raises:
+        HarnessError: they differ by more than ``tolerance`` of the largest: this model's attention or its positions
+            would let a sequence see the one before.
+    """
+    device = next(model.parameters()).device
+    training, _ = model.training, model.eval()
+    alone = [torch.arange(start, start + size, device=device).unsqueeze(0) for start, size in ((3, 24), (40, 17))]
+    positions = [torch.arange(ids.numel(), device=device).unsqueeze(0) for ids in alone]
+    try:
+        expected = torch.cat(
+            [hidden_states(model, ids, torch.ones_like(ids), at) for ids, at in zip(alone, positions, strict=True)], 1
+        )
+        packed = hidden_states(model, torch.cat(alone, 1), None, torch.cat(positions, 1))
+        error = float((packed - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    finally:
+        model.train(training)
+    if not error <= tolerance:
+        raise HarnessError(
+            "packing",
+            f"hidden rows of {type(model).__name__} that differ by {error:.1e} of the largest once packed",
+            f"at most {tolerance:.0e}",
+            "Its attention or its positions don't keep packed sequences apart: set packing to false.",
+        )
 
 
 @torch.no_grad()

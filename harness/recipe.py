@@ -97,6 +97,12 @@ class Training(_Strict):
     weight_decay: float = Field(0.01, ge=0)
     adam_betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)
+    bucket: Literal["none", "length"] = Field(
+        "none", description="length: steps of responses of like length, so that batches pad little; another order"
+    )
+    packing: bool = Field(
+        False, description="(speed) sequences one behind the other instead of padded, where the model can"
+    )
     precision: Precision = Field("auto", description="auto: bf16 where the GPU has it")
     lora: Lora | None = Field(None, description="train adapters only")
     gradient_checkpointing: bool = Field(False, description="(memory) recompute activations")
@@ -123,6 +129,7 @@ class Training(_Strict):
         speed = {
             "precision",
             "micro_batch_size",
+            "packing",
             "gradient_checkpointing",
             "chunk_rows",
             "checkpoint_every",

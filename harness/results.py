@@ -325,7 +325,8 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
                 name.replace("_", " ").capitalize(),
                 f"{t.steps if t.steps is not None else f'{t.epochs:g} epochs'}"
                 f"{' steps' if t.steps is not None else ''}, batch {t.batch_size}, learning rate {t.learning_rate:g} "
-                f"({t.schedule}){', LoRA rank ' + str(t.lora.rank) if t.lora else ''}",
+                f"({t.schedule}){', steps of like length' if t.bucket == 'length' else ''}"
+                f"{', LoRA rank ' + str(t.lora.rank) if t.lora else ''}",
             )
             for name, t in training
         ),

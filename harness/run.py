@@ -394,7 +394,7 @@ class Runner:
         pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
         pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
         objective = Objective(stage.title, ce_weight, terms)
-        collator = Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored)
+        collator = Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored, packing=training.packing)
         seed, rollouts = order_seed(stage), None
         if (sampling := RolloutSettings.of(terms)) is not None:
             rollouts = Rollouts(sampling, terms, self.sides, collator, self.recipe.limits.length, seed)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -26,9 +27,12 @@ from harness.batches import AlignedExample, Collator
 from harness.device import compute_dtype
 from harness.errors import HarnessError
 from harness.files import sha256_file, write_json
+from harness.heads import check_packing
+from harness.identity import seed_of
 from harness.loss import Distiller, LossParts
 from harness.recipe import Training
 from harness.rollouts import Rollouts
+from harness.tokens import STUDENT
 
 COMPLETE = "complete.json"
 STEPS = "steps.json"
@@ -40,10 +44,12 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
+        sampler: Sampler[int] | None = None,
         rollouts: Rollouts | None = None,
         on_step: Callable[[dict[str, float]], None] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._sampler = sampler
         super().__init__(*args, **kwargs)
         if rollouts is not None and self.is_fsdp_enabled:
             raise HarnessError("rollout_share", "above 0, with weights that FSDP shards", "0, or whole models (DDP)")
@@ -52,6 +58,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._window = _Window(len(self.model.objective.terms))
         self._on_step = on_step
         self.steps: list[dict[str, float]] = []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Our own order of the examples, or the Trainer's."""
+        return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -164,6 +174,43 @@ class _Window:
         }
 
 
+class LengthBuckets(Sampler[int]):
+    """Row numbers so that the rows of an optimiser step are of like length, and the steps in random order.
+
+    Rows are shuffled, every ``POOL`` steps of them sorted by length, and the steps shuffled again: every row comes once
+    an epoch. Where the rows don't fill the last step, what is in it is drawn from all.
+
+    Args:
+        lengths: of the rows, in tokens.
+        batch_size: rows of a step, over all ranks.
+        seed: of the order; another one is made of it for each epoch.
+    """
+
+    POOL = 50
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed_of("bucket", self.seed, self.epoch))
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        whole, size = len(order) - len(order) % self.batch_size, self.batch_size
+        steps: list[list[int]] = []
+        for start in range(0, whole, self.POOL * size):
+            pool = sorted(order[start : min(start + self.POOL * size, whole)], key=lambda row: self.lengths[row])
+            steps += [pool[first : first + size] for first in range(0, len(pool), size)]
+        for place in torch.randperm(len(steps), generator=generator).tolist():
+            yield from steps[place]
+        yield from order[whole:]
+
+
 class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]
     """Marks checkpoints that were written whole, with the digests of their files."""
 
@@ -224,6 +271,12 @@ def train(
     Returns:
         One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
     """
+    if collator.packing:
+        check_packing(distiller.student)
+    sampler: LengthBuckets | None = None
+    if training.bucket == "length":  # by the trained model's tokens: the same order for every method
+        lengths = [aligned.example.sides[STUDENT].length for aligned in examples]
+        sampler = LengthBuckets(lengths, training.batch_size, seed)
     marker = _CheckpointMarker()
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     trainer = DistillationTrainer(
@@ -232,6 +285,7 @@ def train(
         train_dataset=list(examples),
         data_collator=read_ahead,
         callbacks=[marker],
+        sampler=sampler,
         rollouts=rollouts,
         on_step=on_step,
     )

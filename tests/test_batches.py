@@ -348,6 +348,19 @@ def test_a_padded_batch_by_hand() -> None:
         assert batch.teachers[CROSS].targets.tolist() == [20, 21, 22, -100, 20, -100]
 
 
+def test_a_packed_batch_by_hand() -> None:
+    """The sequences of the test above, one behind the other; the teacher's stay padded."""
+    made = [_example([11, 12], 3, "a"), _example([13], 1, "b")]
+    batch = collate(Means(), made, packing=True)
+    assert batch.attention_mask is None
+    assert batch.input_ids.tolist() == [[11, 12, 20, 21, 22, 13, 20]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
+    assert batch.row_index.tolist() == [1, 2, 3, 5]
+    assert batch.targets.tolist() == [20, 21, 22, 20]
+    assert batch.teachers[CROSS].input_ids is not None
+    assert batch.teachers[CROSS].input_ids.shape == (2, 5)
+
+
 def _example(prompt: list[int], response: int, name: str, teacher: int | None = None) -> AlignedExample:
     """Synthetic tokens, response 20, 21, ...; grouped one to one as far as both go."""
     sizes = {STUDENT: response, CROSS: response if teacher is None else teacher}

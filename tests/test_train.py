@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from harness.ahead import ReadAhead
 from harness.batches import AlignedExample, Batch, Collator
 from harness.errors import HarnessError
+from harness.heads import check_packing
 from harness.recipe import Lora, Training
 from harness.teacher import add_lora, merge_lora
 from harness.tokens import STUDENT
-from harness.train import COMPLETE, latest_checkpoint, train
+from harness.train import COMPLETE, LengthBuckets, latest_checkpoint, train
+from methods.base import Method
+from methods.cdm import CDM
+from methods.fkd import FKD
+from methods.rkd import RKD
+from methods.sft import SFT
 from methods.uld import ULD
 from tests import method_contract as contract
 from tests import tiny
@@ -104,12 +112,11 @@ class _Spied(Collator):
         return super().collate(examples, sampled)
 
 
-def _trained(folder: Path, examples: Sequence[Any] | None = None, **settings: Any) -> tuple[list[Any], _Spied]:
+def _trained(folder: Path, **settings: Any) -> tuple[list[Any], _Spied]:
     made = contract.bench(ULD(), dtype=torch.float32)
     collator = _Spied(made.objective.terms, {STUDENT: 0, made.role: 0})
     training = Training(**({"steps": 4, "learning_rate": 1e-3, "batch_size": 2, "micro_batch_size": 1} | settings))
-    given = made.examples if examples is None else examples
-    steps = train(made.distiller(), given, collator, training, steps=training.steps or 0, seed=3, work=folder)
+    steps = train(made.distiller(), made.examples, collator, training, steps=training.steps or 0, seed=3, work=folder)
     return steps, collator
 
 
@@ -142,3 +149,115 @@ def test_what_a_thread_meets_stops_the_training(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no rows of x/"):
         train(made.distiller(), made.examples, collator, Training(steps=2), steps=2, seed=3, work=tmp_path)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+# --- Length buckets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 4), (7, 4), (8, 4), (1003, 8), (500, 1)])
+def test_a_bucketed_epoch_holds_every_row_once_in_an_order_of_its_own(rows: int, batch_size: int) -> None:
+    sampler = LengthBuckets([row % 97 for row in range(rows)], batch_size, seed=3)
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        assert len(sampler) == rows
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(rows))
+        assert list(sampler) == orders[-1]
+    again = LengthBuckets([row % 97 for row in range(rows)], batch_size, seed=4)
+    if rows > 8:
+        assert len({tuple(order) for order in [*orders, list(again)]}) == 3
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 32])
+def test_steps_of_like_length_pad_little_and_come_in_no_order_of_length(batch_size: int) -> None:
+    """Long-tailed lengths, as of Dolly's rows: a tenth of the padding at most, whatever the step's place."""
+    lengths = (np.random.default_rng(0).lognormal(4.8, 0.8, 4000) + 1).astype(int).tolist()
+
+    def padding(order: Sequence[int]) -> tuple[float, list[int]]:
+        steps = [[lengths[row] for row in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
+        padded = sum(max(step) * len(step) for step in steps)
+        return 1 - sum(map(sum, steps)) / padded, [max(step) for step in steps]
+
+    plain, _ = padding(np.random.default_rng(1).permutation(4000).tolist())
+    bucketed, longest = padding(list(LengthBuckets(lengths, batch_size, seed=0)))
+    assert plain > 0.25
+    assert bucketed < plain / 4
+    assert abs(np.corrcoef(np.arange(len(longest)), longest)[0, 1]) < 0.2
+
+
+def test_buckets_decide_the_order_of_training(tmp_path: Path) -> None:
+    """Two epochs of 4 rows in steps of 2: like lengths stand together; micro-batches and threads don't matter."""
+    _, bucketed = _trained(tmp_path / "a", bucket="length", micro_batch_size=2)
+    lengths = {a.example.id: a.example.sides[STUDENT].length for a in contract.bench(ULD()).examples}
+    pairs = {frozenset(step) for step in bucketed.seen}
+    ascending = sorted(lengths, key=lengths.__getitem__)
+    assert pairs == {frozenset(ascending[:2]), frozenset(ascending[2:])}
+    _, one_by_one = _trained(tmp_path / "b", bucket="length", micro_batch_size=1)
+    assert [row for step in one_by_one.seen for row in step] == [row for step in bucketed.seen for row in step]
+
+
+@pytest.mark.parametrize("method", [SFT, ULD], ids=lambda kind: kind.name)
+def test_a_bucketed_training_resumes_in_its_second_epoch(method: type[Method], tmp_path: Path) -> None:
+    settings = {"bucket": "length", "checkpoint_every": 1, "batch_size": 2}
+    straight = contract.run(method(), tmp_path / "a", **settings)
+    with contextlib.suppress(contract._StoppedError):
+        contract.run(method(), tmp_path / "b", stop_after=4, **settings)
+    assert latest_checkpoint(tmp_path / "b") == tmp_path / "b" / "checkpoint-3"
+    resumed = contract.run(method(), tmp_path / "b", **settings)
+    assert _losses(resumed) == _losses(straight)
+    assert [step["tokens"] for step in resumed] != [
+        step["tokens"] for step in contract.run(method(), tmp_path / "c", batch_size=2)
+    ]
+
+
+# --- Packing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [SFT(), ULD(), FKD(), RKD(fidelity="released"), CDM()], ids=lambda m: m.name)
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma2"])
+def test_packed_sequences_give_the_loss_and_the_gradient_of_padded_ones(architecture: str, method: Method) -> None:
+    """The masks see to it: Gemma-2's window is shorter than the sequences here, and its attention no sdpa."""
+    made = contract.bench(method, dtype=torch.float32)
+    made.student = tiny.model(architecture, len(made.sides[STUDENT].vocabulary))
+    if architecture == "gemma2":
+        made.student.config.sliding_window = 8
+        for layer in made.student.model.layers:
+            layer.self_attn.sliding_window = 8 if layer.self_attn.sliding_window else None
+    found = {}
+    for packing in (False, True):
+        made.student.zero_grad()
+        parts = made.loss(made.batch(packing=packing))
+        parts.loss.backward()
+        found[packing] = parts.loss.detach(), [p.grad.clone() for p in made.student.parameters()]
+    torch.testing.assert_close(found[True][0], found[False][0], rtol=1e-5, atol=0)
+    for packed, padded in zip(found[True][1], found[False][1], strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-5 * float(padded.abs().max()) + 1e-8)
+
+
+def test_a_packed_training_is_a_padded_one(tmp_path: Path) -> None:
+    padded, packed = (
+        contract.run(ULD(), tmp_path / name, packing=name == "packed", batch_size=4) for name in ("padded", "packed")
+    )
+    assert [step["tokens"] for step in packed] == [step["tokens"] for step in padded]
+    assert _losses(packed) == pytest.approx(_losses(padded), rel=1e-4)
+
+
+def test_a_model_that_can_not_keep_packed_sequences_apart_is_refused(tmp_path: Path) -> None:
+    """OPT's learnt positions follow the mask."""
+    for architecture in tiny.ARCHITECTURES:
+        model = tiny.model(architecture, 100)
+        if architecture == "opt":
+            with pytest.raises(HarnessError, match=r"OPTForCausalLM .* set packing to false"):
+                check_packing(model)
+        else:
+            check_packing(model)
+    made = contract.bench(ULD(), dtype=torch.float64)  # OPT
+    collator, training = made.collator(packing=True), Training(steps=1)
+    with pytest.raises(HarnessError, match="packing"):
+        train(made.distiller(), made.examples, collator, training, steps=1, seed=0, work=tmp_path)
+
+
+def test_buckets_change_results_and_packing_does_not() -> None:
+    assert Training(steps=3, bucket="length").identity() != Training(steps=3).identity()
+    assert Training(steps=3, packing=True).identity() == Training(steps=3).identity()
