@@ -93,8 +93,8 @@ class Rollouts:
         if settings.top_p < 1:
             processors.append(TopPLogitsWarper(settings.top_p))
         # From one generator an example, so that the other rows of a batch don't matter.
-        names = [aligned.example.id for aligned in examples]
-        processors.append(GumbelNoise(names, seed_of("rollout", self.seed, step)))
+        seed = seed_of("rollout", self.seed, step)
+        processors.append(GumbelNoise([(aligned.example.id, seed) for aligned in examples]))
         prompts = [aligned.example.sides[STUDENT].prompt.tolist() for aligned in examples]
         room = max(1, self.max_length - min(map(len, prompts)))  # what is over an example's own limit is cut later
         training = student.training

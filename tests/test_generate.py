@@ -13,9 +13,11 @@ from typing import Any, Literal
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer
 
 from harness.errors import HarnessError
-from harness.evaluate.generate import Answer, check_room, cut_at_stop, generate
+from harness.evaluate.generate import SEGMENT, Answer, check_room, cut_at_stop, generate
+from harness.identity import seed_of
 from harness.tasks import Request
 from harness.tokens import TextSide
 from tests import tiny
@@ -148,6 +150,115 @@ def test_samples_follow_the_models_distribution(side: TextSide) -> None:
     assert set(found) <= set(expected)
     chi_square = sum((found[pair] - mean) ** 2 / mean for pair, mean in expected.items())
     assert chi_square < 51.2  # 24 degrees of freedom: a right sampler is above in 1 of 1,000 seeds
+
+
+# --- What is saved ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[*tiny.ARCHITECTURES, "gemma2, window 12"])
+def any_model(request: pytest.FixtureRequest, side: TextSide) -> Any:
+    """The last one: layers that look back 12 tokens, fewer than any prompt here has, take turns with others."""
+    architecture, _, window = request.param.partition(", window ")
+    made = tiny.model(architecture, len(side.vocabulary))
+    if window:
+        made.config.sliding_window = int(window)
+        for layer in made.model.layers:
+            if layer.self_attn.sliding_window is not None:
+                layer.self_attn.sliding_window = int(window)
+    return made
+
+
+class Watched:
+    """What a model is asked: sizes of the batches, tokens of each."""
+
+    def __init__(self, model: Any) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        own = model.forward
+
+        @functools.wraps(own)
+        def forward(*args: Any, **inputs: Any) -> Any:
+            self.shapes.append(tuple(inputs["input_ids"].shape))
+            return own(*args, **inputs)
+
+        model.forward = forward
+
+
+def alone(model: Any, side: TextSide, request: Request, new_tokens: int) -> list[int]:
+    """Ids of an answer by transformers' forward alone: all of the text again for each token, no cache, no padding."""
+    ids = side.plain_prompts([request.prompt])[0]
+    seed = None if request.seed is None else seed_of("sampling", request.id, request.seed)
+    generator = torch.Generator().manual_seed(seed or 0)
+    made: list[int] = []
+    while len(made) < new_tokens:
+        logits = model(torch.tensor([ids + made])).logits[0, -1]
+        if seed is not None:
+            uniform = torch.rand(logits.shape[-1], generator=generator, dtype=torch.float64)
+            logits = logits - (-uniform.log()).log()
+        made.append(int(logits.argmax()))
+        text = side.tokenizer.decode(made, skip_special_tokens=True)
+        if made[-1] in side.eos_ids or any(stop in text for stop in request.stop):
+            break
+    return made
+
+
+@torch.no_grad()
+def test_an_answer_is_what_it_would_be_alone(any_model: Any, side: TextSide) -> None:
+    """Rows that end at different times, at several lengths of prompts; some prompts are there several times."""
+    prompts = [" ".join(text for text, _ in tiny.SAMPLES[: 1 + i % 3]) for i in range(5)]
+    stops = [(), ("e",), ("t", "o"), ("n",), ("a",)]
+    requests = [
+        Request(f"x/{i}", prompt, stops[i], seed=seed) for seed in (None, 1, 2) for i, prompt in enumerate(prompts)
+    ]
+    expected = [alone(any_model, side, request, 24) for request in requests]
+    found = generate(any_model, side, requests, new_tokens=24, batch_size=5)
+    for request, answer, ids in zip(requests, found, expected, strict=True):
+        text, stopped = cut_at_stop(side.tokenizer.decode(ids, skip_special_tokens=True), request.stop)
+        reason = "stop string" if stopped else "eos" if ids[-1] in side.eos_ids else "length"
+        assert (answer.output, answer.tokens, answer.stop) == (text, len(ids), reason)
+    assert {"stop string", "length"} <= {answer.stop for answer in found}
+
+
+def test_answers_that_have_ended_leave_the_batch(side: TextSide) -> None:
+    """With the segment in which they end: the last one goes on alone."""
+    model = speller(side, "abc")
+    requests = [Request(f"x/{i}", "Hello, you" * (1 + i)) for i in range(4)]
+    watched = Watched(model)
+    assert [answer.output for answer in generate(model, side, requests, new_tokens=60, batch_size=4)] == ["abc"] * 4
+    assert len(watched.shapes) == 4  # all ended at once
+    endless = torch.zeros(len(side.vocabulary), len(side.vocabulary))
+    endless[:, side.tokenizer.convert_tokens_to_ids("a")] = 1.0
+    model = bigram(side, endless)
+    watched = Watched(model)
+    requests = [Request(f"x/{i}", "Hello", ("aaa",) if i else ()) for i in range(4)]
+    found = generate(model, side, requests, new_tokens=60, batch_size=4)
+    assert [(answer.tokens, answer.stop) for answer in found] == [(60, "length")] + [(3, "stop string")] * 3
+    assert [rows for rows, _ in watched.shapes[-60:]] == [4] * SEGMENT + [1] * (60 - SEGMENT)
+
+
+def test_a_prompt_with_many_answers_is_read_once(any_model: Any, side: TextSide) -> None:
+    requests = [Request(f"x/{i}#{n}", prompt, seed=7) for i, (prompt, _) in enumerate(tiny.SAMPLES) for n in range(5)]
+    watched = Watched(any_model)
+    found = generate(any_model, side, requests, new_tokens=3, batch_size=20)
+    longest = max(map(len, side.plain_prompts([request.prompt for request in requests])))
+    assert watched.shapes == [(4, longest - 1), (20, 1), (20, 1), (20, 1)]
+    assert len({answer.output for answer in found}) > 4
+
+
+def test_a_cache_that_can_not_lose_rows_is_left_alone(
+    model: Any, side: TextSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of linear attention: one call of transformers, as if nothing could be saved."""
+    requests = [Request(f"x/{i}", prompt, ("e",) if i % 2 else ()) for i, (prompt, _) in enumerate(tiny.SAMPLES * 2)]
+    expected = generate(model, side, requests, new_tokens=40, batch_size=8)
+
+    class Layer(DynamicLayer):
+        def batch_select_indices(self, indices: torch.Tensor) -> None:
+            raise AssertionError("rows were taken out")
+
+    monkeypatch.setitem(DYNAMIC_LAYER_TYPE_MAPPING, "full_attention", Layer)
+    watched = Watched(model)
+    assert generate(model, side, requests, new_tokens=40, batch_size=8) == expected
+    assert {rows for rows, _ in watched.shapes} == {8}
 
 
 # --- How answers end --------------------------------------------------------------------------------------------------
