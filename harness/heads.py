@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,16 @@ class Head:
         if getattr(config, "logits_scaling", None):  # Granite divides
             scale = scale / config.logits_scaling
         return cls(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+    def to(self, dtype: torch.dtype) -> Head:
+        """The same head computing in ``dtype``; made once for many chunks."""
+        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
+    def at_linear(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """The gradient at ``rows @ weight.T + bias``, from the one at the logits, which it may overwrite."""
+        if self.soft_cap is not None:  # the derivative of tanh is 1 - tanh²
+            gradient = gradient.mul_(1 - (logits / self.soft_cap).square_())
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
 
     def logits(self, rows: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """[n, vocabulary] from rows [n, hidden]; ``weight`` and ``bias`` may stand in for the head's own."""

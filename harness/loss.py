@@ -6,7 +6,7 @@ gradients of the rows and of the head, and dropped before the next chunk begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from harness.batches import Batch, EntropyArray, TeacherBatch, Term
 from harness.heads import Head, hidden_states
-from methods.base import AlignedChunk, Need, Side
+from methods.base import AlignedChunk, LossSums, Need, Side
+from methods.closed_form import compiling, cross_entropy
 
 NORMALIZERS = {"tokens": 0, "samples": 1}  # places in Batch.counts; the groups of term k stand at 2 + k
 
@@ -73,6 +74,7 @@ class Distiller(nn.Module):
         objective: what to minimise.
         teachers: live teachers by role; a role whose rows are stored needs none, only its head.
         teacher_heads: heads of all teachers by role.
+        compiled: whether losses in closed form run through ``torch.compile``.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class Distiller(nn.Module):
         objective: Objective,
         teachers: dict[str, nn.Module] | None = None,
         teacher_heads: dict[str, Head] | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.compiled = student, compiled
         self.own = nn.ModuleList(m for term in objective.terms if (m := term.method.trainable()) is not None)
         self.objective = objective
         # Plain dictionaries in a tuple: teachers must be no submodules, or they would be wrapped, saved and trained.
@@ -105,8 +108,8 @@ class Distiller(nn.Module):
         teacher_rows = {role: self._teacher_rows(role, part) for role, part in batch.teachers.items()}
         if batch.unaligned is not None:
             batch = self._align(batch, rows, teacher_rows)
-        walk = ChunkWalk(self.objective, Head.of(self.student), self._teachers[1], teacher_rows, batch, divisors)
-        head = walk.student_head
+        head = Head.of(self.student)
+        walk = ChunkWalk(self.objective, head, self._teachers[1], teacher_rows, batch, divisors, compiled=self.compiled)
         own = [parameter for parameter in self.own.parameters() if parameter.requires_grad]
         parameters = [head.weight, *([] if head.bias is None else [head.bias]), *own]
         sink: list[LossParts] = []
@@ -191,7 +194,16 @@ class _Chunked(torch.autograd.Function):
 
 
 class ChunkWalk:
-    """One pass over the chunks of a batch."""
+    """One pass over the chunks of a batch. Nothing in it waits for the device.
+
+    Args:
+        objective: what is minimised.
+        student_head: the head whose logits it is minimised over.
+        teacher_heads, teacher_rows: by role.
+        batch: where chunks and groups are.
+        divisors: of CE and of each term.
+        compiled: whether losses in closed form run through ``torch.compile``.
+    """
 
     def __init__(
         self,
@@ -201,100 +213,93 @@ class ChunkWalk:
         teacher_rows: dict[str, Tensor],
         batch: Batch,
         divisors: Sequence[float],
+        compiled: bool = False,
     ) -> None:
         self.objective, self.student_head, self.teacher_heads = objective, student_head, teacher_heads
-        self.teacher_rows, self.batch, self.divisors = teacher_rows, batch, divisors
+        self.teacher_rows, self.batch, self.divisors, self.compiled = teacher_rows, batch, divisors, compiled
 
     def run(
         self, rows: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[LossParts, list[Tensor | None]]:
-        """Sums of the loss, and the gradients of rows and parameters where wanted."""
-        leaves = [p if p.requires_grad else p.requires_grad_(w) for p, w in zip(parameters, wanted[1:], strict=True)]
+        """Sums of the loss, and the gradients of rows and parameters where wanted.
+
+        Args:
+            rows: [rows, hidden], of the student.
+            parameters: the head's weight, its bias where it has one, and the methods' own.
+            wanted: for rows and each parameter, whether its gradient is.
+        """
+        of_head = 1 if self.student_head.bias is None else 2
+        own = list(parameters[of_head:])
+        given = replace(self.student_head, weight=parameters[0], bias=parameters[1] if of_head == 2 else None)
+        # Products run in one precision; casts of whole heads are made here once, not in every chunk.
+        head = given.to(_precision(rows))
+        roles = {term.teacher for term in self.objective.terms} & self.teacher_rows.keys()
+        teachers = {role: self.teacher_heads[role].to(_precision(self.teacher_rows[role])) for role in roles}
         # Parameter gradients are added up over chunks: in float32, so that bf16 does not lose the small ones.
         gradients: list[Tensor | None] = [torch.zeros_like(rows) if wanted[0] else None]
-        gradients += [_accumulator(leaf) if want else None for leaf, want in zip(leaves, wanted[1:], strict=True)]
-        total = _Sums(rows.device, len(self.objective.terms))
-        total.ce_tokens = self.batch.targets.ne(-100).sum()
-        for term in self.batch.terms:
-            sums = torch.tensor(list(term.notes.values()), dtype=torch.float64, device=rows.device)
-            total.note({name: pair.unbind() for name, pair in zip(term.notes, sums, strict=True)})
-        for number in range(len(self.batch.chunks)):
-            start, stop = self.batch.chunks[number]
-            piece = rows[start:stop].detach().requires_grad_(wanted[0])
-            made = self._chunk(number, piece, leaves, total, need_gradient=any(wanted))
-            if made is None:
-                continue
-            inputs = [leaf for leaf, want in zip([piece, *leaves], wanted, strict=True) if want]
-            grads = iter(made(inputs))
-            if wanted[0]:
-                assert gradients[0] is not None
-                gradients[0][start:stop] = next(grads)
-            for place, want in enumerate(wanted[1:], start=1):
-                accumulated = gradients[place]
-                if want and accumulated is not None:
-                    accumulated += next(grads)
-        cast = [None if g is None else g.to(like.dtype) for g, like in zip(gradients, [rows, *leaves], strict=True)]
+        gradients += [_accumulator(p) if want else None for p, want in zip(parameters, wanted[1:], strict=True)]
+        total = _Sums(rows.device, self.batch)
+        with compiling(self.compiled):
+            for number, (start, stop) in enumerate(self.batch.chunks):
+                piece = rows[start:stop].to(head.weight.dtype)
+                with torch.no_grad():
+                    logits = _full(head.logits(piece))
+                upstream = self._chunk(number, logits, teachers, own, gradients[1 + of_head :], total)
+                if any(wanted[: 1 + of_head]):
+                    with torch.no_grad():
+                        _through_head(head, piece, logits, upstream, gradients[: 1 + of_head], start)
+        cast = [None if g is None else g.to(like.dtype) for g, like in zip(gradients, [rows, *parameters], strict=True)]
         return total.parts(self.objective, self.divisors), cast
 
     def _chunk(
-        self, number: int, rows: Tensor, leaves: Sequence[Tensor], total: _Sums, need_gradient: bool
-    ) -> Callable[[list[Tensor]], Sequence[Tensor]] | None:
-        """Add one chunk to the sums; give a function from inputs to their gradients, or None without gradients."""
-        start, stop = self.batch.chunks[number]
-        targets = self.batch.targets[start:stop]
-        has_bias = self.student_head.bias is not None
-        with torch.set_grad_enabled(need_gradient):
-            logits = self.student_head.logits(rows, leaves[0], leaves[1] if has_bias else None)
-            # Every term differentiates to a detached copy of the logits; the head is walked back once for their sum.
-            surface = logits.detach().float() if logits.dtype in _LOW else logits.detach()
-            surface.requires_grad_(need_gradient)
-            ce = nn.functional.cross_entropy(surface, targets, ignore_index=-100, reduction="sum")
-            kd = [self._term(k, number, surface, targets, total) for k in range(len(self.objective.terms))]
-        total.add(ce, kd)
-        if not need_gradient:
-            return None
-        own = list(leaves[1 + has_bias :])
-        upstream, own_gradients = self._logit_gradients(surface, ce, kd, own, total)
+        self,
+        number: int,
+        logits: Tensor,
+        teachers: dict[str, Head],
+        own: list[Tensor],
+        of_own: list[Tensor | None],
+        total: _Sums,
+    ) -> Tensor:
+        """Add one chunk to the sums and to the gradients of the methods' own parameters.
 
-        def gradients(inputs: list[Tensor]) -> Sequence[Tensor]:
-            through_head = [tensor for tensor in inputs if not any(tensor is leaf for leaf in own)]
-            found = list(torch.autograd.grad(logits, through_head, upstream.to(logits.dtype)))
-            return found + own_gradients
-
-        return gradients
-
-    def _logit_gradients(
-        self, surface: Tensor, ce: Tensor, kd: Sequence[Tensor], own: list[Tensor], total: _Sums
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Gradient of the weighted, normalised chunk loss at the logits, and at the methods' own parameters."""
-        (of_ce,) = torch.autograd.grad(ce, surface)
-        total.ce_gradient += _squared_norm(of_ce) / self.divisors[0] ** 2
-        upstream = of_ce.mul_(self.objective.ce_weight / self.divisors[0])
-        of_own = [torch.zeros_like(parameter) for parameter in own]
-        for k, (term, value) in enumerate(zip(self.objective.terms, kd, strict=True)):
-            if not value.requires_grad:
+        Returns:
+            [rows, vocabulary], the gradient of the weighted, normalised loss at the logits.
+        """
+        targets = self.batch.targets[slice(*self.batch.chunks[number])]
+        found: list[tuple[Tensor, float]] = []
+        for k, term in enumerate(self.objective.terms):
+            sums = self._term(k, number, logits, targets, teachers)
+            if sums is None:
                 continue
-            of_kd, *rest = torch.autograd.grad(value, [surface, *own], allow_unused=True)
-            divisor = self.divisors[1 + k]
-            if of_kd is not None:
-                total.kd_gradient[k] += _squared_norm(of_kd) / divisor**2
-                upstream.add_(of_kd, alpha=term.weight / divisor)
-            for place, gradient in enumerate(rest):
-                if gradient is not None:
-                    of_own[place].add_(gradient, alpha=term.weight / divisor)
-        return upstream, of_own
+            total.kd[k].append(sums.kd.detach())
+            total.note(sums.diagnostics)
+            share = term.weight / self.divisors[1 + k]
+            gradient = sums.gradient
+            if gradient is None and sums.kd.requires_grad:
+                gradient, *rest = torch.autograd.grad(sums.kd, [logits, *own], allow_unused=True)
+                for place, of_parameter in zip(of_own, rest, strict=True):
+                    if place is not None and of_parameter is not None:
+                        place.add_(of_parameter, alpha=share)
+            if gradient is not None:
+                total.kd_gradient[k].append(torch.linalg.vector_norm(gradient).square() / self.divisors[1 + k] ** 2)
+                found.append((gradient, share))
+        scale = logits.new_full((), self.objective.ce_weight / self.divisors[0])
+        ce, norm, upstream = cross_entropy(logits.detach(), targets, scale)
+        total.ce.append(ce)
+        total.ce_gradient.append(norm / self.divisors[0] ** 2)
+        for gradient, share in found:
+            upstream.add_(gradient, alpha=share)
+        return upstream
 
-    def _term(self, k: int, number: int, logits: Tensor, targets: Tensor, total: _Sums) -> Tensor:
-        """The KD sum of one term over one chunk."""
+    def _term(self, k: int, number: int, logits: Tensor, targets: Tensor, teachers: dict[str, Head]) -> LossSums | None:
+        """The KD sum of one term over one chunk; None where the chunk has no group."""
         term, groups = self.objective.terms[k], self.batch.terms[k]
         student_members, teacher_members, span, rows = groups.slices[number]
         if span[0] == span[1]:
-            return logits.new_zeros(())
+            return None
         with torch.no_grad():
-            head = self.teacher_heads[term.teacher]
-            teacher_logits = head.logits(self.teacher_rows[term.teacher][slice(*rows)])
-            if teacher_logits.dtype in _LOW:
-                teacher_logits = teacher_logits.float()
+            head = teachers[term.teacher]
+            teacher_logits = _full(head.logits(self.teacher_rows[term.teacher][slice(*rows)].to(head.weight.dtype)))
         in_order = groups.in_order[number]
         student = Side(
             logits,
@@ -313,38 +318,75 @@ class ChunkWalk:
             in_order[1],
             None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
-        sums = term.method.loss(AlignedChunk(student, teacher, span[1] - span[0]))
-        total.note(sums.diagnostics)
-        return sums.kd
+        with torch.enable_grad():  # losses without a gradient of their own differentiate to the logits, no further
+            logits.requires_grad_()
+            return term.method.loss(AlignedChunk(student, teacher, span[1] - span[0]))
+
+
+def _through_head(
+    head: Head, rows: Tensor, logits: Tensor, upstream: Tensor, gradients: Sequence[Tensor | None], start: int
+) -> None:
+    """Add a chunk's share to the gradients of rows, weight and bias; the gradient at the logits is overwritten."""
+    at_linear = head.at_linear(upstream, logits.detach())
+    low = at_linear.to(rows.dtype)
+    of_rows, of_weight, *of_bias = gradients
+    if of_rows is not None:
+        of_rows[start : start + len(rows)] = low @ head.weight
+    if of_weight is not None:
+        if of_weight.dtype == low.dtype:
+            of_weight.addmm_(low.T, rows)  # adds inside of the product: no second [vocabulary, hidden] matrix
+        else:
+            of_weight.add_(low.T @ rows)
+    for gradient in of_bias:
+        if gradient is not None:
+            gradient.add_(at_linear.sum(0))
 
 
 class _Sums:
-    """Running sums over chunks; all without gradient."""
+    """What the chunks of a batch add up to, without gradient. Kept in lists, and added up once at the end."""
 
-    def __init__(self, device: torch.device, terms: int) -> None:
-        self.ce = torch.zeros((), dtype=torch.float64, device=device)
-        self.ce_tokens = torch.zeros((), dtype=torch.int64, device=device)
-        self.kd = torch.zeros(terms, dtype=torch.float64, device=device)
-        self.ce_gradient = torch.zeros((), dtype=torch.float64, device=device)
-        self.kd_gradient = torch.zeros(terms, dtype=torch.float64, device=device)
-        self.diagnostics: dict[str, Tensor] = {}
+    def __init__(self, device: torch.device, batch: Batch) -> None:
+        self.device, self.batch = device, batch
+        self.ce: list[Tensor] = []
+        self.ce_gradient: list[Tensor] = []
+        self.kd: list[list[Tensor]] = [[] for _ in batch.terms]
+        self.kd_gradient: list[list[Tensor]] = [[] for _ in batch.terms]
+        self.diagnostics: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        for term in batch.terms:
+            self.note({name: (self._number(part), self._number(whole)) for name, (part, whole) in term.notes.items()})
 
-    def add(self, ce: Tensor, kd: Sequence[Tensor]) -> None:
-        self.ce += ce.detach()
-        for k, value in enumerate(kd):
-            self.kd[k] += value.detach()
-
-    def note(self, diagnostics: Any) -> None:
-        for name, value in diagnostics.items():
-            part, whole = value
-            pair = torch.stack([part, torch.full_like(part, torch.nan) if whole is None else whole]).detach().double()
-            self.diagnostics[name] = self.diagnostics.get(name, 0) + pair
+    def note(self, diagnostics: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
+        for name, (part, whole) in diagnostics.items():
+            self.diagnostics.setdefault(name, []).append((part.detach(), None if whole is None else whole.detach()))
 
     def parts(self, objective: Objective, divisors: Sequence[float]) -> LossParts:
-        weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64, device=self.kd.device)
-        scale = torch.tensor(divisors, dtype=torch.float64, device=self.kd.device)
-        loss = objective.ce_weight * self.ce / scale[0] + (weights * self.kd / scale[1:]).sum()
-        return LossParts(loss, self.ce, self.ce_tokens, self.kd, self.ce_gradient, self.kd_gradient, self.diagnostics)
+        ce = self._sum(self.ce)
+        kd = [self._sum(values) for values in self.kd]
+        loss = objective.ce_weight / divisors[0] * ce
+        for term, value, divisor in zip(objective.terms, kd, divisors[1:], strict=True):
+            loss = loss + term.weight / divisor * value
+        return LossParts(
+            loss,
+            ce,
+            self.batch.targets.ne(-100).sum(),
+            torch.stack(kd) if kd else ce.new_zeros(0),
+            self._sum(self.ce_gradient),
+            torch.stack([self._sum(values) for values in self.kd_gradient]) if kd else ce.new_zeros(0),
+            {name: self._pair(pairs) for name, pairs in self.diagnostics.items()},
+        )
+
+    def _pair(self, pairs: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """[2]: the sum of the parts and that of the wholes, NaN where there are none."""
+        wholes = [whole for _, whole in pairs if whole is not None]
+        whole = self._sum(wholes) if wholes else self._number(torch.nan)
+        return torch.stack([self._sum([part for part, _ in pairs]), whole])
+
+    def _sum(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([*values]).double().sum() if values else self._number(0.0)
+
+    def _number(self, value: float) -> Tensor:
+        """A scalar that is filled in on the device: a copy from the host would wait for all that runs there."""
+        return torch.full((), value, dtype=torch.float64, device=self.device)
 
 
 def entropies(head: Head, rows: Tensor, chunk_rows: int) -> EntropyArray:
@@ -361,10 +403,16 @@ def entropies(head: Head, rows: Tensor, chunk_rows: int) -> EntropyArray:
 _LOW = (torch.bfloat16, torch.float16)
 
 
-def _squared_norm(gradient: Tensor) -> Tensor:
-    """Sum of squares, without a copy of the gradient."""
-    norm: Tensor = torch.linalg.vector_norm(gradient)
-    return norm.square()
+def _full(logits: Tensor) -> Tensor:
+    """Losses are computed in float32 at least."""
+    return logits.float() if logits.dtype in _LOW else logits
+
+
+def _precision(rows: Tensor) -> torch.dtype:
+    """In which dtype the products of rows and head run: autocast's where it is on, as ``nn.functional.linear`` does."""
+    kind = rows.device.type
+    autocast = torch.is_autocast_enabled(kind) and rows.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if autocast else rows.dtype
 
 
 def _accumulator(parameter: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from methods.alignment import AlignedResponse, Groups
+from methods.closed_form import with_gradient
 from methods.vocabulary import TokenizerPair
 
 ENTRY_POINT_GROUP = "ctkd_harness.methods"
@@ -111,10 +112,34 @@ class LossSums:
         kd: scalar, the SUM of the distillation loss over the chunk (the engine divides by the window's count).
         diagnostics: by name, without gradient, a sum over the chunk and what it is a share of: another sum, or None
             for the response tokens.
+        gradient: of ``kd`` at the chunk's student logits, [rows, vocabulary], where the method has it in closed form;
+            then ``kd`` needs no graph. See :meth:`LossSums.closed`.
     """
 
     kd: Tensor
     diagnostics: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    gradient: Tensor | None = None
+
+    @classmethod
+    def closed(
+        cls,
+        logits: Tensor,
+        kd: Tensor,
+        gradient: Tensor,
+        diagnostics: Mapping[str, tuple[Tensor, Tensor | None]] | None = None,
+    ) -> LossSums:
+        """A loss whose gradient at ``logits`` is known; autograd finds it too."""
+        return cls(with_gradient(logits, kd, gradient), diagnostics or {}, gradient)
+
+
+class Members(NamedTuple):
+    """What :class:`Side` holds of groups, as a loss in closed form takes it."""
+
+    logits: Tensor
+    row: Tensor
+    group: Tensor
+    tokens: Tensor
+    in_order: bool
 
 
 class Side:
@@ -168,6 +193,18 @@ class Side:
         """[members, vocabulary]: the logits of the groups' members, in the order of the groups."""
         return self.logits if self.in_order else self.logits.index_select(0, self.index)
 
+    def members(self) -> Members:
+        """The rows and their groups as tensors, without gradient."""
+        return Members(self.logits.detach(), self.index, self.group, self.tokens, self.in_order)
+
+    def spread(self, gradient: Tensor) -> Tensor:
+        """[rows, vocabulary]: the gradient at the logits of one at :meth:`paired_logits`, or at their first columns."""
+        columns = self.logits.shape[-1]
+        if not self.in_order:
+            gradient = gradient.new_zeros(len(self.logits), gradient.shape[-1]).index_add_(0, self.index, gradient)
+        missing = columns - gradient.shape[-1]
+        return nn.functional.pad(gradient, (0, missing)) if missing else gradient
+
     def mean_logits(self, groups: int) -> Tensor:
         """[groups, vocabulary]: the mean of the logits of each group's members, weighted where there are weights."""
         logits = self.paired_logits()
@@ -202,12 +239,25 @@ class AlignedChunk:
         Sizes of one model family pad their logits differently (Qwen2: 151,936 and 152,064 for 151,646 tokens); the
         columns that both have are kept and renormalised.
         """
+        student, teacher = self._over_shared_columns()
+        return student.paired_log_probs(temperature), teacher.paired_log_probs(temperature)
+
+    def paired_logits_over_shared_columns(self) -> tuple[Tensor, Tensor]:
+        """The logits of :meth:`paired_over_shared_columns`, without gradient, for a loss in closed form."""
+        student, teacher = self._over_shared_columns()
+        return student.paired_logits().detach(), teacher.paired_logits()
+
+    def members(self) -> tuple[Members, Members]:
+        """Both sides as tensors, without gradient, for a loss in closed form."""
+        return self.student.members(), self.teacher.members()
+
+    def _over_shared_columns(self) -> tuple[Side, Side]:
         columns = min(self.student.logits.shape[-1], self.teacher.logits.shape[-1])
         student, teacher = (
             side if side.logits.shape[-1] == columns else side.first_columns(columns)
             for side in (self.student, self.teacher)
         )
-        return student.paired_log_probs(temperature), teacher.paired_log_probs(temperature)
+        return student, teacher
 
 
 class Method(ABC):
@@ -351,6 +401,7 @@ def _method_modules() -> Iterator[str]:
     import methods
 
     infrastructure = {"base", "alignment", "vocabulary", "maps", "divergences", "dual", "merging", "warping"}
+    infrastructure |= {"closed_form"}
     for module in pkgutil.iter_modules(methods.__path__):
         if module.name not in infrastructure:
             yield f"methods.{module.name}"

@@ -8,9 +8,11 @@ number of sequences.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from methods.alignment import AlignedResponse, Groups, pair_identical
 from methods.base import AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
-from methods.divergences import forward_kl
+from methods.closed_form import kl
 
 
 @register
@@ -32,6 +34,8 @@ class FKD(Method):
         return pair_identical(response, prompt=self.rows is Rows.ALL)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        tau = self.options.temperature
-        student, teacher = chunk.paired_over_shared_columns(tau)
-        return LossSums(kd=tau**2 * forward_kl(student, teacher).sum())
+        return self._kl(chunk, "forward")
+
+    def _kl(self, chunk: AlignedChunk, direction: Literal["forward", "reverse"]) -> LossSums:
+        value, gradient = kl(*chunk.paired_logits_over_shared_columns(), self.options.temperature, direction)
+        return LossSums.closed(chunk.student.logits, value, chunk.student.spread(gradient))

@@ -11,6 +11,8 @@ Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e
 where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of
 many models, are unmatched and count in V_teacher. A temperature brings no factor τ².
 
+``sort: top_k`` shortens the unmatched part, and says by how much it can be wrong (methods/divergences.py).
+
 ``released``: what TRL 1.16 computes where its options are left alone: ``observed`` merging, vocabularies matched by
 string, the last token of either side left out, whatever it is (EOS, unless the response was cut), means over the
 groups of a response and then over responses. ``merge`` and ``match`` still count where a recipe sets them. TRL compares
@@ -20,8 +22,7 @@ a tail that ends on different bytes too; here both sides end on one byte, so tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +32,7 @@ from methods.alignment import AlignedResponse, Groups, group_bytes
 from methods.base import (
     AlignedChunk,
     LossSums,
+    Members,
     Method,
     Need,
     NonNegative,
@@ -41,16 +43,16 @@ from methods.base import (
     TeacherKind,
     register,
 )
-from methods.divergences import generalized_jsd, sorted_l1
+from methods.closed_form import fused
+from methods.divergences import SortOptions, generalized_jsd_parts, sort_error, sorted_l1_parts
 from methods.maps import UNMAPPED, exact_map
-from methods.merging import LOG_FLOOR, Merge, merge
+from methods.merging import LOG_FLOOR, Merge, merge_with_pullback
 from methods.vocabulary import TokenizerPair
 
 _RELEASED: dict[str, Any] = {"merge": "observed", "match": "string"}
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """Which columns of the logits are compared with which, for logits of given widths. All int64.
 
     Attributes:
@@ -84,7 +86,7 @@ class GOLD(Method):
     summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
     fidelities_differ = True
 
-    class Options(OnPolicyOptions):
+    class Options(SortOptions, OnPolicyOptions):
         merge: Merge = Field(
             "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
         )
@@ -138,39 +140,30 @@ class GOLD(Method):
         return group_bytes(response.student_ends[kept], response.teacher_ends[kept])
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        options = self.options
-        student, teacher = (
-            merge(side, chunk.groups, options.merge, options.temperature) for side in (chunk.student, chunk.teacher)
+        options, (student, teacher) = self.options, chunk.members()
+        columns = self._columns_of(student.logits, teacher.logits)
+        top_k = options.compared_ranks
+        made = _hybrid(
+            student,
+            teacher,
+            chunk.groups,
+            columns,
+            self._weights(columns),
+            options.beta,
+            options.merge,
+            options.temperature,
+            top_k,
+            options.positions == "disagreement",
         )
-        columns = self._columns_of(student, teacher)
         diagnostics = _group_shares(chunk)
         if options.positions == "disagreement":
-            kept = _disagreements(student, teacher, columns)
-            student, teacher = student.index_select(0, kept), teacher.index_select(0, kept)
-            diagnostics["positions kept"] = _number(student, kept.numel()), _number(student, chunk.groups)
-        matched, unmatched, covered = self._parts(student, teacher, columns)
-        diagnostics["teacher mass covered"] = covered.sum(), _number(student, covered.numel())
-        matched_weight, unmatched_weight = self._weights(columns)
-        kd = (matched_weight * matched + unmatched_weight * unmatched).sum()
-        return LossSums(kd / chunk.groups if self._released else kd, diagnostics)
-
-    def _parts(self, student: Tensor, teacher: Tensor, columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
-        """Of log-masses [groups, vocabulary] the matched and the unmatched part, and the teacher's share of mass
-        that the matched columns hold; [groups] each.
-        """
-        ours, theirs = (
-            student.index_select(1, columns.student_matched),
-            teacher.index_select(1, columns.teacher_matched),
-        )
-        # TRL's generalized_jsd_loss takes log(max(mass, 1e-8)); the realised tokens were clamped when merged.
-        matched = generalized_jsd(ours.clamp_min(LOG_FLOOR), theirs.clamp_min(LOG_FLOOR), self.options.beta)
-        rest = teacher.index_select(1, columns.teacher_rest).exp()
-        if columns.student_rest.numel() and columns.teacher_rest.numel():
-            unmatched = sorted_l1(student.index_select(1, columns.student_rest).exp(), rest)
-        else:
-            unmatched = torch.zeros_like(matched)
-        covered = theirs.exp().sum(-1)
-        return matched, unmatched, covered / (covered + rest.sum(-1)).clamp_min(torch.finfo(covered.dtype).tiny)
+            diagnostics["positions kept"] = made.kept, torch.full_like(made.kept, chunk.groups)
+        diagnostics["teacher mass covered"] = made.covered, made.kept
+        diagnostics |= sort_error(made.bound, chunk.groups, top_k)
+        kd, gradient = made.value, made.gradient
+        if self._released:
+            kd, gradient = kd / chunk.groups, gradient / chunk.groups
+        return LossSums.closed(chunk.student.logits, kd, gradient, diagnostics)
 
     def _weights(self, columns: Columns) -> tuple[float, float]:
         """w_m and w_u."""
@@ -186,9 +179,63 @@ class GOLD(Method):
         return self._columns[key]
 
 
-def _disagreements(student: Tensor, teacher: Tensor, columns: Columns) -> Tensor:
-    """int64 [kept]: the groups where the likeliest token differs, a token without a partner from every other."""
-    return (columns.student_of_teacher[teacher.argmax(-1)] != student.argmax(-1)).nonzero().squeeze(1)
+class _Hybrid(NamedTuple):
+    """Sums over the groups of a chunk: the loss, its gradient at the student's logits, and what was compared.
+
+    Attributes:
+        value: scalar, weighted.
+        gradient: [rows, vocabulary].
+        covered: scalar, shares of the teacher's mass that the matched columns hold.
+        kept: scalar, groups that count.
+        bound: scalar, the most by which a shortened sort makes ``value`` too small.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    covered: Tensor
+    kept: Tensor
+    bound: Tensor
+
+
+@fused
+def _hybrid(
+    student: Members,
+    teacher: Members,
+    groups: int,
+    columns: Columns,
+    weights: tuple[float, float],
+    beta: float,
+    how: Merge,
+    temperature: float,
+    top_k: int | None,
+    only_disagreements: bool,
+) -> _Hybrid:
+    """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
+    ours, pullback = merge_with_pullback(*student, groups, how, temperature)
+    theirs, _ = merge_with_pullback(*teacher, groups, how, temperature)
+    kept = torch.ones_like(ours[:, 0])
+    if only_disagreements:  # the likeliest token differs; one without a partner from every other
+        kept *= columns.student_of_teacher[theirs.argmax(-1)] != ours.argmax(-1)
+    unmatched = weights[1] != 0 and columns.student_rest.numel() > 0 and columns.teacher_rest.numel() > 0
+    value, bound, gradient = torch.zeros_like(kept), torch.zeros_like(kept), torch.zeros_like(ours)
+    shared = theirs.index_select(1, columns.teacher_matched)
+    covered, total = shared.exp().sum(-1), theirs.exp().sum(-1)
+    if weights[0] != 0:
+        distance, at_shared = generalized_jsd_parts(
+            ours.index_select(1, columns.student_matched), shared, beta, LOG_FLOOR
+        )
+        value += weights[0] * distance
+        at_shared *= (weights[0] * kept).unsqueeze(-1)
+        gradient.index_copy_(1, columns.student_matched, at_shared)
+    if unmatched:
+        masses = ours.index_select(1, columns.student_rest).exp_()
+        rest = theirs.index_select(1, columns.teacher_rest).exp_()
+        distance, signs, error = sorted_l1_parts(masses, rest, top_k)
+        value += weights[1] * distance
+        bound = weights[1] * error
+        gradient.index_copy_(1, columns.student_rest, masses.mul_(signs).mul_((weights[1] * kept).unsqueeze(-1)))
+    share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)
+    return _Hybrid((value * kept).sum(), pullback(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum())
 
 
 def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -201,7 +248,3 @@ def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]
 def _sizes(side: Side, groups: int) -> Tensor:
     """int64 [groups]: members of each group."""
     return side.group.new_zeros(groups).index_add(0, side.group, torch.ones_like(side.group))
-
-
-def _number(like: Tensor, value: int) -> Tensor:
-    return like.new_tensor(float(value))

@@ -8,7 +8,6 @@ Gu et al., arXiv 2306.08543, section 2.1:   L = CE + w · mean_i τ² · KL(p_S(
 from __future__ import annotations
 
 from methods.base import AlignedChunk, LossSums, register
-from methods.divergences import reverse_kl
 from methods.fkd import FKD
 
 
@@ -20,6 +19,4 @@ class RKD(FKD):
     def loss(self, chunk: AlignedChunk) -> LossSums:
         if self.options.fidelity == "released":
             return super().loss(chunk)
-        tau = self.options.temperature
-        student, teacher = chunk.paired_over_shared_columns(tau)
-        return LossSums(kd=tau**2 * reverse_kl(student, teacher).sum())
+        return self._kl(chunk, "reverse")

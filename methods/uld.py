@@ -8,6 +8,9 @@ with zeros; responses are paired by position and cut to the shorter. The paper s
 
 ``released`` (the code of CDM, arXiv 2502.11104) compares the rows after a token is consumed, so that the rows that
 predict the first response token are never used. It concerns pairing by position only.
+
+``sort: top_k`` compares the first ``top_k`` ranks one by one and the mass beyond them as one number a side; how much
+that can be wrong is a diagnostic (methods/divergences.py, ``sorted_l1_parts``).
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from methods.alignment import AlignedResponse, Groups, group_bytes, pair_positions
-from methods.base import AlignedChunk, KDOptions, LossSums, Method, Rows, TeacherKind, register
-from methods.divergences import sorted_l1
-from methods.merging import Merge, merge
+from methods.base import AlignedChunk, KDOptions, LossSums, Members, Method, Rows, TeacherKind, register
+from methods.closed_form import fused
+from methods.divergences import SortOptions, sort_error, sorted_l1_parts
+from methods.merging import Merge, merge_with_pullback
 
 
 @register
@@ -28,7 +33,7 @@ class ULD(Method):
     summary = "L1 distance of sorted next-token distributions"
     fidelities_differ = True
 
-    class Options(KDOptions):
+    class Options(SortOptions, KDOptions):
         pairing: Literal["position", "bytes"] = Field(
             "position", description="the i-th tokens, as in the paper, or groups on shared byte boundaries"
         )
@@ -46,5 +51,17 @@ class ULD(Method):
         return pair_positions(response.student_ids.size, response.teacher_ids.size)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        p, q = (merge(side, chunk.groups, self.options.merge).exp() for side in (chunk.student, chunk.teacher))
-        return LossSums(kd=sorted_l1(p, q).sum())
+        sides, top_k = chunk.members(), self.options.compared_ranks
+        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, top_k)
+        return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, top_k))
+
+
+@fused
+def _distance(
+    student: Members, teacher: Members, groups: int, how: Merge, top_k: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
+    masses, pullback = merge_with_pullback(*student, groups, how)
+    p, q = masses.exp(), merge_with_pullback(*teacher, groups, how)[0].exp()
+    distance, signs, bound = sorted_l1_parts(p, q, top_k)
+    return distance.sum(), pullback(p.mul_(signs)), bound.sum()

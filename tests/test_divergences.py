@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from methods.divergences import _sorted_values, forward_kl, generalized_jsd, reverse_kl, sorted_l1
+from methods.divergences import (
+    _largest,
+    _largest_values,
+    forward_kl,
+    generalized_jsd,
+    generalized_jsd_parts,
+    reverse_kl,
+    sorted_l1,
+    sorted_l1_parts,
+)
 
 SIZES = pytest.mark.parametrize(("columns_s", "columns_t"), [(7, 12), (12, 7), (9, 9), (1, 5), (5, 1)])
 
@@ -144,6 +153,21 @@ def test_generalized_jsd_of_parts_of_distributions_may_be_negative() -> None:
     assert generalized_jsd(student, teacher, 0).item() == pytest.approx(0.1 * math.log(0.1 / 0.5))
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_gradient_in_closed_form_is_autograds(beta: float, dtype: torch.dtype) -> None:
+    """With masses below the floor on both sides, and ones that add up to less than 1."""
+    masses = (4 * random_logits(6, 11, dtype=dtype)).log_softmax(-1) - 0.7
+    student, teacher, floor = masses.clone().requires_grad_(), masses.roll(3, -1).roll(1, 0), math.log(1e-8)
+    assert (masses < floor).any()
+    expected = generalized_jsd(student.clamp_min(floor), teacher.clamp_min(floor), beta)
+    (gradient,) = torch.autograd.grad(expected.sum(), student)
+    value, found = generalized_jsd_parts(masses.clone(), teacher.clone(), beta, floor)
+    tolerance = {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(value, expected.detach(), **tolerance)
+    torch.testing.assert_close(found, gradient, **tolerance)
+
+
 # --- sorted L1 --------------------------------------------------------------------------------------------------------
 
 
@@ -210,13 +234,75 @@ def test_sorted_l1_is_a_distance_of_at_most_two(columns_s: int, columns_t: int, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_numpy_path_gives_what_torch_sort_gives(dtype: torch.dtype) -> None:
-    """The teacher's side is sorted by numpy on the CPU: the same with ties, zeros, no rows, any memory layout."""
+@pytest.mark.parametrize("ranks", [1, 30, 400, 10_000])
+def test_the_numpy_path_gives_what_torch_sort_gives(dtype: torch.dtype, ranks: int) -> None:
+    """numpy sorts on the CPU: the same with ties, zeros, denormals, no rows, any memory layout."""
     values = random_logits(6, 500, dtype=dtype).softmax(-1)
     values[:, ::7] = 0
+    values[:, 1::9] = torch.finfo(dtype).tiny / 8
     values[2] = 1 / 500
     for rows in (values, values[:1], values[:0], values[:, :1], values[:, ::2], values.t().contiguous().t()):
-        assert torch.equal(_sorted_values(rows), rows.sort(-1, descending=True).values)
+        kept = min(ranks, rows.shape[-1])
+        expected = rows.sort(-1, descending=True).values[:, :kept]
+        found, place = _largest(rows, kept)
+        assert torch.equal(found, expected)
+        assert torch.equal(rows.gather(-1, place), expected)
+        assert all(row.unique().numel() == kept for row in place)
+        assert torch.equal(_largest_values(rows, kept), expected)
+
+
+@pytest.mark.parametrize("ranks", [3, 9])
+def test_the_path_of_other_devices_gives_the_same(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numpy does not sort, torch does: a top-k of few ranks, a sort of many."""
+    student, teacher = random_logits(5, 12).softmax(-1), random_logits(5, ranks, seed=1).softmax(-1)
+    expected = sorted_l1_parts(student, teacher)
+    monkeypatch.setattr("methods.divergences._sorts_in_numpy", lambda values: False)
+    for found, other in zip(sorted_l1_parts(student, teacher), expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-14, atol=1e-14)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 14), st.integers(1, 14), st.integers(1, 16), st.integers(0, 2**31), st.sampled_from([0.0, 0.3, 2, 9])
+)
+def test_top_k_is_too_small_by_no_more_than_its_bound(
+    columns_s: int, columns_t: int, top_k: int, seed: int, scale: float
+) -> None:
+    """And exact where it compares all ranks of the smaller vocabulary. Masses need not add up to 1."""
+    student = 0.4 * (scale * random_logits(4, columns_s, seed)).softmax(-1)
+    teacher = (scale * random_logits(4, columns_t, seed + 1)).softmax(-1)
+    exact = padded_l1(student, teacher)
+    distance, _, bound = sorted_l1_parts(student, teacher, top_k)
+    assert (distance <= exact + 1e-12).all()
+    assert (exact <= distance + bound + 1e-12).all()
+    if top_k >= min(columns_s, columns_t):
+        assert bound.eq(0).all()
+        torch.testing.assert_close(distance, exact)
+
+
+def test_top_k_and_its_bound_by_hand() -> None:
+    """Tails (.1, .1) and (.2, 0): the masses beyond the first rank are alike, the tails .2 apart.
+
+    The bound: 2 · .2 · (1 - .2 / (2 · .8)) = .35, since neither tail may exceed the .8 of the first rank. Uniform tails
+    leave nothing open.
+    """
+    student, teacher = torch.tensor([[0.1, 0.8, 0.1]]).double(), torch.tensor([[0.8, 0.2, 0.0]]).double()
+    distance, signs, bound = sorted_l1_parts(student, teacher, top_k=1)
+    assert (distance.item(), signs.tolist()) == (pytest.approx(0, abs=1e-15), [[0, 0, 0]])
+    assert bound.item() == pytest.approx(0.35)
+    assert padded_l1(student, teacher).item() == pytest.approx(0.2)
+    uniform = torch.full((1, 10), 0.1).double()
+    assert sorted_l1_parts(uniform, uniform, top_k=3)[2].item() == pytest.approx(0, abs=1e-15)
+
+
+@SIZES
+def test_gradient_of_top_k_is_that_of_its_value(columns_s: int, columns_t: int) -> None:
+    logits, teacher = random_logits(3, columns_s).requires_grad_(), random_logits(3, columns_t, seed=1).softmax(-1)
+
+    def distance(values: Tensor) -> Tensor:
+        return sorted_l1(values.softmax(-1), teacher, top_k=2)
+
+    assert torch.autograd.gradcheck(distance, (logits,))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -121,6 +121,8 @@ OPTIONS: list[Any] = [
     pytest.param(GOLD(positions="disagreement", beta=0), id="disagreement"),
     pytest.param(GOLD(fidelity="released"), id="released"),
     pytest.param(GOLD(fidelity="released", merge="bayesian", match="bytes", beta=0), id="released but bayesian"),
+    pytest.param(GOLD(matched_weight=0.7, unmatched_weight=0), id="matched alone"),
+    pytest.param(GOLD(matched_weight=0, positions="disagreement"), id="unmatched alone"),
     pytest.param(ULD(pairing="bytes"), id="uld"),
     pytest.param(ULD(pairing="bytes", merge="observed"), id="uld observed"),
     pytest.param(ULD(pairing="bytes", merge="product", normalize="samples"), id="uld product"),
@@ -230,6 +232,54 @@ def test_columns_by_hand() -> None:
     assert (columns.student_rest.tolist(), columns.teacher_rest.tolist()) == ([0, 1, 3], [1, 2, 3])
     narrow = Columns.of(torch.tensor([2, UNMAPPED, 1]), student_width=3, teacher_width=2)
     assert (narrow.student_matched.tolist(), narrow.student_rest.tolist()) == ([2], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("weights", "unused"),
+    [((1.0, 0.0), "sorted_l1_parts"), ((0.0, 1.0), "generalized_jsd_parts")],
+    ids=["matched alone", "unmatched alone"],
+)
+def test_a_part_without_weight_is_not_computed(
+    weights: tuple[float, float], unused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the parts add up: loss and gradient of both are the sums of each alone."""
+    made = random_chunk(SIZES, padding=3)
+    made.student.logits.requires_grad_()
+
+    def found(matched: float, unmatched: float) -> tuple[Tensor, Tensor]:
+        method = GOLD(matched_weight=matched, unmatched_weight=unmatched)
+        method.prepare(PAIR)
+        kd = method.loss(made).kd
+        return kd.detach(), torch.autograd.grad(kd, made.student.logits)[0]
+
+    both, other = found(1, 1), found(weights[1], weights[0])
+    monkeypatch.delattr(f"methods.gold.{unused}")
+    for value, rest, total in zip(found(*weights), other, both, strict=True):
+        torch.testing.assert_close(value + rest, total, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", [GOLD, ULD])
+def test_a_short_sort_says_by_how_much_it_is_too_small(kind: Any) -> None:
+    """The loss in float64, groups merged: not above the exact one, nor below it by more than the diagnostic."""
+    made, values, bounds = random_chunk(SIZES, padding=3), {}, {}
+    shared = {"merge": "bayesian"} | ({"pairing": "bytes"} if kind is ULD else {"matched_weight": 0.0})
+    for top_k in (2, 20, 100, 10_000):
+        method = kind(sort="top_k", top_k=top_k, **shared)
+        method.prepare(PAIR)
+        sums = method.loss(made)
+        bound, groups = sums.diagnostics["sort error at most"]
+        assert float(groups) == len(SIZES)
+        values[top_k], bounds[top_k] = float(sums.kd), float(bound)
+    method = kind(**shared)
+    method.prepare(PAIR)
+    sums = method.loss(made)
+    assert "sort error at most" not in sums.diagnostics
+    for top_k, value in values.items():
+        assert -1e-12 < float(sums.kd) - value < bounds[top_k] + 1e-12
+    assert list(bounds.values()) == sorted(bounds.values(), reverse=True)
+    assert (values[10_000], bounds[10_000]) == (float(sums.kd), 0.0)
+    if kind is ULD:  # GOLD's few unmatched columns cross nowhere behind their second rank
+        assert values[2] < float(sums.kd) - 1e-3
 
 
 # --- positions, diagnostics, options ----------------------------------------------------------------------------------

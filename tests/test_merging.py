@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.alignment import group_bytes
 from methods.base import AlignedChunk, Side
-from methods.merging import Merge, merge
+from methods.merging import Merge, merge, merge_with_pullback
 from methods.uld import ULD
 
 MERGES: tuple[Merge, ...] = ("bayesian", "observed", "product")
@@ -154,3 +154,25 @@ def test_the_graph_does_not_grow_with_the_groups(how: Merge) -> None:
         return len(seen)
 
     assert nodes(2) == nodes(50)
+
+
+@EVERY
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [1, 3, 2, 1], [20, 1]])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_the_pullback_is_what_autograd_finds(how: Merge, tau: float, sizes: list[int], in_order: bool) -> None:
+    """With rows between the groups' members or without, and realised tokens below the floor."""
+    made = random_side(sizes, scale=12.0)
+    if in_order:
+        rows = made.logits.detach()[made.index].requires_grad_()
+        made = Side(rows, made.targets[made.index], torch.arange(len(rows)), made.group, made.tokens, True)
+    realised = made.logits.detach()[made.index].div(tau).log_softmax(-1).gather(1, made.tokens[:, None])
+    assert (realised < -18.43).any() or len(sizes) == sum(sizes) or tau != 1
+    expected = merge(made, len(sizes), how, tau)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), made.logits)
+    masses, pullback = merge_with_pullback(
+        made.logits.detach(), made.index, made.group, made.tokens, in_order, len(sizes), how, tau
+    )
+    torch.testing.assert_close(masses, expected.detach(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(pullback(weights.clone()), gradient, rtol=1e-11, atol=1e-12)

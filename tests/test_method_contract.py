@@ -12,8 +12,8 @@ from tests import method_contract as contract
 
 # Options that lead through code of their own, by method.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "gold": [{"merge": "observed"}, {"merge": "product"}, {"positions": "disagreement"}],
-    "uld": [{"pairing": "bytes"}],
+    "gold": [{"merge": "observed"}, {"merge": "product"}, {"positions": "disagreement"}, {"sort": "top_k", "top_k": 8}],
+    "uld": [{"pairing": "bytes"}, {"sort": "top_k", "top_k": 8}],
 }
 
 
@@ -30,7 +30,7 @@ def _all_methods() -> list[Any]:
     for name, kind in registered().items():
         fidelities = ("described", "released") if kind.fidelities_differ else ("described",)
         options = [{"fidelity": fidelity} for fidelity in fidelities] + VARIANTS.get(name, [])
-        made += [pytest.param(kind(**given), id="-".join([name, *given.values()])) for given in options]
+        made += [pytest.param(kind(**given), id="-".join([name, *map(str, given.values())])) for given in options]
     return made
 
 

@@ -1,0 +1,126 @@
+"""Losses of a chunk's rows together with their gradients at the logits, in closed form.
+
+Nothing here builds a graph: every function takes tensors and gives values and gradients, without waiting for the
+device and without shapes that depend on values. Intermediate results are overwritten where nobody needs them again, and
+:func:`fused` functions are what ``torch.compile`` turns into few kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_compiling = False
+
+
+@contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """Within, :func:`fused` functions run compiled where ``wanted``; the results differ by rounding at most."""
+    global _compiling
+    before, _compiling = _compiling, wanted
+    try:
+        yield
+    finally:
+        _compiling = before
+
+
+def fused(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: the function runs through ``torch.compile`` inside of :func:`compiling`, else as it stands."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad():
+            return _compiled(function)(*args, **kwargs) if _compiling else function(*args, **kwargs)
+
+    return run
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled once a process; rows and groups of a chunk are symbols, so that no other number compiles again."""
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
+    return compiled
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradient at the logits is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * scale, None, None
+
+
+def with_gradient(logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """The scalar ``value``, so that autograd finds ``gradient``, shaped like ``logits``, as its gradient there."""
+    known: Tensor = _Known.apply(logits, value, gradient)  # type: ignore[no-untyped-call]
+    return known
+
+
+@fused
+def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of rows with a target.
+
+    Args:
+        logits: [rows, vocabulary].
+        targets: int64 [rows], -100 where a row has none.
+        scale: scalar, factor of the gradient.
+
+    Returns:
+        Scalar sum in nats; squared norm of its gradient; the gradient times ``scale``: softmax less one-hot.
+    """
+    known = (targets != IGNORED).unsqueeze(1)
+    chosen = targets.clamp_min(0).unsqueeze(1)
+    log_probs = logits.log_softmax(-1)
+    value = -log_probs.gather(1, chosen).masked_fill(~known, 0.0).sum()
+    gradient = log_probs.exp_()
+    gradient.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=gradient.dtype))
+    norms = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).masked_fill(~known, 0.0)
+    return value, norms.square().sum(), gradient.mul_(known * scale)
+
+
+@fused
+def kl(
+    student: Tensor, teacher: Tensor, temperature: float, direction: Literal["forward", "reverse"]
+) -> tuple[Tensor, Tensor]:
+    """τ² times KL(teacher || student), or the reverse, of distributions softened at τ.
+
+    Gradients at the student's logits, p and q being the softened distributions: forward τ (p - q); reverse
+    τ p (log p - log q - KL).
+
+    Args:
+        student, teacher: logits [rows, vocabulary] over the same vocabulary.
+
+    Returns:
+        Scalar sum over rows, in nats, and its gradient [rows, vocabulary].
+    """
+    log_p = _softened(student, temperature)
+    log_q = _softened(teacher, temperature)
+    if direction == "forward":
+        q = log_q.exp()
+        value = log_q.sub_(log_p).mul_(q).sum()
+        gradient = log_p.exp_().sub_(q).mul_(temperature)
+    else:
+        p = log_p.exp()
+        ratio = log_p.sub_(log_q)
+        rows = log_q.copy_(ratio).mul_(p).sum(-1, keepdim=True)
+        value = rows.sum()
+        gradient = ratio.sub_(rows).mul_(p).mul_(temperature)
+    return temperature**2 * value, gradient
+
+
+def _softened(logits: Tensor, temperature: float) -> Tensor:
+    return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
