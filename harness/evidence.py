@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from harness.alignments import FILE, KIND
 from harness.run import TIMING
 from harness.store import Store
 from harness.traces import FILE as TRACES
@@ -22,11 +23,13 @@ def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
     """What a page shows besides the table: steps, costs, answers, alignments, manifests, failures. No model."""
     cells = labelled(record["cells"])
     trained = [cell for cell in cells if "student" in cell["stages"]]  # nothing is trained for a reference alone
+    alignments, aligned = _alignments(trained, store)
     return Evidence(
         steps=_steps(trained, store),
         costs=_costs(trained, store),
-        items=_items(cells, store),
-        alignments=_alignments(trained, store),
+        items=_items(cells, store, record.get("references", {})),
+        alignments=alignments,
+        aligned=aligned,
         recipe=yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True, width=110),
         manifest=_manifest(record, store),
         stages=_stages(cells, store),
@@ -79,8 +82,8 @@ def _costs(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COST_COLUMNS))
 
 
-def _items(cells: Sequence[Mapping[str, Any]], store: Store) -> list[Item]:
-    """The first test items of each task with the answers of every row's first seed."""
+def _items(cells: Sequence[Mapping[str, Any]], store: Store, references: Mapping[str, Mapping[str, str]]) -> list[Item]:
+    """The first test items of each task with their reference and the answers of every row's first seed."""
     items: dict[tuple[str, str], tuple[str, list[Answer]]] = {}
     for cell in _first_seeds(cells):
         scores = stored_json(store, "scores", cell, "scores.json") or {}
@@ -91,7 +94,11 @@ def _items(cells: Sequence[Mapping[str, Any]], store: Store) -> list[Item]:
             ]
             said = Answer(cell["row"], answer["output"], answer["stop"], tuple(own))
             items.setdefault((cell["task"], answer["id"]), (answer["prompt"], []))[1].append(said)
-    return [Item(task, name, prompt, tuple(answers)) for (task, name), (prompt, answers) in items.items()]
+    return [
+        # GSM8K's answers are named after lm-eval's split: gsm8k/test/7 answers gsm8k/7
+        Item(task, name, prompt, tuple(answers), references.get(task, {}).get(name.replace("/test/", "/"), ""))
+        for (task, name), (prompt, answers) in items.items()
+    ]
 
 
 def _first_answers(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -114,22 +121,42 @@ def _first_seeds(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(first.values())
 
 
-def _alignments(cells: Sequence[Mapping[str, Any]], store: Store) -> list[Alignment]:
-    found = []
+def _alignments(cells: Sequence[Mapping[str, Any]], store: Store) -> tuple[list[Alignment], list[tuple[str, int, int]]]:
+    """Every alignment that is stored, and of how many responses of each task: (task, shown, all)."""
+    found: list[Alignment] = []
+    counts: dict[str, tuple[int, int]] = {}
     for cell in _first_seeds(cells):
-        for trace in store.read_dropped("student", cell["stages"]["student"], TRACES) or []:
-            made = Alignment(
-                task=cell["task"],
-                item=trace["item"],
-                row=cell["row"],
-                method=trace["method"],
-                student=_token_side(trace["student"]),
-                teacher=_token_side(trace["teacher"]),
-                groups=tuple((tuple(student), tuple(teacher)) for student, teacher in trace["groups"]),
-                kd=tuple(trace["kd"]),
-            )
-            found.append(made)
-    return found
+        traces = store.read_dropped("student", cell["stages"]["student"], TRACES) or []
+        made = {(trace["method"], trace["item"]): _alignment(cell, trace, trace["kd"]) for trace in traces}
+        places: dict[str, int] = {}  # of the test responses
+        for identity in cell.get("alignments", ()):
+            stored = store.read_dropped(KIND, identity, FILE)
+            if stored is None:
+                continue
+            counts[cell["task"]] = len(stored["items"]), stored["of"]
+            for item in stored["items"]:
+                places.setdefault(item["item"], len(places))
+                made.setdefault((stored["method"], item["item"]), _alignment(cell, item | {"method": stored["method"]}))
+        found += sorted(made.values(), key=lambda alignment: places.get(alignment.item, -1))
+    return found, [(task, *numbers) for task, numbers in counts.items()]
+
+
+def _alignment(
+    cell: Mapping[str, Any], stored: Mapping[str, Any], kd: Sequence[float | None] | None = None
+) -> Alignment:
+    return Alignment(
+        task=cell["task"],
+        item=stored["item"],
+        row=cell["row"],
+        method=stored["method"],
+        student=_token_side(stored["student"]),
+        teacher=_token_side(stored["teacher"]),
+        groups=tuple((tuple(student), tuple(teacher)) for student, teacher in stored["groups"]),
+        kd=() if kd is None else tuple(kd),
+        teacher_kind=cell["teacher_kind"],
+        traced=kd is not None,
+        stand_in=stored.get("stand_in", False),
+    )
 
 
 def _token_side(side: Mapping[str, Any]) -> TokenSide:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from harness.alignments import wanted
 from harness.errors import HarnessError
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
-from harness.evidence import collect_evidence, labelled, stored_json
+from harness.evidence import SHOWN_ITEMS, collect_evidence, labelled, stored_json
 from harness.files import disk_errors, write_json
 from harness.outcomes import collect_outcomes, scoring_lines
 from harness.plan import Cell, Plan, Reference, model_sources
@@ -67,6 +68,7 @@ def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], envi
                 for name, task in plan.tasks.items()
             },
         },
+        "references": _references(plan),
         "cells": [_cell(plan, cell, failures) for cell in plan.evaluated],
     }
     write_json(folder / RECORD, record)
@@ -167,11 +169,20 @@ def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -
         "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
         "metrics": [asdict(metric) for metric in plan.tasks[cell.task].metrics],
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
+        "alignments": [one.identity for one in wanted(plan, cell)] if isinstance(cell, Cell) else [],
         "failures": {
             name: asdict(failure)
             for name, stage in stages.items()
             if stage is not None and (failure := failures.get(stage.identity)) is not None
         },
+    }
+
+
+def _references(plan: Plan) -> dict[str, dict[str, str]]:
+    """Reference answers of the test items that a page shows, by task and item."""
+    return {
+        name: {example.id: example.response.strip() for example in task.reference_examples()[:SHOWN_ITEMS]}
+        for name, task in plan.tasks.items()
     }
 
 

@@ -23,7 +23,7 @@ import torch
 from rich.markup import escape
 from transformers import AutoConfig, set_seed
 
-from harness import models, teacher, traces
+from harness import alignments, models, teacher, traces
 from harness.batches import Collator, Term, align
 from harness.device import compute_dtype, device
 from harness.errors import HarnessError
@@ -134,6 +134,7 @@ class Runner:
                 if isinstance(cell, Cell):
                     self._drop_student(cell)
             self._score(cells)
+            self._align([cell for cell in cells if isinstance(cell, Cell)])
             self._forget()
 
     def preflight(self) -> None:
@@ -520,6 +521,28 @@ class Runner:
                     manifest |= {"machine": {"cores": os.cpu_count(), "load": [load, os.getloadavg()[0]]}}
                     self._finish(manifest, started)
         self.progress.finish()
+
+    def _align(self, cells: list[Cell]) -> None:
+        """Store what methods compare in the test responses. Nothing is downloaded, and no run ends, for a picture."""
+        missing = {
+            one.identity: (cell, one)
+            for cell in cells
+            for one in alignments.wanted(self.plan, cell)
+            if self.store.find(alignments.KIND, one.identity) is None
+        }
+        if not missing or not all(models.is_downloaded(models.parse_uri(s.model)) for s in self.specs.values()):
+            return
+        for identity, (cell, one) in missing.items():
+            started = time.monotonic()
+            manifest = {"title": f"alignments of {cell.objective.name}", "task": cell.task, "method": one.method.name}
+            try:
+                one.method.prepare(self.pair(one.role))
+                made = alignments.aligned(self._examples(cell.task, "test"), one.method, one.role, self.sides)
+                with self.store.create(alignments.KIND, identity, manifest) as folder:
+                    alignments.write_aligned(folder / alignments.FILE, made)
+                    self._finish(manifest, started)
+            except Exception as error:
+                self.progress.message(f"[yellow]no alignments to show[/] of {escape(f'{cell.name}: {error!r}')}")
 
     def _fail(self, stage: Stage, error: Exception) -> Failure:
         """Note a failure with its traceback in the run's folder."""

@@ -97,9 +97,9 @@ class Tracer:
         return {
             "item": example.id.rpartition("@")[0] or example.id,
             "method": term.method.name,
-            "student": _side(self.sides[STUDENT], example, STUDENT),
-            "teacher": _side(self.sides[term.teacher], example, term.teacher),
-            "groups": _pairs(groups, before),
+            "student": token_side(self.sides[STUDENT], example, STUDENT),
+            "teacher": token_side(self.sides[term.teacher], example, term.teacher),
+            "groups": pairs(groups, before),
             "kd": self._kd(batch, term, student_rows, teacher_rows, example.sides[STUDENT]),
         }
 
@@ -174,7 +174,7 @@ class _Ready(Head):
         return rows
 
 
-def _pairs(groups: Groups, before: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def pairs(groups: Groups, before: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Members of each group as token numbers of the response; groups of the prompt are left out."""
     sides = [
         [[int(i) - first for i in members if i >= first] for members in lists]
@@ -183,7 +183,8 @@ def _pairs(groups: Groups, before: Sequence[int]) -> list[tuple[list[int], list[
     return [(student, teacher) for student, teacher in zip(*sides, strict=True) if student and teacher]
 
 
-def _side(side: TextSide, example: TokenizedExample, role: str) -> dict[str, Any]:
+def token_side(side: TextSide, example: TokenizedExample, role: str) -> dict[str, Any]:
+    """The response's tokens as one model cuts it: the model's name, text of each token, byte ends."""
     tokens = example.sides[role]
     ends = tokens.ends.tolist()
     texts = []

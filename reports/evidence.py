@@ -25,12 +25,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Item:
-    """A test item with the answers of several students, side by side."""
+    """A test item with the answers of several students, side by side, and the (first) reference where it is known."""
 
     task: str
     id: str
     prompt: str
     answers: tuple[Answer, ...]
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Alignment:
     """Which tokens of a response one distillation term compares, and what it costs there.
 
     ``groups`` are pairs of student and teacher token numbers; a token in no group is masked. ``kd`` has a number for
-    each student token (None: it carries no KD), or is empty where the term's loss is not a sum over tokens.
+    each student token (None: it carries no KD), or is empty where the term's loss is not a sum over tokens. ``traced``:
+    seen by the trained models, so that KD is known; else from the tokenizers alone. ``stand_in``: groups on shared
+    bytes, since the method's own follow the models' entropies and were not kept.
     """
 
     task: str
@@ -58,6 +61,9 @@ class Alignment:
     teacher: TokenSide
     groups: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     kd: tuple[float | None, ...] = ()
+    teacher_kind: str = ""  # of the row
+    traced: bool = True
+    stand_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Evidence:
     costs: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COST_COLUMNS)), compare=False)
     items: Sequence[Item] = ()
     alignments: Sequence[Alignment] = ()
+    aligned: Sequence[tuple[str, int, int]] = ()  # (task, responses with an alignment, all of its test responses)
     recipe: str = ""  # YAML
     manifest: Sequence[tuple[str, str]] = ()  # versions, digests
     stages: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)  # what is stored; any columns

@@ -45,7 +45,12 @@ if (articles.length) {
 // Alignments: both tokenisations over the bytes of the response, broken into lines where no group is cut.
 const source = document.getElementById("alignment-data");
 if (source) {
-  const data = JSON.parse(source.textContent), CELL = 9, HEIGHT = 24, GAP = 46, TOP = 26, NAMES = 16;
+  const packed = JSON.parse(source.textContent);
+  const listed = members => Array.isArray(members) ? members : [members];
+  const groups = packed.groups.map(pairs => pairs.map(pair => pair.map(listed)));
+  const data = packed.alignments.map(a => (
+    { ...a, student: packed.sides[a.student], teacher: packed.sides[a.teacher], groups: groups[a.groups] }));
+  const CELL = 9, HEIGHT = 24, GAP = 46, TOP = 26, NAMES = 16;
   const items = document.getElementById("viewer-item"), rows = document.getElementById("viewer-row");
   const strip = document.getElementById("viewer-strip");
   const named = a => `${a.task} · ${a.item}`;
@@ -146,8 +151,10 @@ if (source) {
       `${masked[0]} student and ${masked[1]} teacher tokens masked`,
     ];
     const known = a.kd.filter(value => value !== null);
-    parts.push(known.length ? `KD ${known.reduce((sum, value) => sum + value, 0).toPrecision(4)} in all` : "no KD by token");
-    document.getElementById("viewer-summary").textContent = parts.join("; ") + ".";
+    if (known.length) parts.push(`KD ${known.reduce((sum, value) => sum + value, 0).toPrecision(4)} in all`);
+    else parts.push(a.traced ? "no KD by token: the loss is no sum over tokens" : "KD by token is stored for the responses marked so");
+    const own = a.standIn ? ` Groups of shared bytes: the links of ${a.method} itself need the models' entropies, and are stored for the responses marked with KD.` : "";
+    document.getElementById("viewer-summary").textContent = parts.join("; ") + "." + own;
   };
 
   const tabulate = a => {
@@ -170,16 +177,32 @@ if (source) {
     });
   };
 
+  const key = a => a.row + "/" + a.method;
   const offer = () => {
-    const kept = rows.value;
+    const kept = rows.value, here = data.filter(one => named(one) === items.value);
     rows.replaceChildren();
-    for (const a of data.filter(one => named(one) === items.value)) {
-      rows.add(new Option(a.row === a.method ? a.row : `${a.row}: ${a.method}`, a.row + "/" + a.method));
-    }
-    if ([...rows.options].some(option => option.value === kept)) rows.value = kept;
+    for (const a of here) rows.add(new Option(a.row === a.method ? a.row : `${a.row}: ${a.method}`, key(a)));
+    const first = here.find(a => key(a) === kept) ?? here.find(a => a.kind === "cross-tokenizer") ?? here[0];
+    rows.value = key(first);
     draw();
   };
-  for (const name of new Set(data.map(named))) items.add(new Option(name));
+  const tasks = [...new Set(data.map(a => a.task))];
+  for (const task of tasks) {
+    const part = tasks.length > 1 ? document.createElement("optgroup") : items;
+    if (part !== items) { part.label = task; items.add(part); }
+    for (const name of new Set(data.filter(a => a.task === task).map(named))) {
+      const traced = data.some(a => named(a) === name && a.traced);
+      part.append(new Option(traced ? `${name} (KD)` : name, name));
+    }
+  }
+  const opened = data.find(a => a.traced && a.kind === "cross-tokenizer") ?? data.find(a => a.traced) ?? data[0];
+  items.value = named(opened);
+  const step = by => {
+    items.selectedIndex = (items.selectedIndex + by + items.options.length) % items.options.length;
+    offer();
+  };
+  document.getElementById("viewer-previous").addEventListener("click", () => step(-1));
+  document.getElementById("viewer-next").addEventListener("click", () => step(1));
   items.addEventListener("change", offer);
   rows.addEventListener("change", draw);
   document.getElementById("viewer").hidden = false;

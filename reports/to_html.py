@@ -27,7 +27,7 @@ from reports.context import (
     protocols,
     tests_against_baseline,
 )
-from reports.evidence import NO_EVIDENCE, Evidence, Item
+from reports.evidence import NO_EVIDENCE, Alignment, Evidence, Item
 from reports.outcomes import outcome_tables
 from reports.published import beside_published
 from reports.table import DASH, METRIC_LABELS, Cell, Column, Group, Row, Table
@@ -35,7 +35,7 @@ from reports.to_markdown import SIGNIFICANT_DIGITS
 
 HERE = Path(__file__).parent
 MOST_BYTES = 5_000_000  # of a page; what would be over it is left out, and the page says so
-ITEM_BYTES, ALIGNMENT_BYTES = 1_500_000, 1_500_000
+ITEM_BYTES, ALIGNMENT_BYTES = 1_300_000, 2_200_000
 LONGEST_TEXT = 4_000  # characters of a prompt or an answer
 
 KINDS = {"none": "no teacher", "same-tokenizer": "same tokenizer", "cross-tokenizer": "cross tokenizer", "both": "both"}
@@ -45,7 +45,7 @@ def html(table: Table, context: ReportContext, evidence: Evidence = NO_EVIDENCE)
     """The whole page. Raises ValueError naming a task that has no protocol lines."""
     looks = figures.styles([row.label for group in table.groups for row in group.rows if row.role == "student"])
     items = _within(list(map(_cut, evidence.items)), ITEM_BYTES)
-    alignments = _within(evidence.alignments, ALIGNMENT_BYTES)
+    alignments = _packed(evidence.alignments, ALIGNMENT_BYTES)
     values: dict[str, Any] = {
         "context": context,
         "evidence": evidence,
@@ -58,8 +58,8 @@ def html(table: Table, context: ReportContext, evidence: Evidence = NO_EVIDENCE)
         "figures": _figures(table, evidence, looks),
         "items": items,
         "items_left_out": _left_out(len(evidence.items) - len(items), "items"),
-        "alignments": [asdict(alignment) for alignment in alignments],
-        "alignments_left_out": _left_out(len(evidence.alignments) - len(alignments), "alignments"),
+        "alignments": alignments,
+        "alignment_notes": _alignment_notes(evidence, len(alignments["alignments"])),
         "outcomes": outcome_tables(context.outcomes),
         "frames": _frames(table, context),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
@@ -83,7 +83,7 @@ def _sections(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("results", "Results", True),
         ("outcomes", "Outcomes", values["outcomes"]),
         ("figures", "Figures", values["figures"]),
-        ("alignments", "Alignments", values["alignments"]),
+        ("alignments", "Alignments", values["alignments"]["alignments"]),
         ("answers", "Answers", values["items"]),
         *((name, heading, True) for name, heading, _, _ in values["frames"]),
         ("protocol", "How the numbers were made", True),
@@ -270,11 +270,79 @@ def _within(parts: Sequence[Any], most: int) -> list[Any]:
     """As many of the parts, in their order, as fit into so many bytes."""
     kept, size = [], 0
     for part in parts:
-        size += len(json.dumps(asdict(part), ensure_ascii=False).encode())
+        size += _size(json.dumps(asdict(part), ensure_ascii=False))
         if size > most:
             break
         kept.append(part)
     return kept
+
+
+def _size(text: str) -> int:
+    """Bytes of a text in the page, where these characters are written in up to six."""
+    return len(text.encode()) + 5 * sum(text.count(character) for character in "<>&'") + 1
+
+
+def _packed(alignments: Sequence[Alignment], most: int) -> dict[str, list[Any]]:
+    """Alignments as the page's script reads them: tokens and groups that several of them share stand there once.
+
+    Test items go in turn through the tasks, all methods of an item together, as far as so many bytes reach.
+
+    Returns:
+        "sides": name, tokens and ends; "groups": pairs of student and teacher tokens, a list of one token being its
+        number; "alignments": the other fields, with places in these lists for "student", "teacher" and "groups".
+    """
+    packed: dict[str, list[Any]] = {"sides": [], "groups": [], "alignments": []}
+    places: dict[tuple[str, str], int] = {}
+    used = 0
+
+    def place(kind: str, value: Any) -> int:
+        nonlocal used
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        if (kind, text) not in places:
+            places[kind, text] = len(packed[kind])
+            packed[kind].append(value)
+            used += _size(text)
+        return places[kind, text]
+
+    for item in _in_turn(alignments):
+        for a in item:
+            groups = [[_alone(members) for members in group] for group in a.groups]
+            fields: dict[str, Any] = {"task": a.task, "item": a.item, "row": a.row, "method": a.method}
+            fields |= {"kind": a.teacher_kind, "kd": list(a.kd), "traced": a.traced, "standIn": a.stand_in}
+            sides = {"student": place("sides", asdict(a.student)), "teacher": place("sides", asdict(a.teacher))}
+            place("alignments", fields | sides | {"groups": place("groups", groups)})
+        if used > most:
+            break
+    return packed
+
+
+def _in_turn(alignments: Sequence[Alignment]) -> list[list[Alignment]]:
+    """The alignments of each test item, the first items of all tasks first."""
+    items: dict[str, dict[str, list[Alignment]]] = {}
+    for alignment in alignments:
+        items.setdefault(alignment.task, {}).setdefault(alignment.item, []).append(alignment)
+    numbered = [(number, item) for of_task in items.values() for number, item in enumerate(of_task.values())]
+    return [item for _, item in sorted(numbered, key=lambda pair: pair[0])]
+
+
+def _alone(members: Sequence[int]) -> int | list[int]:
+    return members[0] if len(members) == 1 else list(members)
+
+
+def _alignment_notes(evidence: Evidence, shown: int) -> list[str]:
+    """Which responses can be chosen, and what is not there."""
+    notes = [
+        f"{task}: {'all' if count == whole else f'the first {count} of'} {whole} test responses."
+        for task, count, whole in evidence.aligned
+    ]
+    if not all(alignment.traced for alignment in evidence.alignments):
+        notes.append(
+            "Responses marked with KD were read by the trained models: they alone have KD by token, and the links of "
+            "methods that align by the models' entropies, such as CDM. For the others these methods stand with the "
+            "groups of shared bytes."
+        )
+    left_out = _left_out(len(evidence.alignments) - shown, "alignments")
+    return [*notes, left_out] if left_out else notes
 
 
 def _left_out(count: int, what: str) -> str:

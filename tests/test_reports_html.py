@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -186,11 +186,57 @@ def test_answers_stand_side_by_side_with_their_scores() -> None:
     assert [text for text in made.texts["span"] if "ROUGE" in text] == ["ROUGE-L 12.35 %"] * 4
 
 
+def unpacked(made: Page) -> list[dict[str, object]]:
+    """The alignments in a page, tokens and groups where they belong."""
+    (text,) = [text for text in made.texts["script"] if text.startswith("{")]
+    packed = json.loads(text)
+    groups = [
+        [[members if isinstance(members, list) else [members] for members in group] for group in of_one]
+        for of_one in packed["groups"]
+    ]
+    sides = packed["sides"]
+    places = {"student": sides, "teacher": sides, "groups": groups}
+    return [
+        {name: places[name][value] if name in places else value for name, value in one.items()}
+        for one in packed["alignments"]
+    ]
+
+
 def test_alignment_data_is_what_was_given() -> None:
-    made = Page(page())
-    (data,) = [text for text in made.texts["script"] if text.startswith("[")]
-    expected = [alignment(), alignment(item="x/1", text=HOSTILE)]
-    assert json.loads(data) == json.loads(json.dumps([asdict(one) for one in expected]))
+    names = {"teacher_kind": "kind", "stand_in": "standIn"}
+    expected = [asdict(one) for one in (alignment(), alignment(item="x/1", text=HOSTILE))]
+    named = [{names.get(name, name): value for name, value in one.items()} for one in expected]
+    assert unpacked(Page(page())) == json.loads(json.dumps(named))
+
+
+def test_alignments_of_an_item_stay_together_and_share_what_is_the_same() -> None:
+    """Tasks in turn: a page that has no room for all of them has some of each."""
+    given = [
+        replace(alignment(row, item=f"x/{number}"), task=task)
+        for task in ("dolly", "gsm8k")
+        for row in ("uld", "gold")
+        for number in (0, 1)
+    ]
+    text = page(evidence(alignments=given))
+    assert [(one["task"], one["item"], one["row"]) for one in unpacked(Page(text))] == [
+        (task, item, row) for item in ("x/0", "x/1") for task in ("dolly", "gsm8k") for row in ("uld", "gold")
+    ]
+    assert text.count('"ends":[2,2]') == 1
+
+
+def test_what_can_be_chosen_and_what_is_not_there_is_said() -> None:
+    apart = replace(alignment("cdm", item="x/1"), kd=(), traced=False, stand_in=True)
+    text = page(evidence(alignments=[alignment(), apart], aligned=[("dolly", 50, 500), ("gsm8k", 8, 8)]))
+    for said in ("dolly: the first 50 of 500 test responses.", "gsm8k: all 8 test responses.", "they alone have KD"):
+        assert said in text
+    assert "they alone have KD" not in page()
+
+
+def test_the_reference_stands_before_the_answers() -> None:
+    items = [Item("dolly", "x/0", "Why?", (Answer("sft", "so", "eos"),), HOSTILE), Item("dolly", "x/1", "Who?", ())]
+    made = Page(page(evidence(items=items)))
+    assert made.texts["h4"] == ["reference answer", "sft"]
+    assert made.texts["pre"][:3] == ["Why?", HOSTILE, "so"]
 
 
 # --- What it must not do ----------------------------------------------------------------------------------------------
@@ -252,7 +298,7 @@ def test_the_page_stays_small_and_says_what_it_leaves_out() -> None:
         items=[
             Item("dolly", f"x/{i}", long, tuple(Answer(f"m{k}", long, "eos") for k in range(20))) for i in range(60)
         ],
-        alignments=[alignment(item=f"x/{i}", text=long) for i in range(400)],
+        alignments=[alignment(item=f"x/{i}", text=f"{i} '<{long}") for i in range(400)],
     )
     text = page(many)
     assert len(text.encode()) < MOST_BYTES
@@ -373,6 +419,45 @@ def test_the_viewer_draws_tokens_links_masks_and_kd(tmp_path: Path) -> None:
     assert found["second"]
     assert found["images"] == 0
     assert found["table"] == 2
+
+
+@pytest.mark.browser
+@in_browser
+def test_the_viewer_opens_on_another_tokenizer_and_keeps_the_method_from_item_to_item(tmp_path: Path) -> None:
+    kinds = {"fkd": "same-tokenizer", "uld": "cross-tokenizer", "cdm": "cross-tokenizer"}
+    given = [
+        replace(
+            alignment(row, item=f"x/{number}"),
+            teacher_kind=kind,
+            traced=number == 1,
+            kd=(0.25, 0.5, None) if number == 1 else (),
+            stand_in=row == "cdm" and number != 1,
+        )
+        for row, kind in kinds.items()
+        for number in range(3)
+    ]
+    code = """
+    const item = document.getElementById("viewer-item"), row = document.getElementById("viewer-row"), seen = [];
+    const see = () => seen.push([item.selectedOptions[0].textContent, row.value, strip.querySelectorAll(".kd").length,
+                                 document.getElementById("viewer-summary").textContent.split("masked")[1]]);
+    const strip = document.getElementById("viewer-strip");
+    see();
+    row.value = "cdm/uld";
+    document.getElementById("viewer-next").click();
+    see();
+    document.getElementById("viewer-next").click();
+    document.getElementById("viewer-next").click();
+    see();
+    return seen;"""
+    apart = (
+        "; KD by token is stored for the responses marked so. Groups of shared bytes: the links of uld itself need the "
+        "models' entropies, and are stored for the responses marked with KD."
+    )
+    assert probed(page(evidence(alignments=given)), code, tmp_path) == [
+        ["dolly · x/1 (KD)", "uld/uld", 2, "; KD 0.7500 in all."],
+        ["dolly · x/2", "cdm/uld", 0, apart],
+        ["dolly · x/1 (KD)", "cdm/uld", 2, "; KD 0.7500 in all."],
+    ]
 
 
 @pytest.mark.browser

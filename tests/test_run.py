@@ -220,10 +220,41 @@ def test_the_page_shows_training_answers_and_alignments_of_every_row(whole: tupl
         answers[item.task].append(tuple(answer.text for answer in item.answers))
     outputs = [json.loads((path / "answers.json").read_text()) for path in place.stored("answers", task="dolly")]
     assert sorted(zip(*answers["dolly"], strict=True)) == sorted(tuple(a["output"] for a in made) for made in outputs)
-    assert {(a.row, a.task) for a in evidence.alignments} == {(row, task) for row, task in rows if row in distilling}
+    pairs = {(a.row, a.task) for a in evidence.alignments}
+    assert pairs == {(row, task) for row, task in rows if row in distilling}
+    assert evidence.aligned == [(task, 3, 3) for task in TASKS]  # all test items, of all rows
+    assert len(evidence.alignments) == 3 * len(pairs)
+    assert {a.row for a in evidence.alignments if a.stand_in} <= {"cdm"}
+    for item in evidence.items:
+        task = tasks.tasks()[item.task](tasks.tasks()[item.task].Settings(), None)
+        wanted = {example.id: example for example in task.reference_examples()}[item.id.replace("/test/", "/")]
+        assert item.reference == wanted.response.strip()
+        if item.task != "codem":  # which asks for the rest of a function, and trains on instructions
+            assert wanted.prompt in item.prompt
     assert all(len(a.student.tokens) == len(a.student.ends) for a in evidence.alignments)
     assert ("dolly", "dolly/0") in {(a.task, a.item) for a in evidence.alignments}
     assert len(place.file(done, "report.html").encode()) < 5_000_000
+
+
+def test_alignments_that_are_lost_are_made_again_where_the_models_are(
+    place: Place, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is made with them, and nothing is downloaded for them."""
+    (folder,) = place.stored("alignments", method="one_to_one", task="dolly")
+    before = (folder / "alignments.json").read_text()
+    shutil.rmtree(folder)
+    monkeypatch.setattr(models, "is_downloaded", lambda uri: False)
+    assert place.run("methods=[one_to_one]").code == 0
+    assert not folder.exists()
+    monkeypatch.undo()
+    assert place.run("methods=[one_to_one]").code == 0
+    assert (folder / "alignments.json").read_text() == before
+    monkeypatch.setattr(Runner, "pair", None)  # what breaks is a message
+    shutil.rmtree(folder)
+    done = place.run("methods=[one_to_one]")
+    assert done.code == 0
+    assert "no alignments to show" in done.out
+    assert made == []
 
 
 def test_a_training_is_not_lost_over_its_traces(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +266,7 @@ def test_a_training_is_not_lost_over_its_traces(place: Place, monkeypatch: pytes
     assert done.code == 0
     assert "no alignments to show" in done.out
     assert "no memory left" in done.out
-    assert 'id="alignments"' not in place.file(done, "report.html")
+    assert '"traced":true' not in place.file(done, "report.html")
 
 
 def test_every_method_is_compared_with_the_recipes_baseline(whole: tuple[Place, Done]) -> None:
