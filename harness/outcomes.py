@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.evidence import labelled, stored_json
 from harness.store import Store
-from reports.outcomes import ANSWERS, CUT, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
+from reports.outcomes import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
 
 _ENDS = {"eos": "EOS", "length": "length limit"}  # as tables say it
 
@@ -54,6 +54,7 @@ def _of_cell(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[str, str, 
     details = stored_json(store, "scores", cell, "details.json") or {}
     for metric, statuses in details.get("statuses", {}).items():
         yield from _listed(metric, Counter(statuses.values()))
+    yield from _listed(JUDGED, details.get("outcomes", {}))
     for of, kind in ((TRAINING, "student"), (REFERENCES, "bits")):
         manifest = store.read_manifest(kind, cell["stages"][kind]) if kind in cell["stages"] else None
         if manifest is not None and (rows := manifest.get("rows")) is not None:

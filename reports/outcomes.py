@@ -10,11 +10,12 @@ OUTCOME_COLUMNS = ("row", "task", "seed", "of", "outcome", "count")
 """One line per row of the table, task, seed and outcome. ``of`` is ANSWERS, PROMPTS, TRAINING, REFERENCES or the metric
 whose verdicts on code are counted; what did not happen may be missing."""
 ANSWERS, PROMPTS, TRAINING, REFERENCES = "answers", "prompts", "training rows", "references"
+JUDGED = "judged answers"  # by a task that has its own words for what it finds
 ENDS = ("EOS", "stop string", "length limit")  # of ANSWERS
 VERDICTS = ("pass", "fail", "timeout")
 CUT, LEFT_OUT = "cut", "left out"  # of the others, beside "whole"
 
-_OF_ROWS = frozenset({ANSWERS, PROMPTS, TRAINING, REFERENCES})
+_NO_VERDICTS = frozenset({ANSWERS, PROMPTS, TRAINING, REFERENCES, JUDGED})
 
 
 def empty_outcomes() -> pd.DataFrame:
@@ -28,6 +29,11 @@ def outcome_tables(outcomes: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]
             "Verdicts on code",
             "Programs by what their tests said, all seeds. A timeout is a failure that a loaded machine can cause.",
             _verdicts(outcomes),
+        ),
+        (
+            "How answers were judged",
+            "All seeds.",
+            _counted(outcomes, JUDGED, tuple(dict.fromkeys(outcomes[outcomes["of"] == JUDGED]["outcome"]))),
         ),
         (
             "How answers ended",
@@ -57,7 +63,7 @@ def verdict_lines(outcomes: pd.DataFrame, task: str) -> Iterator[str]:
 
 
 def _verdicts(outcomes: pd.DataFrame) -> pd.DataFrame:
-    kinds = [str(of) for of in dict.fromkeys(outcomes["of"]) if of not in _OF_ROWS]
+    kinds = [str(of) for of in dict.fromkeys(outcomes["of"]) if of not in _NO_VERDICTS]
     parts = []
     for kind in kinds:
         part = _counted(outcomes, kind, VERDICTS)

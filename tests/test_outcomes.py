@@ -22,6 +22,9 @@ COUNTED = pd.DataFrame(
         ("sft", "codem", 1, "answers", "stop string", 8),
         ("sft", "codem", 0, "prompts", "whole", 7),
         ("sft", "codem", 0, "prompts", "cut", 1),
+        ("sft", "countdown", 0, "judged answers", "right", 2),
+        ("sft", "countdown", 1, "judged answers", "no answer", 3),
+        ("uld", "countdown", 0, "judged answers", "right", 1),
         *(
             (row, "codem", seed, "training rows", outcome, count)
             for row in ("sft", "uld")
@@ -45,6 +48,10 @@ def test_seeds_are_added_up_and_what_did_not_happen_is_zero() -> None:
     assert tables()["Verdicts on code"] == [
         {"task": "codem", "metric": "HumanEval+", "row": "sft", "pass": 1, "fail": 14, "timeout": 1},
         {"task": "codem", "metric": "HumanEval+", "row": "uld", "pass": 8, "fail": 0, "timeout": 0},
+    ]
+    assert tables()["How answers were judged"] == [
+        {"task": "countdown", "row": "sft", "right": 2, "no answer": 3},
+        {"task": "countdown", "row": "uld", "right": 1, "no answer": 0},
     ]
     ends = {"EOS": 3, "stop string": 8, "length limit": 5}
     assert tables()["How answers ended"] == [
