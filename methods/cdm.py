@@ -16,15 +16,13 @@ pieces, each a softmax over its mapped columns; the map is per position and one-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from rapidfuzz.distance import Levenshtein
-from rapidfuzz.process import cpdist
 from torch import Tensor
 
 from methods.alignment import AlignedResponse, Groups, IntArray, group_bytes
@@ -34,21 +32,25 @@ from methods.base import (
     Method,
     Need,
     Rows,
+    Side,
     SoftenedOptions,
     TeacherKind,
     register,
 )
 from methods.divergences import forward_kl, reverse_kl
-from methods.maps import UNMAPPED, VocabularyMap, exact_map, stored_map
-from methods.vocabulary import TokenizerPair, Vocabulary
-from methods.warping import EditCosts, entropy_weights, link_groups, path_notes, token_texts, warp_all
+from methods.maps import UNMAPPED, Tables, VocabularyMap, exact_map, stored_map
+from methods.vocabulary import TokenizerPair
+from methods.warping import EditCosts, EditDistances, entropy_weights, link_groups, path_notes, warp_all
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-Pairs = tuple[IntArray, IntArray, IntArray, FloatArray]
-"""Position, place among its source tokens, place among its target tokens, and relative edit distance."""
 MASKED = -1e4
 """Logit of a column without a partner, on both sides, as in the authors' code: its probability underflows to 0."""
+_CLASSES = 32
+"""Of characters, by which almost all pairs of texts are told apart."""
+_SLACK = 0.01
+"""Of the sums that tell them apart, for rounding; what remains is measured exactly."""
+_ENTRIES_AT_ONCE = 1 << 22
 
 
 @register
@@ -101,11 +103,19 @@ class CDM(Method):
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.costs = EditCosts(pair.student, pair.teacher)
-        student, teacher, kind = pair.student, pair.teacher, self.options.static_map
-        ahead = stored_map(kind, teacher, student, pair.maps)
-        back = _turned(ahead, len(student)) if self._released else stored_map(kind, student, teacher, pair.maps)
-        self.to_student = _Direction.of(teacher, student, ahead)
-        self.to_teacher = _Direction.of(student, teacher, back)
+        distances, kind = EditDistances(), self.options.static_map
+        student, teacher = (
+            _Spellings(self.costs.student_texts, distances),
+            _Spellings(self.costs.teacher_texts, distances),
+        )
+        ahead = stored_map(kind, pair.teacher, pair.student, pair.maps)
+        if self._released:
+            back = _turned(ahead, len(pair.student))
+        else:
+            back = stored_map(kind, pair.student, pair.teacher, pair.maps)
+        exact = exact_map(pair.teacher, pair.student), exact_map(pair.student, pair.teacher)
+        self.to_student = _Direction(teacher, student, ahead, ahead == exact[0])
+        self.to_teacher = _Direction(student, teacher, back, back == exact[1])
 
     def align(self, response: AlignedResponse) -> Groups:
         return self.align_all([response])[0]
@@ -148,21 +158,23 @@ class CDM(Method):
 
     def _described_loss(self, chunk: AlignedChunk) -> LossSums:
         tau, theta = self.options.temperature, self.options.theta
-        student, teacher = chunk.student.paired_logits(), chunk.teacher.paired_logits()
-        ours, theirs = self._likeliest(student, self.to_teacher), self._likeliest(teacher, self.to_student)
-        to_student = _contextual(theirs, ours, self.to_student, theta)
-        to_teacher = _contextual(ours, theirs, self.to_teacher, theta)
-        s1, t1 = _gathered(student, to_student), _masked(teacher, theirs, to_student)
-        s2, t2 = _masked(student, ours, to_teacher), _gathered(teacher, to_teacher)
-        forward = forward_kl((s1 / tau).log_softmax(-1), (t1 / tau).log_softmax(-1))
-        reverse = reverse_kl((s2 / tau).log_softmax(-1), (t2 / tau).log_softmax(-1))
-        return LossSums(tau**2 * (forward + reverse).sum(), _coverage(teacher, theirs, to_student, to_teacher))
+        ours = _paired(chunk.student, self._likeliest(chunk.student.logits, self.to_teacher))
+        theirs = _paired(chunk.teacher, self._likeliest(chunk.teacher.logits, self.to_student))
+        to_student, to_teacher = _contextual(theirs, ours, self.to_student, self.to_teacher, theta)
+        masked = torch.cat([to_student, to_teacher], -1) == UNMAPPED
+        # the teacher's k and their partners, then the student's k and theirs
+        student = _columns(chunk.student, torch.cat([to_student, ours], -1)).masked_fill(masked, MASKED) / tau
+        teacher = _columns(chunk.teacher, torch.cat([theirs, to_teacher], -1)).masked_fill(masked, MASKED) / tau
+        k = theirs.shape[-1]
+        forward = forward_kl(student[:, :k].log_softmax(-1), teacher[:, :k].log_softmax(-1))
+        reverse = reverse_kl(student[:, k:].log_softmax(-1), teacher[:, k:].log_softmax(-1))
+        mass = _mass(chunk.teacher.logits, chunk.teacher.index, theirs, to_student)
+        return LossSums(tau**2 * (forward + reverse).sum(), _coverage(masked, mass))
 
-    def _likeliest(self, logits: Tensor, source: _Direction) -> IntArray:
+    def _likeliest(self, logits: Tensor, source: _Direction) -> Tensor:
         """int64 [positions, k]: ids of the likeliest tokens, likeliest first; padding columns are no tokens."""
-        known = logits.detach()[:, : min(len(source.static), logits.shape[-1])]
-        ids: IntArray = known.topk(min(self.options.k, known.shape[-1]), dim=-1).indices.cpu().numpy()
-        return ids
+        known = logits.detach()[:, : min(source.size, logits.shape[-1])]
+        return known.topk(min(self.options.k, known.shape[-1]), dim=-1).indices
 
     # --- released ---------------------------------------------------------------------------------------------------
 
@@ -180,12 +192,19 @@ class CDM(Method):
         student, teacher = chunk.student.mean_logits(chunk.groups), chunk.teacher.mean_logits(chunk.groups)
         ours, theirs = self._likeliest(student, self.to_teacher), self._likeliest(teacher, self.to_student)
         to_student = _map_of_response(theirs, ours, self.to_student, theta)
-        left = np.where(to_student == UNMAPPED, 0, theirs)  # the code overwrites the ids that it masks
+        left = theirs.masked_fill(to_student == UNMAPPED, 0)  # the code overwrites the ids that it masks
         to_teacher = _map_of_response(ours, left, self.to_teacher, theta)
-        s1, t1 = _gathered(student, to_student), _masked(teacher, theirs, np.where(theirs == 0, UNMAPPED, to_student))
-        s2, t2 = _masked(student, ours, np.where(ours == 0, UNMAPPED, to_teacher)), _gathered(teacher, to_teacher)
-        kd = released_divergence(torch.cat([t1, s2], -1), torch.cat([s1, t2], -1), self.options.temperature)
-        return LossSums(kd, _coverage(teacher, theirs, to_student, to_teacher))
+        masked = torch.cat([to_student, to_teacher], -1) == UNMAPPED
+        k = theirs.shape[-1]
+        own, partners = torch.cat([theirs, ours], -1), torch.cat([to_student, to_teacher], -1).clamp_min(0)
+        of_student = student.gather(-1, torch.cat([partners[:, :k], ours], -1))
+        of_teacher = teacher.gather(-1, torch.cat([theirs, partners[:, k:]], -1))
+        p = torch.cat([of_teacher[:, :k], of_student[:, k:]], -1).masked_fill(masked | (own == 0), MASKED)
+        q = torch.cat([of_student[:, :k], of_teacher[:, k:]], -1).masked_fill(masked, MASKED)
+        kd = released_divergence(p, q, self.options.temperature)
+        return LossSums(
+            kd, _coverage(masked, _mass(teacher, torch.arange(len(teacher), device=teacher.device), theirs, to_student))
+        )
 
 
 def released_divergence(p: Tensor, q: Tensor, tau: float) -> Tensor:
@@ -200,29 +219,53 @@ def released_divergence(p: Tensor, q: Tensor, tau: float) -> Tensor:
     return (log_p.exp() * (tau**2 * log_p - log_q)).sum() / p.numel()
 
 
-@dataclass(frozen=True)
-class _Direction:
-    """From one vocabulary to the other.
+class _Spellings:
+    """What edit distances compare of a vocabulary's tokens.
 
     Attributes:
-        static: the map that is made once a pair, :data:`~methods.maps.VocabularyMap`.
-        exact: bool [source tokens], whether its partner spells the same bytes.
-        source_texts, target_texts: what edit distances compare.
-        source_lengths, target_lengths: int64, characters of each text.
+        distances: of all texts of both vocabularies.
+        numbers, lengths: int64 [size], number in ``distances`` and characters of each token's text.
+        tables: the lengths as float32, and uint8 [size, entries] characters, see :func:`_character_sets`.
     """
 
-    static: VocabularyMap
-    exact: BoolArray
-    source_texts: tuple[str, ...]
-    target_texts: tuple[str, ...]
-    source_lengths: IntArray
-    target_lengths: IntArray
+    def __init__(self, texts: Sequence[str], distances: EditDistances) -> None:
+        self.distances, self.numbers = distances, distances.numbers(texts)
+        self.lengths: IntArray = np.fromiter(map(len, texts), np.int64, len(texts))
+        self.tables = Tables(
+            lengths=torch.from_numpy(self.lengths.astype(np.float32)),
+            characters=torch.from_numpy(_character_sets(texts, self.lengths)),
+        )
 
-    @classmethod
-    def of(cls, source: Vocabulary, target: Vocabulary, static: VocabularyMap) -> _Direction:
-        texts = token_texts(source), token_texts(target)
-        lengths = [np.fromiter(map(len, side), np.int64, len(side)) for side in texts]
-        return cls(static, static == exact_map(source, target), *texts, *lengths)
+
+class _Direction:
+    """From the tokens of one vocabulary to those of the other.
+
+    Attributes:
+        size: number of source tokens.
+        source, target: their texts.
+        one_to_one: whether no two source tokens have one static partner.
+        tables: int64 [size] static, the map that is made once a pair; bool [size] exact, whether a token's partner
+            spells the same bytes.
+    """
+
+    def __init__(self, source: _Spellings, target: _Spellings, static: VocabularyMap, exact: BoolArray) -> None:
+        self.size, self.source, self.target = len(static), source, target
+        partners = static[static != UNMAPPED]
+        self.one_to_one = np.unique(partners).size == partners.size
+        self.tables = Tables(static=torch.from_numpy(static), exact=torch.from_numpy(exact))
+
+
+def _character_sets(texts: Sequence[str], lengths: IntArray) -> npt.NDArray[np.uint8]:
+    """uint8 [texts, 2 * classes]: 1 for each class of characters (their code points modulo a number) that a text has
+    at least once, and at least twice. One character more or less changes one entry at most.
+    """
+    points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
+    owner = np.repeat(np.arange(len(texts)), lengths)
+    keys, counts = np.unique(owner * _CLASSES + points % _CLASSES, return_counts=True)
+    sets = np.zeros((2, len(texts) * _CLASSES), dtype=np.uint8)
+    sets[0, keys] = 1
+    sets[1, keys[counts > 1]] = 1
+    return np.concatenate(sets.reshape(2, len(texts), _CLASSES), axis=1)
 
 
 def _turned(mapped: VocabularyMap, size: int) -> VocabularyMap:
@@ -266,112 +309,208 @@ def _nested_means(teacher: IntArray, student: IntArray, notes: dict[str, tuple[f
     )
 
 
-def _contextual(source: IntArray, target: IntArray, direction: _Direction, theta: float) -> IntArray:
-    """int64 [positions, k]: partner of each source token at its position, one-to-one; -1 where there is none.
+def _contextual(
+    theirs: Tensor, ours: Tensor, ahead: _Direction, back: _Direction, theta: float
+) -> tuple[Tensor, Tensor]:
+    """int64 [positions, k] each: partner of each teacher and of each student token at its position; -1 for none.
 
-    Static partners stand. The others take the nearest of the position's target tokens that are free, nearest pairs
-    first, equals in the order of source and then target. A pair that is the first of both its tokens' pairs is what
-    that order would choose, so all such pairs of all positions are taken at once, until none is left.
+    One-to-one in either direction. Static partners stand. The others take the nearest of the position's tokens of the
+    other side that are free, nearest pairs first, equals in the order of source and then target.
     """
-    mapped = _static_one_to_one(source, direction)
-    taken = (target[:, :, None] == mapped[:, None, :]).any(-1)
-    asked = (mapped == UNMAPPED)[:, :, None] & ~taken[:, None, :]
-    position, ours, theirs, distance = _near(source, target, asked, direction, theta)
-    order = np.lexsort((theirs, ours, distance, position))
-    position, ours, theirs = position[order], ours[order], theirs[order]
-    while position.size:
-        left, right = position * source.shape[1] + ours, position * target.shape[1] + theirs
-        first = np.zeros((2, position.size), dtype=bool)
-        for side, keys in enumerate((left, right)):
-            first[side, np.unique(keys, return_index=True)[1]] = True
-        chosen = first.all(0)
-        mapped[position[chosen], ours[chosen]] = target[position[chosen], theirs[chosen]]
-        kept = ~np.isin(left, left[chosen]) & ~np.isin(right, right[chosen])
-        position, ours, theirs = position[kept], ours[kept], theirs[kept]
-    return mapped
+    to_student, to_teacher = _static_one_to_one(theirs, ahead), _static_one_to_one(ours, back)
+    there = to_student == UNMAPPED, ~_among(ours, to_student)  # source tokens that seek, target tokens that are free
+    back_again = ~_among(theirs, to_teacher), to_teacher == UNMAPPED
+    # Distances are the same both ways: one search, and one transfer from the device, for both directions.
+    near = _near(theirs, ours, [there, back_again], ahead, theta)
+    a, b = (near.kept(use) for use in near.uses)
+    k = theirs.shape[-1], ours.shape[-1]
+    a = a.kept(_one_to_one(a.position, a.source, a.target, a.distance, k))
+    b = b.kept(_one_to_one(b.position, b.target, b.source, b.distance, k[::-1]))
+    to_student[_on(a.position, ours), _on(a.source, ours)] = _on(a.target_ids, ours)
+    to_teacher[_on(b.position, ours), _on(b.target, ours)] = _on(b.source_ids, ours)
+    return to_student, to_teacher
 
 
-def _static_one_to_one(source: IntArray, direction: _Direction) -> IntArray:
+def _static_one_to_one(source: Tensor, direction: _Direction) -> Tensor:
     """int64 [positions, k]: static partners; of a position's tokens with one partner the exact one, else the likeliest.
 
     The exact map never has two. Under the others a column would stand twice in a softmax.
     """
-    mapped = direction.static[source]
-    position, place = np.nonzero(mapped != UNMAPPED)
-    partner = mapped[position, place]
-    order = np.lexsort((place, ~direction.exact[source[position, place]], partner, position))
-    keys = (position * len(direction.target_texts) + partner)[order]
-    chosen = order[np.unique(keys, return_index=True)[1]]
-    alone = np.full_like(mapped, UNMAPPED)
-    alone[position[chosen], place[chosen]] = partner[chosen]
-    return alone
+    tables, k = direction.tables.on(source.device), source.shape[-1]
+    mapped = tables["static"][source]
+    if direction.one_to_one:
+        return mapped
+    rank = torch.arange(k, device=source.device) + k * ~tables["exact"][source]
+    order = (mapped * 2 * k + rank).argsort(-1)
+    partner = mapped.gather(-1, order)
+    partner[:, 1:].masked_fill_(partner[:, 1:] == mapped.gather(-1, order)[:, :-1], UNMAPPED)
+    return partner.scatter(-1, order, partner)
 
 
-def _map_of_response(source: IntArray, target: IntArray, direction: _Direction, theta: float) -> IntArray:
+def _among(ids: Tensor, chosen: Tensor) -> Tensor:
+    """bool [positions, n]: whether a position's ids, [positions, n], are among its chosen ones, [positions, m]."""
+    ordered = chosen.sort(-1).values
+    place = torch.searchsorted(ordered, ids).clamp_max(chosen.shape[-1] - 1)
+    return ordered.gather(-1, place) == ids
+
+
+def _one_to_one(
+    position: IntArray, source: IntArray, target: IntArray, distance: FloatArray, shape: tuple[int, int]
+) -> BoolArray:
+    """bool [pairs]: which pairs are taken, the nearest first, equals in the order of source and then target.
+
+    A pair that is the first of both its tokens' pairs is what that order would choose, so all such pairs of all
+    positions are taken at once, until none is left.
+    """
+    order = np.lexsort((target, source, distance, position))
+    left, right = (position * shape[0] + source)[order], (position * shape[1] + target)[order]
+    size = int(position.max(initial=-1)) + 1
+    used = [np.zeros(size * k, dtype=bool) for k in shape]
+    first = [np.zeros(size * k, dtype=np.int64) for k in shape]
+    taken = np.zeros(position.size, dtype=bool)
+    while order.size:
+        number = np.arange(order.size)
+        for keys, place in ((left, first[0]), (right, first[1])):
+            place[keys[::-1]] = number[::-1]  # of equal keys the first is written last
+        chosen = (first[0][left] == number) & (first[1][right] == number)
+        taken[order[chosen]] = True
+        used[0][left[chosen]] = used[1][right[chosen]] = True
+        rest = ~(used[0][left] | used[1][right])
+        order, left, right = order[rest], left[rest], right[rest]
+    return taken
+
+
+def _map_of_response(source: Tensor, target: Tensor, direction: _Direction, theta: float) -> Tensor:
     """int64 [positions, k]: partners by the released form's one map for the whole response; -1 where there is none."""
-    mapped = np.where(direction.static == 0, UNMAPPED, direction.static)
-    alone = np.append(mapped == UNMAPPED, False)  # by id; the last entry is for target ids beyond the source's
-    candidates = ~alone[np.minimum(target, mapped.size)]
-    asked = (mapped[source] == UNMAPPED)[:, :, None] & candidates[:, None, :]
-    position, ours, theirs, distance = _near(source, target, asked, direction, theta, blanks=True)
-    order = np.lexsort((theirs, distance, ours, position))
-    _, nearest = np.unique((position * source.shape[1] + ours)[order], return_index=True)
-    chosen = order[nearest]  # in the order of positions: the last one stays
-    found = target[position[chosen], theirs[chosen]]
-    chosen, found = chosen[found != 0], found[found != 0]
-    mapped[source[position[chosen], ours[chosen]]] = found
+    static = direction.tables.on(source.device)["static"]
+    mapped = static.masked_fill(static == 0, UNMAPPED)
+    # ids that no target may have; those beyond the source's have no such fault
+    fault = torch.cat([mapped == UNMAPPED, mapped.new_zeros(1, dtype=torch.bool)])
+    use = mapped[source] == UNMAPPED, ~fault[target.clamp_max(len(mapped))]
+    near = _near(source, target, [use], direction, theta, blanks=True)
+    order = np.lexsort((near.target, near.distance, near.source, near.position))
+    _, nearest = np.unique((near.position * source.shape[1] + near.source)[order], return_index=True)
+    chosen = order[nearest]  # in the order of positions
+    chosen = chosen[near.target_ids[chosen] != 0][::-1]
+    ids, last = np.unique(near.source_ids[chosen], return_index=True)  # the last position's stays
+    mapped[_on(ids, source)] = _on(near.target_ids[chosen[last]], source)
     return mapped[source]
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of a position's source and target tokens, int64 [pairs] each.
+
+    Attributes:
+        position, source, target: position, and place of each token among the position's.
+        source_ids, target_ids: the tokens.
+        distance: float64 [pairs], edit distance over the sum of both lengths.
+        uses: bool [uses, pairs], for what a pair was asked.
+    """
+
+    position: IntArray
+    source: IntArray
+    target: IntArray
+    source_ids: IntArray
+    target_ids: IntArray
+    distance: FloatArray
+    uses: BoolArray
+
+    def kept(self, which: BoolArray) -> _Pairs:
+        return _Pairs(*(getattr(self, field.name)[..., which] for field in fields(self)))
+
+
 def _near(
-    source: IntArray, target: IntArray, asked: BoolArray, direction: _Direction, theta: float, blanks: bool = False
-) -> Pairs:
+    source: Tensor,
+    target: Tensor,
+    uses: Sequence[tuple[Tensor, Tensor]],
+    direction: _Direction,
+    theta: float,
+    blanks: bool = False,
+) -> _Pairs:
     """The pairs whose edit distance, over the sum of both lengths, is below θ.
 
-    Each pair of ids is measured once, and none whose lengths differ by more than that.
+    Almost all pairs are ruled out on the device, by the characters that only one text has. The rest go to the host in
+    one transfer, the only one of a chunk, and are measured there.
 
     Args:
         source, target: int64 [positions, k], ids.
-        asked: bool [positions, k, k], which pairs of a position's source and target tokens may match.
+        uses: bool [positions, k] of the source and of the target: a pair is asked for where both are true.
         blanks: whether tokens of spaces alone, whose texts are empty, match one another.
     """
-    position, ours, theirs = np.nonzero(asked)
-    lengths = direction.source_lengths[source[position, ours]], direction.target_lengths[target[position, theirs]]
+    of_source, of_target = (torch.stack(side).any(0) for side in zip(*uses, strict=True))
+    position, left, right = _may_be_near(source, target, of_source, of_target, direction, theta).nonzero().unbind(-1)
+    flags = [use[0][position, left] & use[1][position, right] for use in uses]
+    packed = torch.stack([position, left, right, source[position, left], target[position, right], *flags]).cpu().numpy()
+    packed = packed[:, packed[5:].any(0)]
+    sides = direction.source, direction.target
+    lengths = [side.lengths[ids] for side, ids in zip(sides, packed[3:5], strict=True)]
     total = lengths[0] + lengths[1]
     possible = (np.abs(lengths[0] - lengths[1]) / np.maximum(total, 1) < theta) & ((total > 0) | blanks)
-    position, ours, theirs, total = position[possible], ours[possible], theirs[possible], total[possible]
-    keys = source[position, ours] * len(direction.target_texts) + target[position, theirs]
-    pairs, place = np.unique(keys, return_inverse=True)
-    left, right = np.divmod(pairs, len(direction.target_texts))
-    texts = [direction.source_texts[i] for i in left], [direction.target_texts[i] for i in right]
-    distance = cpdist(*texts, scorer=Levenshtein.distance, dtype=np.int32, workers=-1)[place] / np.maximum(total, 1)
-    near = distance < theta
-    return position[near], ours[near], theirs[near], distance[near]
+    packed, total = packed[:, possible], total[possible]
+    texts = [side.numbers[ids] for side, ids in zip(sides, packed[3:5], strict=True)]
+    distance = direction.source.distances.between(*texts) / np.maximum(total, 1)
+    found = _Pairs(packed[0], packed[1], packed[2], packed[3], packed[4], distance, packed[5:].astype(bool))
+    return found.kept(distance < theta)
 
 
-def _gathered(logits: Tensor, partners: IntArray) -> Tensor:
-    """[positions, k]: logits of the partners; masked where there is none."""
-    index = torch.from_numpy(partners).to(logits.device)
-    return logits.gather(-1, index.clamp_min(0)).masked_fill(index == UNMAPPED, MASKED)
+def _may_be_near(
+    source: Tensor, target: Tensor, of_source: Tensor, of_target: Tensor, direction: _Direction, theta: float
+) -> Tensor:
+    """bool [positions, k, k]: pairs of tokens with both flags whose relative edit distance may be below θ.
+
+    An edit takes at most one character out of a text, and so at most one entry out of its :func:`_character_sets`:
+    there are at least as many edits as entries that only one text has.
+    """
+    sides = []
+    for spellings, ids, flags in ((direction.source, source, of_source), (direction.target, target, of_target)):
+        tables = spellings.tables.on(ids.device)
+        characters, allowed = tables["characters"][ids].float(), theta * tables["lengths"][ids]
+        least = (characters.sum(-1) - allowed - _SLACK).masked_fill(~flags, torch.inf)
+        sides.append((characters, allowed, least))
+    ours, theirs = sides
+    shared = ours[0] @ theirs[0].mT  # small whole numbers, exact in any precision
+    near = shared + theirs[1][:, None, :] > ours[2][:, :, None]
+    return near.logical_and_(shared.add_(ours[1][:, :, None]) > theirs[2][:, None, :])
 
 
-def _masked(logits: Tensor, ids: IntArray, partners: IntArray) -> Tensor:
-    """[positions, k]: logits of the ids; masked where they have no partner."""
-    alone = torch.from_numpy(partners == UNMAPPED).to(logits.device)
-    return logits.gather(-1, torch.from_numpy(ids).to(logits.device)).masked_fill(alone, MASKED)
+def _on(ids: IntArray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
 
 
-def _coverage(
-    teacher: Tensor, theirs: IntArray, to_student: IntArray, to_teacher: IntArray
-) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Share of masked columns, and the teacher's probability on its mapped tokens."""
-    mapped = torch.from_numpy(to_student != UNMAPPED).to(teacher.device)
-    likely = teacher.softmax(-1).gather(-1, torch.from_numpy(theirs).to(teacher.device))
-    masked = int((to_student == UNMAPPED).sum() + (to_teacher == UNMAPPED).sum())
-    columns = teacher.new_tensor(float(to_student.size + to_teacher.size))
-    positions = teacher.new_tensor(float(len(teacher)))
+def _paired(side: Side, of_rows: Tensor) -> Tensor:
+    """[members, k] of [rows, k]."""
+    return of_rows if side.in_order else of_rows.index_select(0, side.index)
+
+
+def _columns(side: Side, ids: Tensor) -> Tensor:
+    """[members, k]: logits of a member's ids, int64 [members, k]; anything where an id is -1.
+
+    Not from a copy of the members' rows, so that the gradient is scattered once into one tensor of the rows' size.
+    """
+    columns = ids.clamp_min(0)
+    return side.logits.gather(-1, columns) if side.in_order else side.logits[side.index[:, None], columns]
+
+
+def _mass(logits: Tensor, rows: Tensor, ids: Tensor, partners: Tensor) -> Tensor:
+    """Sum over the rows, int64 [positions], of the probability of the ids that have a partner, both [positions, k].
+
+    A softmax of some rows at a time takes a third of the time that all rows at once take on a CPU, where new memory is
+    slow; logsumexp of as many takes no less.
+    """
+    at_once = max(1, _ENTRIES_AT_ONCE // logits.shape[-1])
+    total = logits.new_zeros(())
+    for row, some, those in zip(*(torch.split(part, at_once) for part in (rows, ids, partners)), strict=True):
+        likely = logits.index_select(0, row).softmax(-1).gather(-1, some)
+        total += likely.masked_fill(those == UNMAPPED, 0).sum()
+    return total
+
+
+def _coverage(masked: Tensor, mass: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Share of masked columns, bool [positions, columns], and the teacher's probability on its mapped tokens."""
+    positions = mass.new_tensor(float(len(masked)))
     return {
-        "columns masked": (teacher.new_tensor(float(masked)), columns),
-        "teacher mass covered": ((likely * mapped).sum(), positions),
+        "columns masked": (masked.sum().to(mass.dtype), mass.new_tensor(float(masked.numel()))),
+        "teacher mass covered": (mass, positions),
         "aligned positions": (positions, None),
     }

@@ -17,8 +17,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
+from torch import Tensor
 
 from methods.vocabulary import TokenKind, Vocabulary
 
@@ -28,6 +30,20 @@ VocabularyMap = npt.NDArray[np.int64]
 UNMAPPED = -1
 _QUERIES_AT_ONCE = 1024
 _FAR = np.iinfo(np.int64).max
+
+
+class Tables:
+    """Tensors that a method looks into with every chunk: copied once to each device that asks for them."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self._known = {torch.device("cpu"): tensors}
+
+    def on(self, device: torch.device) -> Mapping[str, Tensor]:
+        """The tensors by name, on the device."""
+        if device not in self._known:
+            made = {name: tensor.to(device) for name, tensor in self._known[torch.device("cpu")].items()}
+            self._known[device] = made
+        return self._known[device]
 
 
 def exact_map(source: Vocabulary, target: Vocabulary, match: Literal["bytes", "string"] = "bytes") -> VocabularyMap:

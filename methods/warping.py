@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
-from rapidfuzz.process import cdist
+from rapidfuzz.process import cdist, cpdist
 
 from methods.alignment import AlignedResponse, Groups, IntArray, group_bytes
 from methods.maps import UNMAPPED, exact_map
@@ -31,6 +31,44 @@ def token_texts(vocabulary: Vocabulary) -> tuple[str, ...]:
     Bytes that are no whole character read U+FFFD, as the tokenizers' own decoders write them.
     """
     return tuple(spelling.decode("utf-8", "replace").replace(" ", "") for spelling in vocabulary.token_bytes)
+
+
+class EditDistances:
+    """Levenshtein distances of scattered pairs of texts, kept from step to step.
+
+    Of the pairs whose keys fall into one slot of a table the last one stays. That bounds memory: 12 bytes a slot, 24
+    MiB in all, and the texts. (All pairs of two lists are no work for it: rapidfuzz's ``cdist`` measures a pair in
+    the time of a look-up.)
+    """
+
+    def __init__(self, slots: int = 1 << 21) -> None:
+        self._numbers: dict[str, int] = {}
+        self._texts: list[str] = []
+        self._keys = np.zeros(slots, dtype=np.int64)
+        self._kept = np.zeros(slots, dtype=np.int32)
+
+    def numbers(self, texts: Sequence[str]) -> IntArray:
+        """int64 [texts]: the number of each text; equal texts have one."""
+        for text in texts:
+            if self._numbers.setdefault(text, len(self._texts)) == len(self._texts):
+                self._texts.append(text)
+        return np.fromiter(map(self._numbers.__getitem__, texts), np.int64, len(texts))
+
+    def between(self, left: IntArray, right: IntArray) -> IntArray:
+        """int64 [pairs]: distances of the texts of these numbers, each pair measured once while it is kept."""
+        keys = (np.minimum(left, right) << 32) + np.maximum(left, right) + 1  # 0 is an empty slot
+        # the golden ratio's multiple of a key, of which the upper bits are spread evenly (Knuth, volume 3, 6.4)
+        slots = ((keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) % np.uint64(self._keys.size)
+        distances: IntArray = self._kept[slots].astype(np.int64)
+        (missing,) = np.nonzero(self._keys[slots] != keys)
+        if missing.size:
+            _, first, place = np.unique(keys[missing], return_index=True, return_inverse=True)
+            asked = missing[first]
+            texts = [[self._texts[i] for i in side[asked]] for side in (left, right)]
+            found = cpdist(*texts, scorer=Levenshtein.distance, dtype=np.int32, workers=-1)
+            distances[missing] = found[place]
+            self._keys[slots[asked]], self._kept[slots[asked]] = keys[asked], found
+        return distances
 
 
 class EditCosts:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from methods.alignment import AlignedResponse, Groups
 from methods.base import AlignedChunk, Side
-from methods.cdm import CDM, _nested_means
+from methods.cdm import CDM, _may_be_near, _nested_means
 from methods.maps import MAPS, UNMAPPED
 from methods.vocabulary import TokenizerPair, Vocabulary
 from methods.warping import token_texts
@@ -222,6 +222,73 @@ def test_both_equal_loops_where_tokens_are_much_alike(fidelity: str, kind: str) 
         method.prepare(pair)
         made = chunk(6, seed, pair=pair)
         assert_equal(made, method.loss(made).kd, formula(made, 12, kind, 0.45, pair))
+
+
+@pytest.mark.parametrize("theta", [0.1, 0.3, 0.5, 1.0])
+def test_no_near_pair_is_ruled_out(theta: float) -> None:
+    """Of texts of few and of many characters, repeated ones and those of one class, blanks among them."""
+    random = np.random.default_rng(0)
+    texts = ["", "a", "aaaaaaaa", "aaaaaaaab", "北京", "京北", "!aA\x01"]
+    texts += ["".join(random.choice(list("abA!c京"), random.integers(1, 9))) for _ in range(150)]
+    vocabulary = by_hand([text.encode() for text in texts], set(), eos=0)
+    method = CDM()
+    method.prepare(TokenizerPair(vocabulary, vocabulary))
+    ids = torch.arange(len(texts))[None]
+    every = torch.ones_like(ids, dtype=torch.bool)
+    found = _may_be_near(ids, ids, every, every, method.to_student, theta)[0]
+    near = torch.tensor([[blank_distance(left, right) < theta for right in texts] for left in texts])
+    assert (found | ~near).all()
+    some = torch.arange(len(texts))[None] % 3 == 0
+    assert torch.equal(_may_be_near(ids, ids, some, ~some, method.to_student, theta)[0], found & some.T & ~some)
+
+
+def test_most_pairs_of_real_tokens_are_ruled_out() -> None:
+    method = CDM()
+    method.prepare(PAIR)
+    ids = [torch.arange(len(v))[None] for v in (TEACHER, STUDENT)]
+    flags = [torch.ones_like(i, dtype=torch.bool) for i in ids]
+    found = _may_be_near(*ids, *flags, method.to_student, 0.3)
+    assert 0 < found.sum() < 0.2 * found.numel()  # bytes that are no character look alike
+
+
+@pytest.mark.parametrize("kind", ["exact", "nearest"])
+def test_members_may_be_any_rows_in_any_order(kind: str) -> None:
+    """Some rows in no group, some in two: the same as rows that were gathered before."""
+    made = chunk(9, seed=3)
+    index = torch.tensor([4, 0, 8, 4, 2]), torch.tensor([1, 1, 7, 0, 3])
+    number, nothing = torch.arange(5), torch.zeros(5, dtype=torch.int64)
+    sides = [
+        Side(s.logits, s.targets, i, number, nothing, False)
+        for s, i in zip((made.student, made.teacher), index, strict=True)
+    ]
+    plain = [
+        Side(s.logits[i], nothing, number, number, nothing, True)
+        for s, i in zip((made.student, made.teacher), index, strict=True)
+    ]
+    method = CDM(k=60, static_map=kind)
+    method.prepare(PAIR)
+    sums = [method.loss(AlignedChunk(*two, 5)) for two in (sides, plain)]
+    assert_equal(made, sums[0].kd, sums[1].kd)
+    for name, (part, _) in sums[0].diagnostics.items():
+        assert float(part) == pytest.approx(float(sums[1].diagnostics[name][0]), rel=1e-12)
+
+
+def test_mass_is_that_of_the_mapped_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rows the softmax takes at once."""
+    method = CDM(k=7, theta=0.0)
+    method.prepare(PAIR)
+    made = chunk(9)
+    there, _ = static_maps("exact")
+    expected = sum(
+        float(row.softmax(-1)[t])
+        for row in made.teacher.logits
+        for t in top(row, len(TEACHER), 7)
+        if there[t] != UNMAPPED
+    )
+    for entries in (1, 2000, 1 << 22):
+        monkeypatch.setattr("methods.cdm._ENTRIES_AT_ONCE", entries)
+        part, _ = method.loss(made).diagnostics["teacher mass covered"]
+        assert 0 < float(part) == pytest.approx(expected, rel=1e-10)
 
 
 def test_released_groups_are_means_of_means() -> None:

@@ -13,6 +13,7 @@ from methods.alignment import AlignedResponse
 from methods.vocabulary import TokenKind, Vocabulary
 from methods.warping import (
     EditCosts,
+    EditDistances,
     confirmed_links,
     entropy_weights,
     link_groups,
@@ -189,6 +190,39 @@ def test_costs_are_edit_distances_pair_by_pair() -> None:
     for i, t in enumerate(theirs):
         for j, s in enumerate(ours):
             assert costs[i, j] == Levenshtein.distance(other[t], mine[s])
+
+
+@pytest.mark.parametrize("slots", [1, 7, 1 << 12])
+def test_kept_distances_are_those_of_each_pair(slots: int) -> None:
+    """However few slots there are: pairs that push each other out are measured again; left and right are alike."""
+    random = np.random.default_rng(slots)
+    texts = ["", "é", "北京", *("".join(random.choice(list("abc"), random.integers(1, 7))) for _ in range(40))]
+    kept = EditDistances(slots)
+    numbers = kept.numbers(texts)
+    assert [texts.index(text) for text in texts] == [list(numbers).index(n) for n in numbers]
+    assert np.array_equal(kept.numbers(texts[::-1]), numbers[::-1])
+    for _ in range(3):
+        left, right = random.integers(0, len(texts), (2, 500))
+        expected = [Levenshtein.distance(texts[i], texts[j]) for i, j in zip(left, right, strict=True)]
+        assert kept.between(numbers[left], numbers[right]).tolist() == expected
+        assert kept.between(numbers[right], numbers[left]).tolist() == expected
+    assert kept.between(ints(), ints()).size == 0
+
+
+def test_a_kept_distance_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = EditDistances(1 << 12)
+    a, b, c = kept.numbers(["abc", "abd", "x"])
+    measured: list[tuple[str, str]] = []
+    plain = warping.cpdist
+
+    def spy(left: list[str], right: list[str], **settings: object) -> np.ndarray:
+        measured.extend(zip(left, right, strict=True))
+        return plain(left, right, **settings)
+
+    monkeypatch.setattr(warping, "cpdist", spy)
+    assert kept.between(ints(a, b, a), ints(b, a, b)).tolist() == [1, 1, 1]
+    assert kept.between(ints(a, a), ints(b, c)).tolist() == [1, 3]
+    assert sorted(measured) == [("abc", "abd"), ("abc", "x")]
 
 
 def test_special_tokens_of_one_meaning_cost_nothing() -> None:
