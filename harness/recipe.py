@@ -50,7 +50,7 @@ class _Strict(BaseModel):
 class ModelSpec(_Strict):
     """A model of the pair."""
 
-    model: str = Field(description="hf:org/name[@revision], path:dir or pypi:package==version#sha256=...")
+    model: str = Field(description="hf:org/name[@revision], path:dir, pypi:package==version#sha256=... or tiny:llama")
     name: str = Field("", description="how tables call it; the URI's last part by default")
     layers: int | None = Field(None, ge=1, description="keep N evenly spaced decoder layers")
     template: Literal["plain", "chat"] = Field(

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from harness import tiny
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
@@ -43,7 +45,7 @@ ARCHITECTURES = ("qwen2", "phi3", "gemma2", "llama", "opt")
 @cache
 def tokenizer(family: str, size: int = 400, texts: tuple[str, ...] = tuple(TEXT)) -> PreTrainedTokenizerFast:
     """A tokenizer of the family, trained on some texts, with BOS, EOS and padding."""
-    special = ["<pad>", "<s>", "</s>"]
+    special = list(tiny.SPECIAL)
     if family == "byte_level_prefix":
         made = copy.deepcopy(tokenizer("byte_level", size).backend_tokenizer)
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -52,37 +54,21 @@ def tokenizer(family: str, size: int = 400, texts: tuple[str, ...] = tuple(TEXT)
         made.normalizer = normalizers.Replace(" ", "▁")
         made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
         made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    elif family in ("byte_level", "byte_level_digits"):
+    elif family == "byte_level":
+        made = tiny.byte_level(texts * 4, size)
+    elif family == "byte_level_digits":
         made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        if family == "byte_level_digits":
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            made.pre_tokenizer = pre_tokenizers.Sequence([digits, made.pre_tokenizer])
-            size -= 60  # the last merges are missing
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        made.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         made.decoder = decoders.ByteLevel()
         trainer: Any = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=size - 60,  # the last merges are missing
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
         made.train_from_iterator(texts * 4, trainer)
     elif family == "byte_fallback":
-        fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-        trained = Tokenizer(models.BPE())
-        trained.normalizer = normalizers.Replace(" ", "▁")
-        trained.pre_tokenizer = pre_tokenizers.Split(Regex("(?=▁)"), "isolated")
-        alphabet_free = [text.encode("ascii", "ignore").decode() for text in texts * 4]
-        trained.train_from_iterator(alphabet_free, trainers.BpeTrainer(vocab_size=size, show_progress=False))
-        # Fallback pieces come first, as in Llama-2's and Gemma's vocabularies; then the trained pieces.
-        vocabulary = {piece: i for i, piece in enumerate([*special, *fallback])}
-        parts = __import__("json").loads(trained.to_str())["model"]
-        for piece in sorted(parts["vocab"], key=parts["vocab"].get):
-            vocabulary.setdefault(piece, len(vocabulary))
-        merges = [tuple(merge) for merge in parts["merges"]]
-        made = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<pad>"))
-        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        made.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
-        made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+        made = tiny.byte_fallback(texts * 4, size)
     elif family == "unigram":
         trained = Tokenizer(models.Unigram())
         trained.pre_tokenizer = pre_tokenizers.Metaspace()
