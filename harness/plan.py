@@ -247,7 +247,7 @@ def make_plan(recipe: Any) -> Plan:
     cells, references = [], []
     for task in made.values():
         builder = _Builder(recipe, task)
-        cells += [builder.cell(objective, seed) for seed in recipe.seeds for objective in objectives]
+        cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
         references += builder.references()
     return Plan(recipe, tuple(cells), made, tuple(references))
 
@@ -338,7 +338,8 @@ class _Builder:
 
     def references(self) -> list[Reference]:
         """What the recipe wants to compare with; only the warm start has repetitions."""
-        wanted, first = self.recipe.evaluation.references, self.recipe.seeds[0]
+        wanted, seeds = self.recipe.evaluation.references, self.recipe.seeds_of(self.task.name)
+        first = seeds[0]
         made = []
         if "untrained" in wanted:
             model = {
@@ -349,7 +350,7 @@ class _Builder:
             stages = self._evaluation("the untrained student", {}, model, seed=first)
             made.append(Reference(self.task.name, first, *stages, "untrained"))
         if "warm_start" in wanted:
-            for seed in self.recipe.seeds:
+            for seed in seeds:
                 stages = self._evaluation("the warm start", {"student": self._warm_start(seed)}, seed=seed)
                 made.append(Reference(self.task.name, seed, *stages, "warm start"))
         if "teachers" in wanted:

@@ -234,6 +234,11 @@ class _RecipeBase(_Strict):
         roles = {"student": self.student, "same": self.teachers.same, "cross": self.teachers.cross}
         return {role: spec for role, spec in roles.items() if spec is not None}
 
+    def seeds_of(self, task: str) -> tuple[int, ...]:
+        """The repetitions of a task: its own, else the recipe's."""
+        own: tuple[int, ...] | None = getattr(self, task).seeds
+        return self.seeds if own is None else own
+
     def method_of(self, row: str) -> tuple[str, dict[str, Any]]:
         """The method behind a name in ``methods``, and the options that the recipe gives to it beyond `all`'s."""
         variant = self.variants.get(row, {"method": row})

@@ -316,6 +316,14 @@ _STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate",
 )
 
 
+def _seeds(recipe: Any) -> str:
+    """The recipe's, and those of tasks that have their own."""
+    by_task = {name: ", ".join(map(str, recipe.seeds_of(name))) for name in recipe.tasks}
+    if len(set(by_task.values())) == 1:
+        return next(iter(by_task.values()))
+    return "; ".join(f"{name} {seeds}" for name, seeds in by_task.items())
+
+
 def _settings(plan: Plan) -> list[tuple[str, str]]:
     """Settings that a reader of the table needs, in words."""
     recipe = plan.recipe
@@ -326,7 +334,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
     training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
     return [
         ("Teachers", "; ".join(teachers) or "none"),
-        ("Seeds", ", ".join(map(str, recipe.seeds))),
+        ("Seeds", _seeds(recipe)),
         (
             "Weights (CE, KD)",
             "; ".join(f"{name} {', '.join(f'{w:g}' for w in each)}" for name, each in weights.items()),

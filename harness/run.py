@@ -419,7 +419,7 @@ class Runner:
         if diverged:
             raise FloatingPointError(f"the training diverged: the loss of step {diverged[0]} is not finite")
         write_json(folder / "steps.json", steps)
-        if terms and stage.seed == self.recipe.seeds[0]:
+        if terms and stage.seed == self.recipe.seeds_of(stage.task)[0]:
             self._trace(stage, traces.Tracer(model.eval(), live, heads, stored, pad, self.sides), terms, folder)
 
     def _trace(self, stage: Stage, tracer: traces.Tracer, terms: tuple[Term, ...], folder: Path) -> None:

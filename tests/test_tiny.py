@@ -42,7 +42,8 @@ def test_a_uri_says_what_is_generated() -> None:
     [
         "tiny:", "tiny:bert", "tiny:llama?tokenizer=bytes", "tiny:llama?tokens=299", "tiny:llama?tokens=many",
         "tiny:llama?layers=0", "tiny:llama?width=40", "tiny:llama?size=3", "tiny:llama?tokens=", "tiny:llama?seed=-1",
-        "tiny:llama?architecture=opt", "tiny:llama?tokens=4_00", "tiny:llama?tokens=٣٣٣", "tiny:qwen2?tokenizer=byte_fallback",
+        "tiny:llama?architecture=opt", "tiny:llama?tokens=4_00", "tiny:llama?tokens=٣٣٣",
+        "tiny:qwen2?tokenizer=byte_fallback",
     ],
 )  # fmt: skip
 def test_a_wrong_uri_is_refused(text: str) -> None:

@@ -28,6 +28,9 @@ class TaskSettings(BaseModel):
     train_items: int | None = Field(None, ge=1, description="train on the first N rows; null for all")
     test_items: int | None = Field(None, ge=1, description="evaluate on the first N items; null for all")
     new_tokens: int = Field(256, ge=1, description="the most tokens that a student may answer with")
+    seeds: tuple[int, ...] | None = Field(
+        None, min_length=1, description="repetitions of this task; null: the recipe's"
+    )
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Task(ABC):
 
     def identity(self) -> dict[str, Any]:
         """Settings that decide generation and scores."""
-        return dict(self.settings.model_dump(mode="json", exclude={"train_items"}))
+        return dict(self.settings.model_dump(mode="json", exclude={"train_items", "seeds"}))
 
     def training_identity(self) -> dict[str, Any]:
         """Settings that decide the training rows."""

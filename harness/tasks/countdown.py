@@ -139,7 +139,7 @@ class Countdown(Task):
         ]
 
     def training_identity(self) -> dict[str, Any]:
-        unused = {"test_items", "new_tokens"}
+        unused = {"test_items", "new_tokens", "seeds"}
         return {name: value for name, value in self.settings.model_dump(mode="json").items() if name not in unused}
 
     def training_digest(self) -> str:
