@@ -18,7 +18,7 @@ import torch
 from harness import identity
 from harness.errors import HarnessError
 from harness.plan import Plan, Stage, make_plan, order_seed
-from harness.recipe import validate
+from harness.recipe import load_recipe, validate
 from harness.tasks import samples_folder
 from methods.base import Rows, Start, TeacherKind, registered
 
@@ -396,3 +396,19 @@ def test_a_variant_is_its_method_with_other_options_and_nothing_more(planned: Pl
     assert half.student.identity != gold.student.identity
     by_options = planned(methods=["gold"], method_options__gold={"rollout_share": 0.5})
     assert half.scores.identity == by_options.cells[0].scores.identity
+
+
+def test_a_task_may_have_repetitions_of_its_own() -> None:
+    overrides = ["tasks=[dolly,gsm8k]", "methods=[sft,uld]", "gsm8k.seeds=[0,3]"]
+    recipe = load_recipe("quickstart", [*overrides, "evaluation.references=[warm_start]"])
+    made = make_plan(recipe)
+    assert [(c.task, c.seed) for c in made.cells if c.objective.name == "uld"] == [
+        ("dolly", 0),
+        ("gsm8k", 0),
+        ("gsm8k", 3),
+    ]
+    assert [(r.task, r.seed) for r in made.references] == [("dolly", 0), ("gsm8k", 0), ("gsm8k", 3)]
+    everywhere = make_plan(load_recipe("quickstart", [*overrides[:2], "seeds=[0,3]"]))
+    known = {stage.identity for stage in everywhere.stages()}
+    # how often a task is repeated is no part of what a repetition is
+    assert {s.identity for cell in made.cells for s in (cell.student, cell.scores)} <= known
