@@ -377,6 +377,7 @@ class _Builder:
                 "requests": self._test_values(),
                 "code": code_digest("harness.evaluate.generate", *self._task_modules(), *self.task.askers),
                 "versions": versions(*(self.task.libraries if self.task.askers else ())),
+                **self._engine(),
                 **published,
             },
             inputs,
@@ -402,6 +403,18 @@ class _Builder:
             **more,
         )
         return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
+
+    def _engine(self) -> dict[str, Any]:
+        """What generates, where it is not transformers: other numerics.
+
+        Raises:
+            HarnessError: it is not installed.
+        """
+        if self.recipe.evaluation.engine == "hf":
+            return {}
+        from harness.evaluate import vllm_engine
+
+        return {"engine": {"vllm": vllm_engine.version(), "code": code_digest("harness.evaluate.vllm_engine")}}
 
     def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
         recipe = self.recipe

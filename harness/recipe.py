@@ -164,6 +164,7 @@ class Evaluation(_Strict):
     """How students are evaluated, beyond each task's own settings."""
 
     batch_size: int = Field(16, ge=1, description="(speed) prompts per generation batch")
+    engine: Literal["hf", "vllm"] = Field("hf", description="what generates: transformers, or vLLM where installed")
     bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
     references: References = Field(
         (), description="rows to compare with: untrained (the student as it was), warm_start, teachers (fine-tuned)"

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from harness import alignments, models, teacher, traces
 from harness.batches import Collator, Term, align
 from harness.device import compute_dtype, device
 from harness.errors import HarnessError
+from harness.evaluate import vllm_engine
 from harness.evaluate.bits_per_byte import measure
 from harness.evaluate.generate import check_room, generate
 from harness.evaluate.sandbox import SandboxUnavailable
@@ -458,12 +459,15 @@ class Runner:
         requests = self._prompts(stage.task)
         model = self._evaluated_model(stage)
         self.progress.begin(stage.title, len(requests))
-        answers = generate(
+        evaluation = self.recipe.evaluation
+        engine = (
+            vllm_engine.generate if evaluation.engine == "vllm" else partial(generate, batch_size=evaluation.batch_size)
+        )
+        answers = engine(
             model,
             self.sides[stage.role or STUDENT],
             requests,
             new_tokens=task.settings.new_tokens,
-            batch_size=self.recipe.evaluation.batch_size,
             on_batch=self.progress.advance,
         )
         write_json(folder / "answers.json", [answer.to_dict() for answer in answers])

@@ -78,10 +78,10 @@ def generate(
         new_tokens: the most tokens of an answer.
         on_batch: called with the number of requests done.
     """
-    prompts = _prompts(side, requests)
+    prompts = prompt_tokens(side, requests)
     answers: dict[int, Answer] = {}
     model.eval()
-    cut = [_cut(prompt, request) for prompt, request in zip(prompts, requests, strict=True)]
+    cut = [cut_prompt(prompt, request) for prompt, request in zip(prompts, requests, strict=True)]
     for greedy in (True, False):
         mine = [place for place, request in enumerate(requests) if (request.seed is None) is greedy]
         # Longest first: batches pad little, and memory runs out in the first batch or never. Equal ones come together.
@@ -94,7 +94,7 @@ def generate(
     return [answers[place] for place in range(len(requests))]
 
 
-def _prompts(side: TextSide, requests: Sequence[Request]) -> list[list[int]]:
+def prompt_tokens(side: TextSide, requests: Sequence[Request]) -> list[list[int]]:
     """Token ids of whole prompts, BOS included where the request does not refuse it."""
     texts = [request.prompt for request in requests]
     plain = [
@@ -107,7 +107,7 @@ def _prompts(side: TextSide, requests: Sequence[Request]) -> list[list[int]]:
     return [plain[i] if request.rendered else templated[i] for i, request in enumerate(requests)]
 
 
-def _cut(prompt: list[int], request: Request) -> list[int]:
+def cut_prompt(prompt: list[int], request: Request) -> list[int]:
     """What the model reads: a prompt over the limit loses its end, as in DSKD's evaluation."""
     return prompt[: request.prompt_tokens]
 
@@ -122,8 +122,8 @@ def check_room(config: Any, side: TextSide, requests: Sequence[Request], new_tok
         HarnessError: a prompt that leaves the model no room.
     """
     room = getattr(config.get_text_config(), "max_position_embeddings", None)
-    for request, prompt in zip(requests, _prompts(side, requests), strict=True):
-        length = len(_cut(prompt, request))
+    for request, prompt in zip(requests, prompt_tokens(side, requests), strict=True):
+        length = len(cut_prompt(prompt, request))
         if room is not None and length + new_tokens > room:
             raise HarnessError(
                 f"test item {request.id}",
@@ -141,14 +141,14 @@ def _generate_batch(
     new_tokens: int,
 ) -> list[Answer]:
     """Answers of one batch, all of them greedy or all of them sampled."""
-    prompts = [_cut(prompt, request) for prompt, request in zip(whole_prompts, requests, strict=True)]
+    prompts = [cut_prompt(prompt, request) for prompt, request in zip(whole_prompts, requests, strict=True)]
     width = max(map(len, prompts))
     stops = _StopStrings(side.tokenizer, [request.stop for request in requests], width)
     draws = [(request.id, request.seed) for request in requests if request.seed is not None]
     noise = [GumbelNoise(draws)] if draws else []
     made = continue_prompts(model, side, prompts, new_tokens=new_tokens, processors=noise, stopping=[stops])
     return [
-        _answer(side.tokenizer, side.eos_ids, request, ids, prompt_cut=len(prompt) < len(whole))
+        answer_of(side.tokenizer, side.eos_ids, request, ids, prompt_cut=len(prompt) < len(whole))
         for request, ids, prompt, whole in zip(requests, made, prompts, whole_prompts, strict=True)
     ]
 
@@ -258,7 +258,8 @@ def _own_settings_off(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _answer(tokenizer: Any, eos_ids: Sequence[int], request: Request, ids: list[int], prompt_cut: bool) -> Answer:
+def answer_of(tokenizer: Any, eos_ids: Sequence[int], request: Request, ids: list[int], prompt_cut: bool) -> Answer:
+    """The answer that generated ids are; what comes after its end does not count."""
     end = next((place for place, token in enumerate(ids) if token in eos_ids), None)
     ended, own = end is not None, ids[:end]
     text, stopped = cut_at_stop(tokenizer.decode(own, skip_special_tokens=True), request.stop)
