@@ -90,8 +90,9 @@ def run(
 
 @app.command()
 def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
-    """Show cells and stages: what is stored, what would run. Executes nothing."""
-    from harness.progress import plan_table, rows_text
+    """Show cells and stages: what is stored, what would run and what it costs. Executes nothing."""
+    from harness.costs import costs_table
+    from harness.progress import demanded_stages, plan_table, rows_text
     from harness.run import rows_sizes
     from harness.store import Store
 
@@ -100,6 +101,8 @@ def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     if any(stage.kind == "rows" for stage in made.stages()):
         _quiet_libraries()
         console.print(rows_text(rows_sizes(made, store)))
+    if demanded := demanded_stages(made, store):
+        console.print(costs_table(made, store, demanded))
 
 
 @app.command()

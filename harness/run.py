@@ -634,12 +634,12 @@ class Runner:
             self._requests[task] = self.plan.tasks[task].requests()
         return self._requests[task]
 
-    def _load(self, spec: ModelSpec) -> Any:
+    def _load(self, spec: ModelSpec, place: torch.device | None = None) -> Any:
         """A model as it was published, pruned where the recipe says so; its head is checked."""
         local = models.resolve(models.parse_uri(spec.model), report=self.progress.message)
         model = models.load_model(local.folder, attention=spec.attention, layers=spec.layers)
         check_head(model, spec.name or spec.model)
-        return model.to(self.device)
+        return model.to(place or self.device)
 
     def _load_folder(self, folder: Path) -> Any:
         return models.load_model(folder, attention=self.specs[STUDENT].attention).to(self.device)
@@ -668,11 +668,13 @@ class Runner:
             gc.collect()
             folder = self._need(stage).checked()
             if (folder / "adapter").is_dir():
-                model = teacher.merge_lora(self._load(self.specs[stage.role]), folder / "adapter")
+                published = self._load(self.specs[stage.role], torch.device("cpu"))
+                model = teacher.merge_lora(published, folder / "adapter")
             else:
-                model = models.load_model(folder / "model", attention=self.specs[stage.role].attention).to(self.device)
+                model = models.load_model(folder / "model", attention=self.specs[stage.role].attention)
+            # Cast before it moves: in float32 a large teacher would need twice the memory that it then has.
             dtype = getattr(torch, compute_dtype(self.recipe.teacher.precision))
-            self._teacher = (stage.identity, model.to(dtype).eval().requires_grad_(False))
+            self._teacher = (stage.identity, model.to(dtype).to(self.device).eval().requires_grad_(False))
         return self._teacher[1]
 
     def _teacher_head(self, stage: Stage) -> Head:

@@ -150,6 +150,10 @@ class Task(ABC):
     def requests(self) -> list[Request]:
         """Prompts of the test items."""
 
+    def request_sizes(self) -> list[int]:
+        """Bytes of each prompt, about: what a plan reckons with, without the libraries that make prompts."""
+        return [len(request.prompt.encode()) for request in self.requests()]
+
     @abstractmethod
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
         """Scores by student from stored outputs, ``outputs[student][Request.key]``; all students at once.
