@@ -1,125 +1,716 @@
-"""Chunked losses against the same formulas on all logits at once: time and peak memory, as ratios.
+"""What each method's loss costs from hidden rows to all gradients, beside TRL's losses, a full sort and cross-entropy.
 
-    python benchmarks/loss.py [--rows 256] [--student 32000] [--teacher 64000]
+    python benchmarks/loss.py                                  # CPU, minutes
+    python benchmarks/loss.py --preset h100 --student-tokenizer qwen2.json --teacher-tokenizer phi3.json --data FOLDER
 
-Random hidden rows, a head for each side, forward and backward pass with gradients of rows and head. The naive version
-makes [rows, vocabulary] logits for both sides and lets autograd keep what it needs.
+Every way gets the same random hidden rows and heads and the same alignment of the same text, and gives the gradients of
+rows and student head. Ours are the engine's own chunks; the others make all logits at once, as their authors do. TRL
+reads byte-level tokenizers only. --preset full sweeps further than h100; each preset runs on --device cpu too.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import platform
-import resource
-import time
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import Tensor
+from common import (
+    Cost,
+    Place,
+    copy_rate,
+    cost,
+    demand,
+    exponent,
+    machine,
+    markdown,
+    matrix_rate,
+    peer,
+    read_tokenizer,
+    rows_of_text,
+    trained_tokenizer,
+    write,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
-from harness.batches import Batch, TeacherBatch, Term, chunk_bounds, slice_term
+from harness.batches import Collator, Term, align
 from harness.heads import Head
-from harness.loss import ChunkWalk, Objective
-from methods.alignment import Groups
+from harness.loss import Distiller, Objective
+from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
+from methods.alignment import pair_positions
 from methods.base import Method, TeacherKind, registered
+from methods.merging import merge_with_pullback
+from methods.vocabulary import TokenizerPair
 
-WIDTH = 256
+OURS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("sft", {}),
+    "fkd": ("fkd", {}),
+    "rkd": ("rkd", {}),
+    "mined": ("mined", {}),
+    "uld": ("uld", {}),
+    "uld top_k": ("uld", {"sort": "top_k"}),
+    "cdm": ("cdm", {}),
+    "gold": ("gold", {}),
+    "gold top_k": ("gold", {"sort": "top_k"}),
+}
+COMPILED = " compiled"
+CLOSED = ("sft", "fkd", "rkd", "uld", "uld top_k", "gold", "gold top_k")
+"""Losses with gradients in closed form, which torch.compile may fuse."""
+PEERS = ("cross-entropy", "full sort", "TRL ULD", "TRL GOLD")
+RIVAL = {"uld": "TRL ULD", "gold": "TRL GOLD"}
+LOGIT_SPREAD = 3.0
+"""Standard deviation of the random logits: some twenty tokens share most of the mass, as in a model's own."""
 
-
-def naive_fkd(student: Tensor, teacher: Tensor) -> Tensor:
-    p, q = (student / 2).log_softmax(-1), (teacher / 2).log_softmax(-1)
-    return 4 * (q.exp() * (q - p)).sum()
-
-
-def naive_rkd(student: Tensor, teacher: Tensor) -> Tensor:
-    p, q = (student / 2).log_softmax(-1), (teacher / 2).log_softmax(-1)
-    return 4 * (p.exp() * (p - q)).sum()
-
-
-def naive_uld(student: Tensor, teacher: Tensor) -> Tensor:
-    p, q = (logits.softmax(-1).sort(-1, descending=True).values for logits in (student, teacher))
-    width = max(p.shape[-1], q.shape[-1])
-    p, q = (torch.nn.functional.pad(side, (0, width - side.shape[-1])) for side in (p, q))
-    return (p - q).abs().sum()
-
-
-NAIVE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"fkd": naive_fkd, "rkd": naive_rkd, "uld": naive_uld}
-
-
-def measure(name: str, chunked: bool, rows: int, sizes: tuple[int, int]) -> tuple[float, float, float]:
-    """Seconds, MiB above the inputs, and the loss, of one warm pass."""
-    method = registered()[name]()
-    student_size = sizes[0]
-    teacher_size = student_size if method.teacher is TeacherKind.SAME_TOKENIZER else sizes[1]
-    torch.manual_seed(0)
-    weight = (torch.randn(student_size, WIDTH) * 0.1).requires_grad_()
-    hidden = torch.randn(rows, WIDTH).requires_grad_()
-    teacher_weight, teacher_hidden = torch.randn(teacher_size, WIDTH) * 0.1, torch.randn(rows, WIDTH)
-    targets = torch.randint(0, student_size, (rows,))
-    step = _chunked if chunked else _naive
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    loss = step(method, name, weight, hidden, teacher_weight, teacher_hidden, targets)
-    seconds = time.perf_counter() - started
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, loss
+CHECKED_GROUPS = 64
+"""The most groups at which results of merging are compared, which costs a second call."""
 
 
-def _naive(method: Method, name: str, weight: Tensor, hidden: Tensor, tw: Tensor, th: Tensor, targets: Tensor) -> float:
-    logits = hidden @ weight.T
-    with torch.no_grad():
-        teacher = th @ tw.T
-    ce = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-    loss = (0.5 * ce + 0.5 * NAIVE[name](logits, teacher)) / len(targets)
-    loss.backward()
-    return float(loss.detach())
+@dataclass(frozen=True)
+class Setting:
+    """What all ways are measured on.
+
+    Attributes:
+        tokens: of the student's, in all responses together, at least.
+        length: tokens of one response, at least.
+        student_size, teacher_size: columns of the logits.
+        student_width, teacher_width: of the hidden rows.
+        folder: of student.json and teacher.json, the tokenizers.
+        data: folder of data sets, or None for the samples.
+    """
+
+    device: str
+    dtype: torch.dtype
+    tokens: int
+    length: int
+    student_size: int
+    teacher_size: int
+    student_width: int
+    teacher_width: int
+    chunk_rows: int
+    folder: Path
+    data: Path | None = None
+    budget: float = 6.0
 
 
-def _chunked(
-    method: Method, name: str, weight: Tensor, hidden: Tensor, tw: Tensor, th: Tensor, targets: Tensor
-) -> float:
-    count = len(targets)
-    groups = Groups.one_to_one(range(count), range(count))
-    chunks = chunk_bounds(torch.tensor([0, count]).numpy(), [groups], 64, False)
-    none = torch.zeros(0)
-    stored = TeacherBatch(None, None, None, none, torch.full_like(targets, -100), None)
-    counts = torch.tensor([count, 1, count])
-    batch = Batch(
-        none,
-        none,
-        none,
-        none,
-        targets,
-        chunks,
-        {"t": stored},
-        [slice_term(groups, chunks, *[targets.numpy()] * 2)],
-        counts,
+class Rows(nn.Module):
+    """Stands in for a student whose last hidden states are a parameter, so that a step begins at hidden rows."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
+        super().__init__()
+        self.hidden = nn.Parameter(hidden)
+        self.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.lm_head.weight = nn.Parameter(weight)
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+
+    def base_model(self, **_: Any) -> Any:
+        return SimpleNamespace(last_hidden_state=self.hidden)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+
+class Inputs:
+    """Text in two tokenisations, hidden rows of every position, and a head for each side."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        sides = {
+            role: TextSide(read_tokenizer(setting.folder / f"{name}.json"), template="plain", name=name)
+            for role, name in ((STUDENT, "student"), ("same", "student"), ("cross", "teacher"))
+        }
+        self.sides = sides
+        self.examples = tokenize(self._texts(), sides, max_length=10**6)
+        self.tokens = {role: sum(e.sides[role].response.size for e in self.examples) for role in sides}
+        generator = torch.Generator().manual_seed(0)
+        sizes = {
+            STUDENT: (setting.student_size, setting.student_width),
+            "same": (setting.student_size, setting.teacher_width),
+            "cross": (setting.teacher_size, setting.teacher_width),
+        }
+        self.weights: dict[str, Tensor] = {}
+        self.hidden: dict[str, Tensor] = {}
+        self._make = lambda role: self._random(generator, sizes[role], role)
+
+    def of(self, role: str) -> tuple[Tensor, Tensor]:
+        """Hidden states [batch, length, width] and head [vocabulary, width] of a side."""
+        if role not in self.hidden:
+            self.hidden[role], self.weights[role] = self._make(role)
+        return self.hidden[role], self.weights[role]
+
+    def _random(self, generator: torch.Generator, size: tuple[int, int], role: str) -> tuple[Tensor, Tensor]:
+        place = {"device": self.setting.device, "dtype": self.setting.dtype}
+        longest = max(e.sides[role].length for e in self.examples)
+        hidden = torch.randn(len(self.examples), longest, size[1], generator=generator).to(**place)
+        weight = torch.randn(*size, generator=generator).mul_(LOGIT_SPREAD / size[1] ** 0.5).to(**place)
+        return hidden, weight
+
+    def _texts(self) -> list[Example]:
+        """Answers joined to responses, until there are enough tokens."""
+        setting, answers = self.setting, [answer for _, answer in rows_of_text(self.setting.data)]
+        side, made, total, next_answer = self.sides[STUDENT], [], 0, 0
+        lengths = [ids.size for ids in side.responses(answers)]
+        while total < setting.tokens:
+            joined: list[str] = []
+            size = 0
+            while size < min(setting.length, setting.tokens - total):
+                joined.append(answers[next_answer % len(answers)])
+                size += lengths[next_answer % len(answers)]
+                next_answer += 1
+            made.append(Example(str(len(made)), "Answer:", " ".join(joined)))
+            total += size
+        return made
+
+    def pair(self, role: str) -> TokenizerPair:
+        sizes = {
+            STUDENT: self.setting.student_size,
+            "same": self.setting.student_size,
+            "cross": self.setting.teacher_size,
+        }
+        student, teacher = (self.sides[name].vocabulary.within(sizes[name]) for name in (STUDENT, role))
+        return TokenizerPair(student, teacher, self.setting.folder / "maps")
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------
+
+
+def method_of(name: str, **more: Any) -> Method | None:
+    """One of :data:`OURS`, or None where it is an option that this version does not have."""
+    key, options = OURS[name.removesuffix(COMPILED)]
+    kind = registered()[key]
+    if not set(options) <= set(kind.Options.model_fields):
+        return None
+    return kind(**options, **more)
+
+
+def our_step(inputs: Inputs, method: Method, compiled: bool = False) -> Any:
+    """A function that makes loss and gradients of a batch, as the trainer does; the batch is made before."""
+    setting = inputs.setting
+    role = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}.get(method.teacher, "")
+    terms: tuple[Term, ...] = ()
+    heads: dict[str, Head] = {}
+    stored: dict[str, Any] = {}
+    if role:
+        method.prepare(inputs.pair(role))
+        terms = (Term(method, role, 0.5),)
+        hidden, weight = inputs.of(role)
+        heads[role] = Head(weight)
+        stored[role] = _rows(inputs.examples, hidden, role).__getitem__
+    collator = Collator(terms, dict.fromkeys(inputs.sides, 0), chunk_rows=setting.chunk_rows, stored=stored)
+    batch = collator.collate([align(example, terms) for example in inputs.examples]).to(setting.device)
+    hidden, weight = inputs.of(STUDENT)
+    objective = Objective(method.name, 0.5 if role else 1.0, terms)
+    distiller = Distiller(Rows(hidden, weight), objective, {}, heads, compiled)
+    divisors = objective.divisors(batch.counts)
+
+    def step() -> Any:
+        distiller.zero_grad(set_to_none=True)
+        parts = distiller(batch, divisors)
+        parts.loss.backward()
+        return parts
+
+    return step
+
+
+def _rows(examples: Sequence[TokenizedExample], hidden: Tensor, role: str) -> dict[str, Tensor]:
+    """Teacher rows as a store would give them: from the row that predicts the first token to that after the last."""
+    found = {}
+    for number, example in enumerate(examples):
+        side = example.sides[role]
+        found[example.id] = hidden[number, side.prompt.size - 1 : side.length].cpu()
+    return found
+
+
+# --- the others ----------------------------------------------------------------------------------------------------
+
+
+def peer_step(inputs: Inputs, name: str) -> Callable[[], Any]:
+    """A function that makes all logits, the loss of a peer, and the same gradients as ours."""
+    hidden, weight = (side.clone().requires_grad_() for side in inputs.of(STUDENT))
+    teacher, teacher_weight = inputs.of("cross")
+    loss_of = {
+        "cross-entropy": lambda s, t: cross_entropy(inputs, s),
+        "full sort": lambda s, t: full_sort(inputs, s, t()),
+        "TRL ULD": trl_loss(inputs, hybrid=False, extended=False) if name == "TRL ULD" else None,
+        "TRL GOLD": trl_loss(inputs, hybrid=True, extended=True) if name == "TRL GOLD" else None,
+    }[name]
+    assert loss_of is not None
+
+    def teacher_logits() -> Tensor:
+        with torch.no_grad():
+            return functional.linear(teacher, teacher_weight)
+
+    def step() -> Any:
+        hidden.grad = weight.grad = None
+        loss = loss_of(functional.linear(hidden, weight), teacher_logits)
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def labels(inputs: Inputs, role: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, labels and byte offsets [batch, length] as TRL's collator gives them, padded on the right."""
+    longest = max(example.sides[role].length for example in inputs.examples)
+    ids = torch.zeros(len(inputs.examples), longest, dtype=torch.long)
+    target, offsets = torch.full_like(ids, -100), torch.zeros(*ids.shape, 2, dtype=torch.long)
+    for number, example in enumerate(inputs.examples):
+        side = example.sides[role]
+        response = slice(side.prompt.size, side.length)
+        ids[number, : side.length] = torch.from_numpy(side.sequence)
+        target[number, response] = torch.from_numpy(side.response)
+        offsets[number, response, 1] = torch.from_numpy(side.ends)  # TRL reads no starts
+    device = inputs.setting.device
+    return ids.to(device), target.to(device), offsets.to(device)
+
+
+def cross_entropy(inputs: Inputs, logits: Tensor) -> Tensor:
+    target = labels(inputs, STUDENT)[1]
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten(), ignore_index=-100)
+
+
+def full_sort(inputs: Inputs, student: Tensor, teacher: Tensor) -> Tensor:
+    """ULD by position without chunks: both sides sorted whole, autograd keeps what it needs."""
+    total = student.new_zeros((), dtype=torch.float32)
+    for number, example in enumerate(inputs.examples):
+        ours, theirs = example.sides[STUDENT], example.sides["cross"]
+        count = min(ours.response.size, theirs.response.size)
+        first = ours.prompt.size - 1, theirs.prompt.size - 1
+        p, q = (
+            logits[number, start : start + count].float().softmax(-1).sort(-1, descending=True).values
+            for logits, start in zip((student, teacher), first, strict=True)
+        )
+        width = max(p.shape[-1], q.shape[-1])
+        p, q = (functional.pad(side, (0, width - side.shape[-1])) for side in (p, q))
+        total = total + (p - q).abs().sum()
+    return total / inputs.tokens[STUDENT]
+
+
+def trl_loss(inputs: Inputs, *, hybrid: bool, extended: bool) -> Callable[[Tensor, Callable[[], Tensor]], Tensor]:
+    """TRL's ULDLoss: ULD by position, or GOLD's hybrid over merged groups; KD alone."""
+    config = SimpleNamespace(
+        uld_crossentropy_weight=0.0,
+        uld_distillation_weight=1.0,
+        uld_student_temperature=1.0,
+        uld_teacher_temperature=1.0,
+        uld_skip_student_eos=False,
+        uld_skip_teacher_eos=False,
+        use_extended_uld=extended,
+        uld_token_merge_strategy="bayesian",
+        uld_use_hybrid_loss=hybrid,
+        uld_hybrid_matched_weight=None,
+        uld_hybrid_unmatched_weight=None,
+        beta=0.5,
     )
-    objective = Objective(name, 0.5, (Term(method, "t", 0.5),))
-    walk = ChunkWalk(objective, Head(weight), {"t": Head(tw)}, {"t": th}, batch, objective.divisors(counts))
-    parts, _ = walk.run(hidden.detach(), [weight.detach()], [True, True])
-    return float(parts.loss)
+    tokenizers = (inputs.sides[role].tokenizer for role in (STUDENT, "cross"))
+    loss_of = peer().ULDLoss(config, *tokenizers, device=inputs.setting.device)
+    (ids, target, offsets), (other_ids, other_target, other_offsets) = (labels(inputs, r) for r in (STUDENT, "cross"))
+
+    def loss(student: Tensor, teacher: Callable[[], Tensor]) -> Any:
+        return loss_of(
+            student,
+            teacher(),
+            target,
+            other_target,
+            ids,
+            other_ids,
+            student_byte_offsets=offsets,
+            teacher_byte_offsets=other_offsets,
+        )
+
+    return loss
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measure(setting: Setting, name: str) -> dict[str, Any]:
+    """Time and memory of one way, the shares of what the machine could do, and the response tokens."""
+    torch.manual_seed(0)
+    inputs = Inputs(setting)
+    notes: dict[str, float] = {}
+    roles = {"same"} if name in ("fkd", "rkd") else set() if name in ("sft", "cross-entropy") else {"cross"}
+    if name in PEERS:
+        step = peer_step(inputs, name)
+    else:
+        method = method_of(name)
+        assert method is not None
+        step = our_step(inputs, method, name.endswith(COMPILED))
+    found: list[Any] = []
+    spent: Cost = cost(lambda: found.append(step()) or found.clear(), setting.device, setting.budget)
+    if name not in PEERS:
+        notes = {key: float(pair[0]) / float(pair[1]) for key, pair in step().diagnostics.items() if "error" in key}
+    student, teacher = inputs.tokens[STUDENT], sum(inputs.tokens[role] for role in roles)
+    size = setting.teacher_size if "cross" in roles else setting.student_size
+    flops = 6 * student * setting.student_size * setting.student_width + 2 * teacher * size * setting.teacher_width
+    moved = (2 * student * setting.student_size + teacher * size) * setting.dtype.itemsize
+    return {
+        "name": name,
+        "seconds": spent.seconds,
+        "bytes": spent.bytes,
+        "calls": spent.calls,
+        "student_tokens": student,
+        "teacher_tokens": teacher,
+        "flops": flops,
+        "moved": moved,
+        **notes,
+    }
+
+
+def check(setting: Setting) -> dict[str, float]:
+    """Relative difference of our KD sum and TRL's for the first response, where both compute the same."""
+    inputs = Inputs(replace(setting, tokens=min(setting.length, setting.tokens), dtype=torch.float32))
+    inputs.examples = inputs.examples[:1]
+    found = {}
+    for name, hybrid in (("uld", False), ("gold", True)):
+        method = registered()[name](normalize="rows", **({"match": "string"} if hybrid else {}))
+        parts = our_step(inputs, method)()
+        example = inputs.examples[0]
+        aligned = example.aligned("cross")
+        groups = method.align(aligned) if hybrid else pair_positions(aligned.student_ids.size, aligned.teacher_ids.size)
+        with torch.no_grad():
+            sides = [functional.linear(*inputs.of(role)) for role in (STUDENT, "cross")]
+            peers = float(trl_loss(inputs, hybrid=hybrid, extended=hybrid)(sides[0], lambda sides=sides: sides[1]))
+        ours = float(parts.kd[0]) / groups.count
+        found[name] = abs(ours - peers) / abs(peers)
+    return found
+
+
+def merging(setting: Setting, groups: int, ours: bool) -> dict[str, Any]:
+    """Merging alone: from logits to masses of groups and back. Half of the groups have two tokens, a few twenty."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.where(torch.arange(groups) % 2 == 0, 1, 2)
+    sizes[:: max(groups // 4, 1)] = 20
+    members = int(sizes.sum())
+    logits = torch.randn(members, setting.student_size, generator=generator).to(setting.device) * LOGIT_SPREAD
+    tokens = torch.randint(0, setting.student_size, (members,), generator=generator)
+    upstream = torch.randn(groups, setting.student_size, generator=generator).to(setting.device)
+    number = torch.arange(groups).repeat_interleave(sizes)
+    bounds = [0, *sizes.cumsum(0).tolist()]
+    if ours:
+        index, group, own = (t.to(setting.device) for t in (torch.arange(members), number, tokens))
+
+        def step() -> tuple[Tensor, Tensor]:
+            log_masses, pullback = merge_with_pullback(logits, index, group, own, True, groups, "bayesian")
+            masses = log_masses.exp()
+            return masses, pullback(masses * upstream)
+
+    else:
+        logits.requires_grad_()
+        lists = [list(range(a, b)) for a, b in pairwise(bounds)]
+        loss_of = SimpleNamespace(token_merge_strategy="bayesian")
+        merged = peer().ULDLoss._merge_probabilities_with_alignment_groups
+        ids = tokens.tolist()
+
+        def step() -> tuple[Tensor, Tensor]:
+            masses = merged(loss_of, logits.softmax(-1), lists, ids)
+            (gradient,) = torch.autograd.grad(masses, logits, upstream)
+            return masses.detach(), gradient
+
+    spent = cost(step, setting.device, budget=setting.budget if ours else 0.0)
+    norms = [float(made.double().norm()) for made in step()] if groups <= CHECKED_GROUPS else []
+    return {"groups": groups, "tokens": members, "seconds": spent.seconds, "bytes": spent.bytes, "norms": norms}
+
+
+# --- presets -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of the table of all methods, and of each sweep."""
+
+    setting: dict[str, Any]
+    tokens: tuple[int, ...]
+    sizes: tuple[int, ...]
+    chunks: tuple[int, ...]
+    groups: tuple[int, ...]
+    sweep: dict[str, Any]
+    trl_tokens: int
+    """The most tokens that TRL's losses are swept over: their backward pass grows with the square of a response."""
+
+
+_H100 = {"tokens": 3996, "length": 500, "student_size": 151_936, "teacher_size": 32_064}
+_WIDTHS = {"student_width": 896, "teacher_width": 3072}
+PRESETS = {
+    "cpu": Preset(
+        {"tokens": 512, "length": 128, "student_size": 20_000, "teacher_size": 16_000, "chunk_rows": 128}
+        | {"student_width": 128, "teacher_width": 256},
+        tokens=(64, 256, 1024),
+        sizes=(8_000, 16_000, 32_000),
+        chunks=(32, 128, 512),
+        groups=(64, 128, 256, 512),
+        sweep={"tokens": 128, "student_size": 8_000, "teacher_size": 6_000},
+        trl_tokens=256,
+    ),
+    "h100": Preset(
+        _H100 | _WIDTHS | {"chunk_rows": 512},
+        tokens=(512, 2048, 8192),
+        sizes=(32_064, 65_536, 151_936),
+        chunks=(128, 256, 512, 1024),
+        groups=(64, 128, 256, 512),
+        sweep={},
+        trl_tokens=4096,
+    ),
+    "full": Preset(
+        _H100 | _WIDTHS | {"chunk_rows": 512},
+        tokens=(512, 1024, 2048, 4096, 8192, 16_384, 32_768),
+        sizes=(32_064, 65_536, 131_072, 151_936, 262_144),
+        chunks=(64, 128, 256, 512, 1024, 2048),
+        groups=(64, 128, 256, 512),
+        sweep={},
+        trl_tokens=4096,
+    ),
+}
 
 
 def main() -> None:
+    arguments = parsed()
+    demand(arguments.device)
+    preset = PRESETS[arguments.preset]
+    fused = [name + COMPILED for name in CLOSED] if arguments.compile else []
+    names = [name for name in (*OURS, *fused, *PEERS) if not arguments.ways or name in arguments.ways]
+    absent = [name for name in names if name not in PEERS and method_of(name) is None]
+    if peer() is None:
+        absent += [name for name in names if name.startswith("TRL")]
+    if absent:
+        print(f"not here: {', '.join(absent)}\n")
+    names = [name for name in names if name not in absent]
+    dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(
+            arguments.device, dtype, folder=Path(folder), data=arguments.data, **preset.setting | shrunk(arguments)
+        )
+        bench = Bench(arguments, preset, setting, names)
+        bench.run()
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--student", type=int, default=32_000)
-    parser.add_argument("--teacher", type=int, default=64_000)
-    arguments = parser.parse_args()
-    sizes = (arguments.student, arguments.teacher)
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{arguments.rows} rows, vocabularies {sizes[0]:,} and {sizes[1]:,}, float32, forward and backward\n")
-    print(
-        "| method | time, naive / chunked | memory, naive / chunked | naive MiB | chunked MiB |\n|---|---|---|---|---|"
+    parser.add_argument("--preset", choices=[*PRESETS], default="cpu")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="by default cpu for the preset of that name, else cuda"
     )
-    # A fresh process each: peak memory never goes down.
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for name in NAIVE:
-            naive, ours = (pool.apply(measure, (name, chunked, arguments.rows, sizes)) for chunked in (False, True))
-            assert abs(naive[2] - ours[2]) < 1e-4 * abs(naive[2]), (name, naive[2], ours[2])
-            ratios = f"{naive[0] / ours[0]:.2f} | {naive[1] / max(ours[1], 1):.1f}"
-            print(f"| {name} | {ratios} | {naive[1]:.0f} | {ours[1]:.0f} |")
+    parser.add_argument("--student-tokenizer", type=Path, help="a tokenizer.json instead of a built-in one")
+    parser.add_argument("--teacher-tokenizer", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl instead of the samples")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--ways", nargs="+", help=f"of {', '.join((*OURS, *PEERS))}")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="with torch.compile too; by default on a GPU"
+    )
+    parser.add_argument("--tokens", type=int, help="response tokens, in place of the preset's")
+    parser.add_argument("--student-size", type=int, help="columns of the student's logits, in place of the preset's")
+    parser.add_argument("--teacher-size", type=int)
+    parser.add_argument("--seconds", type=float, default=2.0, help="about how long one way is repeated")
+    parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
+    arguments = parser.parse_args()
+    arguments.device = arguments.device or ("cpu" if arguments.preset == "cpu" else "cuda")
+    if arguments.compile is None:
+        arguments.compile = arguments.device == "cuda"
+    return arguments
+
+
+def shrunk(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line puts in place of the preset's sizes."""
+    given = {"tokens": arguments.tokens, "student_size": arguments.student_size, "teacher_size": arguments.teacher_size}
+    return {key: value for key, value in given.items() if value is not None} | {"budget": arguments.seconds}
+
+
+PARTS = ["methods", "merging", "tokens", "vocabulary", "chunks"]
+
+
+class Bench:
+    """Runs the parts and prints their tables."""
+
+    def __init__(self, arguments: argparse.Namespace, preset: Preset, setting: Setting, names: list[str]) -> None:
+        self.arguments, self.preset, self.setting, self.names = arguments, preset, setting, names
+        self.place = Place(setting.device)
+        given = replace(setting, **preset.sweep) if setting.tokens == preset.setting["tokens"] else setting
+        self.swept = replace(given, budget=min(setting.budget, 0.5) if setting.device == "cpu" else setting.budget)
+        self.found: dict[str, Any] = {}
+
+    def run(self) -> None:
+        device, dtype = self.setting.device, self.setting.dtype
+        print(machine(device))
+        self.rates = self.place.run(copy_rate, device, dtype), self.place.run(matrix_rate, device, dtype)
+        threads = "" if device == "cuda" else ", one thread, processor time"
+        print(
+            f"{str(dtype).removeprefix('torch.')}{threads}; measured here: copy {self.rates[0] / 1e9:,.1f} GB/s, "
+            f"matrix product {self.rates[1] / 1e12:,.3f} TFLOP/s\n"
+        )
+        self.found |= {"copy_bytes_per_second": self.rates[0], "flops_per_second": self.rates[1]}
+        for part in self.arguments.parts:
+            getattr(self, part)()
+            sys.stdout.flush()
+        values = {"preset": self.arguments.preset, "setting": asdict(self.setting) | {"folder": None}, **self.found}
+        print(f"\nnumbers: {write(self.arguments.out, f'loss-{self.arguments.preset}', device, values)}")
+
+    def tokenizers(self, setting: Setting) -> Setting:
+        """The setting with a folder of tokenizers of its sizes."""
+        folder = setting.folder / f"{setting.student_size}-{setting.teacher_size}"
+        if not folder.is_dir():
+            folder.mkdir()
+            given = self.arguments.student_tokenizer, self.arguments.teacher_tokenizer
+            sizes = setting.student_size, setting.teacher_size
+            for role, path, size in zip(("student", "teacher"), given, sizes, strict=True):
+                made: PreTrainedTokenizerFast = read_tokenizer(path) if path else trained_tokenizer(role, size)
+                made.backend_tokenizer.save(str(folder / f"{role}.json"))
+        return replace(setting, folder=folder)
+
+    def measured(self, setting: Setting, name: str) -> dict[str, Any]:
+        """One way; where it fails, such as for memory, the reason."""
+        try:
+            found: dict[str, Any] = self.place.run(measure, self.tokenizers(setting), name)
+        except (RuntimeError, NotImplementedError) as error:
+            found = {"name": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
+            print(f"{name}: {found['error']}", file=sys.stderr)
+            if setting.device == "cuda":
+                torch.cuda.empty_cache()
+        return found
+
+    def methods(self) -> None:
+        """Every way at one size."""
+        setting = self.setting
+        rows = {name: self.measured(setting, name) for name in self.names}
+        self.found["methods"] = list(rows.values())
+        done = [row for row in rows.values() if "seconds" in row]
+        tokens = max((row["student_tokens"] for row in done), default=0)
+        other = max((row["teacher_tokens"] for row in done if row["name"] not in ("fkd", "rkd")), default=0)
+        print(
+            f"{tokens:,} student and {other:,} teacher response tokens, vocabularies {setting.student_size:,} and "
+            f"{setting.teacher_size:,}, widths {setting.student_width} and {setting.teacher_width}, chunks of "
+            f"{setting.chunk_rows} rows; forward, backward, heads and all gradients\n"
+        )
+        base = rows.get("cross-entropy", {}).get("seconds")
+        table = []
+        for name, row in rows.items():
+            if "seconds" not in row:
+                table.append([name, "failed", *[None] * 6])
+                continue
+            rival = rows.get(RIVAL.get(name.partition(" ")[0], ""), {}).get("seconds")
+            error = next((value for key, value in row.items() if "error" in key), None)
+            table.append(
+                [
+                    name,
+                    row["seconds"] * 1e3,
+                    row["bytes"] / 2**20,
+                    row["seconds"] / base if base else None,
+                    rival / row["seconds"] if rival else None,
+                    error,
+                    f"{row['moved'] / self.rates[0] / row['seconds']:.0%}",
+                    f"{row['flops'] / self.rates[1] / row['seconds']:.0%}",
+                ]
+            )
+        columns = [
+            "loss",
+            "ms",
+            "peak MiB",
+            "× cross-entropy",
+            "times faster than TRL",
+            "sort error ≤",
+            "of copy rate",
+            "of matrix rate",
+        ]
+        print(markdown(columns, table) + "\n")
+        if peer() is not None and {"uld", "gold"} <= set(self.names):
+            small = replace(self.tokenizers(setting), tokens=min(setting.tokens, setting.length))
+            self.found["difference_to_trl"] = self.place.run(check, small)
+            differences = ", ".join(f"{name} {value:.0e}" for name, value in self.found["difference_to_trl"].items())
+            print(f"KD of one response, float32, relative difference to TRL's: {differences}\n")
+
+    def merging(self) -> None:
+        """Merging of groups alone, at V = 20,000."""
+        setting = replace(self.setting, student_size=min(self.setting.student_size, 20_000))
+        rows = []
+        for groups in self.preset.groups:
+            ours = self.place.run(merging, setting, groups, True)
+            theirs = self.place.run(merging, setting, groups, False) if peer() is not None else None
+            rows.append({"groups": groups, "ours": ours, "trl": theirs})
+            if theirs:  # the same masses, the same gradient
+                apart = [abs(a - b) / b for a, b in zip(ours["norms"], theirs["norms"], strict=True)]
+                assert max(apart, default=0.0) < 1e-5, apart
+        self.found["merging"] = rows
+        self.found["merging_exponents"] = {
+            who: exponent(self.preset.groups, [row[who]["seconds"] for row in rows])
+            for who in ("ours", "trl")
+            if all(row[who] for row in rows)
+        }
+        print(f"merging alone, V = {setting.student_size:,}, float32, from logits and back\n")
+        table = []
+        for row in rows:
+            theirs = row["trl"]
+            ratio = theirs["seconds"] / row["ours"]["seconds"] if theirs else None
+            table.append(
+                [
+                    row["groups"],
+                    row["ours"]["tokens"],
+                    row["ours"]["seconds"] * 1e3,
+                    theirs["seconds"] * 1e3 if theirs else None,
+                    ratio,
+                ]
+            )
+        print(markdown(["groups", "tokens", "ours ms", "TRL ms", "times faster"], table))
+        slopes = self.found["merging_exponents"]
+        print(f"\ntime grows as groups to the power of {', '.join(f'{v:.2f} ({k})' for k, v in slopes.items())}\n")
+
+    def tokens(self) -> None:
+        """How time and memory grow with response tokens."""
+        points = [replace(self.swept, tokens=tokens) for tokens in self.preset.tokens]
+        self.sweep("tokens", "response tokens", points, list(self.preset.tokens), self.names)
+
+    def vocabulary(self) -> None:
+        """How time grows with the student's vocabulary, the teacher's left as it is."""
+        points = [replace(self.swept, student_size=size) for size in self.preset.sizes]
+        names = [name for name in self.names if not name.startswith("TRL")]
+        self.sweep("vocabulary", "student's vocabulary", points, list(self.preset.sizes), names)
+
+    def chunks(self) -> None:
+        """What the rows of a chunk change."""
+        whole = replace(self.swept, tokens=self.setting.tokens)
+        points = [replace(whole, chunk_rows=rows) for rows in self.preset.chunks]
+        names = [name for name in self.names if name not in PEERS]
+        self.sweep("chunks", "rows in a chunk", points, list(self.preset.chunks), names, slope=False, memory=True)
+
+    def sweep(
+        self,
+        key: str,
+        title: str,
+        points: Sequence[Setting],
+        sizes: list[int],
+        names: Sequence[str],
+        slope: bool = True,
+        memory: bool = False,
+    ) -> None:
+        """A table of ms (and MiB) with a row for each way and a column for each point."""
+        table, kept = [], []
+        for name in names:
+            rows = []
+            for point in points:
+                beyond = name.startswith("TRL") and key == "tokens" and point.tokens > self.preset.trl_tokens
+                rows.append({} if beyond else self.measured(point, name))
+            kept.append({"name": name, "points": dict(zip(map(str, sizes), rows, strict=True))})
+            shown = [
+                f"{row['seconds'] * 1e3:,.0f}" + (f" ({row['bytes'] / 2**20:,.0f})" if memory else "")
+                if "seconds" in row
+                else None
+                for row in rows
+            ]
+            done = [(s, row) for s, row in zip(sizes, rows, strict=True) if "seconds" in row]
+            measured = [row["student_tokens"] if key == "tokens" else s for s, row in done]
+            found = exponent(measured, [row["seconds"] for _, row in done]) if slope and len(done) > 1 else None
+            kept[-1]["exponent"] = found
+            table.append([name, *shown, *([found] if slope else [])])
+        self.found[key] = kept
+        unit = "ms (peak MiB)" if memory else "ms"
+        print(f"{unit} by {title}\n")
+        print(markdown(["loss", *(f"{size:,}" for size in sizes), *(["grows as ^"] if slope else [])], table) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,417 @@
+"""What a whole optimiser step costs: ours with and without stored teacher rows, our SFT's, and TRL's GOLDTrainer's.
+
+    python benchmarks/step.py                    # CPU: small models of the same architectures, minutes
+    python benchmarks/step.py --preset h100      # Phi-3-mini teaches Qwen2-0.5B, full size, random weights
+
+All train the same student (Qwen2) from the same teacher (Phi-3) on the same text, in the same precision, with batches
+of the same size and AdamW. Ours go through harness.train.train, data loading, clipping and logging included; TRL's
+through its own train(). The first steps don't count. --preset h100 --device cpu tries the GPU's path on tiny models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    Place,
+    demand,
+    machine,
+    markdown,
+    peak_resident,
+    peer,
+    read_tokenizer,
+    resident,
+    rows_of_text,
+    trained_tokenizer,
+    write,
+)
+from transformers import AutoModelForCausalLM, Phi3Config, PretrainedConfig, Qwen2Config, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from harness.batches import Collator, Term, align
+from harness.heads import Head
+from harness.loss import Distiller, Objective
+from harness.recipe import Training
+from harness.teacher import StoredRows, store_rows
+from harness.tokens import STUDENT, Example, TextSide, tokenize
+from harness.train import train
+from methods.base import registered
+from methods.vocabulary import TokenizerPair
+
+WARM_UP = 2
+PUBLISHED_CDM = 1.01
+"""Seconds of a step at batch 1 that the CDM paper's tables give."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Models, data and batch of all ways.
+
+    Attributes:
+        length: response tokens of a row, about.
+        batch: rows of a step.
+        steps: that are timed.
+        folder: with student/ and teacher/, tokenizers.
+    """
+
+    device: str
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    length: int
+    batch: int
+    steps: int
+    folder: Path
+    data: Path | None = None
+    limit: int = 2048
+
+    @property
+    def precision(self) -> str:
+        return "bfloat16" if self.device == "cuda" else "float32"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One kind of step: of which method, whose teacher's rows are stored or not, and of how many rows."""
+
+    method: str
+    options: dict[str, Any]
+    stored: bool = True
+    alone: bool = False
+    trl: bool = False
+    compiled: bool = False
+
+
+GOLD = {"ce_weight": 0.5, "kd_weight": 0.5}
+WAYS = {
+    "SFT": Way("control", {}),
+    "GOLD, stored rows": Way("gold", GOLD),
+    "GOLD top_k, stored rows": Way("gold", GOLD | {"sort": "top_k"}),
+    "ULD, stored rows": Way("uld", GOLD),
+    "SFT, compiled loss": Way("control", {}, compiled=True),
+    "GOLD, stored rows, compiled loss": Way("gold", GOLD, compiled=True),
+    "GOLD top_k, stored rows, compiled loss": Way("gold", GOLD | {"sort": "top_k"}, compiled=True),
+    "GOLD, live teacher": Way("gold", GOLD, stored=False),
+    "GOLD top_k, live teacher": Way("gold", GOLD | {"sort": "top_k"}, stored=False),
+    "TRL GOLDTrainer": Way("gold", {}, stored=False, trl=True),
+    "SFT, batch 1": Way("control", {}, alone=True),
+    "CDM, batch 1, stored rows": Way("cdm", {}, alone=True),
+}
+
+# Qwen2-0.5B and Phi-3-mini.
+_QWEN2 = {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+_QWEN2 |= {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
+_PHI3 = {"vocab_size": 32_064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32}
+_PHI3 |= {"num_attention_heads": 32, "num_key_value_heads": 32, "pad_token_id": 0}
+_SMALL = {"num_attention_heads": 4, "num_key_value_heads": 2}
+PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "student": _QWEN2
+        | _SMALL
+        | {"vocab_size": 20_000, "hidden_size": 128, "intermediate_size": 384}
+        | {"num_hidden_layers": 4},
+        "teacher": _PHI3
+        | _SMALL
+        | {"vocab_size": 16_000, "hidden_size": 384, "intermediate_size": 1024}
+        | {"num_hidden_layers": 8},
+        "length": 100,
+        "batch": 4,
+        "steps": 3,
+    },
+    "h100": {"student": _QWEN2, "teacher": _PHI3, "length": 500, "batch": 8, "steps": 10},
+}
+_TRY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} | _SMALL
+
+
+class Data:
+    """Rows in both tokenisations; every row has about as many tokens."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.sides = {
+            role: TextSide(read_tokenizer(setting.folder / name / "tokenizer.json"), template="plain", name=name)
+            for role, name in ((STUDENT, "student"), ("cross", "teacher"))
+        }
+        self.texts = self._texts((WARM_UP + setting.steps) * setting.batch)
+        self.examples = tokenize(self.texts, self.sides, setting.limit)
+        self.pad = {role: side.tokenizer.pad_token_id for role, side in self.sides.items()}
+
+    def tokens(self) -> tuple[float, float]:
+        """Mean response tokens of a row, of the student's and the teacher's."""
+        sizes = [[e.sides[role].response.size for e in self.examples] for role in (STUDENT, "cross")]
+        return statistics.fmean(sizes[0]), statistics.fmean(sizes[1])
+
+    def _texts(self, count: int) -> list[Example]:
+        rows = rows_of_text(self.setting.data)
+        lengths = [ids.size for ids in self.sides[STUDENT].responses([answer for _, answer in rows])]
+        made, at = [], 0
+        for number in range(count):
+            question, joined, size = rows[at % len(rows)][0], [], 0
+            while size < self.setting.length:
+                joined.append(rows[at % len(rows)][1])
+                size += lengths[at % len(rows)]
+                at += 1
+            made.append(Example(str(number), f"Question: {question}\nAnswer:", " " + " ".join(joined)))
+        return made
+
+
+def model_of(setting: Setting, role: str) -> Any:
+    """A model with random weights: the student in float32, as it trains; the teacher in what it computes in."""
+    config: PretrainedConfig = Qwen2Config(**setting.student) if role == STUDENT else Phi3Config(**setting.teacher)
+    config.attention_dropout = 0.0
+    torch.manual_seed(role != STUDENT)
+    dtype = torch.float32 if role == STUDENT else getattr(torch, setting.precision)
+    with torch.device(setting.device):
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+
+
+class Clock:
+    """Times of the ends of steps; processor time on the CPU, where other processes come between."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.ends = [self.now()]
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    def tick(self, *_: Any) -> None:
+        self.ends.append(self.now())
+
+    def seconds(self) -> float:
+        """Of one step: the median on a GPU, the shortest on the CPU."""
+        took = [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)][WARM_UP:]
+        return statistics.median(took) if self.device == "cuda" else min(took)
+
+
+def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]:
+    """Train as a run does."""
+    terms: tuple[Term, ...] = ()
+    method = registered()[way.method](**way.options)
+    live, heads, stored = {}, {}, {}
+    notes: dict[str, Any] = {}
+    if way.method != "control":
+        method.prepare(TokenizerPair(data.sides[STUDENT].vocabulary, data.sides["cross"].vocabulary))
+        terms = (Term(method, "cross", method.options.kd_weight),)
+        teacher = model_of(setting, "cross").eval().requires_grad_(False)
+        if way.stored:
+            begun = clock.now()
+            folder = setting.folder / f"rows-{setting.batch}"
+            folder.mkdir(exist_ok=True)
+            notes["row_bytes"] = store_rows(
+                teacher, "cross", data.examples, folder, pad=data.pad["cross"], batch_size=setting.batch
+            )
+            notes["store_seconds_per_row"] = (clock.now() - begun) / len(data.examples)
+            weight = Head.of(teacher).weight.detach().clone()
+            heads["cross"], stored["cross"] = Head(weight), StoredRows(folder)
+            del teacher
+            gc.collect()
+        else:
+            live["cross"] = teacher
+    objective = Objective(way.method, method.options.ce_weight, terms)
+    training = Training(
+        steps=WARM_UP + setting.steps, batch_size=setting.batch, learning_rate=1e-5, precision=setting.precision
+    )
+    collator = Collator(terms, data.pad, chunk_rows=training.chunk_rows, stored=stored)
+    student = model_of(setting, STUDENT)
+    reset_peak(setting.device)
+    clock.ends = [clock.now()]
+    with tempfile.TemporaryDirectory() as work:
+        steps = train(
+            Distiller(student, objective, live, heads, way.compiled),
+            [align(example, terms) for example in data.examples],
+            collator,
+            training,
+            steps=training.steps or 0,
+            seed=0,
+            work=Path(work),
+            on_step=clock.tick,
+        )
+    notes |= {key: value for key, value in steps[-1].items() if "error" in key}
+    return notes | {"loss": steps[-1]["loss"]}
+
+
+def trls(setting: Setting, data: Data, clock: Clock) -> dict[str, Any]:
+    """Train as TRL does, with the same weights of CE and KD; responses are given, none is sampled."""
+    import datasets
+
+    datasets.disable_progress_bars()
+
+    class Tick(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.tick()
+
+    rows = datasets.Dataset.from_list([{"prompt": text.prompt, "completion": text.response} for text in data.texts])
+    with tempfile.TemporaryDirectory() as work:
+        config = peer().GOLDConfig(
+            output_dir=work,
+            max_steps=WARM_UP + setting.steps,
+            per_device_train_batch_size=setting.batch,
+            learning_rate=1e-5,
+            lr_scheduler_type="cosine",
+            adam_beta2=0.95,
+            weight_decay=0.01,
+            bf16=setting.precision == "bfloat16",
+            use_cpu=setting.device == "cpu",
+            gradient_checkpointing=False,
+            max_length=setting.limit,
+            lmbda=0.0,
+            use_uld_loss=True,
+            uld_use_hybrid_loss=True,
+            uld_token_merge_strategy="bayesian",
+            uld_crossentropy_weight=0.5,
+            uld_distillation_weight=0.5,
+            uld_skip_student_eos=False,
+            uld_skip_teacher_eos=False,
+            teacher_tokenizer_name_or_path=str(setting.folder / "teacher"),
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        trainer = peer().GOLDTrainer(
+            model=model_of(setting, STUDENT),
+            teacher_model=model_of(setting, "cross").eval().requires_grad_(False),
+            args=config,
+            train_dataset=rows,
+            processing_class=data.sides[STUDENT].tokenizer,
+            callbacks=[Tick()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        reset_peak(setting.device)
+        clock.ends = [clock.now()]
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"loss": losses[-1] if losses else None}
+
+
+def reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def measure(setting: Setting, way: Way) -> dict[str, Any]:
+    """Time of a step, and peak memory of all that it needs: models, optimiser, activations."""
+    _quiet()
+    before = resident()
+    if way.alone:
+        setting = replace(setting, batch=1)
+    data, clock = Data(setting), Clock(setting.device)
+    notes = trls(setting, data, clock) if way.trl else ours(setting, way, data, clock)
+    peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else peak_resident() - before
+    ours_tokens, theirs = data.tokens()
+    gc.collect()
+    return {
+        "seconds": clock.seconds(),
+        "bytes": peak,
+        "rows": setting.batch,
+        "student_tokens": ours_tokens * setting.batch,
+        "teacher_tokens": theirs * setting.batch,
+        **notes,
+    }
+
+
+def _quiet() -> None:
+    import logging
+
+    warnings.filterwarnings("ignore")
+    for name in ("transformers", "accelerate", "datasets", "trl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=[*PRESETS], default="cpu")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="by default cpu for the preset of that name, else cuda"
+    )
+    parser.add_argument("--student-tokenizer", type=Path, help="a tokenizer.json instead of a built-in one")
+    parser.add_argument("--teacher-tokenizer", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl instead of the samples")
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS], help="by default all; compiled ones on a GPU only")
+    parser.add_argument("--steps", type=int, help="that are timed, in place of the preset's")
+    parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
+    arguments = parser.parse_args()
+    device = arguments.device or ("cpu" if arguments.preset == "cpu" else "cuda")
+    demand(device)
+    preset = dict(PRESETS[arguments.preset])
+    if arguments.preset != "cpu" and device == "cpu":  # the same path with models that a CPU can train
+        preset |= {role: preset[role] | _TRY | {"vocab_size": 2000} for role in ("student", "teacher")}
+        preset |= {"length": 40, "batch": 2, "steps": 2}
+    if arguments.steps:
+        preset["steps"] = arguments.steps
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(device, folder=Path(folder), data=arguments.data, **preset)
+        given = {"student": arguments.student_tokenizer, "teacher": arguments.teacher_tokenizer}
+        for role, path in given.items():
+            size = getattr(setting, role)["vocab_size"]
+            made = read_tokenizer(path) if path else trained_tokenizer(role, size)
+            made.save_pretrained(setting.folder / role)
+        compare(setting, arguments)
+
+
+def compare(setting: Setting, arguments: argparse.Namespace) -> None:
+    """Measure all ways and print how they compare."""
+    print(f"{machine(setting.device)}\n")
+    place = Place(setting.device)
+    found: dict[str, dict[str, Any]] = {}
+    plain = [name for name, way in WAYS.items() if setting.device == "cuda" or not way.compiled]
+    for name in arguments.ways or plain:
+        way = WAYS[name]
+        if not set(way.options) <= set(registered()[way.method].Options.model_fields) or (way.trl and peer() is None):
+            print(f"not here: {name}\n")
+            continue
+        try:
+            found[name] = place.run(measure, setting, way)
+        except RuntimeError as error:
+            found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
+            print(f"{name}: {found[name]['error']}", file=sys.stderr)
+        gc.collect()
+        reset_peak(setting.device)
+    done = {name: row for name, row in found.items() if "seconds" in row}
+    trl = done.get("TRL GOLDTrainer", {}).get("seconds")
+    table = []
+    for name, row in done.items():
+        base = done.get("SFT, batch 1" if WAYS[name].alone else "SFT", {}).get("seconds")
+        table.append(
+            [
+                name,
+                row["rows"],
+                row["student_tokens"],
+                row["seconds"] * 1e3,
+                row["bytes"] / 2**20,
+                row["seconds"] / base if base else None,
+                trl / row["seconds"] if trl and WAYS[name].method == "gold" and not WAYS[name].trl else None,
+            ]
+        )
+    sizes = " and ".join(
+        f"{getattr(setting, role)['vocab_size']:,} tokens, width {getattr(setting, role)['hidden_size']}, "
+        f"{getattr(setting, role)['num_hidden_layers']} layers"
+        for role in ("student", "teacher")
+    )
+    print(f"student and teacher: {sizes}; {setting.precision}{'' if setting.device == 'cuda' else ', one thread'}\n")
+    columns = ["step", "rows", "response tokens", "ms", "peak MiB", "× SFT", "times faster than TRL"]
+    print(markdown(columns, table))
+    cdm = done.get("CDM, batch 1, stored rows")
+    if cdm and setting.device == "cuda":
+        print(f"\nCDM: {PUBLISHED_CDM / cdm['seconds']:.1f} times faster than the published {PUBLISHED_CDM} s")
+    values = {"preset": arguments.preset, "setting": asdict(setting) | {"folder": None}, "ways": found}
+    name = f"step-{arguments.preset}"
+    print(f"\nnumbers: {write(arguments.out, name, setting.device, values)}")
+
+
+if __name__ == "__main__":
+    main()
