@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from harness.errors import HarnessError
 
@@ -95,9 +96,12 @@ def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     from harness.progress import demanded_stages, plan_table, rows_text
     from harness.run import rows_sizes
     from harness.store import Store
+    from harness.wanted import shortfalls
 
     made, store = _plan(fields), Store(runs)
     console.print(plan_table(made, store))
+    for line in shortfalls(made.tasks):
+        console.print(f"[yellow]{escape(line)}[/]")
     if any(stage.kind == "rows" for stage in made.stages()):
         _quiet_libraries()
         console.print(rows_text(rows_sizes(made, store)))
@@ -187,13 +191,15 @@ def models(
 
 @app.command()
 def data(
+    fields: Fields = None,
     root: Annotated[str | None, typer.Option("--root", help="Folder of data sets, as in data.root.")] = None,
     dev: Annotated[
         Path | None, typer.Option("--dev", help="Write a folder whose test sets are held-out training rows of --root.")
     ] = None,
 ) -> None:
-    """List the data sets, where they come from, and what is there."""
+    """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""
     from harness.listings import data_table
+    from harness.plan import task_of
     from harness.tasks import samples_folder
     from harness.tasks.dev import write_dev_folder
 
@@ -202,7 +208,14 @@ def data(
         for line in write_dev_folder(source, dev):
             console.print(line, markup=False)
         root = str(dev)
-    console.print(data_table(root))
+    named = [field.removeprefix("data.root=") for field in fields or [] if field.startswith("data.root=")]
+    if fields and len(named) < len(fields):
+        recipe = _recipe([*fields, *([f"data.root={root}"] if root else [])])
+        root = recipe.data.root
+        asked = {name: task_of(recipe, name) for name in recipe.tasks}
+    else:
+        root, asked = root or next(reversed(named), None), None
+    console.print(data_table(Path(root).expanduser() if root else None, asked))
 
 
 @app.command()

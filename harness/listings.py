@@ -7,14 +7,18 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from harness import models
+
+if TYPE_CHECKING:
+    from harness.tasks import Task
 
 
 def methods_table() -> Group:
@@ -66,31 +70,37 @@ def download_known_models(report: Callable[[str], None]) -> None:
         models.resolve(models.parse_uri(known.uri), report=report)
 
 
-def data_table(root: str | None) -> Group:
-    """Data sets: which files are there, how many rows they have, where they come from."""
+def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Group:
+    """Data sets: which files are there, how many rows and which fields they have, where they come from.
+
+    Args:
+        root: folder of the data sets; None for the samples that the project ships.
+        asked: the tasks of a recipe; None for all that there are, with all test sets.
+    """
     from harness.tasks import samples_folder, tasks
     from harness.tasks.base import read_rows
+    from harness.wanted import shortfalls, wanted_of
 
-    table = _table("task", "file", "rows", "origin and licence of the data set")
-    folder = Path(root).expanduser() if root else samples_folder()
-    for task in tasks().values():
-        for name in task.files():
-            path = folder / name
-            if path.is_file():
-                table.add_row(task.name, name, f"{len(read_rows(path, {})):,}", task.source)
-        if not task.files():
-            table.add_row(task.name, "none needed", "-", task.source)
-        elif not any((folder / name).is_file() for name in task.files()):
-            wanted = f"{task.source}: put {' or '.join(task.files())} there"
-            table.add_row(task.name, Text("missing", "yellow"), "-", wanted)
+    folder = root if root is not None else samples_folder()
+    kinds = {name: kind for name, kind in tasks().items() if asked is None or name in asked}
+    table = _table("task", "rows of", "file", "rows", "fields of a row")
+    for name, kind in kinds.items():
+        found = wanted_of(kind, None if asked is None else asked[name])
+        for one in found:
+            path = one.there(folder)
+            if path is None:
+                table.add_row(name, one.what, Text(f"missing: {' or '.join(one.files)}", "yellow"), "-", one.fields)
+            else:
+                shown, count = path.relative_to(folder), len(read_rows(path, {}))
+                table.add_row(name, one.what, str(shown), f"{count:,}", one.fields)
+        if not found:
+            table.add_row(name, "all", "none needed", "-", "")
     samples = "" if root else " These are samples in the data sets' formats, written for this project (Apache-2.0)."
     return Group(
         table,
-        Text(
-            f"In {folder}.{samples} Set data.root=FOLDER in a run, or --root FOLDER here, for the real data sets. "
-            "Training rows of dolly and codem hold instruction, output and mostly input; or prompt and output; or "
-            "prefix and text."
-        ),
+        *(Text(f"{name}: {kind.source}.") for name, kind in kinds.items()),
+        *(Text(line, "yellow") for line in shortfalls(asked or {})),
+        Text(f"In {folder}.{samples} Set data.root=FOLDER, in a run and here, for the real data sets."),
     )
 
 

@@ -1,0 +1,95 @@
+"""What the data must hold: files, fields and numbers of rows, as `harness data` and `harness plan` say them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.tasks import samples_folder, tasks
+from harness.wanted import TRAINING, shortfalls, wanted_of
+from tests.conftest import Command
+
+
+def made(name: str, root: Path | None = None, **settings: Any) -> Any:
+    return tasks()[name](tasks()[name].Settings(**settings), root)
+
+
+def forms(fields: str) -> list[list[str]]:
+    """The fields that a row must have, one list for each form of a row."""
+    plain = re.sub(r"\([^)]*\)|mostly \w+", "", fields)
+    return [[name for name in re.split(r"[,\s]+", form) if name and name != "or"] for form in plain.split(";")]
+
+
+CASES = [(name, one) for name, kind in tasks().items() for one in wanted_of(kind) if name != "countdown"]
+
+
+@pytest.mark.parametrize(("name", "one"), CASES, ids=[f"{name} {one.what}" for name, one in CASES])
+def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any, tmp_path: Path) -> None:
+    sample = json.loads((samples_folder() / name / "test.jsonl").read_text().splitlines()[0])
+    sets = {"SelfInst": "selfinst", "Vicuna": "vicuna", "S-NI": "sinst", "UnNI": "unni", "Dolly": "dolly"}
+    label = one.what.removeprefix("test, ")
+    settings = {"sets": sets[label]} if label in sets else {"benchmarks": (label,)} if name == "codem" != label else {}
+    settings = settings if one.what != TRAINING else {}
+    for form in forms(one.fields):
+        row = {field: f"a {field}" if one.what == TRAINING else sample[field] for field in form}
+        for file in one.files:
+            path = tmp_path / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left_out in (None, *form):
+                path.write_text(json.dumps({key: value for key, value in row.items() if key != left_out}) + "\n")
+                if file.endswith(".gz"):
+                    continue
+                task = made(name, tmp_path, **settings)
+                read = task.training_examples if one.what == TRAINING else task.reference_examples
+                if left_out is None:
+                    assert len(read()) == 1
+                else:
+                    with pytest.raises(HarnessError):
+                        read()
+            path.unlink()
+
+
+def test_what_is_asked_for_and_not_there_is_named(tmp_path: Path) -> None:
+    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    asked = {
+        "dolly": made("dolly", root, sets=["dolly", "unni"], train_items=200, test_items=37),
+        "gsm8k": made("gsm8k", root, train_items=201),
+        "codem": made("codem", root, benchmarks=("mbpp",)),
+        "countdown": made("countdown", root, train_items=2, test_items=2),
+    }
+    assert list(shortfalls(asked)) == [
+        f"dolly.test_items=37: {root}/dolly/test.jsonl has 36 rows, and all of them are taken",
+        "dolly: no rows of test, UnNI, as the data folder has no unni/valid_11_.jsonl",
+        f"gsm8k.train_items=201: {root}/gsm8k/train.jsonl has 200 rows, and all of them are taken",
+        "codem: no rows of test, mbpp, as the data folder has no codem/mbpp_test.jsonl or evalplus/MbppPlus.jsonl.gz",
+    ]
+    assert list(shortfalls({"gsm8k": made("gsm8k", root)})) == []
+
+
+def test_the_verbs_say_it_and_take_a_recipe(harness: Command, tmp_path: Path) -> None:
+    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly]", "dolly.sets=[dolly,unni]", "methods=[sft]"]
+    for verb in ("plan", "data"):
+        done = harness(verb, *fields, "dolly.train_items=1000")
+        text = " ".join(done.out.split())
+        assert done.code == 0, done.err
+        assert "dolly.train_items=1000: " in text
+        assert "has 200 rows, and all of them are taken" in text
+        assert "no rows of test, UnNI, as the data folder has no unni/valid_11_.jsonl" in text
+    listed = harness("data", *fields).out
+    assert "gsm8k" not in listed
+    assert "instruction, output" in listed
+    assert "all of them are taken" not in listed
+    for arguments in ([f"data.root={root}"], ["--root", root]):
+        everything = harness("data", *arguments).out
+        assert "gsm8k" in everything
+        assert str(root) in everything.replace("\n", "")
+    wrong = harness("data", "train.steps=3")
+    assert wrong.code == 2
+    assert "recipe=NAME" in wrong.err
