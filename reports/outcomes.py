@@ -100,8 +100,9 @@ def _rows(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _counted(outcomes: pd.DataFrame, of: str, names: tuple[str, ...] = ("whole", CUT, LEFT_OUT)) -> pd.DataFrame:
-    """Columns task, row and the outcomes named, in the order in which rows appear; 0 where nothing was counted."""
-    part = outcomes[outcomes["of"] == of]
+    """Columns task, row and the outcomes named, task by task in the order of rows; 0 where nothing was counted."""
+    tasks = {task: place for place, task in enumerate(dict.fromkeys(outcomes["task"]))}
+    part = outcomes[outcomes["of"] == of].sort_values("task", key=lambda names: names.map(tasks), kind="stable")
     if part.empty:
         return pd.DataFrame(columns=["task", "row", *names])
     table = part.groupby(["task", "row", "outcome"], sort=False)["count"].sum().unstack("outcome", sort=False)

@@ -77,7 +77,7 @@ def test_verdicts_are_a_line_of_the_protocol_in_every_format(tmp_path: Path) -> 
     assert line in latex(table, said)
     for heading in tables():
         assert f"## Appendix: {heading[0].lower()}{heading[1:]}" in markdown(table, said)
-        assert f"<h3>{heading}</h3>" in html(table, said)
+        assert f"<summary><h3>{heading}</h3></summary>" in html(table, said)
     files = {path.name: path for path in write(RESULTS, said, tmp_path)}
     pd.testing.assert_frame_equal(pd.read_csv(files["outcomes.csv"]), COUNTED, check_dtype=False)
 
