@@ -411,7 +411,8 @@ class Coster:
         memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
         methods = objective.methods if objective else ()
         whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
-        chunk = max(training.chunk_rows, float(texts.responses.max()) if whole else 0.0)
+        most = 256 if training.chunk_rows == "auto" else training.chunk_rows  # auto takes less where memory is short
+        chunk = max(most, float(texts.responses.max()) if whole else 0.0)
         memory += 4.0 * chunk * shape.vocabulary * 5
         for method, role in zip(methods, objective.roles if objective else (), strict=False):
             other = self.shapes[role]

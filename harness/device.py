@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -19,3 +20,37 @@ def compute_dtype(precision: Precision) -> Literal["float32", "bfloat16"]:
     if precision != "auto":
         return precision
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+
+
+# Matrices [rows, vocabulary] in float32 that a chunk's loss holds at once, of each side; ULD with the exact sort, whose
+# places are int64, holds the most.
+_HELD = 10
+_GPU_CHUNK, _CPU_LOGITS = 2 * 2**30, 128 * 2**20
+
+
+def chunk_rows(wanted: int | Literal["auto"], vocabularies: Sequence[int], on: torch.device, reserved: int = 0) -> int:
+    """How many rows of logits exist at once; results don't depend on it.
+
+    ``auto`` takes, on a GPU, what a quarter of the free memory holds, of 2 GiB at most: more rows make no product
+    faster. On a CPU the logits of all models together get 128 MiB, between 32 and 256 rows: fewer would read the
+    heads' weights too often, more would leave the caches and make no product faster.
+
+    Args:
+        wanted: a recipe's ``chunk_rows``.
+        vocabularies: widths of the heads of the student and of its teachers.
+        on: where the loss is computed.
+        reserved: bytes of the free memory that will be needed for something else.
+    """
+    if wanted != "auto":
+        return wanted
+    bytes_a_row = 4 * sum(vocabularies)
+    if on.type != "cuda":
+        return min(max(_CPU_LOGITS // bytes_a_row, 32), 256)
+    free = max(torch.cuda.mem_get_info(on)[0] - reserved, 0)
+    rows = min(free // 4, _GPU_CHUNK) // (_HELD * bytes_a_row)
+    return min(max(rows // 64 * 64, 64), 4096)
+
+
+def compiles(wanted: Literal["auto", "on", "off"], on: torch.device) -> bool:
+    """Whether losses run through ``torch.compile``: it pays on a GPU, where each of many small steps reads memory."""
+    return on.type == "cuda" if wanted == "auto" else wanted == "on"

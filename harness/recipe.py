@@ -84,6 +84,11 @@ class Lora(_Strict):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
+def _on_or_off(value: Any) -> Any:
+    """YAML reads the words as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class Training(_Strict):
     """A training stage. What only changes speed or memory is marked; it is not part of a stage's identity."""
 
@@ -106,7 +111,12 @@ class Training(_Strict):
     precision: Precision = Field("auto", description="auto: bf16 where the GPU has it")
     lora: Lora | None = Field(None, description="train adapters only")
     gradient_checkpointing: bool = Field(False, description="(memory) recompute activations")
-    chunk_rows: int = Field(256, ge=1, description="(memory) response rows whose logits exist at once")
+    chunk_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="(memory) response rows whose logits exist at once; auto: by vocabularies and free memory"
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
+        "auto", description="(speed) losses through torch.compile; auto: on a GPU"
+    )
     checkpoint_every: int | None = Field(None, ge=1, description="(safety) steps between checkpoints; null for none")
     report_to: tuple[str, ...] = Field((), description="trackers of transformers' Trainer, such as tensorboard")
 
@@ -132,6 +142,7 @@ class Training(_Strict):
             "packing",
             "gradient_checkpointing",
             "chunk_rows",
+            "compile",
             "checkpoint_every",
             "report_to",
         }

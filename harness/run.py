@@ -25,7 +25,7 @@ from transformers import AutoConfig, set_seed
 
 from harness import alignments, models, teacher, traces
 from harness.batches import Collator, Term, align
-from harness.device import compute_dtype, device
+from harness.device import chunk_rows, compiles, compute_dtype, device
 from harness.errors import HarnessError
 from harness.evaluate import vllm_engine
 from harness.evaluate.bits_per_byte import measure
@@ -396,14 +396,20 @@ class Runner:
         pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
         pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
         objective = Objective(stage.title, ce_weight, terms)
-        collator = Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored, packing=training.packing)
+        model.to(self.device)
+        widths = [Head.of(model).weight.shape[0] for model in (model, *live.values())]
+        widths += [head.weight.shape[0] for head in heads.values()]
+        # Gradients and the optimiser's two moments come once training has begun.
+        later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        rows = chunk_rows(training.chunk_rows, widths, self.device, later)
+        collator = Collator(terms, pad, chunk_rows=rows, stored=stored, packing=training.packing)
         seed, rollouts = order_seed(stage), None
         if (sampling := RolloutSettings.of(terms)) is not None:
             rollouts = Rollouts(sampling, terms, self.sides, collator, self.recipe.limits.length, seed)
         work = self.store.work_folder(stage.kind, stage.identity)
         resumed, started = latest_checkpoint(work) is not None, time.monotonic()
         steps = train(
-            Distiller(model.to(self.device), objective, live, heads),
+            Distiller(model, objective, live, heads, compiles(training.compile, self.device)),
             aligned,
             collator,
             training,

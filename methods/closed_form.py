@@ -7,6 +7,7 @@ device and without shapes that depend on values. Intermediate results are overwr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -14,6 +15,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 IGNORED = -100
 P = ParamSpec("P")
@@ -36,17 +38,30 @@ def compiling(wanted: bool) -> Iterator[None]:
 def fused(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: the function runs through ``torch.compile`` inside of :func:`compiling`, else as it stands."""
 
+    eager_only = False
+
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal eager_only
         with torch.no_grad():
-            return _compiled(function)(*args, **kwargs) if _compiling else function(*args, **kwargs)
+            if _compiling and not eager_only:
+                try:
+                    return _compiled(function)(*args, **kwargs)  # type: ignore[no-any-return]
+                except TorchDynamoException as error:  # no compiler here, or none that knows this: nothing is lost
+                    eager_only = True
+                    warnings.warn(f"{function.__qualname__} runs uncompiled: {error}", stacklevel=2)
+            return function(*args, **kwargs)
 
     return run
 
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once a process; rows and groups of a chunk are symbols, so that no other number compiles again."""
+    """Compiled once a process; rows and groups of a chunk are symbols, so that no other number compiles again.
+
+    Options and kinds of chunks (all members in order, none merged) do: more of them than torch allows by default.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
     return compiled
 

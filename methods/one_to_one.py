@@ -12,6 +12,7 @@ from torch import Tensor
 
 from methods.alignment import AlignedResponse, Groups, group_bytes
 from methods.base import AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
+from methods.closed_form import kl
 from methods.divergences import reverse_kl
 from methods.maps import UNMAPPED, exact_map
 from methods.vocabulary import TokenizerPair
@@ -35,20 +36,28 @@ class OneToOne(Method):
         return group_bytes(response.student_ends, response.teacher_ends).only_one_to_one()
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        tau = self.options.temperature
-        p = chunk.student.over_columns(self.student_columns).paired_log_probs(tau)
-        q = chunk.teacher.over_columns(self.teacher_columns).paired_log_probs(tau)
-        if self.options.top_k is not None:
-            likeliest = p.topk(min(self.options.top_k, p.shape[-1])).indices
-            p, q = (side.gather(-1, likeliest).log_softmax(-1) for side in (p, q))
-        pairs = p.new_tensor(float(chunk.groups))
-        return LossSums(
-            kd=tau**2 * reverse_kl(p, q).sum(),
-            diagnostics={"aligned 1-1": (pairs, None), "teacher mass covered": (self._shared_mass(chunk), pairs)},
-        )
+        tau, logits = self.options.temperature, chunk.student.logits
+        columns, theirs = self._columns_on(logits.device)
+        student, teacher = chunk.student.over_columns(columns), chunk.teacher.over_columns(theirs)
+        pairs = logits.new_full((), chunk.groups)
+        mass = (teacher.logits.logsumexp(-1) - chunk.teacher.logits.logsumexp(-1)).exp()
+        diagnostics = {
+            "aligned 1-1": (pairs, None),
+            "teacher mass covered": (mass[chunk.teacher.index].sum(), pairs),
+        }
+        if self.options.top_k is None:
+            value, at_shared = kl(student.paired_logits().detach(), teacher.paired_logits(), tau, "reverse")
+            gradient = torch.zeros_like(logits).index_copy_(1, columns, student.spread(at_shared))
+            return LossSums.closed(logits, value, gradient, diagnostics)
+        p, q = student.paired_log_probs(tau), teacher.paired_log_probs(tau)
+        likeliest = p.topk(min(self.options.top_k, p.shape[-1])).indices
+        p, q = (side.gather(-1, likeliest).log_softmax(-1) for side in (p, q))
+        return LossSums(kd=tau**2 * reverse_kl(p, q).sum(), diagnostics=diagnostics)
 
-    def _shared_mass(self, chunk: AlignedChunk) -> Tensor:
-        """Sum over groups of the teacher's probability on the shared vocabulary."""
-        shared = chunk.teacher.over_columns(self.teacher_columns)
-        mass = (shared.logits.logsumexp(-1) - chunk.teacher.logits.logsumexp(-1)).exp()
-        return mass[chunk.teacher.index].sum()
+    def _columns_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The shared columns of student and teacher; they go to the device once, not with every chunk."""
+        if self.student_columns.device != device:
+            self.student_columns, self.teacher_columns = (
+                columns.to(device) for columns in (self.student_columns, self.teacher_columns)
+            )
+        return self.student_columns, self.teacher_columns

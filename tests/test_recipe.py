@@ -290,7 +290,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     "change",
     [
         {"micro_batch_size": 2}, {"gradient_checkpointing": True}, {"chunk_rows": 7}, {"checkpoint_every": 3},
-        {"report_to": ("tensorboard",)},
+        {"compile": "on"}, {"report_to": ("tensorboard",)},
     ],
 )  # fmt: skip
 def test_speed_is_no_part_of_a_training_stage(change: dict[str, Any]) -> None:

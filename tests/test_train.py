@@ -95,7 +95,9 @@ def test_merged_adapters_compute_what_trained_ones_did(architecture: str, tmp_pa
 
 
 def test_speed_settings_are_no_part_of_the_identity() -> None:
-    slow = Training(steps=3, micro_batch_size=1, chunk_rows=8, gradient_checkpointing=True, checkpoint_every=1)
+    slow = Training(
+        steps=3, micro_batch_size=1, chunk_rows=8, compile="on", gradient_checkpointing=True, checkpoint_every=1
+    )
     assert slow.identity() == Training(steps=3).identity()
     assert Training(steps=3, learning_rate=1e-3).identity() != Training(steps=3).identity()
 
