@@ -24,19 +24,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.alignment import AlignedResponse, Groups
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
 from methods.cdm import CDM, MASKED, released_divergence
-from methods.maps import UNMAPPED, stored_map
+from methods.maps import UNMAPPED, Tables, stored_map
 from methods.vocabulary import TokenizerPair
 from methods.warping import EditCosts, link_groups, path_notes, warp_all
+
+_ROWS_AT_ONCE = 32
 
 
 @register
@@ -97,10 +99,13 @@ class MinED(Method):
         reaching = np.flatnonzero(student_of_teacher != UNMAPPED)
         columns, lowest, place = np.unique(student_of_teacher[reaching], return_index=True, return_inverse=True)
         self.student_of_teacher = torch.from_numpy(student_of_teacher)
-        self.columns = torch.from_numpy(columns)  # student tokens that are reached, ascending
-        self.lowest = torch.from_numpy(reaching[lowest])  # the first teacher token that reaches each
-        self.reaching = torch.from_numpy(reaching)  # teacher tokens that reach one,
-        self.place = torch.from_numpy(place)  # and its place in `columns`
+        self.tables = Tables(
+            student_of_teacher=self.student_of_teacher,
+            columns=torch.from_numpy(columns),  # student tokens that are reached, ascending
+            lowest=torch.from_numpy(reaching[lowest]),  # the first teacher token that reaches each
+            reaching=torch.from_numpy(reaching),  # teacher tokens that reach one,
+            place=torch.from_numpy(place),  # and its place in `columns`
+        )
 
     def align(self, response: AlignedResponse) -> Groups:
         """Pieces of the path, so that every student token is in one group: 1-1 links are those of two members."""
@@ -120,45 +125,51 @@ class MinED(Method):
         return self._released_loss(chunk) if self._released else self._described_loss(chunk)
 
     def _described_loss(self, chunk: AlignedChunk) -> LossSums:
-        tau = self.options.temperature
-        log_q = chunk.student.paired_log_probs(tau)
-        ours, theirs = self._same_tokens(chunk)
-        logits = chunk.teacher.logits.index_select(0, chunk.teacher.index[theirs])
-        mapped = self._mapped(logits)
-        soft = log_q.new_zeros(len(ours), log_q.shape[-1])
-        soft.index_copy_(1, self.columns.to(log_q.device), (mapped / tau).softmax(-1).to(log_q.dtype))
-        target = torch.zeros_like(log_q).scatter_(1, chunk.student.tokens[:, None], 1.0)
-        target.index_copy_(0, ours, soft)
-        kept = log_q.new_tensor(float(len(ours)))
-        mass = (mapped.logsumexp(-1) - logits.logsumexp(-1)).exp().sum()
-        return LossSums(
-            kd=nn.functional.kl_div(log_q, target, reduction="sum"),
-            diagnostics={"targets from the teacher": (kept, None), "teacher mass covered": (mass, kept)},
-        )
+        tau, student, teacher = self.options.temperature, chunk.student, chunk.teacher
+        columns = self.tables.on(student.logits.device)["columns"]
+        ours, theirs, same = self._same_tokens(chunk)
+        mapped = self._mapped(teacher.logits, teacher.index[theirs])
+        log_p = (mapped / tau).log_softmax(-1).to(student.logits.dtype)
+        # A group without a target of the teacher's has weight 0, rather than no row: to leave it out, the host would
+        # have to wait for its number.
+        p = log_p.exp() * same[:, None]
+        gold = torch.ones_like(student.tokens, dtype=p.dtype).index_add(0, ours, -same.to(p.dtype))
+        index = None if student.in_order else student.index
+        kd = _CrossEntropy.apply(student.logits, index, student.tokens, gold, ours, p, columns, tau)  # type: ignore[no-untyped-call]
+        kd = kd + torch.where(p > 0, p * log_p, 0).sum()
+        kept = same.sum().to(p.dtype)
+        # some rows at a time: on a CPU new memory is slow
+        whole = [rows.logsumexp(-1) for rows in torch.split(teacher.logits, _ROWS_AT_ONCE)]
+        share = (mapped.logsumexp(-1) - torch.cat(whole)[teacher.index[theirs]]).exp()
+        mass = (share * same).sum()
+        return LossSums(kd, {"targets from the teacher": (kept, None), "teacher mass covered": (mass, kept)})
 
-    def _same_tokens(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor]:
-        """int64 [kept] each: members of both sides that are linked 1-1 and one token by the map."""
+    def _same_tokens(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor, Tensor]:
+        """For each group its first member on either side, int64 [groups], and whether the two are its only ones and
+        one token by the map, bool [groups].
+        """
         student, teacher = chunk.student, chunk.teacher
-        alone = [torch.bincount(side.group, minlength=chunk.groups) == 1 for side in (student, teacher)]
-        pairs = alone[0] & alone[1]
-        ours, theirs = (pairs[side.group].nonzero().squeeze(1) for side in (student, teacher))
-        named = self.student_of_teacher.to(theirs.device)[teacher.tokens[theirs]]
-        same = named == student.tokens[ours]
-        return ours[same], theirs[same]
+        number = torch.arange(chunk.groups + 1, device=student.group.device)
+        bounds = [torch.searchsorted(side.group.contiguous(), number) for side in (student, teacher)]
+        ours, theirs = (bound[:-1] for bound in bounds)
+        alone = (bounds[0].diff() == 1) & (bounds[1].diff() == 1)
+        named = self.tables.on(theirs.device)["student_of_teacher"][teacher.tokens[theirs]]
+        return ours, theirs, alone & (named == student.tokens[ours])
 
-    def _mapped(self, logits: Tensor) -> Tensor:
+    def _mapped(self, logits: Tensor, rows: Tensor) -> Tensor:
         """[rows, columns]: for each student token that is reached, the logit of the teacher token that counts."""
+        tables = self.tables.on(logits.device)
         if self.options.collisions == "lowest":
-            return logits.index_select(1, self.lowest.to(logits.device))
-        reaching = logits.index_select(1, self.reaching.to(logits.device))
-        place = self.place.to(logits.device).expand_as(reaching)
-        return reaching.new_full((len(logits), len(self.columns)), -torch.inf).scatter_reduce(
+            return logits[rows[:, None], tables["lowest"]]
+        reaching = logits[rows[:, None], tables["reaching"]]
+        place = tables["place"].expand_as(reaching)
+        return reaching.new_full((len(rows), len(tables["columns"])), -torch.inf).scatter_reduce(
             1, place, reaching, "amax"
         )
 
     def _released_loss(self, chunk: AlignedChunk) -> LossSums:
         z = chunk.teacher.mean_logits(chunk.groups)
-        partners = self.student_of_teacher[: z.shape[-1]].to(z.device)
+        partners = self.tables.on(z.device)["student_of_teacher"][: z.shape[-1]]
         z = z[:, : len(partners)]
         mapped = (partners > 0) & (partners < len(partners))
         a = z.index_select(1, partners.clamp(0, len(partners) - 1)).masked_fill(~mapped, MASKED)
@@ -170,3 +181,53 @@ class MinED(Method):
                 "teacher mass covered": (z.softmax(-1)[:, mapped].sum(), positions),
             },
         )
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of -target · log softmax(z / τ), whose gradient is made with the value, in the one copy of the rows.
+
+    A member's target, whose sum is 1, is ``gold`` on its token, and ``p`` over columns where a group points to it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        index: Tensor | None,
+        tokens: Tensor,
+        gold: Tensor,
+        ours: Tensor,
+        p: Tensor,
+        columns: Tensor,
+        tau: float,
+    ) -> Tensor:
+        """See :meth:`MinED._described_loss`.
+
+        Args:
+            logits: [rows, vocabulary].
+            index: int64 [members], row of each; None where members are the rows.
+            tokens, gold: [members], token of each and its weight.
+            ours: int64 [groups], ascending, member of each row of ``p``.
+            p: [groups, columns], probabilities, or zeros.
+            columns: int64, of the vocabulary.
+        """
+        log_q = (logits if index is None else logits.index_select(0, index)).div(tau).log_softmax(-1)
+        place = (ours[:, None], columns)
+        picked = log_q.gather(1, tokens[:, None]).squeeze(1)
+        value = -(gold * picked).sum() - (p * log_q[place]).sum()
+        if ctx.needs_input_grad[0]:
+            rows = log_q.exp_()
+            rows[place] -= p
+            rows.scatter_add_(1, tokens[:, None], -gold[:, None])
+            rows.div_(tau)
+            ctx.rows, ctx.index = len(logits), index
+            ctx.save_for_backward(rows)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+        (members,) = ctx.saved_tensors
+        gradient = members * scale
+        if ctx.index is not None:
+            gradient = gradient.new_zeros(ctx.rows, gradient.shape[-1]).index_add_(0, ctx.index, gradient)
+        return gradient, *[None] * 7

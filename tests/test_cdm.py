@@ -291,6 +291,46 @@ def test_mass_is_that_of_the_mapped_likeliest(monkeypatch: pytest.MonkeyPatch) -
         assert 0 < float(part) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize("fidelity", ["described", "released"])
+@pytest.mark.parametrize("alignment", ["bytes", "dtw"])
+@pytest.mark.parametrize("sizes", [(1, 1), (20, 1), (1, 20), (20, 20)])
+def test_pieces_of_any_size_equal_loops(fidelity: str, alignment: str, sizes: tuple[int, int]) -> None:
+    """A response of one token, or of many that are one on the other side, between heads with columns of no token."""
+    spelled = [b"a" * 20, b"aa", b"ab", b"b", b"a"]
+    vocabulary = by_hand([b"</s>", *spelled, b" ", b"abb"], {0}, eos=0)
+    pair = TokenizerPair(vocabulary, replace(vocabulary))
+    method = CDM(fidelity=fidelity, alignment=alignment, k=5)
+    method.prepare(pair)
+    ids = [np.asarray([1] if size == 1 else [5] * size) for size in sizes]
+    ends = [np.asarray([20]) if size == 1 else np.arange(1, 21) for size in sizes]
+    flat = [np.ones(size) for size in sizes]
+    groups = method.align(AlignedResponse(*ids, *ends, student_entropy=flat[0], teacher_entropy=flat[1]))
+    lists = groups.to_lists()
+    generator = torch.Generator().manual_seed(1)
+    logits = [
+        3 * torch.randn(size + 1, len(vocabulary) + 3, generator=generator, dtype=torch.float64) for size in sizes
+    ]
+    logits[0].requires_grad_()
+    sides = [
+        Side(z, torch.zeros(len(z)), *map(torch.from_numpy, where), torch.zeros(where[0].size), False)
+        for z, where in zip(
+            logits,
+            ((groups.student_index, groups.student_group), (groups.teacher_index, groups.teacher_group)),
+            strict=True,
+        )
+    ]
+    if fidelity == "described":  # the first of a piece; by time warping and by bytes it starts both sides
+        assert lists[0][0] == lists[1][0] == [0]
+    elif alignment == "bytes" and sizes != (20, 20):
+        assert lists == ([list(range(sizes[0]))], [list(range(sizes[1]))])
+    plain = [torch.stack([z[i].mean(0) for i in side]) for z, side in zip(logits, lists, strict=True)]
+    number = torch.arange(groups.count)
+    alone = [Side(z, number, number, number, number, True) for z in plain]
+    formula = {"described": described, "released": released}[fidelity]
+    made = AlignedChunk(sides[0], sides[1], groups.count)
+    assert_equal(made, method.loss(made).kd, formula(AlignedChunk(*alone, groups.count), 5, pair=pair))
+
+
 def test_released_groups_are_means_of_means() -> None:
     """Path (teacher, student): (0,0) (0,1) (1,2) (2,2) (3,2) (3,3): lists [0,1], [2], [2], [2,3]."""
     teacher, student = np.array([0, 0, 1, 2, 3, 3]), np.array([0, 1, 2, 2, 2, 3])

@@ -97,6 +97,75 @@ def test_loss_and_gradient_equal_loops(options: dict[str, object]) -> None:
     assert 0 < confirmed <= links
 
 
+@pytest.mark.parametrize("collisions", ["lowest", "max"])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        pytest.param([(1, 1)], id="one token"),
+        pytest.param([(20, 1)], id="twenty tokens for one"),
+        pytest.param([(1, 1), (1, 20), (20, 20), (1, 1), (20, 1), (1, 1), (2, 1), (1, 1)], id="all kinds"),
+    ],
+)
+@pytest.mark.parametrize("in_order", [True, False])
+def test_groups_of_any_size_over_padded_vocabularies_equal_loops(
+    groups: list[tuple[int, int]], collisions: str, in_order: bool
+) -> None:
+    """Heads have columns that no token uses; of the 1-1 groups every other one holds tokens that the map joins."""
+    random, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    method = MinED(collisions=collisions)
+    method.prepare(TokenizerPair(VOCABULARIES[STUDENT], VOCABULARIES["cross"]))
+    tokens = [torch.from_numpy(random.integers(3, 90, sum(sizes))) for sizes in zip(*groups, strict=True)]
+    number = [torch.arange(len(groups)).repeat_interleave(torch.tensor(sizes)) for sizes in zip(*groups, strict=True)]
+    pairs: dict[int, int] = {}
+    for group, sizes in enumerate(groups):
+        i, j = (int((side == group).nonzero()[0]) for side in number)
+        if sizes == (1, 1):
+            tokens[0][i] = MAP[int(tokens[1][j])] if group % 2 == 0 else 5
+            if MAP[int(tokens[1][j])] == int(tokens[0][i]):
+                pairs[i] = j
+    assert pairs or len(groups) == 1
+    sides, rows = [], []
+    for role, own, group in zip((STUDENT, "cross"), tokens, number, strict=True):
+        index = torch.arange(len(own)) if in_order else torch.randperm(len(own) + 2, generator=generator)[: len(own)]
+        size = len(own) + (0 if in_order else 2), len(VOCABULARIES[role]) + 4
+        logits = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_(role == STUDENT)
+        sides.append(Side(logits, own, index, group, own, in_order))
+        rows.append(logits[index])
+    expected = torch.zeros((), dtype=torch.float64)
+    for i, y in enumerate(tokens[0].tolist()):
+        q = (rows[0][i] / 2).log_softmax(-1)
+        if i in pairs:
+            p = target(rows[1][pairs[i]], len(q), 2.0, collisions)
+            expected = expected + (p[p > 0] * (p[p > 0].log() - q[p > 0])).sum()
+        else:
+            expected = expected - q[y]
+    sums = method.loss(AlignedChunk(*sides, len(groups)))
+    assert float(sums.kd.detach()) == pytest.approx(float(expected.detach()), rel=1e-10)
+    found, wanted = (torch.autograd.grad(value, sides[0].logits)[0] for value in (3 * sums.kd, 3 * expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-12)
+    assert float(sums.diagnostics["targets from the teacher"][0]) == len(pairs)
+
+
+def test_float32_and_bfloat16_rows_of_the_teacher() -> None:
+    """Float32 within 1e-5 of float64; a teacher in bfloat16 is rounded once, where its logits are."""
+    method = MinED()
+    method.prepare(TokenizerPair(VOCABULARIES[STUDENT], VOCABULARIES["cross"]))
+    generator = torch.Generator().manual_seed(0)
+    number, own = torch.arange(30), torch.arange(30) + 5
+    named = torch.tensor(MAP)[own]
+    logits = [
+        5 * torch.randn(30, len(VOCABULARIES[role]), generator=generator, dtype=torch.float64) for role in FAMILIES
+    ]
+    values = []
+    for dtypes in ((torch.float64, torch.float64), (torch.float32, torch.float32), (torch.float32, torch.bfloat16)):
+        sides = [
+            Side(z.to(d), t, number, number, t, True) for z, d, t in zip(logits, dtypes, (named, own), strict=True)
+        ]
+        values.append(float(method.loss(AlignedChunk(*sides, 30)).kd))
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    assert values[2] == pytest.approx(values[0], rel=2e-2)
+
+
 # --- collisions -------------------------------------------------------------------------------------------------------
 
 OURS = by_hand([b"</s>", b"ab", b"xyz", b"q"], {0}, eos=0)
