@@ -71,13 +71,11 @@ class Finished:
         answers: list[dict[str, Any]] = json.loads((stage / "answers.json").read_text())
         return answers
 
-    def test_file(self, task: str) -> Path:
-        return next(self.data / name for name in TEST_FILES[task] if (self.data / name).is_file())
+    def items_file(self, task: str) -> Path:
+        return items_file(self.data, task)
 
     def rows(self, task: str) -> list[dict[str, Any]]:
-        path = self.test_file(task)
-        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return read(self.items_file(task))
 
     def check(self, cell: Mapping[str, Any], metric: str, expected: Mapping[str, float]) -> None:
         """Every item to the last bit, and the cell's number as their mean."""
@@ -87,6 +85,15 @@ class Finished:
         assert row.value == pytest.approx(fmean(expected.values()), rel=1e-12)
         assert (row.n_items, row.status) == (len(expected), "done")
         print(f"{cell['name']:45} {metric:22} {row.value:.6f} over {row.n_items} items")
+
+
+def items_file(data: Path, task: str) -> Path:
+    return next(data / name for name in TEST_FILES[task] if (data / name).is_file())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 # --- By hand ----------------------------------------------------------------------------------------------------------
@@ -117,7 +124,7 @@ def check_gsm8k(run: Finished, work: Path) -> None:
         results = simple_evaluate(
             folder,
             train,
-            run.test_file("gsm8k"),
+            run.items_file("gsm8k"),
             {answer["prompt"]: answer["output"] for answer in answers},
             few_shot=settings["few_shot"],
             seed=settings["few_shot_seed"],
@@ -156,16 +163,18 @@ def check_code(run: Finished, work: Path) -> None:
 
 
 def evalplus(
-    work: Path, problems: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, str]]
+    work: Path, problems: Sequence[dict[str, Any]], samples: Sequence[Mapping[str, str]]
 ) -> dict[str, list[dict[str, Any]]]:
     """EvalPlus's own sanitizer and evaluation in a fresh process inside the sandbox, on a file of these problems.
 
     Returns:
         What it wrote: by task id, of each solution in the order of the samples.
     """
-    for name, rows in {"problems": problems, "samples": samples}.items():
+    # the sanitizer reads MBPP's file whatever it is given, and knows rows of some of its numbers: one of none of them
+    other = problems[0] | {"task_id": "Mbpp/9999"}
+    for name, rows in {"problems": problems, "mbpp": [other], "samples": samples}.items():
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # MBPP's file is read by the sanitizer too. The process would linger 20 s on a thread that waits.
+    # the process would linger 20 s on a thread that waits
     program = (
         "import os\n"
         "from evalplus.sanitize import script\n"
@@ -183,7 +192,7 @@ def evalplus(
             "PYTHONPATH": os.pathsep.join(map(str, sandbox.site_folders())),
             "PYTHONHASHSEED": "0",
             "HUMANEVAL_OVERRIDE_PATH": "problems.jsonl",
-            "MBPP_OVERRIDE_PATH": "problems.jsonl",
+            "MBPP_OVERRIDE_PATH": "mbpp.jsonl",
             "XDG_CACHE_HOME": "cache",
             "EVALPLUS_MAX_MEMORY_BYTES": str(8 * 2**30),
             "OMP_NUM_THREADS": "1",
@@ -207,12 +216,9 @@ class Prompter:
     own; which is which differs from student to student.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, data: Path) -> None:
         self.own, self.students = generation.generate, 0
-        self.dolly, self.gsm8k, self.codem = (
-            [json.loads(line) for line in (samples_folder() / name / "test.jsonl").read_text().splitlines()]
-            for name in ("dolly", "gsm8k", "codem")
-        )
+        self.dolly, self.gsm8k, self.codem = (read(items_file(data, task)) for task in ("dolly", "gsm8k", "codem"))
 
     def __call__(self, *args: Any, **more: Any) -> list[generation.Answer]:
         answers, self.students = self.own(*args, **more), self.students + 1
@@ -239,24 +245,36 @@ class Prompter:
         return only_base + body if flawed else body
 
 
-@pytest.fixture(scope="module")
-def tiny_run(tiny_recipe: dict[str, Any], harness: Command, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("by-hand")
-    tasks = ["dolly", "gsm8k", *(["codem"] if STATUS.available else [])]
+@pytest.fixture(
+    scope="module",
+    params=["samples", pytest.param("real data", marks=[pytest.mark.slow, pytest.mark.shared_data])],
+)
+def tiny_run(
+    request: pytest.FixtureRequest,
+    tiny_recipe: dict[str, Any],
+    harness: Command,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:
+    """Tiny models on the samples that the project ships, or on the first items of the real sets."""
+    real = request.param == "real data"
+    data = request.getfixturevalue("shared_data") if real else samples_folder()
+    folder, train = tmp_path_factory.mktemp("by-hand"), 64 if real else 4
     own = {
-        "tasks": tasks,
+        "tasks": ["dolly", "gsm8k", *(["codem"] if STATUS.available else [])],
         "methods": ["sft", "control"],
-        "dolly": {"train_items": 4, "test_items": 5, "new_tokens": 8, "sampling_seeds": [10, 20]},
-        "gsm8k": {"train_items": 4, "test_items": 5, "new_tokens": 8, "few_shot": 1},
-        "codem": {"train_items": 4, "test_items": 4, "new_tokens": 8},
+        "data": {"root": str(data) if real else None},
+        "dolly": {"train_items": train, "test_items": 5, "new_tokens": 8, "sampling_seeds": [10, 20]},
+        "gsm8k": {"train_items": train, "test_items": 5, "new_tokens": 8, "few_shot": 0 if real else 1},
+        "codem": {"train_items": train, "test_items": 4, "new_tokens": 8},
         "evaluation": {"bits_per_byte": False},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe | own))
-    with mock.patch("harness.run.generate", Prompter()):
+    # prompts of real problems are longer than a tiny model's positions, but rotary ones have no end
+    with mock.patch("harness.run.generate", Prompter(data)), mock.patch("harness.run.check_room"):
         done = harness("run", f"recipe={folder / 'tiny.yaml'}", "--runs", folder / "runs")
     assert done.code == 0, done.err
     (record,) = (folder / "runs").glob("*/run.json")
-    return Finished.read(record.parent, samples_folder())
+    return Finished.read(record.parent, data)
 
 
 def test_rouge_by_hand(tiny_run: Finished) -> None:
