@@ -272,6 +272,14 @@ def test_sizes_are_asked_for_equally_often() -> None:
     assert abs(counts[3] - 1000) < 4 * 500**0.5
 
 
+def test_a_size_that_runs_out_leaves_the_others() -> None:
+    """There are 15 pairs of numbers up to 5, each with one sum."""
+    task = made(train_items=60, test_items=3, numbers=(2, 3, 4), operators="+", largest_number=5)
+    counts = Counter(len(problem.numbers) for split in task._problems.values() for problem in split)
+    assert counts[2] <= 15 < counts[3]
+    assert sum(counts.values()) == 63
+
+
 def test_a_larger_set_begins_with_the_smaller_one() -> None:
     small, large = made(train_items=20, test_items=5), made(train_items=200, test_items=50)
     assert large.training_examples()[:20] == small.training_examples()

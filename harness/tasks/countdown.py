@@ -50,7 +50,7 @@ class CountdownSettings(TaskSettings):
     train_items: int = Field(80_000, ge=1, description="training problems")
     test_items: int = Field(10_000, ge=1, description="test problems")
     numbers: Annotated[tuple[Annotated[int, Field(ge=2, le=6)], ...], BeforeValidator(_as_list)] = Field(
-        (3, 4), min_length=1, description="how many numbers a problem has; each of these equally often"
+        (3, 4), min_length=1, description="how many numbers a problem has; each equally often, while there are any"
     )
     largest_number: int = Field(99, ge=2, le=10_000, description="numbers are from 1 to this")
     largest_target: int = Field(99, ge=1, le=1_000_000, description="targets are from 1 to this")
@@ -201,19 +201,27 @@ def generate(settings: CountdownSettings) -> Iterator[Problem]:
         return int(source() * count)
 
     seen: set[tuple[tuple[int, ...], int]] = set()
-    size, vain = settings.numbers[below(len(settings.numbers))], 0
-    while vain < _PATIENCE:
-        vain += 1
-        numbers = tuple(1 + below(settings.largest_number) for _ in range(size))
-        problem = _calculate(numbers, settings.operators, below)
-        if problem is None or problem.target > settings.largest_target:
-            continue
-        key = tuple(sorted(numbers)), problem.target
-        if key not in seen:
-            seen.add(key)
+
+    def another(size: int) -> Problem | None:
+        for _ in range(_PATIENCE):
+            numbers = tuple(1 + below(settings.largest_number) for _ in range(size))
+            problem = _calculate(numbers, settings.operators, below)
+            if problem is not None and problem.target <= settings.largest_target:
+                key = tuple(sorted(numbers)), problem.target
+                if key not in seen:
+                    seen.add(key)
+                    return problem
+        return None
+
+    sizes = list(settings.numbers)
+    while sizes:
+        # The size first, then calculations until one fits: those with more numbers fail more often.
+        size = sizes[below(len(sizes))]
+        problem = another(size)
+        if problem is None:
+            sizes.remove(size)
+        else:
             yield problem
-            # Only now, since calculations with more numbers fail more often.
-            size, vain = settings.numbers[below(len(settings.numbers))], 0
 
 
 def _calculate(numbers: tuple[int, ...], operators: Sequence[str], below: Callable[[int], int]) -> Problem | None:
