@@ -43,12 +43,14 @@ class Side:
         seeds: those that have one.
         items: numbers of items that the seeds were scored on.
         reason: why a number is missing, of the first seed without one; empty where every seed has one.
+        there: whether the run has such a row at all.
     """
 
     mean: float | None
     seeds: tuple[int, ...] = ()
     items: tuple[int, ...] = ()
     reason: str = ""
+    there: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def _row(s: Score) -> str:
 
 def _side(records: Sequence[Score]) -> Side:
     if not records:
-        return Side(None, reason="no such row")
+        return Side(None, reason="no such row", there=False)
     done = [s for s in records if s.status == "done" and math.isfinite(s.value)]
     missing = [s for s in records if s not in done]
     reason = f"seed {missing[0].seed} {_problem(missing[0])}" if missing else ""
@@ -191,22 +193,68 @@ def comparison_terminal(comparison: RunComparison) -> Group:
         Text(f"{name}: {run}", overflow="fold") for name, run in zip(NAMES, comparison.runs, strict=True)
     ]
     if comparison.settings:
-        parts.append(_settings_table(comparison.settings))
+        parts += _settings_parts(comparison.settings)
     else:
         parts.append(Text("\nNothing differs in settings, protocols, data, models and versions."))
-    parts.append(_numbers_table(comparison.pairs))
+    both = [pair for pair in comparison.pairs if all(side.there for side in pair.sides)]
+    if both:
+        parts.append(_numbers_table(both))
+    for place, name in enumerate(NAMES):
+        parts += _numbers_alone(name, place, [p for p in comparison.pairs if p not in both and p.sides[place].there])
     parts.append(Text("Means over seeds. ↑ higher is better, ↓ lower is better.", "dim"))
     return Group(*parts)
 
 
-def _settings_table(settings: Sequence[Difference]) -> RichTable:
-    table = _grid("What differs")
+MOST_ROWS = 25  # of a section
+_SECTIONS = {"sources": "What differs in data and models", "protocol": "What differs in protocols"}
+_SECTIONS |= {"environment": "What differs in versions and machines"}
+
+
+def _settings_parts(settings: Sequence[Difference]) -> list[RenderableType]:
+    """Section by section: a row for all settings with the same two values, then what only one run has, by name."""
+    sections: dict[str, list[Difference]] = {}
+    for difference in settings:
+        heading = _SECTIONS.get(difference.name.partition(".")[0], "What differs in the recipe")
+        sections.setdefault(heading, []).append(difference)
+    parts: list[RenderableType] = []
+    for heading in sorted(sections, key=["What differs in the recipe", *_SECTIONS.values()].index):
+        alike: dict[tuple[str, str], list[str]] = {}
+        for difference in sections[heading]:
+            if DASH not in difference.values:
+                alike.setdefault(difference.values, []).append(difference.name)
+        parts.append(_settings_table(heading, alike) if alike else Text(f"\n{heading}", "bold"))
+        if len(alike) > MOST_ROWS:
+            parts.append(Text(f"… and {len(alike) - MOST_ROWS} more that differ."))
+        for place, name in enumerate(NAMES):
+            alone = [d.name for d in sections[heading] if d.values[1 - place] == DASH]
+            if alone:
+                more = f" and {len(alone) - MOST_ROWS} more" if len(alone) > MOST_ROWS else ""
+                parts.append(Text(f"Only in {name}: {', '.join(alone[:MOST_ROWS])}{more}.", overflow="fold"))
+    return parts
+
+
+def _settings_table(heading: str, alike: Mapping[tuple[str, str], Sequence[str]]) -> RichTable:
+    table = _grid(heading)
     table.add_column("setting", overflow="fold")
     for name in NAMES:
         table.add_column(name, overflow="fold")
-    for difference in settings:
-        table.add_row(Text(difference.name), *(Text(_shown(value)) for value in difference.values))
+    for values, names in list(alike.items())[:MOST_ROWS]:
+        table.add_row(Text("\n".join(names)), *(Text(_shown(value)) for value in values))
     return table
+
+
+def _numbers_alone(name: str, place: int, pairs: Sequence[Pair]) -> list[RenderableType]:
+    """Numbers of rows that the other run hasn't got, a line for each metric."""
+    lines: dict[str, list[str]] = {}
+    for pair in pairs:
+        mean = pair.sides[place].mean
+        number = DASH if mean is None else f"{mean:.{DIGITS.get(pair.unit, OTHER_DIGITS)}f}"
+        lines.setdefault(_heading(pair), []).append(f"{pair.row} {number}")
+    if not lines:
+        return []
+    shown = [Text(f"{metric}: {', '.join(rows)}", overflow="fold") for metric, rows in list(lines.items())[:MOST_ROWS]]
+    more = [Text(f"… and {len(lines) - MOST_ROWS} more metrics.")] if len(lines) > MOST_ROWS else []
+    return [Text(f"\nOnly in {name}", "bold"), *shown, *more]
 
 
 def _numbers_table(pairs: Sequence[Pair]) -> RichTable:
