@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from harness.batches import Batch
 from harness.device import chunk_rows, compiles
 from harness.heads import Head, hidden_states
-from harness.loss import ChunkWalk
-from harness.recipe import Training
+from harness.loss import ChunkWalk, Objective
+from harness.recipe import Lora, Training
+from harness.teacher import add_lora
 from methods.base import Method
 from methods.closed_form import compiling, fused
 from methods.fkd import FKD
 from methods.gold import GOLD
 from methods.uld import ULD
 from tests import method_contract as contract
+from tests import tiny
 from tests.test_method_contract import METHODS
 
 # Methods whose losses do wait, and what for.
@@ -133,6 +136,76 @@ def test_the_check_knows_what_waits(wait: Any, monkeypatch: pytest.MonkeyPatch) 
         refuse_host(patch)
         with pytest.raises(WaitedError), Unhurried():
             wait(value)
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {},
+        {"scale": 0.25},
+        {"soft_cap": 3.0},
+        {"bias": torch.linspace(-1, 1, 30).double()},
+        {"bias": torch.linspace(-1, 1, 30).double(), "scale": 2.0, "soft_cap": 5.0},
+    ],
+    ids=lambda head: " ".join(head) or "plain",
+)
+def test_gradients_go_back_through_every_kind_of_head(head: dict[str, Any]) -> None:
+    """Of rows, weight and bias, over chunks of 4 of 11 rows, two without a target: as autograd on all logits finds."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(n, 6, generator=generator, dtype=torch.float64).requires_grad_() for n in (11, 30))
+    targets = torch.randint(30, (11,), generator=generator)
+    targets[[0, 7]] = -100
+    given = {name: value.clone().requires_grad_() if name == "bias" else value for name, value in head.items()}
+    made = Head(weight, **given)
+    leaves = [weight, *([] if made.bias is None else [made.bias])]
+    loss = torch.nn.functional.cross_entropy(made.logits(rows), targets, reduction="sum") * 0.3 / 9
+    expected = torch.autograd.grad(loss, [rows, *leaves])
+    none = torch.zeros(0)
+    batch = Batch(none, none, none, none, targets, [(0, 4), (4, 8), (8, 11)], {}, [], none)
+    walk = ChunkWalk(Objective("ce", 0.3), made, {}, {}, batch, [9.0])
+    parts, gradients = walk.run(rows.detach(), [leaf.detach() for leaf in leaves], [True] * (1 + len(leaves)))
+    assert float(parts.loss) == pytest.approx(float(loss.detach()), rel=1e-13)
+    for found, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-11, atol=1e-13)
+    *_, unwanted = walk.run(rows.detach(), [leaf.detach() for leaf in leaves], [False] * (1 + len(leaves)))
+    assert unwanted == [None] * (1 + len(leaves))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["llama", "qwen2 with tied embeddings"])
+def test_adapters_get_the_gradients_of_all_logits_at_once(tied: bool) -> None:
+    """LoRA with a frozen head, and FKD: as autograd finds on the model's own logits."""
+    made = contract.bench(FKD(), dtype=torch.float32)
+    made.student = tiny.model("qwen2" if tied else "llama", len(made.sides["student"].vocabulary))
+    assert (made.student.lm_head.weight is made.student.get_input_embeddings().weight) is tied
+    wrapper, made.student = add_lora(made.student, Lora(rank=4))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in wrapper.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05, generator=generator)
+    wrapper.eval()
+    adapters = [parameter for parameter in wrapper.parameters() if parameter.requires_grad]
+    assert len(adapters) > 10
+    batch = made.batch(chunk_rows=7)
+    tokens, _, _ = batch.counts.tolist()
+    found = torch.autograd.grad(made.loss(batch).loss, adapters)
+    total = torch.zeros(())
+    for aligned in made.examples:
+        student, teacher = (aligned.example.sides[role] for role in ("student", "same"))
+        response = slice(student.prompt.size - 1, student.length - 1)
+        ids = torch.from_numpy(student.sequence)[None]
+        ours = made.student(input_ids=ids).logits[0, response]
+        theirs = made.teacher(input_ids=torch.from_numpy(teacher.sequence)[None]).logits[0, response].detach()
+        ce = torch.nn.functional.cross_entropy(ours, torch.from_numpy(student.response), reduction="sum")
+        q, log_p = (theirs / 2).softmax(-1), (ours / 2).log_softmax(-1)
+        total = total + 0.3 * ce + 0.7 * 4 * (q * (q.log() - log_p)).sum()
+    expected = torch.autograd.grad(total / tokens, adapters)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float(theirs.norm()) > 0
+        assert float((ours - theirs).norm()) < 1e-4 * float(theirs.norm())
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
