@@ -160,7 +160,7 @@ class CDM(Method):
         tau, theta = self.options.temperature, self.options.theta
         ours = _paired(chunk.student, self._likeliest(chunk.student.logits, self.to_teacher))
         theirs = _paired(chunk.teacher, self._likeliest(chunk.teacher.logits, self.to_student))
-        to_student, to_teacher = _contextual(theirs, ours, self.to_student, self.to_teacher, theta)
+        to_student, to_teacher = contextual(theirs, ours, self.to_student, self.to_teacher, theta)
         masked = torch.cat([to_student, to_teacher], -1) == UNMAPPED
         # the teacher's k and their partners, then the student's k and theirs
         student = _columns(chunk.student, torch.cat([to_student, ours], -1)).masked_fill(masked, MASKED) / tau
@@ -309,7 +309,7 @@ def _nested_means(teacher: IntArray, student: IntArray, notes: dict[str, tuple[f
     )
 
 
-def _contextual(
+def contextual(
     theirs: Tensor, ours: Tensor, ahead: _Direction, back: _Direction, theta: float
 ) -> tuple[Tensor, Tensor]:
     """int64 [positions, k] each: partner of each teacher and of each student token at its position; -1 for none.

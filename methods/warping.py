@@ -87,7 +87,7 @@ class EditCosts:
         left, right = [self.teacher_texts[i] for i in theirs], [self.student_texts[i] for i in ours]
         distances = cdist(left, right, scorer=Levenshtein.distance, dtype=np.int32).astype(np.int64)
         distances[self._student_of_special[theirs][:, None] == ours] = 0
-        costs: IntArray = distances.take(their_place, axis=0).take(our_place, axis=1)
+        costs: IntArray = distances.take(our_place, axis=1).take(their_place, axis=0)
         return costs
 
 
