@@ -67,18 +67,25 @@ def run(
     """Train and evaluate what a recipe asks for, and print its table."""
     from harness.identity import environment
     from harness.progress import TerminalProgress, stored_table
+    from harness.ranks import Ranks
     from harness.results import run_folder, write_record
-    from harness.run import Runner
+    from harness.run import Runner, Silent
     from harness.store import Store
 
     _quiet_libraries()
     plan = _plan(fields)
     store = Store(runs)
     folder = run_folder(runs, plan)
+    ranks = Ranks.join()
+    if ranks.rank > 0:
+        Runner(plan, store, folder, Silent(), ranks=ranks).follow()
+        ranks.end()
+        return
     with TerminalProgress(console, plan, store) as progress:
-        runner = Runner(plan, store, folder, progress, unsafe_execution)
+        runner = Runner(plan, store, folder, progress, unsafe_execution, ranks)
         try:
-            runner.run()
+            with ranks.leading():
+                runner.run()
         finally:  # whatever stops a run, `harness report` shows the cells that are done
             record = None if plan.recipe.stages else write_record(folder, plan, runner.failures, environment())
     if record is None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
+_CPU = torch.device("cpu")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def device() -> torch.device:
-    """The first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's GPU, the first where a launcher gives it none; else the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else _CPU
 
 
 def compute_dtype(precision: Precision) -> Literal["float32", "bfloat16"]:

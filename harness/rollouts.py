@@ -74,7 +74,11 @@ class Rollouts:
         self.scorers = frozenset(term.teacher for term in terms if Need.ROLLOUTS in term.method.needs)
 
     def drawn(self, step: int, micro_batch: int) -> bool:
-        """Whether a micro-batch of an optimiser step is sampled: the same draw on every rank, and after a resume."""
+        """Whether a micro-batch of an optimiser step is sampled: the same draw on any rank, and after a resume.
+
+        Args:
+            micro_batch: its place among those of the step, over all ranks.
+        """
         return seed_of("rollout", self.seed, step, micro_batch) < self.settings.share * 2**31
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ from harness.heads import Head, check_head
 from harness.identity import environment
 from harness.loss import Distiller, Objective
 from harness.plan import Cell, Plan, Reference, Stage, order_seed, with_inputs
+from harness.ranks import RankLostError, Ranks
 from harness.recipe import ModelSpec, Training
 from harness.rollouts import Rollouts, RolloutSettings
 from harness.store import Artefact, CorruptArtefactError, Store
@@ -93,6 +94,33 @@ class StageFailedError(Exception):
         self.failure = failure
 
 
+@dataclass(frozen=True)
+class _Trainee:
+    """A model that a stage trains.
+
+    Attributes:
+        model: causal language model, adapters in place.
+        wrapper: peft's, where adapters are trained.
+        roles: whose tokens the trained model and its teachers see; the first one is trained.
+    """
+
+    model: Any
+    wrapper: Any
+    training: Training
+    terms: tuple[Term, ...]
+    roles: tuple[str, ...]
+    ce_weight: float
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a training showed: its steps, how long it took here, and what traces the model that came out."""
+
+    steps: list[dict[str, float]]
+    seconds: float
+    tracer: traces.Tracer | None
+
+
 class Runner:
     """Executes a plan.
 
@@ -102,10 +130,20 @@ class Runner:
         folder: the run's own folder, for tracebacks of failures.
         progress: told about every stage.
         unsafe: whether generated code may run without a sandbox.
+        ranks: the processes of the run.
     """
 
-    def __init__(self, plan: Plan, store: Store, folder: Path, progress: Progress, unsafe: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        folder: Path,
+        progress: Progress,
+        unsafe: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.plan, self.store, self.folder, self.progress, self.unsafe = plan, store, folder, progress, unsafe
+        self.ranks = ranks or Ranks()
         self.failures: dict[str, Failure] = {}
         self.recipe = plan.recipe
         self.device = device()
@@ -203,6 +241,22 @@ class Runner:
     def _missing_stages(self) -> bool:
         return any(self._find(end) is None for end in self.plan.ends)
 
+    def follow(self) -> None:
+        """Train along with rank 0 until the run is over: what the other ranks do instead of :meth:`run`."""
+        stages = {stage.identity: stage for stage in self.plan.stages()}
+        while (called := self.ranks.next_call()) is not None:
+            stage, failure = stages[called], None
+            try:
+                set_seed(order_seed(stage))
+                self._optimise(stage, self._trainee(stage))
+            except Exception as error:  # rank 0 met it too, and reports it; else the ranks don't meet
+                failure = error
+            try:
+                self.ranks.meet()
+            except RankLostError as alone:
+                raise (failure or alone) from alone
+            gc.collect()
+
     # --- stages -----------------------------------------------------------------------------------------------------
 
     def _attempt(self, stage: Stage) -> None:
@@ -299,19 +353,15 @@ class Runner:
 
     def _make_teacher(self, stage: Stage, folder: Path) -> dict[str, Any]:
         """Fine-tune a teacher: adapters are stored where LoRA trains, else the whole model."""
-        training: Training = self.recipe.teacher
-        model = self._load(self.specs[stage.role])
-        wrapper, inner = teacher.add_lora(model, training.lora) if training.lora else (None, model)
-        self._train(stage, inner, (), training, (stage.role,), folder)
-        if wrapper is not None:
-            wrapper.save_pretrained(str(folder / "adapter"))
+        trainee = self._train(stage, folder)
+        if trainee.wrapper is not None:
+            trainee.wrapper.save_pretrained(str(folder / "adapter"))
         else:
-            models.save_model(inner, self.sides[stage.role].tokenizer, folder / "model")
+            models.save_model(trainee.model, self.sides[stage.role].tokenizer, folder / "model")
         return {}
 
     def _make_warm_start(self, stage: Stage, folder: Path) -> dict[str, Any]:
-        model = self._load(self.specs[STUDENT])
-        self._train_student(stage, model, (), self.recipe.warm_start, (STUDENT,), folder)
+        self._train_student(stage, folder)
         return {}
 
     def _make_rows(self, stage: Stage, folder: Path) -> dict[str, Any]:
@@ -330,74 +380,73 @@ class Runner:
         return {"bytes": size}
 
     def _make_student(self, stage: Stage, folder: Path) -> dict[str, Any]:
-        assert stage.objective is not None
-        objective = stage.objective
-        start = stage.inputs.get("start")
-        if start is None:
-            model, training = self._load(self.specs[STUDENT]), self.recipe.warm_start
-        else:
-            model, training = self._load_folder(self._need(start).checked() / "model"), self.recipe.train
-        terms: tuple[Term, ...] = ()
-        # a method without a teacher has no role, and no term
-        for method, role, weight in zip(objective.methods, objective.roles, objective.kd_weights, strict=False):
-            method.prepare(self.pair(role))
-            terms += (Term(method, role, weight),)
-        roles, ce_weight = (STUDENT, *objective.roles), objective.ce_weight
-        self._student = (
-            stage.identity,
-            self._train_student(stage, model, terms, training, roles, folder, ce_weight),
-        )
+        self._student = stage.identity, self._train_student(stage, folder)
         return {"rows": self._counts(stage.task, "train")}
 
-    def _train_student(
-        self,
-        stage: Stage,
-        model: Any,
-        terms: tuple[Term, ...],
-        training: Training,
-        roles: tuple[str, ...],
-        folder: Path,
-        ce_weight: float = 1.0,
-    ) -> Any:
+    def _train_student(self, stage: Stage, folder: Path) -> Any:
         """Train and store a student; adapters are merged into it."""
-        self._student = None  # what the last one was needed for is stored
-        wrapper, inner = teacher.add_lora(model, training.lora) if training.lora else (None, model)
-        self._train(stage, inner, terms, training, roles, folder, ce_weight)
-        trained = inner if wrapper is None else wrapper.merge_and_unload()
+        trainee = self._train(stage, folder)
+        trained = trainee.model if trainee.wrapper is None else trainee.wrapper.merge_and_unload()
         models.save_model(trained, self.sides[STUDENT].tokenizer, folder / "model")
         return trained
 
-    def _train(
-        self,
-        stage: Stage,
-        model: Any,
-        terms: tuple[Term, ...],
-        training: Training,
-        roles: tuple[str, ...],
-        folder: Path,
-        ce_weight: float = 1.0,
-    ) -> None:
-        """Train a model on the task's rows; what the steps showed, and what the terms compare, goes into the folder.
+    def _train(self, stage: Stage, folder: Path) -> _Trainee:
+        """Train a stage's model; what the steps showed, and what the terms compare, goes into the folder."""
+        resumed = latest_checkpoint(self.store.work_folder(stage.kind, stage.identity)) is not None
+        with self.ranks.together(stage.identity):
+            trainee = self._trainee(stage)
+            done = self._optimise(stage, trainee)
+        if done.seconds and not resumed:  # else the seconds before the interruption are not known
+            write_json(folder / TIMING, {"seconds": round(done.seconds, 2)})
+        diverged = [int(step["step"]) for step in done.steps if not math.isfinite(step["loss"])]
+        if diverged:
+            raise FloatingPointError(f"the training diverged: the loss of step {diverged[0]} is not finite")
+        write_json(folder / "steps.json", done.steps)
+        if done.tracer is not None and trainee.terms and stage.seed == self.recipe.seeds_of(stage.task)[0]:
+            self._trace(stage, done.tracer, trainee.terms, folder)
+        return trainee
 
-        Args:
-            roles: whose tokens the trained model and its teachers see; the first one is trained.
-        """
+    def _trainee(self, stage: Stage) -> _Trainee:
+        """What a stage trains, before its first step."""
+        training: Training = self.recipe.train if "start" in stage.inputs else self.recipe.warm_start
+        terms: tuple[Term, ...] = ()
+        roles: tuple[str, ...] = (STUDENT,)
+        ce_weight = 1.0
+        if stage.kind == "teacher":
+            training, roles = self.recipe.teacher, (stage.role,)
+        if stage.objective is not None:
+            objective = stage.objective
+            # a method without a teacher has no role, and no term
+            for method, role, weight in zip(objective.methods, objective.roles, objective.kd_weights, strict=False):
+                method.prepare(self.pair(role))
+                terms += (Term(method, role, weight),)
+            roles, ce_weight = (STUDENT, *objective.roles), objective.ce_weight
+        start = stage.inputs.get("start")
+        if start is None:
+            model = self._load(self.specs[roles[0]])
+        else:
+            model = self._load_folder(self._need(start).checked() / "model")
+        wrapper, model = teacher.add_lora(model, training.lora) if training.lora else (None, model)
+        if training.gradient_checkpointing and training.lora:
+            model.enable_input_require_grads()
+        return _Trainee(model, wrapper, training, terms, roles, ce_weight)
+
+    def _optimise(self, stage: Stage, trainee: _Trainee) -> _Done:
+        """All steps of a stage's training; on every rank the same, and no files but checkpoints."""
         count = int(stage.values["steps"])
         self.progress.begin(stage.title, count)
         if count == 0:
-            write_json(folder / "steps.json", [])
-            return
-        if training.gradient_checkpointing and training.lora:
-            model.enable_input_require_grads()
-        trained, *teachers = roles
+            return _Done([], 0.0, None)
+        training, terms = trainee.training, trainee.terms
+        trained, *teachers = trainee.roles
         examples = [_as_student(example, trained) for example in self._examples(stage.task, "train")]
         aligned = [align(example, terms) for example in examples]
         live, stored, heads = self._teacher_parts(stage, teachers)
         pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
         pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
-        objective = Objective(stage.title, ce_weight, terms)
-        model.to(self.device)
-        widths = [Head.of(model).weight.shape[0] for model in (model, *live.values())]
+        objective = Objective(stage.title, trainee.ce_weight, terms)
+        model = trainee.model.to(self.device)
+        widths = [Head.of(each).weight.shape[0] for each in (model, *live.values())]
         widths += [head.weight.shape[0] for head in heads.values()]
         # Gradients and the optimiser's two moments come once training has begun.
         later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -406,8 +455,7 @@ class Runner:
         seed, rollouts = order_seed(stage), None
         if (sampling := RolloutSettings.of(terms)) is not None:
             rollouts = Rollouts(sampling, terms, self.sides, collator, self.recipe.limits.length, seed)
-        work = self.store.work_folder(stage.kind, stage.identity)
-        resumed, started = latest_checkpoint(work) is not None, time.monotonic()
+        started = time.monotonic()
         steps = train(
             Distiller(model, objective, live, heads, compiles(training.compile, self.device)),
             aligned,
@@ -415,19 +463,13 @@ class Runner:
             training,
             steps=count,
             seed=seed,
-            work=work,
+            work=self.store.work_folder(stage.kind, stage.identity),
             rollouts=rollouts,
             on_step=lambda step: self.progress.advance(int(step["step"])),
         )
-        if not resumed:  # else the seconds before the interruption are not known
-            write_json(folder / TIMING, {"seconds": round(time.monotonic() - started, 2)})
+        seconds = time.monotonic() - started
         gc.collect()  # optimiser state hangs in a cycle of the Trainer's
-        diverged = [int(step["step"]) for step in steps if not math.isfinite(step["loss"])]
-        if diverged:
-            raise FloatingPointError(f"the training diverged: the loss of step {diverged[0]} is not finite")
-        write_json(folder / "steps.json", steps)
-        if terms and stage.seed == self.recipe.seeds_of(stage.task)[0]:
-            self._trace(stage, traces.Tracer(model.eval(), live, heads, stored, pad, self.sides), terms, folder)
+        return _Done(steps, seconds, traces.Tracer(model.eval(), live, heads, stored, pad, self.sides))
 
     def _trace(self, stage: Stage, tracer: traces.Tracer, terms: tuple[Term, ...], folder: Path) -> None:
         """Store what the terms compare in a few held-out responses. A training is not lost over a picture of it."""
@@ -640,12 +682,16 @@ class Runner:
             self._requests[task] = self.plan.tasks[task].requests()
         return self._requests[task]
 
-    def _load(self, spec: ModelSpec, place: torch.device | None = None) -> Any:
-        """A model as it was published, pruned where the recipe says so; its head is checked."""
+    def _load(self, spec: ModelSpec) -> Any:
+        """A model to train or to evaluate, in float32: steps add to float32 weights, whatever computes them."""
+        return self._published(spec).to(self.device)
+
+    def _published(self, spec: ModelSpec) -> Any:
+        """A model as it was published, pruned where the recipe says so, on the CPU; its head is checked."""
         local = models.resolve(models.parse_uri(spec.model), report=self.progress.message)
         model = models.load_model(local.folder, attention=spec.attention, layers=spec.layers)
         check_head(model, spec.name or spec.model)
-        return model.to(place or self.device)
+        return model
 
     def _load_folder(self, folder: Path) -> Any:
         return models.load_model(folder, attention=self.specs[STUDENT].attention).to(self.device)
@@ -674,11 +720,10 @@ class Runner:
             gc.collect()
             folder = self._need(stage).checked()
             if (folder / "adapter").is_dir():
-                published = self._load(self.specs[stage.role], torch.device("cpu"))
-                model = teacher.merge_lora(published, folder / "adapter")
+                model = teacher.merge_lora(self._published(self.specs[stage.role]), folder / "adapter")
             else:
                 model = models.load_model(folder / "model", attention=self.specs[stage.role].attention)
-            # Cast before it moves: in float32 a large teacher would need twice the memory that it then has.
+            # Merged in float32; a GPU holds it in what it computes with, and never twice as large.
             dtype = getattr(torch, compute_dtype(self.recipe.teacher.precision))
             self._teacher = (stage.identity, model.to(dtype).to(self.device).eval().requires_grad_(False))
         return self._teacher[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object, wait_for_everyone
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,6 +50,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self._sampler = sampler
+        self._order: Any = None
         super().__init__(*args, **kwargs)
         if rollouts is not None and self.is_fsdp_enabled:
             raise HarnessError("rollout_share", "above 0, with weights that FSDP shards", "0, or whole models (DDP)")
@@ -63,10 +64,24 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Our own order of the examples, or the Trainer's."""
         return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
 
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's, whose order of examples is told the epoch here too.
+
+        Accelerate does not reach it where several processes go on in a later epoch: it stands too deep.
+        """
+        loader = super().get_train_dataloader()
+        batches = loader.batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        self._order = batches.sampler
+        return loader
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The batches of one accumulation window, and their counts summed over the window and all ranks."""
+        if hasattr(self._order, "set_epoch"):  # read when the epoch's first batch is asked for
+            self._order.set_epoch(int(self.state.epoch or 0))
         samples = []
         for _ in range(num_batches):
             try:
@@ -77,9 +92,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             return samples, None
         sampled = 0.0
         if self._rollouts is not None:
-            drawn = [self._rollouts.drawn(self.state.global_step, place) for place in range(len(samples))]
+            # Ranks take micro-batches in turn: each is drawn by its place among all of the window.
+            world, rank = self.accelerator.num_processes, self.accelerator.process_index
+            places = [place * world + rank for place in range(len(samples))]
+            drawn = [self._rollouts.drawn(self.state.global_step, place) for place in places]
             samples = [self._sampled(s, device) if draw else s for s, draw in zip(samples, drawn, strict=True)]
-            sampled = sum(drawn) / len(drawn)
+            share = torch.tensor(sum(drawn) / len(drawn), device=device)
+            sampled = float(self.accelerator.reduce(share, reduction="mean"))
         # float64 does not exist on every device; counts stay far below 2**24
         counts = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(device, torch.float32)
         counts = self.accelerator.reduce(counts, reduction="sum")
@@ -218,6 +237,7 @@ class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]
         self.steps: list[dict[str, float]] = []
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        wait_for_everyone()  # each rank writes the state of its random numbers
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             write_json(folder / STEPS, self.steps)
@@ -271,6 +291,12 @@ def train(
     Returns:
         One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
     """
+    if rollouts is not None and _world_size() > 1 and training.micro_batch_size is None:
+        raise HarnessError(
+            "train.micro_batch_size",
+            f"none, with responses that the student samples and {_world_size()} processes",
+            "a number: whether a micro-batch is sampled is drawn for each, whatever the number of processes",
+        )
     if collator.packing:
         check_packing(distiller.student)
     sampler: LengthBuckets | None = None
@@ -290,7 +316,8 @@ def train(
         on_step=on_step,
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = latest_checkpoint(work)
+    found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
+    checkpoint: Path | None = broadcast_object_list(found)[0]
     if checkpoint is not None:
         trainer.steps = json.loads((checkpoint / STEPS).read_text())
     marker.steps = trainer.steps
@@ -302,8 +329,8 @@ def train(
 
 
 def _arguments(training: Training, steps: int, seed: int, work: Path) -> TrainingArguments:
-    micro = training.micro_batch_size or training.batch_size
     world = _world_size()
+    micro = training.micro_batch_size or max(1, training.batch_size // world)
     per_step = micro * world
     if training.batch_size % per_step:
         raise HarnessError(
@@ -334,6 +361,7 @@ def _arguments(training: Training, steps: int, seed: int, work: Path) -> Trainin
         logging_steps=1,
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # every step uses all that is trained
         remove_unused_columns=False,
         dataloader_pin_memory=False,  # the thread that reads ahead does that
         use_cpu=not torch.cuda.is_available(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -13,8 +15,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from harness import ranks as ranks_module
 from harness import train as training_module
+from harness.cli import main
 from methods.base import find
+from methods.uld import ULD
 from tests import method_contract as contract
 
 
@@ -32,6 +37,17 @@ def train_with_ddp(method: str, folder: Path) -> None:
     steps = contract.run(find(method)(), folder / f"work-{rank}", batch_size=4, micro_batch_size=1)
     assert set(wrapped) == {DistributedDataParallel}, wrapped
     if rank == 0:
+        (folder / "steps.json").write_text(json.dumps(steps))
+
+
+def resume(asked: str, folder: Path) -> None:
+    """Stop in the second epoch and go on, in the same two processes and one folder of checkpoints."""
+    method, bucket = asked.split(",")
+    settings = {"batch_size": 2, "micro_batch_size": 1, "checkpoint_every": 1, "bucket": bucket}
+    with contextlib.suppress(contract._StoppedError):
+        contract.run(find(method)(), folder / "work", stop_after=4, **settings)
+    steps = contract.run(find(method)(), folder / "work", **settings)
+    if int(os.environ["RANK"]) == 0:
         (folder / "steps.json").write_text(json.dumps(steps))
 
 
@@ -54,5 +70,16 @@ def gradients_with_fsdp(method: str, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def fail(ranks: str) -> None:
+    """A run whose ULD fails on some ranks."""
+    if os.environ["RANK"] in ranks.split(","):
+        ULD.loss = lambda self, chunk: 1 / 0  # type: ignore[method-assign]
+    ranks_module._MEETING = timedelta(seconds=10)
+    sys.argv = ["harness", *sys.argv[3:]]
+    main()
+
+
 if __name__ == "__main__":
-    {"ddp": train_with_ddp, "fsdp": gradients_with_fsdp}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
+    if sys.argv[1] == "fail":
+        fail(sys.argv[2])
+    {"ddp": train_with_ddp, "fsdp": gradients_with_fsdp, "resume": resume}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from methods.base import find
 from tests import method_contract as contract
+from tests.conftest import Command
 
 pytestmark = pytest.mark.slow
 METHODS = ["control", "uld", "cdm", "gold", "mined"]
 
 
+ROOT = Path(__file__).parent.parent
+
+
+def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
 def _torchrun(mode: str, method: str, folder: Path) -> None:
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(root / "tests" / "distributed_worker.py"), mode, method, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = _launch(str(ROOT / "tests" / "distributed_worker.py"), mode, method, str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -52,3 +61,67 @@ def test_sharded_gradients_equal_those_of_one_process(method: str, tmp_path: Pat
     assert sharded.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(sharded[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("bucket", ["none", "length"])
+def test_two_processes_resume_in_the_second_epoch(bucket: str, tmp_path: Path) -> None:
+    """Stopped after the third of four steps, two of which make an epoch; the checkpoint is found by all ranks."""
+    _torchrun("resume", f"uld,{bucket}", tmp_path)
+    resumed = json.loads((tmp_path / "steps.json").read_text())
+    straight = contract.run(find("uld")(), tmp_path / "single", batch_size=2, micro_batch_size=2, bucket=bucket)
+    assert [step["tokens"] for step in resumed] == [step["tokens"] for step in straight]
+    assert [step["loss"] for step in resumed] == pytest.approx([step["loss"] for step in straight], rel=2e-5)
+
+
+# --- Whole runs -------------------------------------------------------------------------------------------------------
+
+
+def _recipe(folder: Path, fields: dict[str, Any], **changed: Any) -> str:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(fields | {"tasks": ["dolly"], "methods": ["sft", "uld", "cdm"]} | changed))
+    return f"recipe={path}"
+
+
+def _scores(runs: Path) -> dict[tuple[str, str], float]:
+    (path,) = runs.glob("*/results.csv")
+    with path.open() as file:
+        return {(row["method"], row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+
+
+def test_two_processes_make_the_table_of_one(tiny_recipe: dict[str, Any], harness: Command, tmp_path: Path) -> None:
+    """Rank 0 does all that is no training and speaks for both; identities know nothing of the number of processes."""
+    recipe = _recipe(tmp_path, tiny_recipe)
+    double = _launch("-m", "harness", "run", recipe, "--runs", str(tmp_path / "double"))
+    assert double.returncode == 0, double.stderr[-3000:]
+    single = harness("run", recipe, "--runs", str(tmp_path / "single"))
+    assert single.code == 0
+    assert _scores(tmp_path / "double") == pytest.approx(_scores(tmp_path / "single"), rel=1e-4)
+    assert len(_scores(tmp_path / "double")) == 6
+    for line in ("3 cells, ", "training of uld", "done  dolly · uld", "Files: "):
+        assert double.stdout.count(line) == single.out.count(line) == 1
+    assert not list((tmp_path / "double").glob("store/*/.*"))
+    again = harness("run", recipe, "--runs", str(tmp_path / "double"))
+    assert "stages to run" not in again.out
+
+
+def test_a_method_that_fails_on_all_ranks_is_a_row(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Noted by rank 0, while the other waits for the next training."""
+    recipe = _recipe(tmp_path, tiny_recipe, methods=["uld", "sft"])
+    worker = str(ROOT / "tests" / "distributed_worker.py")
+    done = _launch(worker, "fail", "0,1", "run", recipe, "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 1
+    assert done.stdout.count("ZeroDivisionError") >= 1
+    (path,) = (tmp_path / "runs").glob("*/results.csv")
+    with path.open() as file:
+        status = {row["method"]: row["status"] for row in csv.DictReader(file)}
+    assert status == {"uld": "failed", "sft": "done"}
+
+
+def test_a_rank_that_fails_alone_ends_the_run_with_its_reason(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Rank 0 would wait for its gradients for ever; what is stored by then is kept."""
+    recipe = _recipe(tmp_path, tiny_recipe, methods=["uld"])
+    worker = str(ROOT / "tests" / "distributed_worker.py")
+    done = _launch(worker, "fail", "1", "run", recipe, "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert len(list((tmp_path / "runs").glob("store/rows/*/manifest.json"))) == 1

@@ -790,6 +790,25 @@ def test_adapters_or_all_weights_are_trained_as_asked(place: Place, stage: str) 
         assert [folder for folder in place.stored("teacher") if (folder / "model" / "model.safetensors").is_file()]
 
 
+def test_frozen_teachers_run_in_bfloat16_and_students_keep_float32(place: Place) -> None:
+    done = place.run("methods=[uld]", "teacher.precision=bfloat16", "train.precision=bfloat16")
+    assert done.code == 0, done.out
+    assert place.table(done)["uld"]["dolly.bits_per_byte.status"] == "done"
+    rows = {folder: next(folder.glob("rows-*.safetensors")) for folder in place.stored("rows", task="dolly")}
+    half = [folder for folder, path in rows.items() if _dtypes(path) == {torch.bfloat16}]
+    assert len(half) == 1
+    full = [json.loads((folder / "manifest.json").read_text()) for folder in rows.keys() - set(half)]
+    (told,) = (json.loads((folder / "manifest.json").read_text()) for folder in half)
+    assert {each["bytes"] for each in full if each["title"] == told["title"]} == {2 * told["bytes"]}
+    for folder in place.stored("student", task="dolly"):
+        assert _dtypes(folder / "model" / "model.safetensors") == {torch.float32}
+
+
+def _dtypes(path: Path) -> set[torch.dtype]:
+    with safe_open(path, framework="pt") as file:
+        return {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - a handle, no mapping
+
+
 def _tensors(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as file:
         return list(file.keys())

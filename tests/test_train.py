@@ -263,3 +263,21 @@ def test_a_model_that_can_not_keep_packed_sequences_apart_is_refused(tmp_path: P
 def test_buckets_change_results_and_packing_does_not() -> None:
     assert Training(steps=3, bucket="length").identity() != Training(steps=3).identity()
     assert Training(steps=3, packing=True).identity() == Training(steps=3).identity()
+
+
+# --- Precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [SFT(), ULD(), CDM(), RKD()], ids=lambda m: m.name)
+def test_bfloat16_computes_nearly_the_same_and_trains_float32_weights(method: Method, tmp_path: Path) -> None:
+    exact = contract.run(method, tmp_path / "a")
+    made = contract.bench(method, dtype=torch.float32)
+    before = made.student.get_input_embeddings().weight.detach().clone()
+    distiller = made.distiller()
+    training = Training(steps=4, learning_rate=1e-3, batch_size=2, precision="bfloat16")
+    rounded = train(distiller, made.examples, made.collator(), training, steps=4, seed=3, work=tmp_path / "b")
+    assert _losses(rounded) == pytest.approx(_losses(exact), rel=0.03)
+    assert _losses(rounded) != pytest.approx(_losses(exact), rel=1e-5)  # it did compute in bf16
+    assert {p.dtype for p in distiller.parameters()} == {torch.float32}
+    moved = (made.student.get_input_embeddings().weight.detach() - before).abs()
+    assert 0 < float(moved[moved > 0].min()) < 1e-4  # steps that bf16 weights would lose
