@@ -28,7 +28,6 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import models
-from harness.device import compute_dtype
 from harness.errors import HarnessError
 from harness.files import digest_of
 from harness.identity import environment
@@ -319,7 +318,8 @@ class Coster:
 
     def remedy(self, stage: Stage, device: Device) -> str:
         """The first setting, or several together, with which a stage fits a device; empty where none is known."""
-        part = {"teacher": "teacher", "warm_start": "warm_start", "student": "train"}.get(stage.kind)
+        student = "train" if "start" in stage.inputs else "warm_start"  # sft trains as the warm start does
+        part = {"teacher": "teacher", "warm_start": "warm_start", "student": student}.get(stage.kind)
         if stage.kind == "answers":
             steps = [{"evaluation.batch_size": size} for size in (32, 8, 1)]
             return self._first_that_fits(stage, device, steps)
@@ -426,7 +426,7 @@ class Coster:
 
     def _rows(self, stage: Stage, recipe: Any) -> Cost:
         shape, texts = self.shapes[stage.role], self._texts(stage.task, stage.role)
-        width = 2 if compute_dtype(recipe.teacher.precision) == "bfloat16" or _on_gpu(recipe.teacher) else 4
+        width = _width(recipe.teacher)
         longest = float((texts.prompts + texts.responses).max()) * 8
         memory = width * shape.parameters + 8.0 * longest * (shape.hidden * 4 + shape.inner * 3)
         batches = -(-len(texts.responses) // 8)
@@ -505,11 +505,6 @@ class Coster:
     @cached_property
     def _prompts(self) -> dict[str, FloatArray]:
         return {}
-
-
-def _on_gpu(training: Training) -> bool:
-    """What "auto" comes to on the devices of the plan: all of them multiply bf16."""
-    return training.precision == "auto"
 
 
 def _width(training: Training) -> int:

@@ -134,7 +134,7 @@ def test_activations_are_those_that_a_smaller_width_keeps(architecture: str, bf1
 
 def stage_of(coster: Coster, kind: str, label: str = "") -> Stage:
     return next(
-        s for s in coster.plan.stages() if s.kind == kind and label in (s.objective.label if s.objective else "", "")
+        s for s in coster.plan.stages() if s.kind == kind and label in ("", s.objective.label if s.objective else "")
     )
 
 
@@ -161,7 +161,7 @@ def test_a_live_teacher_is_in_memory_and_stored_rows_are_not(phi_qwen: Coster) -
 
 
 def test_what_is_proposed_makes_a_stage_fit(phi_qwen: Coster) -> None:
-    for kind, label in (("warm_start", ""), ("student", "cdm"), ("answers", "")):
+    for kind, label in (("warm_start", ""), ("student", "cdm"), ("student", "sft"), ("answers", "")):
         stage = stage_of(phi_qwen, kind, label)
         need = phi_qwen.cost(stage).memory
         device = Device("just too small", need * 0.9, 1e14, 1e13, 1e12)
