@@ -160,8 +160,8 @@ class MinED(Method):
         """[rows, columns]: for each student token that is reached, the logit of the teacher token that counts."""
         tables = self.tables.on(logits.device)
         if self.options.collisions == "lowest":
-            return logits[rows[:, None], tables["lowest"]]
-        reaching = logits[rows[:, None], tables["reaching"]]
+            return logits.index_select(1, tables["lowest"]).index_select(0, rows)
+        reaching = logits.index_select(1, tables["reaching"]).index_select(0, rows)
         place = tables["place"].expand_as(reaching)
         return reaching.new_full((len(rows), len(tables["columns"])), -torch.inf).scatter_reduce(
             1, place, reaching, "amax"
@@ -212,12 +212,12 @@ class _CrossEntropy(torch.autograd.Function):
             columns: int64, of the vocabulary.
         """
         log_q = (logits if index is None else logits.index_select(0, index)).div(tau).log_softmax(-1)
-        place = (ours[:, None], columns)
         picked = log_q.gather(1, tokens[:, None]).squeeze(1)
-        value = -(gold * picked).sum() - (p * log_q[place]).sum()
+        value = -(gold * picked).sum() - (p * log_q.index_select(1, columns).index_select(0, ours)).sum()
         if ctx.needs_input_grad[0]:
             rows = log_q.exp_()
-            rows[place] -= p
+            reached = rows.index_select(1, columns).index_add_(0, ours, p, alpha=-1)
+            rows.index_copy_(1, columns, reached)
             rows.scatter_add_(1, tokens[:, None], -gold[:, None])
             rows.div_(tau)
             ctx.rows, ctx.index = len(logits), index
