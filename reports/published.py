@@ -80,7 +80,7 @@ class PaperComparison:
         """What has to be said with the table; the same in every format."""
         said = [f"Published: {self.source.citation}; {self.source.found_in}."]
         if not self.rows:
-            return [*said, "No cell of this run has a published number."]
+            return [*said, "No cell of this run has a published number.", *self.source.notes]
         said.append(
             f"Difference: ours minus theirs. Inside: whether theirs lies in our {INTERVAL} (bootstrap over test items, "
             "of the mean over seeds), which leaves out what training again would change on either side."

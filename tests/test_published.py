@@ -81,7 +81,7 @@ def test_the_doubtful_cells_are_those_that_greedy_decoding_can_not_give() -> Non
 
 
 def test_pairs_and_rows() -> None:
-    assert published_pairs() == ["llama_gemma", "llama_opt", "phi_qwen"]
+    assert published_pairs() == ["llama_gemma", "llama_opt", "phi_qwen", "qwen_llama_countdown"]
     numbers = published("phi_qwen").numbers
     assert numbers["cdm", "gsm8k.exact_match_strict"] == 28.13
     assert numbers["teacher cross-tokenizer", "codem.humaneval_plus"] == 51.83
@@ -150,7 +150,13 @@ def test_settings_that_differ_are_named_with_both_values() -> None:
 def test_without_a_common_cell_one_line_says_so() -> None:
     comparison = compared(dolly(top_one=25.0))
     assert comparison.rows == ()
-    assert comparison.lines()[1:] == ["No cell of this run has a published number."]
+    assert comparison.lines()[1:] == ["No cell of this run has a published number.", *comparison.source.notes]
+
+
+def test_what_is_published_in_words_alone_is_said() -> None:
+    """GOLD's study gives shares of the teacher, and no accuracies."""
+    said = " ".join(beside_published(dolly(gold=25.0), "qwen_llama_countdown", {}).lines())
+    assert all(words in said for words in ("about 60 %", "about 10 %", "over 80 %", "92 %"))
 
 
 def test_without_items_nothing_is_inside() -> None:
