@@ -126,10 +126,10 @@ def executed(made: Any, runs: Path, now: Any) -> tuple[float, Clock, dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rows", type=int, default=16, help="training rows")
+    parser.add_argument("--rows", type=int, default=8, help="training rows")
     parser.add_argument("--size", type=int, default=2000, help="tokens of either vocabulary")
-    parser.add_argument("--widths", type=int, nargs=2, default=(128, 384), help="of student and teachers")
-    parser.add_argument("--layers", type=int, nargs=2, default=(4, 8), help="of student and teachers")
+    parser.add_argument("--widths", type=int, nargs=2, default=(128, 320), help="of student and teachers")
+    parser.add_argument("--layers", type=int, nargs=2, default=(3, 6), help="of student and teachers")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """What each method's loss costs from hidden rows to all gradients, beside TRL's losses, a full sort and cross-entropy.
 
-    python benchmarks/loss.py                                  # CPU, minutes
+    python benchmarks/loss.py                                  # CPU, minutes; --parts methods for the first table alone
     python benchmarks/loss.py --preset h100 --student-tokenizer qwen2.json --teacher-tokenizer phi3.json --data FOLDER
 
 Every way gets the same random hidden rows and heads and the same alignment of the same text, and gives the gradients of
@@ -550,7 +550,10 @@ class Bench:
             getattr(self, part)()
             sys.stdout.flush()
         values = {"preset": self.arguments.preset, "setting": asdict(self.setting) | {"folder": None}, **self.found}
-        print(f"\nnumbers: {write(self.arguments.out, f'loss-{self.arguments.preset}', device, values)}")
+        name = "-".join(
+            ["loss", self.arguments.preset, *(self.arguments.parts if self.arguments.parts != PARTS else [])]
+        )
+        print(f"\nnumbers: {write(self.arguments.out, name, device, values)}")
 
     def tokenizers(self, setting: Setting) -> Setting:
         """The setting with a folder of tokenizers of its sizes."""

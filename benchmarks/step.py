@@ -39,6 +39,7 @@ from transformers import AutoModelForCausalLM, Phi3Config, PretrainedConfig, Qwe
 from transformers.trainer_callback import PrinterCallback
 
 from harness.batches import Collator, Term, align
+from harness.device import chunk_rows
 from harness.heads import Head
 from harness.loss import Distiller, Objective
 from harness.recipe import Training
@@ -224,8 +225,11 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
     training = Training(
         steps=WARM_UP + setting.steps, batch_size=setting.batch, learning_rate=1e-5, precision=setting.precision
     )
-    collator = Collator(terms, data.pad, chunk_rows=training.chunk_rows, stored=stored)
     student = model_of(setting, STUDENT)
+    widths = [setting.student["vocab_size"], *([setting.teacher["vocab_size"]] if terms else [])]
+    later = 3 * sum(p.numel() * p.element_size() for p in student.parameters())  # gradients and AdamW's moments
+    rows = chunk_rows(training.chunk_rows, widths, torch.device(setting.device), later)
+    collator = Collator(terms, data.pad, chunk_rows=rows, stored=stored)
     reset_peak(setting.device)
     clock.ends = [clock.now()]
     with tempfile.TemporaryDirectory() as work:
