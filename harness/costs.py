@@ -333,8 +333,9 @@ class Coster:
             ("chunk_rows", 64),
             ("lora", Lora(rank=64, alpha=128)),
         ):
-            tried[f"{part}.{name}"] = value
-            steps.append(dict(tried))
+            if getattr(getattr(self.recipe, part), name) != value:
+                tried[f"{part}.{name}"] = value
+                steps.append(dict(tried))
         return self._first_that_fits(stage, device, steps)
 
     def _first_that_fits(self, stage: Stage, device: Device, steps: Sequence[Mapping[str, Any]]) -> str:
