@@ -157,11 +157,11 @@ def cost(call: Callable[[], Any], device: str, budget: float = 10.0, most: int =
     """
     gc.collect()
     if device == "cuda":
+        before = torch.cuda.memory_allocated()  # the first call leaves gradients, which count
         call()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
     else:
         before = resident()
     clock = time.perf_counter if device == "cuda" else time.process_time
