@@ -54,8 +54,8 @@ KD_TRAFFIC = 60.0
 SORT_TRAFFIC = 270.0
 """The same for a logit of a distillation term that takes softmaxes, and of one that sorts."""
 _SORTING = {"uld": 1.0, "gold": 1.0}
-CPU_SECONDS = {"cdm": 2e-3, "mined": 2e-5}
-"""Of alignment and mapping, a response token: CDM's at k = 100; it grows with the square of k."""
+CPU_SECONDS = {"cdm": 4e-4, "mined": 2e-5}
+"""Of alignment and mapping, a response token: CDM's at k = 100 (benchmarks/alignment.py); it grows with k squared."""
 _PROMPT_BYTES_PER_TOKEN = 4.0
 
 FloatArray = npt.NDArray[np.float64]
