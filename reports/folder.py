@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from reports import drawn
 from reports.analysis import NO_ANALYSIS, Analysis
 from reports.context import ReportContext
 from reports.evidence import NO_EVIDENCE, Evidence
@@ -17,6 +18,8 @@ from reports.to_csv import csv_wide
 from reports.to_html import html
 from reports.to_latex import latex
 from reports.to_markdown import markdown
+
+FIGURES = "figures"
 
 
 def write(
@@ -32,13 +35,14 @@ def write(
     Returns their paths, the page first.
 
     With `items` items.csv.gz comes too, outcomes.csv where the context has outcomes, and published.csv where it names
-    a paper.
+    a paper. The page's figures stand in figures/ as SVG files, too.
     Each file is complete or not there. Raises ValueError, before anything is written, for results that can not be
     laid out or a task without protocol lines; OSError where writing fails.
     """
     table, whole = build_table(results, analysis), build_table(results, analysis, all_metrics=True)
+    figures = drawn.draw(table, evidence)
     texts = {
-        "report.html": html(table, context, evidence),
+        "report.html": html(table, context, evidence, figures),
         "report.md": markdown(table, context),
         "report.tex": latex(table, context),
         "table.csv": csv_wide(whole),
@@ -52,9 +56,14 @@ def write(
     if items is not None:
         # Without a time inside, equal items make equal files.
         contents["items.csv.gz"] = gzip.compress(_tidy(checked_items(items)).encode(), mtime=0)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         _write_atomically(folder / name, content)
+    of_figures = {name: svg.encode() for name, svg in drawn.files(figures).items()}
+    for stale in set((folder / FIGURES).glob("*.svg")) - {folder / FIGURES / name for name in of_figures}:
+        stale.unlink()
+    for name, content in of_figures.items():
+        _write_atomically(folder / FIGURES / name, content)
     return [folder / name for name in contents]
 
 

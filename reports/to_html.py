@@ -7,7 +7,6 @@ its own and no request leave.
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,8 +16,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import figures
-from reports.analysis import INTERVAL
+from reports import drawn
 from reports.context import (
     PAPER_HEADER,
     ReportContext,
@@ -27,10 +25,12 @@ from reports.context import (
     protocols,
     tests_against_baseline,
 )
+from reports.drawn import Part
 from reports.evidence import NO_EVIDENCE, Alignment, Evidence, Item
+from reports.figures import Style
 from reports.outcomes import outcome_tables
 from reports.published import beside_published
-from reports.table import DASH, METRIC_LABELS, Cell, Column, Group, Row, Table
+from reports.table import DASH, METRIC_LABELS, Group, Table
 from reports.to_markdown import SIGNIFICANT_DIGITS
 
 HERE = Path(__file__).parent
@@ -41,9 +41,14 @@ LONGEST_TEXT = 4_000  # characters of a prompt or an answer
 KINDS = {"none": "no teacher", "same-tokenizer": "same tokenizer", "cross-tokenizer": "cross tokenizer", "both": "both"}
 
 
-def html(table: Table, context: ReportContext, evidence: Evidence = NO_EVIDENCE) -> str:
-    """The whole page. Raises ValueError naming a task that has no protocol lines."""
-    looks = figures.styles([row.label for group in table.groups for row in group.rows if row.role == "student"])
+def html(
+    table: Table,
+    context: ReportContext,
+    evidence: Evidence = NO_EVIDENCE,
+    figures: Sequence[Part] | None = None,
+) -> str:
+    """The whole page; its figures are drawn if not given. Raises ValueError naming a task without protocol lines."""
+    looks, parts = drawn.looks(table), drawn.draw(table, evidence) if figures is None else figures
     items = _within(list(map(_cut, evidence.items)), ITEM_BYTES)
     alignments = _packed(evidence.alignments, ALIGNMENT_BYTES)
     values: dict[str, Any] = {
@@ -55,7 +60,7 @@ def html(table: Table, context: ReportContext, evidence: Evidence = NO_EVIDENCE)
         "explanations": explanations(table),
         "protocols": protocols(table, context),
         "looks": looks,
-        "figures": _figures(table, evidence, looks),
+        "figures": parts,
         "items": items,
         "items_left_out": _left_out(len(evidence.items) - len(items), "items"),
         "alignments": alignments,
@@ -120,7 +125,7 @@ def _summary(table: Table) -> str:
     )
 
 
-def _rows(groups: Sequence[Group], looks: Mapping[str, figures.Style]) -> list[dict[str, Any]]:
+def _rows(groups: Sequence[Group], looks: Mapping[str, Style]) -> list[dict[str, Any]]:
     """The rows of one student as the template reads them."""
     return [
         {
@@ -134,123 +139,6 @@ def _rows(groups: Sequence[Group], looks: Mapping[str, figures.Style]) -> list[d
         for group in groups
         for row in group.rows
     ]
-
-
-# Figures
-
-
-def _figures(
-    table: Table, evidence: Evidence, looks: Mapping[str, figures.Style]
-) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """(heading, what to know, figures with captions); without those that have nothing to show."""
-    several = len(table.students()) > 1
-    scores = score_frame(table)
-    known = [
-        (
-            "Scores",
-            f"{SPREAD} Dots: single seeds, where there are several. Grey: teachers and references.",
-            _score_figures(scores, table.columns, looks, several),
-        ),
-        (
-            "Training",
-            "Means over seeds. Losses are in nats a token; a dual teacher's cross-tokenizer term is the thinner line. "
-            "KD/CE: the norm of the distillation term's gradient at the student's logits over that of the "
-            "cross-entropy, before weights; far from 1, one of the two decides alone.",
-            _training_figures(evidence.steps, looks),
-        ),
-        (
-            "Speed against score",
-            "Seconds that the training of a student took, without loading and storing; teachers and their rows, which "
-            "all methods share, are left out. Means over seeds. They are wall-clock times of the machine of this run, "
-            "which may have had other work at the same time: compare them with care, and not with those of other runs.",
-            _speed_figures(scores, evidence.costs, table.columns, looks),
-        ),
-    ]
-    return [(heading, text, drawn) for heading, text, drawn in known if drawn]
-
-
-SPREAD = (
-    f"Lines: {INTERVAL} of the mean, by bootstrap over test items; without item-level scores one sample standard "
-    "deviation over seeds."
-)
-
-
-def score_frame(table: Table) -> pd.DataFrame:
-    """Every number of the table: student, column (its key), row, mean, low, high, seeds (their values)."""
-    rows = []
-    for group in table.groups:
-        for row in group.rows:
-            for column, cell in zip(table.columns, row.cells, strict=True):
-                if cell.mean is not None:
-                    low, high = _interval(cell)
-                    seeds = tuple(value for _, value in cell.values)
-                    rows.append((group.student, column.key, _name(row), cell.mean, low, high, seeds))
-    return pd.DataFrame(rows, columns=["student", "column", "row", "mean", "low", "high", "seeds"])
-
-
-def _name(row: Row) -> str:
-    """The row's label, which for teachers does not tell one from another outside their group."""
-    return f"teacher {row.teacher}" if row.role == "teacher" and row.teacher else row.label
-
-
-def _interval(cell: Cell) -> tuple[float, float]:
-    if cell.interval is not None:
-        return cell.interval
-    if cell.mean is None or cell.std is None:
-        return math.nan, math.nan
-    return cell.mean - cell.std, cell.mean + cell.std
-
-
-def _axis(column: Column) -> str:
-    return column.full_label if column.unit == column.label else f"{column.full_label}, {column.unit}"
-
-
-def _caption(column: Column) -> str:
-    return f"{column.full_label}: {'higher' if column.higher_is_better else 'lower'} is better"
-
-
-def _score_figures(
-    scores: pd.DataFrame, columns: Sequence[Column], looks: Mapping[str, figures.Style], several: bool
-) -> list[tuple[str, str]]:
-    drawn: list[tuple[str, str]] = []
-    for column in columns:
-        for student, part in scores[scores["column"] == column.key].groupby("student", sort=False):
-            name = f"f-score-{len(drawn)}"
-            caption = f"{student}, {_caption(column)}" if several else _caption(column)
-            drawn.append((caption, figures.score_bars(part, looks, name=name, label=_axis(column))))
-    return drawn
-
-
-def _training_figures(steps: pd.DataFrame, looks: Mapping[str, figures.Style]) -> list[tuple[str, str]]:
-    known = [
-        (["loss"], "total loss"),
-        (["ce"], "cross-entropy"),
-        (["kd", "second kd"], "distillation term (KD)"),
-        (["ratio", "second ratio"], "KD/CE gradient norm"),
-    ]
-    drawn: list[tuple[str, str]] = []
-    steps = steps[steps["row"].isin(list(looks))]
-    for task, part in steps.groupby("task", sort=False):
-        for number, (columns, label) in enumerate(known):
-            name = f"f-steps-{len(drawn)}-{number}"
-            svg = figures.curves(part, columns, looks, name=name, label=label)
-            if svg is not None:
-                drawn.append((f"{task}: {label}", svg))
-    return drawn
-
-
-def _speed_figures(
-    scores: pd.DataFrame, costs: pd.DataFrame, columns: Sequence[Column], looks: Mapping[str, figures.Style]
-) -> list[tuple[str, str]]:
-    drawn: list[tuple[str, str]] = []
-    seconds = costs.groupby(["task", "row"], sort=False)["seconds"].mean().reset_index()
-    for column in columns:
-        points = scores[scores["column"] == column.key].merge(seconds[seconds["task"] == column.task], on="row")
-        if not points.empty:
-            name = f"f-speed-{len(drawn)}"
-            svg = figures.speed_against_score(points, looks, name=name, label=_axis(column))
-            drawn.append((_caption(column), svg))
-    return drawn
 
 
 # Parts
@@ -349,7 +237,7 @@ def _left_out(count: int, what: str) -> str:
     return f"{count} more {what} are left out, to keep the page small." if count else ""
 
 
-def _swatch(look: figures.Style) -> Markup:
+def _swatch(look: Style) -> Markup:
     """A line and a marker as figures draw them, for a legend."""
     return Markup(
         '<svg class="swatch" viewBox="0 0 34 14" aria-hidden="true" stroke="{colour}">'
@@ -358,7 +246,7 @@ def _swatch(look: figures.Style) -> Markup:
     ).format(colour=look.colour, dash=look.dash or "none", marker=_MARKERS[look.marker], fill=_fill(look))
 
 
-def _fill(look: figures.Style) -> str:
+def _fill(look: Style) -> str:
     return "var(--paper)" if look.dash else look.colour
 
 

@@ -12,13 +12,14 @@ from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
 
-from reports import Alignment, Answer, Evidence, Item, ReportContext, TokenSide, build_table, html
+from reports import Alignment, Answer, Evidence, Item, ReportContext, TokenSide, build_table, html, write
 from reports.evidence import COST_COLUMNS, STEP_COLUMNS
 from reports.to_html import LONGEST_TEXT, MOST_BYTES
 from tests.test_reports import NEARLY_EVERYTHING, context, frame, score
@@ -176,6 +177,17 @@ def test_figures_are_of_every_column_and_every_part_of_the_training() -> None:
         ),
         "Points: dolly ROUGE-L, % against seconds of training",
     ]
+
+
+def test_the_pages_figures_are_files_too_and_old_ones_go(tmp_path: Path) -> None:
+    write(RESULTS, context(), tmp_path, evidence=evidence())
+    of_page = [label for attributes in Page(page()).of("svg") if (label := attributes.get("aria-label"))]
+    made = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "figures").iterdir()}
+    assert sorted(ElementTree.fromstring(svg).attrib["aria-label"] for svg in made.values()) == sorted(of_page)
+    assert not any("currentColor" in svg for svg in made.values())  # there is no page to take it from
+    assert "scores-dolly-rouge-l.svg" in made
+    write(RESULTS[RESULTS["metric"] == "bits_per_byte"], context(), tmp_path)
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["scores-gsm8k-bits-byte.svg"]
 
 
 def test_answers_stand_side_by_side_with_their_scores() -> None:
