@@ -431,7 +431,7 @@ class Coster:
         longest = float((texts.prompts + texts.responses).max()) * 8
         memory = width * shape.parameters + 8.0 * longest * (shape.hidden * 4 + shape.inner * 3)
         batches = -(-len(texts.responses) // 8)
-        disk = width * shape.hidden * (texts.rows + len(texts.responses))
+        disk = self.recipe.teacher_rows.row_bytes(shape.hidden, width) * (texts.rows + len(texts.responses))
         tokens = texts.tokens
         flops = shape.forward(tokens, tokens / max(len(texts.responses), 1))
         return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, disk, fp32=width == 4)

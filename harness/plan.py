@@ -465,6 +465,8 @@ class _Builder:
             "data": self._data_values(),
             "dtype": compute_dtype(self.recipe.teacher.precision),
         }
+        if kept := self.recipe.teacher_rows.identity():
+            values |= {"kept": kept | {"code": code_digest("harness.top_rows")}}
         return self._stage("rows", title, values, {"teacher": self._teacher(role)}, role=role)
 
     def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from harness import models
 from harness.device import Precision
 from harness.errors import HarnessError
 from harness.tasks import tasks
+from harness.top_rows import packed_bytes
 
 Role = Literal["same", "cross"]
 
@@ -158,6 +159,23 @@ class Limits(_Strict):
     )
 
 
+class TeacherRows(_Strict):
+    """What is stored of a teacher at each position of a response, once for all methods."""
+
+    keep: Literal["hidden", "top_k"] = Field(
+        "hidden", description="hidden: the last hidden row, exact; top_k: the likeliest k tokens, the rest as one mass"
+    )
+    k: int = Field(256, ge=1, description="tokens of a position with top_k, 6 bytes each, and 8 for the rest")
+
+    def row_bytes(self, hidden: int, itemsize: int) -> int:
+        """Bytes of a position, of hidden rows with so many numbers of so many bytes."""
+        return hidden * itemsize if self.keep == "hidden" else packed_bytes(self.k)
+
+    def identity(self) -> dict[str, Any]:
+        """What changes results; nothing where rows are exact."""
+        return {} if self.keep == "hidden" else self.model_dump(mode="json")
+
+
 class Data(_Strict):
     """Where the data is."""
 
@@ -237,6 +255,7 @@ class _RecipeBase(_Strict):
     teacher: Training = Field(description="fine-tuning of the teachers on the task")
     warm_start: Training = Field(description="fine-tuning of the student before distillation")
     train: Training = Field(description="distillation")
+    teacher_rows: TeacherRows = TeacherRows()
     evaluation: Evaluation = Evaluation()
     stages: Wanted = Field((), description="[teacher]: make the teachers and their rows, and stop; empty: everything")
     keep_students: bool = Field(True, description="keep trained weights; their scores are kept in any case")

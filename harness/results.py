@@ -352,5 +352,28 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
             )
             for name, t in training
         ),
+        *_kept_rows(plan),
         ("Data", recipe.data.root or "samples that the project ships"),
     ]
+
+
+def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What students learned from instead of the teachers' whole distributions, where they did."""
+    kept = plan.recipe.teacher_rows
+    stored = [(cell.objective, role) for cell in plan.cells for role in cell.objective.roles]
+    stored = [(objective, role) for objective, role in stored if not objective.needs_live(role)]
+    if kept.keep == "hidden" or not stored:
+        return []
+    words = f"the likeliest {kept.k} of each position in float16, the rest as one mass spread evenly"
+    softened = dict.fromkeys(
+        objective.name
+        for objective, role in stored
+        for method, own in zip(objective.methods, objective.roles, strict=True)
+        if own == role and getattr(method.options, "temperature", 1.0) > 1.0
+    )
+    if softened:
+        words += f"; at a temperature above 1 ({', '.join(softened)}) that rest weighs more than the teacher's own"
+    live = dict.fromkeys(
+        cell.objective.name for cell in plan.cells if any(map(cell.objective.needs_live, cell.objective.roles))
+    )
+    return [("Teacher rows", f"{words}; whole and live for {', '.join(live)}" if live else words)]

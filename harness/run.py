@@ -42,6 +42,7 @@ from harness.rollouts import Rollouts, RolloutSettings
 from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request, answer_key
 from harness.tokens import STUDENT, Overlong, TextSide, TokenizedExample, load_sides, tokenize
+from harness.top_rows import TopRowsHead, packer
 from harness.train import latest_checkpoint, train
 from methods.base import Need
 from methods.vocabulary import TokenizerPair
@@ -200,6 +201,7 @@ class Runner:
                         "a teacher that the method can use",
                         "Name another, or leave it out.",
                     )
+        self._check_rows()
         for name, task in self.plan.tasks.items():
             self._check_lengths(name)
             self._check_rollouts(name)
@@ -222,6 +224,14 @@ class Runner:
             if role == STUDENT or role in {reference.teacher for reference in self.plan.references}:
                 new_tokens = self.plan.tasks[task].settings.new_tokens
                 check_room(config, self.sides[role], self._prompts(task), new_tokens)
+
+    def _check_rows(self) -> None:
+        """No more tokens of a position can be kept than the teacher has."""
+        k = self.recipe.teacher_rows.k
+        for role in sorted({stage.role for stage in self.plan.stages() if stage.kind == "rows"} if self._packs else ()):
+            tokens = self._config(role).get_text_config().vocab_size
+            if k > tokens:
+                raise HarnessError("teacher_rows.k", str(k), f"at most {tokens}, the tokens of {self.sides[role].name}")
 
     def _check_rollouts(self, task: str) -> None:
         """The student must be able to read the longest prompt and what it may sample after it."""
@@ -376,6 +386,7 @@ class Runner:
             folder,
             pad=side.tokenizer.pad_token_id,
             on_batch=self.progress.advance,
+            pack=packer(Head.of(model), self.recipe.teacher_rows.k) if self._packs else None,
         )
         return {"bytes": size}
 
@@ -489,7 +500,7 @@ class Runner:
             source = stage.inputs[role]
             if source.kind == "rows":
                 stored[role] = self._stored_rows(source)
-                heads[role] = self._teacher_head(source.inputs["teacher"])
+                heads[role] = self._rows_head(source)
             else:
                 live[role] = self._tuned_teacher(source)
         return live, stored, heads
@@ -666,7 +677,8 @@ class Runner:
         config = self._config(stage.role).get_text_config()
         width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT-350m's differ
         dtype = getattr(torch, compute_dtype(self.recipe.teacher.precision))
-        return teacher.rows_bytes(self._rows_examples(stage.task), stage.role, width, dtype)
+        row_bytes = self.recipe.teacher_rows.row_bytes(width, dtype.itemsize)
+        return teacher.rows_bytes(self._rows_examples(stage.task), stage.role, row_bytes)
 
     def _rows_examples(self, task: str) -> list[TokenizedExample]:
         """Whose teacher rows are stored."""
@@ -727,6 +739,17 @@ class Runner:
             dtype = getattr(torch, compute_dtype(self.recipe.teacher.precision))
             self._teacher = (stage.identity, model.to(dtype).to(self.device).eval().requires_grad_(False))
         return self._teacher[1]
+
+    @property
+    def _packs(self) -> bool:
+        """Whether teacher rows are stored as their likeliest tokens."""
+        return self.recipe.teacher_rows.keep == "top_k"  # type: ignore[no-any-return]
+
+    def _rows_head(self, stage: Stage) -> Head:
+        """What makes logits of a stage's stored rows."""
+        if self._packs:
+            return TopRowsHead.over(self._config(stage.role).get_text_config().vocab_size, self.device)
+        return self._teacher_head(stage.inputs["teacher"])
 
     def _teacher_head(self, stage: Stage) -> Head:
         """The head of a fine-tuned teacher without the rest of the model."""

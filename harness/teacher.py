@@ -44,10 +44,10 @@ def merge_lora(model: Any, folder: Path) -> Any:
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
-def rows_bytes(examples: Sequence[TokenizedExample], role: str, hidden: int, dtype: torch.dtype) -> int:
-    """Bytes that :func:`store_rows` writes: n + 1 rows of ``hidden`` numbers for a response of n tokens."""
+def rows_bytes(examples: Sequence[TokenizedExample], role: str, row_bytes: int) -> int:
+    """Bytes that :func:`store_rows` writes: n + 1 rows for a response of n tokens."""
     rows = sum(stop - start for start, stop in (row_bounds(e.sides[role], TEACHER_ROWS) for e in examples))
-    return rows * hidden * dtype.itemsize
+    return rows * row_bytes
 
 
 @torch.no_grad()
@@ -59,9 +59,13 @@ def store_rows(
     *,
     pad: int,
     batch_size: int = 8,
+    pack: Callable[[Tensor], Tensor] | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Write the rows that a teacher's head needs for each response: n + 1 rows of [hidden], in the model's dtype.
+
+    Args:
+        pack: makes what is stored of each row, where these are not stored as they are.
 
     Returns:
         Bytes written.
@@ -72,8 +76,9 @@ def store_rows(
     order = sorted(range(len(examples)), key=lambda place: -examples[place].sides[role].length)
     for start in range(0, len(order), batch_size):
         part = [examples[place] for place in order[start : start + batch_size]]
-        for example, rows in zip(part, _rows_of(model, [e.sides[role] for e in part], pad), strict=True):
-            writer.add(example.id, rows)
+        for example, hidden in zip(part, _rows_of(model, [e.sides[role] for e in part], pad), strict=True):
+            rows = hidden if pack is None else pack(hidden)
+            writer.add(example.id, rows.to("cpu", copy=True))
         on_batch(start + len(part))
     return writer.close()
 
@@ -89,7 +94,7 @@ def _rows_of(model: Any, sides: Sequence[SideTokens], pad: int) -> list[Tensor]:
     positions = torch.arange(length).expand(len(sides), -1) * mask
     hidden = hidden_states(model, ids.to(device), mask.to(device), positions.to(device))
     bounds = [row_bounds(side, TEACHER_ROWS) for side in sides]
-    return [hidden[row, start:stop].to("cpu", copy=True) for row, (start, stop) in enumerate(bounds)]
+    return [hidden[row, start:stop] for row, (start, stop) in enumerate(bounds)]
 
 
 class _ShardWriter:
@@ -134,7 +139,7 @@ class StoredRows:
         self.shards = [_open_rows(path) for path in sorted(folder.glob("rows-*.safetensors"))]
 
     def __call__(self, example: str) -> Tensor:
-        """[n + 1, hidden] of one example."""
+        """[n + 1, hidden] of one example, or what was packed of them."""
         shard, start, stop = self.index[example]
         rows: Tensor = self.shards[shard][start:stop]
         return rows

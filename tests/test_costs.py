@@ -177,6 +177,9 @@ def test_rows_take_the_bytes_of_their_tokens(phi_qwen: Coster) -> None:
     texts = phi_qwen._texts("gsm8k", rows.role)
     expected = 2 * phi_qwen.shapes[rows.role].hidden * (texts.rows + len(texts.responses))
     assert phi_qwen.cost(rows).disk == expected
+    settings = ["data.root=", "tasks=[gsm8k]", "seeds=[0]", "teacher_rows.keep=top_k", "teacher_rows.k=100"]
+    packed = Coster(make_plan(load_recipe("phi_qwen_all", settings)))
+    assert packed.cost(stage_of(packed, "rows")).disk == 608 * (texts.rows + len(texts.responses))
 
 
 def test_tokens_are_cut_at_the_limit_and_padded_to_the_longest() -> None:

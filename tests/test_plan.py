@@ -197,6 +197,7 @@ def test_what_makes_the_numbers_of_a_reference_new(planned: Planner, change: dic
         ({"teacher__lora__rank": 3}, CELL | {"teacher", "rows"}),
         ({"teacher__lora": None}, CELL | {"teacher", "rows"}),
         ({"teacher__precision": "bfloat16"}, CELL | {"teacher", "rows"}),
+        ({"teacher_rows__keep": "top_k"}, CELL | {"rows"}),
         ({"limits__length": 300}, ALL),
         ({"limits__overlong": "error"}, ALL),
         ({"student__layers": 1}, ALL),  # the limit cuts all sides at a common byte: all see other rows
@@ -231,7 +232,7 @@ def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
     "change",
     [
         {"train__micro_batch_size": 1}, {"train__chunk_rows": 7}, {"train__checkpoint_every": 5},
-        {"train__compile": "off"},
+        {"train__compile": "off"}, {"teacher_rows__k": 9},
         {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"keep_students": False},
         {"student__name": "x"}, {"name": "x"}, {"title": "x"}, {"notes": ["x"]}, {"train__precision": "float32"},
         {"gsm8k__new_tokens": 3}, {"dolly__unni_items": 5}, {"evaluation__bits_per_byte": False},
@@ -243,6 +244,11 @@ def test_what_only_changes_speed_or_words_makes_nothing_new(planned: Planner, ch
     if "train__precision" in change and torch.cuda.is_available():
         pytest.skip("auto may mean bf16 on this GPU")
     assert kinds_that_differ(planned(), planned(**change)) == set()
+
+
+def test_the_number_of_tokens_kept_of_teacher_rows_makes_them_new(planned: Planner) -> None:
+    plans = [planned(teacher_rows={"keep": "top_k", "k": k}) for k in (256, 255)]
+    assert kinds_that_differ(*plans) == CELL | {"rows"}
 
 
 def test_samples_are_drawn_by_micro_batch(planned: Planner) -> None:
