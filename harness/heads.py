@@ -56,11 +56,9 @@ class Head:
             gradient = gradient.mul_(1 - (logits / self.soft_cap).square_())
         return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
 
-    def logits(self, rows: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """[n, vocabulary] from rows [n, hidden]; ``weight`` and ``bias`` may stand in for the head's own."""
-        logits = nn.functional.linear(
-            rows, self.weight if weight is None else weight, self.bias if bias is None else bias
-        )
+    def logits(self, rows: Tensor) -> Tensor:
+        """[n, vocabulary] from rows [n, hidden]."""
+        logits = nn.functional.linear(rows, self.weight, self.bias)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.soft_cap is not None:

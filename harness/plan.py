@@ -31,7 +31,15 @@ _TOKENS = (
     "methods.alignment",
     "methods.vocabulary",
 )
-_TRAINING = (*_TOKENS, "harness.loss", "harness.train", "harness.teacher", "harness.identity", "methods.base")
+_TRAINING = (
+    *_TOKENS,
+    "harness.loss",
+    "harness.train",
+    "harness.teacher",
+    "harness.identity",
+    "methods.base",
+    "methods.closed_form",
+)
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 
 ROLE_OF_KIND = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
@@ -375,7 +383,9 @@ class _Builder:
             f"answers of {title}",
             {
                 "requests": self._test_values(),
-                "code": code_digest("harness.evaluate.generate", *self._task_modules(), *self.task.askers),
+                "code": code_digest(
+                    "harness.evaluate.generate", "harness.identity", *self._task_modules(), *self.task.askers
+                ),
                 "versions": versions(*(self.task.libraries if self.task.askers else ())),
                 **self._engine(),
                 **published,

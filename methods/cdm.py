@@ -469,7 +469,7 @@ def _may_be_near(
         least = (characters.sum(-1) - allowed - _SLACK).masked_fill(~flags, torch.inf)
         sides.append((characters, allowed, least))
     ours, theirs = sides
-    shared = ours[0] @ theirs[0].mT  # small whole numbers, exact in any precision
+    shared = (ours[0] @ theirs[0].mT).float()  # small whole numbers, exact in autocast's precision too; the sums aren't
     near = shared + theirs[1][:, None, :] > ours[2][:, :, None]
     return near.logical_and_(shared.add_(ours[1][:, :, None]) > theirs[2][:, None, :])
 

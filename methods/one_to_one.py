@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from methods.alignment import AlignedResponse, Groups, group_bytes
 from methods.base import AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
 from methods.closed_form import kl
 from methods.divergences import reverse_kl
-from methods.maps import UNMAPPED, exact_map
+from methods.maps import UNMAPPED, Tables, exact_map
 from methods.vocabulary import TokenizerPair
 
 
@@ -29,16 +28,16 @@ class OneToOne(Method):
 
     def prepare(self, pair: TokenizerPair) -> None:
         student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student))
-        self.teacher_columns = (student_of_teacher != UNMAPPED).nonzero().squeeze(1)
-        self.student_columns = student_of_teacher[self.teacher_columns]
+        theirs = (student_of_teacher != UNMAPPED).nonzero().squeeze(1)
+        self.shared = Tables(ours=student_of_teacher[theirs], theirs=theirs)  # int64 [shared], columns of either side
 
     def align(self, response: AlignedResponse) -> Groups:
         return group_bytes(response.student_ends, response.teacher_ends).only_one_to_one()
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         tau, logits = self.options.temperature, chunk.student.logits
-        columns, theirs = self._columns_on(logits.device)
-        student, teacher = chunk.student.over_columns(columns), chunk.teacher.over_columns(theirs)
+        shared = self.shared.on(logits.device)
+        student, teacher = chunk.student.over_columns(shared["ours"]), chunk.teacher.over_columns(shared["theirs"])
         pairs = logits.new_full((), chunk.groups)
         mass = (teacher.logits.logsumexp(-1) - chunk.teacher.logits.logsumexp(-1)).exp()
         diagnostics = {
@@ -47,17 +46,9 @@ class OneToOne(Method):
         }
         if self.options.top_k is None:
             value, at_shared = kl(student.paired_logits().detach(), teacher.paired_logits(), tau, "reverse")
-            gradient = torch.zeros_like(logits).index_copy_(1, columns, student.spread(at_shared))
+            gradient = torch.zeros_like(logits).index_copy_(1, shared["ours"], student.spread(at_shared))
             return LossSums.closed(logits, value, gradient, diagnostics)
         p, q = student.paired_log_probs(tau), teacher.paired_log_probs(tau)
         likeliest = p.topk(min(self.options.top_k, p.shape[-1])).indices
         p, q = (side.gather(-1, likeliest).log_softmax(-1) for side in (p, q))
         return LossSums(kd=tau**2 * reverse_kl(p, q).sum(), diagnostics=diagnostics)
-
-    def _columns_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The shared columns of student and teacher; they go to the device once, not with every chunk."""
-        if self.student_columns.device != device:
-            self.student_columns, self.teacher_columns = (
-                columns.to(device) for columns in (self.student_columns, self.teacher_columns)
-            )
-        return self.student_columns, self.teacher_columns

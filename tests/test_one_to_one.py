@@ -74,4 +74,5 @@ def test_identical_tokenizers_share_everything() -> None:
     vocabulary = Vocabulary.of(tiny.tokenizer("byte_level").backend_tokenizer, "same", (2,))
     method = OneToOne()
     method.prepare(TokenizerPair(vocabulary, vocabulary))
-    assert method.student_columns.tolist() == method.teacher_columns.tolist() == list(range(len(vocabulary)))
+    for columns in method.shared.on(torch.device("cpu")).values():
+        assert columns.tolist() == list(range(len(vocabulary)))

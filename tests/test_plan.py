@@ -300,6 +300,7 @@ def test_new_versions_of_libraries_make_stages_new(planned: Planner, monkeypatch
     ("module", "new"),
     [
         ("harness.train", ALL),
+        ("methods.closed_form", ALL),  # holds the cross-entropy
         ("harness.teacher", ALL),
         ("harness.models", ALL),
         ("harness.tasks.dolly", ALL),
@@ -316,6 +317,18 @@ def test_new_code_makes_what_it_computes_new(
     before, own = planned(), identity.code_digest
     monkeypatch.setattr("harness.plan.code_digest", lambda *names: own(*names) + "!" * (module in names))
     assert kinds_that_differ(before, planned()) == new
+
+
+def test_samples_of_the_untrained_student_follow_the_code_that_makes_seeds(
+    planned: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, own = planned(evaluation__references="untrained"), identity.code_digest
+    monkeypatch.setattr("harness.plan.code_digest", lambda *names: own(*names) + "!" * ("harness.identity" in names))
+    one, other = (plan.references[0] for plan in (before, planned(evaluation__references="untrained")))
+    assert one.answers.identity != other.answers.identity
+    assert one.bits is not None
+    assert other.bits is not None
+    assert one.bits.identity == other.bits.identity
 
 
 def test_a_method_answers_for_all_that_it_imports() -> None:

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness import models
 from harness.errors import HarnessError
 from harness.evaluate.generate import Answer, answer_of, cut_prompt, prompt_tokens
@@ -70,6 +72,8 @@ def generate(
     with tempfile.TemporaryDirectory(prefix="harness-vllm-") as folder:
         models.save_model(model, side.tokenizer, Path(folder))
         model.to("cpu")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what torch keeps for later would count against vLLM's share
         try:
             engine = LLM(
                 model=folder,
