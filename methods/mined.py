@@ -173,12 +173,12 @@ class MinED(Method):
         z = z[:, : len(partners)]
         mapped = (partners > 0) & (partners < len(partners))
         a = z.index_select(1, partners.clamp(0, len(partners) - 1)).masked_fill(~mapped, MASKED)
-        positions = z.new_tensor(float(len(z)))
+        positions = z.new_full((), len(z))
         return LossSums(
             released_divergence(z, a, self.options.temperature),
             diagnostics={
                 "columns masked": (positions * (~mapped).sum(), positions * len(partners)),
-                "teacher mass covered": (z.softmax(-1)[:, mapped].sum(), positions),
+                "teacher mass covered": ((z.softmax(-1) * mapped).sum(), positions),
             },
         )
 

@@ -31,8 +31,6 @@ from tests.test_method_contract import METHODS
 WAITS = {
     ("cdm", "described"): "edit distances of each position's likeliest tokens are measured on the CPU",
     ("cdm", "released"): "edit distances of each position's likeliest tokens are measured on the CPU",
-    ("mined", "described"): "the positions where both sides have one token are counted, to size the targets",
-    ("mined", "released"): "a mask of columns is counted",
 }
 
 
