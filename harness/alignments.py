@@ -37,7 +37,7 @@ class Wanted:
 
 def wanted(plan: Plan, cell: Cell) -> list[Wanted]:
     """What the page shows of a cell; nothing where its references are not read at all."""
-    if cell.bits is None or cell.seed != plan.recipe.seeds[0]:  # seeds align alike
+    if cell.bits is None or cell.seed != plan.recipe.seeds_of(cell.task)[0]:  # seeds align alike
         return []
     objective = cell.objective
     parts = zip(objective.methods, objective.roles, objective.identity()["methods"], strict=False)

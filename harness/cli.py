@@ -100,8 +100,8 @@ def run(
 def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     """Show cells and stages: what is stored, what would run and what it costs. Executes nothing."""
     from harness.costs import costs_table
-    from harness.progress import demanded_stages, plan_table, rows_text
-    from harness.run import rows_sizes
+    from harness.evaluate import vllm_engine
+    from harness.progress import demanded_stages, plan_table
     from harness.store import Store
     from harness.wanted import shortfalls
 
@@ -109,9 +109,9 @@ def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     console.print(plan_table(made, store))
     for line in shortfalls(made.tasks):
         console.print(f"[yellow]{escape(line)}[/]")
-    if any(stage.kind == "rows" for stage in made.stages()):
-        _quiet_libraries()
-        console.print(rows_text(rows_sizes(made, store)))
+    if made.recipe.evaluation.engine == "vllm" and vllm_engine.installed() is None:
+        line = f"evaluation.engine: a run stops here, as vLLM is not installed. {vllm_engine.HOW}"
+        console.print(f"[yellow]{escape(line)}[/]")
     if demanded := demanded_stages(made, store):
         console.print(costs_table(made, store, demanded))
 
@@ -201,7 +201,7 @@ def data(
     fields: Fields = None,
     root: Annotated[str | None, typer.Option("--root", help="Folder of data sets, as in data.root.")] = None,
     dev: Annotated[
-        Path | None, typer.Option("--dev", help="Write a folder whose test sets are held-out training rows of --root.")
+        Path | None, typer.Option("--dev", help="Write a folder whose test sets are held-out training rows of these.")
     ] = None,
 ) -> None:
     """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""
@@ -210,18 +210,20 @@ def data(
     from harness.tasks import samples_folder
     from harness.tasks.dev import write_dev_folder
 
+    named = [field.removeprefix("data.root=") for field in fields or [] if field.startswith("data.root=")]
+    recipe = None
+    if fields and len(named) < len(fields):
+        recipe = _recipe([*fields, *([f"data.root={root}"] if root else [])])
+        root = recipe.data.root
+    else:
+        root = root or next(reversed(named), None)
     if dev is not None:
         source = Path(root).expanduser() if root else samples_folder()
         for line in write_dev_folder(source, dev):
             console.print(line, markup=False)
         root = str(dev)
-    named = [field.removeprefix("data.root=") for field in fields or [] if field.startswith("data.root=")]
-    if fields and len(named) < len(fields):
-        recipe = _recipe([*fields, *([f"data.root={root}"] if root else [])])
-        root = recipe.data.root
-        asked = {name: task_of(recipe, name) for name in recipe.tasks}
-    else:
-        root, asked = root or next(reversed(named), None), None
+        recipe = recipe and _recipe([*(fields or ()), f"data.root={root}"])
+    asked = recipe and {name: task_of(recipe, name) for name in recipe.tasks}
     console.print(data_table(Path(root).expanduser() if root else None, asked))
 
 

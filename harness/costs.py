@@ -32,6 +32,7 @@ from harness.errors import HarnessError
 from harness.files import digest_of
 from harness.identity import environment
 from harness.plan import ObjectiveSpec, Plan, Stage
+from harness.progress import gigabytes
 from harness.recipe import Lora, ModelSpec, Training
 from harness.run import TIMING
 from harness.store import Store
@@ -585,8 +586,8 @@ def _alike(kind: str, task: str, values: Mapping[str, Any]) -> str:
     objective = values.get("objective", {})
     methods = [{k: v for k, v in each.items() if k != "code"} for each in objective.get("methods", [])]
     kept = {k: values.get(k) for k in ("model", "dtype")}
-    limits = values.get("data", {}).get("limits")
-    return digest_of({"kind": kind, "task": task, "training": training, "methods": methods, "limits": limits, **kept})
+    data = {k: values.get("data", {}).get(k) for k in ("limits", "sides")}  # sides: teachers have their sizes too
+    return digest_of({"kind": kind, "task": task, "training": training, "methods": methods, "data": data, **kept})
 
 
 # --- As a table -------------------------------------------------------------------------------------------------------
@@ -607,11 +608,11 @@ def costs_table(plan: Plan, store: Store, demanded: set[str]) -> Group | Text:
     by_title: dict[str, list[Stage]] = {}
     for stage in stages:
         by_title.setdefault(_title(stage), []).append(stage)
-    here = _here(stages, costs, Measured(store))
+    here = costs_here(stages, costs, Measured(store))
     table = Table(title="Estimated costs of what would run", title_justify="left")
     table.add_column("stages", no_wrap=True)
     columns = ["n", "PFLOP", "GiB", "disk GB", *(f"h, {device.name}" for device in DEVICES)]
-    for column in [*columns, *(["h, measured here"] if here else [])]:
+    for column in [*columns, *(["h, this machine"] if here else [])]:
         table.add_column(column, justify="right")
     for title, group in by_title.items():
         memory = max(costs[stage.identity].memory for stage in group)
@@ -620,7 +621,7 @@ def costs_table(plan: Plan, store: Store, demanded: set[str]) -> Group | Text:
             str(len(group)),
             f"{_total(costs, group, 'flops') / 1e15:,.1f}",
             f"{memory / GIB:.1f}",
-            f"{_total(costs, group, 'disk') / 1e9:.1f}",
+            gigabytes(_total(costs, group, "disk")).removesuffix(" GB"),
             *(f"{_hours(costs, group, device):.2f}" if memory <= device.memory else "no room" for device in DEVICES),
             *([f"{sum(here[stage.identity] for stage in group) / 3600:.2f}"] if here else []),
         )
@@ -632,13 +633,15 @@ def _summary(plan: Plan, coster: Coster, stages: Sequence[Stage], costs: Mapping
     for name in plan.tasks:
         group = [stage for stage in stages if stage.task == name]
         hours = ", ".join(f"{_hours(costs, group, device):.1f} h on {device.name}" for device in DEVICES)
+        rows = gigabytes(_total(costs, [stage for stage in group if stage.kind == "rows"], "disk"))
         lines.append(
-            f"{name}: {_total(costs, group, 'flops') / 1e15:,.0f} PFLOP; {hours}, one GPU, one after the other."
+            f"{name}: {_total(costs, group, 'flops') / 1e15:,.0f} PFLOP; {hours}, one GPU, one after the other; "
+            f"{rows} of teacher rows."
         )
-    disk = {kind: _total(costs, [s for s in stages if s.kind == kind], "disk") / 1e9 for kind in ("rows", "teacher")}
+    disk = {kind: _total(costs, [s for s in stages if s.kind == kind], "disk") for kind in ("rows", "teacher")}
     lines.append(
-        f"Disk: {disk['rows']:.1f} GB of teacher rows, {disk['teacher']:.1f} GB of teachers, "
-        f"{_total(costs, stages, 'disk') / 1e9:.1f} GB in all; checkpoints of what trains come on top."
+        f"Disk: {gigabytes(disk['rows'])} of teacher rows, {gigabytes(disk['teacher'])} of teachers, "
+        f"{gigabytes(_total(costs, stages, 'disk'))} in all; checkpoints of what trains come on top."
     )
     lines += _misfits(coster, stages, costs)
     lines.append(
@@ -667,14 +670,18 @@ def _misfits(coster: Coster, stages: Sequence[Stage], costs: Mapping[str, Cost])
     return lines
 
 
-def _here(stages: Sequence[Stage], costs: Mapping[str, Cost], measured: Measured) -> dict[str, float]:
-    """Seconds on this machine: measured, or estimated and scaled by how the measured ones compare with estimates."""
+def costs_here(stages: Sequence[Stage], costs: Mapping[str, Cost], measured: Measured) -> dict[str, float]:
+    """Seconds on this machine: measured, or estimated and scaled by how the measured ones compare with estimates.
+
+    What a CPU does is not scaled: judging programs takes as long beside a slow device as beside a fast one.
+    """
     known = {stage.identity: seconds for stage in stages if (seconds := measured.seconds(stage)) is not None}
-    expected = sum(costs[identity].seconds(DEVICES[0]) for identity in known)
+    on_device = {s.identity: costs[s.identity].seconds(DEVICES[0]) - costs[s.identity].cpu for s in stages}
+    expected = sum(on_device[identity] for identity in known)
     if not expected:
         return {}
-    scale = sum(known.values()) / expected
-    return {s.identity: known.get(s.identity, scale * costs[s.identity].seconds(DEVICES[0])) for s in stages}
+    scale = max(sum(seconds - costs[identity].cpu for identity, seconds in known.items()), 0.0) / expected
+    return {s.identity: known.get(s.identity, scale * on_device[s.identity] + costs[s.identity].cpu) for s in stages}
 
 
 def _title(stage: Stage) -> str:

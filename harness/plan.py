@@ -415,16 +415,12 @@ class _Builder:
         return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
 
     def _engine(self) -> dict[str, Any]:
-        """What generates, where it is not transformers: other numerics.
-
-        Raises:
-            HarnessError: it is not installed.
-        """
+        """What generates, where it is not transformers: other numerics. A plan needs no engine, a run does."""
         if self.recipe.evaluation.engine == "hf":
             return {}
         from harness.evaluate import vllm_engine
 
-        return {"engine": {"vllm": vllm_engine.version(), "code": code_digest("harness.evaluate.vllm_engine")}}
+        return {"engine": {"vllm": vllm_engine.installed(), "code": code_digest("harness.evaluate.vllm_engine")}}
 
     def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
         recipe = self.recipe

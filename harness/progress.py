@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -107,31 +106,20 @@ def plan_table(plan: Plan, store: Store) -> Group:
     return Group(shared, cells, Text(f"{len(plan.stages())} stages: {summary}. Nothing was executed."))
 
 
-def rows_text(sizes: Iterable[tuple[Stage, int | None, bool]]) -> Text:
-    """What teacher rows take on the disk: a part for each set, then all that is still to be written."""
-    parts, missing, unknown = [], 0, False
-    for stage, size, stored in sizes:
-        told = "unknown, its models are not here" if size is None else _gigabytes(size)
-        parts.append(f"{stage.task}, {stage.role} {told}{' (stored)' if stored else ''}")
-        missing += 0 if stored else size or 0
-        unknown |= size is None
-    total = "" if unknown else f". To be written: {_gigabytes(missing)}"
-    return Text(f"Teacher rows: {'; '.join(parts)}{total}.")
-
-
 def stored_table(plan: Plan, store: Store) -> Group:
     """What there is of the stages that a recipe asked for alone."""
     table = _table(f"{plan.recipe.name}: teachers", "task", "stage", "identity", "rows")
     for stage in plan.ends:
         found = store.find(stage.kind, stage.identity)
-        size = "" if found is None or stage.kind != "rows" else _gigabytes(int(found.manifest["bytes"]))
+        size = "" if found is None or stage.kind != "rows" else gigabytes(int(found.manifest["bytes"]))
         table.add_row(stage.task, stage.title, stage.identity[:12], Text("failed", "red") if found is None else size)
     ending = "Run the same without stages to train students from them." if plan.ends else "No method needs a teacher."
     return Group(table, Text(f"They are in {store.root}. {ending}"))
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
+def gigabytes(size: float) -> str:
+    """Bytes in words, to three digits; more than 1,000 GB whole."""
+    return f"{size / 1e9:,.0f} GB" if size >= 1e12 else f"{size / 1e9:.3g} GB"
 
 
 _OF_A_CELL = {"training": "student", "answers": "answers", "scores": "scores", "bits per byte": "bits"}

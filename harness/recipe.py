@@ -547,6 +547,8 @@ def _option_problems(values: Mapping[str, Any], known: Mapping[str, Any]) -> lis
             for kind in [known[name] for name in known if name in asked]:
                 fitting = {key: value for key, value in given.items() if key in kind.Options.model_fields}
                 problems += _wrong_options(where, kind.Options, fitting)
+        elif method in (values.get("variants") or ()):
+            problems.append(f"{where}: found a variant; expected a method. Its own options stand in variants.{method}.")
         elif method not in known:
             problems.append(f"{where}: unknown method. {suggest(str(method), [*known, 'all'])}".rstrip())
         else:
@@ -563,12 +565,15 @@ def _methods_asked(values: Mapping[str, Any]) -> list[Any]:
     return [*rows, *behind]
 
 
+_OTHER_ROWS = ("untrained", "warm_start", "teacher")  # of tables, by no method: see `evaluation.references`
+
+
 def _variant_problems(variants: Any, known: Mapping[str, Any]) -> list[str]:
     """A variant is called like no method, names one, and has options that the method has."""
     problems = []
     for name, given in (variants if isinstance(variants, Mapping) else {}).items():
         where = f"variants.{name}"
-        if name in (*known, "all", "dual") or not re.fullmatch(r"[\w.-]+", str(name)):
+        if name in (*known, *_OTHER_ROWS, "all", "dual") or not re.fullmatch(r"[\w.-]+", str(name)):
             problems.append(f"{where}: found {name!r}; expected a name of its own, of letters, digits and _ . -")
         if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
             problems.append(f"{where}: found {given!r:.60}; expected a mapping with the method and options of its own.")

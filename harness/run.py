@@ -12,7 +12,7 @@ import resource
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -185,6 +185,8 @@ class Runner:
         """
         if not self._missing_stages():
             return
+        if self.recipe.evaluation.engine == "vllm" and not self.recipe.stages:
+            vllm_engine.check_installed()
         self.store.sweep()
         for role, record in self.model_records.items():
             if "commit" in record and record["commit"] not in record["uri"]:
@@ -672,14 +674,6 @@ class Runner:
         read = self._read[f"{task}/{split}"]
         return {"read": read, "left_out": read - len(kept), "cut": sum(example.cut for example in kept)}
 
-    def rows_bytes(self, stage: Stage) -> int:
-        """What the rows of a stage take on the disk, found out without a model's weights."""
-        config = self._config(stage.role).get_text_config()
-        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT-350m's differ
-        dtype = getattr(torch, compute_dtype(self.recipe.teacher.precision))
-        row_bytes = self.recipe.teacher_rows.row_bytes(width, dtype.itemsize)
-        return teacher.rows_bytes(self._rows_examples(stage.task), stage.role, row_bytes)
-
     def _rows_examples(self, task: str) -> list[TokenizedExample]:
         """Whose teacher rows are stored."""
         return self._examples(task, "train") + self._traced(task)
@@ -772,21 +766,6 @@ class Runner:
         self._student, self._teacher = None, None
         self._heads.clear()
         gc.collect()
-
-
-def rows_sizes(plan: Plan, store: Store) -> Iterator[tuple[Stage, int | None, bool]]:
-    """Every set of teacher rows of a plan, its bytes, and whether it is stored.
-
-    Bytes of rows that are still to be made come from the tokenizers and the data; None where a model is not here.
-    """
-    runner = Runner(plan, store, Path(), Silent())
-    here = all(models.is_downloaded(models.parse_uri(spec.model)) for spec in runner.specs.values())
-    for stage in (stage for stage in plan.stages() if stage.kind == "rows"):
-        stored = store.find(stage.kind, stage.identity)
-        if stored is not None:
-            yield stage, int(stored.manifest["bytes"]), True
-        else:
-            yield stage, runner.rows_bytes(stage) if here else None, False
 
 
 def _as_student(example: TokenizedExample, role: str) -> TokenizedExample:

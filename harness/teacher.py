@@ -44,12 +44,6 @@ def merge_lora(model: Any, folder: Path) -> Any:
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
-def rows_bytes(examples: Sequence[TokenizedExample], role: str, row_bytes: int) -> int:
-    """Bytes that :func:`store_rows` writes: n + 1 rows for a response of n tokens."""
-    rows = sum(stop - start for start, stop in (row_bounds(e.sides[role], TEACHER_ROWS) for e in examples))
-    return rows * row_bytes
-
-
 @torch.no_grad()
 def store_rows(
     model: Any,

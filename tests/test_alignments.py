@@ -65,6 +65,9 @@ def test_identities_hold_what_decides_an_alignment_and_nothing_else(tiny_recipe:
     seeds = names(tiny_recipe, train=train, seeds=[0, 1], methods=["uld", "dual(fkd, uld)"])
     assert seeds["dolly", "uld", 0] == base["dolly", "uld", 0]
     assert seeds["dolly", "uld", 1] == []
+    own = names(tiny_recipe, dolly=tiny_recipe["dolly"] | {"seeds": [3, 4]}, methods=["uld"])
+    assert own["dolly", "uld", 3] == base["dolly", "uld", 0]
+    assert own["dolly", "uld", 4] == []
     dual = seeds["dolly", "dual(fkd, uld)", 0]
     assert dual == base["dolly", "fkd", 0] + base["dolly", "uld", 0]
     for changes in (

@@ -16,7 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness import costs
-from harness.costs import DEVICES, GIB, Coster, Device, Measured, Shape, Texts, architectures, shape_of
+from harness.costs import (
+    DEVICES,
+    GIB,
+    Cost,
+    Coster,
+    Device,
+    Measured,
+    Shape,
+    Texts,
+    architectures,
+    costs_here,
+    shape_of,
+)
 from harness.heads import hidden_states
 from harness.identity import environment
 from harness.plan import Plan, Stage, make_plan
@@ -264,6 +276,28 @@ def test_a_short_run_on_this_machine_gives_the_seconds_of_a_long_one(
     assert by_title == {"training of uld": pytest.approx(60), "training of control": None}  # 1.5 s a step
     other = planned(train=short.recipe.train.model_dump() | {"batch_size": 4})
     assert {measured.seconds(s) for s in other.stages() if s.kind == "student"} == {None}
+
+
+def test_a_teacher_of_another_size_takes_other_seconds(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    plan, store = planned(), Store(tmp_path)
+    (ran,) = [s for s in plan.stages() if s.title == "training of uld"]
+    stored(store, ran, seconds=3.0)
+    teachers = plan.recipe.teachers.model_dump()
+    smaller = planned(teachers=teachers | {"cross": teachers["cross"] | {"layers": 1}})
+    assert {Measured(store).seconds(s) for s in smaller.stages() if s.kind == "student"} == {None}
+
+
+def test_a_slow_device_does_not_slow_what_a_cpu_does(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    plan, store = planned(), Store(tmp_path)
+    (ran,) = [s for s in plan.stages() if s.title == "training of uld"]
+    stored(store, ran, seconds=300.0)
+    costs = {s.identity: Cost(launches=1.0, cpu=2.0) for s in plan.stages()}
+    here = costs_here(plan.stages(), costs, Measured(store))
+    assert here[ran.identity] == 305
+    assert list(here.values()) == pytest.approx([305] * len(here))
+    judged = costs | {s.identity: Cost(cpu=2.0) for s in plan.stages() if s.kind == "scores"}
+    here = costs_here(plan.stages(), judged, Measured(store))
+    assert {here[s.identity] for s in plan.stages() if s.kind == "scores"} == {2.0}
 
 
 def test_another_machines_seconds_do_not_count(planned: Callable[..., Plan], tmp_path: Path) -> None:

@@ -55,6 +55,20 @@ def test_dolly_has_development_rows_of_its_own_in_dskds_split(tmp_path: Path) ->
     assert not (tmp_path / "dev/gsm8k").exists()
 
 
+@pytest.mark.parametrize("asked", [["data.root=ROOT"], ["recipe=smoke", "data.root=ROOT"], ["--root", "ROOT"]])
+def test_the_rows_that_are_held_out_are_those_of_the_folder_that_is_named(
+    tmp_path: Path, harness: Command, asked: list[str]
+) -> None:
+    (tmp_path / "data/gsm8k").mkdir(parents=True)
+    rows = [{"question": str(number), "answer": "#### 1"} for number in range(20)]
+    (tmp_path / "data/gsm8k/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = harness("data", *(part.replace("ROOT", str(tmp_path / "data")) for part in asked), "--dev", tmp_path / "dev")
+    assert made.code == 0, made.err
+    assert "gsm8k: 16 rows to train on, 4 held out" in made.out
+    assert not (tmp_path / "dev/dolly").exists()
+    assert str(tmp_path / "dev") in made.out.replace("\n", "")
+
+
 def test_what_is_there_is_not_overwritten_and_an_empty_root_is_named(tmp_path: Path, harness: Command) -> None:
     made = harness("data", "--dev", tmp_path / "dev")
     assert made.code == 0

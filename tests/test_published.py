@@ -23,7 +23,7 @@ PHI_QWEN: dict[str, Any] = {
     },
     "warm_start": {"epochs": 3, "steps": None},
     "train": {"epochs": 7, "steps": None, "batch_size": 32, "learning_rate": 2e-5},
-    "dolly": {"decoding": "sampling", "sampling_seeds": [10], "train_items": None},
+    "dolly": {"decoding": "sampling", "sampling_seeds": [10], "train_items": None, "bos": False},
 }
 
 
@@ -134,12 +134,13 @@ def test_settings_that_differ_are_named_with_both_values() -> None:
         dolly(sft=25.0, items=16),
         student={"model": "hf:Qwen/Qwen2.5-0.5B", "layers": None},
         train={"steps": 20, "batch_size": 32, "learning_rate": 2e-5},
-        dolly={"decoding": "greedy", "sampling_seeds": [10]},
+        dolly={"decoding": "greedy", "sampling_seeds": [10], "bos": True},
     )
     assert differences(comparison) == [
         ("train.epochs", "none", "7"),
         ("train.steps", "20", "none"),
         ("dolly.decoding", "greedy", "sampling"),
+        ("dolly.bos", "True", "False"),
         ("student.model", "hf:Qwen/Qwen2.5-0.5B", "hf:Qwen/Qwen2-0.5B or hf:Qwen/Qwen2-0.5B-Instruct"),
         ("dolly ROUGE-L items", "16", "500"),
     ]

@@ -364,6 +364,7 @@ def test_a_variant_comes_in_both_fidelities_unless_it_names_one() -> None:
     ("override", "words"),
     [
         ("variants={uld: {method: gold}}", "variants.uld: found 'uld'; expected a name of its own"),
+        ("variants={teacher: {method: gold}}", "variants.teacher: found 'teacher'; expected a name of its own"),
         ("variants={'a(b, c)': {method: gold}}", "variants.a(b, c): found 'a(b, c)'; expected a name of its own"),
         ("variants={x: {rollout_share: 1}}", "variants.x: found {'rollout_share': 1}; expected a mapping with the"),
         ("variants={x: {method: gld}}", "variants.x.method: unknown method 'gld'. Did you mean \"gold\"?"),
@@ -375,6 +376,12 @@ def test_a_variant_comes_in_both_fidelities_unless_it_names_one() -> None:
 def test_a_wrong_variant_is_one_line_with_its_path(tmp_path: Path, override: str, words: str) -> None:
     found = problems(tmp_path, override)
     assert any(words in problem for problem in found), found
+
+
+def test_options_of_a_variant_stand_with_it(tmp_path: Path) -> None:
+    overrides = ["variants={x: {method: gold}}", "methods=[x]", "method_options.x.beta=1"]
+    said = "method_options.x: found a variant; expected a method. Its own options stand in variants.x."
+    assert said in problems(tmp_path, *overrides)
 
 
 def test_options_of_all_are_checked_for_the_method_behind_a_variant(tmp_path: Path) -> None:

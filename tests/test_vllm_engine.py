@@ -20,7 +20,6 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.errors import HarnessError
 from harness.evaluate import vllm_engine
 from harness.evaluate.generate import generate
 from harness.identity import seed_of
@@ -179,7 +178,7 @@ def test_the_engine_is_part_of_what_an_answer_is(
     vllm: type[LLM], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = [planned(tiny_recipe, "hf"), planned(tiny_recipe, "vllm")]
-    monkeypatch.setattr(vllm_engine, "version", lambda: "0.99.1")
+    monkeypatch.setattr(vllm_engine, "installed", lambda: "0.99.1")
     plans.append(planned(tiny_recipe, "vllm"))
     stages = [{stage.kind: stage.identity for stage in plan.stages()} for plan in plans]
     for kind, different in (("student", 1), ("bits", 1), ("answers", 3), ("scores", 3)):
@@ -199,11 +198,20 @@ def test_a_run_says_what_generated(
     assert "by vLLM 0.99.0" in (record.parent / "report.md").read_text()
 
 
-def test_without_it_a_plan_says_how_to_get_it(tiny_recipe: dict[str, Any]) -> None:
-    try:
-        metadata.version("vllm")
-    except metadata.PackageNotFoundError:
-        with pytest.raises(HarnessError, match=r"evaluation.engine: found vllm, which is not installed.*pip install"):
-            planned(tiny_recipe, "vllm")
-    else:
-        pytest.skip("vLLM is installed")
+def test_without_it_a_plan_says_how_to_get_it_and_a_run_stops(
+    tiny_recipe: dict[str, Any], harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_engine, "installed", lambda: None)
+    fields = tiny_recipe | {"methods": ["fkd"], "tasks": ["gsm8k"], "evaluation": {"engine": "vllm"}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(fields))
+    asked = [f"recipe={tmp_path / 'tiny.yaml'}", "--runs", tmp_path / "runs"]
+    shown = harness("plan", *asked)
+    assert shown.code == 0, shown.err
+    assert "a run stops here, as vLLM is not installed. Install it: pip install 'ctkd-harness[vllm]'" in " ".join(
+        shown.out.split()
+    )
+    done = harness("run", *asked)
+    assert done.code == 2
+    assert "evaluation.engine: found vllm, which is not installed" in " ".join(done.err.split())
+    assert not list((tmp_path / "runs").glob("store/*/*/manifest.json"))
+    assert harness("run", *asked, "stages=[teacher]").code == 0  # which generates nothing

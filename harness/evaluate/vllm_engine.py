@@ -30,21 +30,25 @@ from harness.tokens import TextSide
 MEMORY_SHARE = 0.8  # of the GPU's; the rest is for what this process keeps there
 
 
-def version() -> str:
-    """The version of vLLM.
+HOW = "Install it: pip install 'ctkd-harness[vllm]'. It needs a GPU."
 
-    Raises:
-        HarnessError: it is not installed.
-    """
+
+def installed() -> str | None:
+    """The version of vLLM; None where it is not installed."""
     try:
         return metadata.version("vllm")
     except metadata.PackageNotFoundError:
-        raise HarnessError(
-            "evaluation.engine",
-            "vllm, which is not installed",
-            "hf, or an installed vLLM",
-            "Install it: pip install 'ctkd-harness[vllm]'. It needs a GPU.",
-        ) from None
+        return None
+
+
+def check_installed() -> None:
+    """Before anything runs.
+
+    Raises:
+        HarnessError: vLLM is not installed.
+    """
+    if installed() is None:
+        raise HarnessError("evaluation.engine", "vllm, which is not installed", "hf, or an installed vLLM", HOW)
 
 
 def generate(
@@ -63,7 +67,7 @@ def generate(
     Raises:
         HarnessError: vLLM is not installed.
     """
-    version()
+    check_installed()
     from vllm import LLM, SamplingParams
 
     whole = prompt_tokens(side, requests)
