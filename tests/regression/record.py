@@ -1,60 +1,97 @@
 """Records the trajectories of the recipe `smoke` again and prints what moved: ``python -m tests.regression.record``.
 
-Also measures the noise that tolerances must allow: the largest relative deviation between trainings of one row that
+Also measures the noise that tolerances must allow, row by row: the largest relative deviation between trainings that
 should be the same.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from tests.regression import trajectories as t
 
-NOISY = ("uld", "gold", "dual(fkd, cdm)")
-VARIANTS = {
+BATCHINGS = {
     "micro-batches of 1": ("train.micro_batch_size=1",),
     "micro-batches of 4, chunks of 7 rows": ("train.micro_batch_size=4", "train.chunk_rows=7"),
-    "two threads": (),
+}
+OLDER_CPU = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE",
+    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
 
 
 def main() -> None:
     """Exit status 1 where something moved by more than the tolerance."""
+    found: dict[str, t.Trajectory] = {}
     with tempfile.TemporaryDirectory() as folder:
-        found = t.run(t.smoke(Path(folder)))
-        noise = {name: _noise(Path(folder), found, name) for name in VARIANTS}
-    before = t.recorded()["cells"] if t.RECORDED.is_file() else {}
+        for task in t.TASKS:
+            found |= t.run(t.smoke(Path(folder), task=task))
+        noise = noise_of(Path(folder), found)
+    before = t.recorded() if t.RECORDED.is_file() else {"cells": {}, "noise": {}}
     moved = [
         deviation
-        for cell in dict.fromkeys((*before, *found))
-        for deviation in t.deviations(cell, found.get(cell, {}), before.get(cell, {}))
+        for cell in dict.fromkeys((*before["cells"], *found))
+        for deviation in t.deviations(cell, found.get(cell, {}), before["cells"].get(cell, {}), before["noise"])
         if deviation.maximum > 1e-8
     ]
     for deviation in sorted(moved, key=lambda one: -one.maximum):
         print("moved too far:" if deviation.too_far else "moved:", deviation)
-    for name, largest in noise.items():
-        print(f"noise, {name}: {largest:.1e}")
     t.write_recorded(found, noise)
     print(f"{len(found)} cells recorded, {len({one.cell for one in moved})} of them moved")
     sys.exit(any(deviation.too_far for deviation in moved))
 
 
-def _noise(folder: Path, found: dict[str, t.Trajectory], variant: str) -> float:
-    """The largest deviation of any training of `NOISY`."""
-    torch.set_num_threads(2 if variant == "two threads" else 1)
-    runner = t.smoke(folder, *VARIANTS[variant])
-    cells = [cell for cell in runner.plan.cells if cell.objective.name in NOISY]
-    again = {cell.name: t.trained(runner, cell.student) for cell in cells}
-    return max(
-        deviation.maximum
-        for cell, steps in again.items()
-        for deviation in t.deviations(cell, steps, {name: found[cell][name] for name in steps})
-    )
+def noise_of(folder: Path, found: dict[str, t.Trajectory]) -> t.Noise:
+    """Of each row on `TASK` and each quantity of its steps: the largest deviation, and the largest mean."""
+    noise: t.Noise = {}
+    for variant, cells in _variants(folder):
+        largest: list[t.Deviation] = []
+        for cell, steps in cells.items():
+            for one in t.deviations(cell, steps, {name: found[cell][name] for name in steps}):
+                so_far = noise.setdefault(cell.split(" · ")[1], {}).setdefault(one.quantity, [0.0, 0.0])
+                new = [max(so_far[0], one.maximum), max(so_far[1], one.mean)]
+                so_far[:] = [float(f"{value:.1e}") for value in new]
+                largest.append(one)
+        print(f"noise, {variant}:", max(largest, key=lambda one: one.maximum), flush=True)
+    return noise
+
+
+def _variants(folder: Path) -> Iterator[tuple[str, dict[str, t.Trajectory]]]:
+    for name, overrides in BATCHINGS.items():
+        yield name, trainings(folder, *overrides, sampled=False)
+    torch.set_num_threads(2)
+    yield "two threads", trainings(folder)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as other:
+        command = [sys.executable, "-m", "tests.regression.record", other]
+        subprocess.run(command, env=os.environ | OLDER_CPU, check=True)
+        yield "another instruction set", json.loads((Path(other) / "trainings.json").read_text())
+
+
+def trainings(folder: Path, *overrides: str, sampled: bool = True) -> dict[str, t.Trajectory]:
+    """Every row's training on `TASK`.
+
+    Args:
+        sampled: rows whose responses are sampled a micro-batch at a time too.
+    """
+    runner = t.smoke(folder, *overrides)
+    cells = [cell for cell in runner.plan.cells if sampled or not cell.objective.samples]
+    return {cell.name: t.trained(runner, cell.student) for cell in cells}
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:  # by `_variants`, for a process of its own
+        made = trainings(Path(sys.argv[1]))
+        (Path(sys.argv[1]) / "trainings.json").write_text(json.dumps(made))
+    else:
+        main()
