@@ -58,6 +58,13 @@ _CHARACTERS = {
     "λ": r"$\lambda$",
     "τ": r"$\tau$",
     "σ": r"$\sigma$",
+    "δ": r"$\delta$",
+    "θ": r"$\theta$",
+    "γ": r"$\gamma$",
+    "Σ": r"$\Sigma$",
+    "Π": r"$\Pi$",
+    "∞": r"$\infty$",
+    "‖": r"$\Vert$",
 }
 
 

@@ -66,6 +66,7 @@ def test_every_line_has_a_cell_for_every_column() -> None:
         ("é ×", r"é $\times$"),
         ("Łódź", "?ódz"),
         ("你", "?"),
+        ("Σ -log2 p, δ ≤ θ", r"$\Sigma$ -log2 p, $\delta$ $\leq$ $\theta$"),
     ],
 )
 def test_escape(text: str, escaped: str) -> None:
