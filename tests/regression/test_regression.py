@@ -1,7 +1,8 @@
 """The recipe `smoke` follows its recorded trajectories, however it is batched, and a fault of 1 % doesn't get through.
 
-By default a few rows on one task; `-m slow` for all rows, and for the scores of all tasks. What is meant to change is
-recorded again: ``python -m tests.regression.record``. How tolerances follow from noise: trajectories.py.
+By default a few rows on one task; `-m slow` for the scores of all tasks, and for all rows, which only nightly runs do.
+What is meant to change is recorded again: ``python -m tests.regression.record``. How tolerances follow from noise:
+trajectories.py.
 
 Equivalences that need no recording are held elsewhere too, for every registered method: resumed equals straight,
 accumulation, padding sides and chunks in float64 to the last digits (tests/method_contract.py); one and two gloo
@@ -39,11 +40,12 @@ TASKS = list(dict.fromkeys(name.split(" · ")[0] for name in RECORDED))
 ROWS = [name.split(" · ")[1] for name in RECORDED if name.startswith(f"{t.TASK} · ")]
 SAMPLED = {objective.name for objective in OBJECTIVES if objective.samples}
 QUICK = ("sft", "uld", "gold", "dual(fkd, cdm)")
+NIGHTLY = (pytest.mark.slow, pytest.mark.nightly)
 
 
 def rows(*quick: str) -> Any:
-    """Every row of the table; those that are not quick run with `-m slow`."""
-    marks = {row: () if row in (quick or ROWS) else (pytest.mark.slow,) for row in ROWS}
+    """Every row of the table; those that are not quick run nightly."""
+    marks = {row: () if row in (quick or ROWS) else NIGHTLY for row in ROWS}
     return pytest.mark.parametrize("row", [pytest.param(row, marks=marks[row]) for row in ROWS])
 
 
@@ -204,7 +206,7 @@ def faults() -> Any:
     for objective in OBJECTIVES:
         for name in faults_of(objective):
             fast = objective.name in QUICK or (objective.name, name) in quick
-            marks = () if fast else (pytest.mark.slow,)
+            marks = () if fast else NIGHTLY
             params.append(pytest.param(objective.name, name, marks=marks, id=f"{objective.name}, {name}"))
     return pytest.mark.parametrize(("row", "fault"), params)
 
