@@ -24,7 +24,7 @@ from rich.markup import escape
 from transformers import AutoConfig, set_seed
 
 from harness import alignments, models, teacher, traces
-from harness.batches import Collator, Term, align
+from harness.batches import AlignedExample, Collator, Term, align
 from harness.device import chunk_rows, compiles, compute_dtype, device
 from harness.errors import HarnessError
 from harness.evaluate import vllm_engine
@@ -150,6 +150,7 @@ class Runner:
         self.device = device()
         self._tokenized: dict[str, list[TokenizedExample]] = {}
         self._read: dict[str, int] = {}  # rows of each, before limits left some out
+        self._aligned: dict[tuple[str, str], list[AlignedExample]] = {}
         self._requests: dict[str, list[Request]] = {}
         self._student: tuple[str, Any] | None = None
         self._teacher: tuple[str, Any] | None = None
@@ -452,8 +453,7 @@ class Runner:
             return _Done([], 0.0, None)
         training, terms = trainee.training, trainee.terms
         trained, *teachers = trainee.roles
-        examples = [_as_student(example, trained) for example in self._examples(stage.task, "train")]
-        aligned = [align(example, terms) for example in examples]
+        aligned = self._aligned_rows(stage, trained, terms)
         live, stored, heads = self._teacher_parts(stage, teachers)
         pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
         pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
@@ -483,6 +483,14 @@ class Runner:
         seconds = time.monotonic() - started
         gc.collect()  # optimiser state hangs in a cycle of the Trainer's
         return _Done(steps, seconds, traces.Tracer(model.eval(), live, heads, stored, pad, self.sides))
+
+    def _aligned_rows(self, stage: Stage, trained: str, terms: tuple[Term, ...]) -> list[AlignedExample]:
+        """Training rows with the groups of every term; made once for all seeds of a row of the table."""
+        key = (stage.task, trained if stage.objective is None else stage.objective.name)
+        if key not in self._aligned:
+            examples = [_as_student(example, trained) for example in self._examples(stage.task, "train")]
+            self._aligned[key] = [align(example, terms) for example in examples]
+        return self._aligned[key]
 
     def _trace(self, stage: Stage, tracer: traces.Tracer, terms: tuple[Term, ...], folder: Path) -> None:
         """Store what the terms compare in a few held-out responses. A training is not lost over a picture of it."""
@@ -765,6 +773,7 @@ class Runner:
         """Free what the next task does not need."""
         self._student, self._teacher = None, None
         self._heads.clear()
+        self._aligned.clear()
         gc.collect()
 
 

@@ -27,6 +27,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import models, tasks
+from harness.batches import align
 from harness.evaluate import sandbox
 from harness.evidence import collect_evidence
 from harness.results import read_record
@@ -834,6 +835,20 @@ def test_a_control_says_under_the_table_that_its_term_moves_nothing(place: Place
         if json.loads((folder / "manifest.json").read_text())["title"] == "training of mined (released)"
     }
     assert list(ratios.values()) == [[0.0, 0.0]]
+
+
+def test_training_rows_are_aligned_once_for_all_seeds(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    aligned = []
+
+    def noted(example: Any, terms: Any) -> Any:
+        if terms:
+            aligned.append((example.id, terms[0].method.name))
+        return align(example, terms)
+
+    monkeypatch.setattr("harness.run.align", noted)
+    place.run("methods=[uld,gold]", "seeds=[7,8]")
+    assert {method for _, method in aligned} == {"uld", "gold"}
+    assert len(aligned) == len(set(aligned))
 
 
 def test_seeds_are_repetitions_of_one_row(place: Place) -> None:
