@@ -203,11 +203,15 @@ def data(
     dev: Annotated[
         Path | None, typer.Option("--dev", help="Write a folder whose test sets are held-out training rows of these.")
     ] = None,
+    download: Annotated[
+        str | None, typer.Option("--download", help="Put a set of the hub, gsm8k, into the folder first.")
+    ] = None,
 ) -> None:
     """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""
+    from harness.errors import HarnessError
     from harness.listings import data_table
     from harness.plan import task_of
-    from harness.tasks import samples_folder
+    from harness.tasks import hub, samples_folder
     from harness.tasks.dev import write_dev_folder
 
     named = [field.removeprefix("data.root=") for field in fields or [] if field.startswith("data.root=")]
@@ -217,6 +221,11 @@ def data(
         root = recipe.data.root
     else:
         root = root or next(reversed(named), None)
+    if download is not None:
+        if root is None:
+            raise HarnessError("--download", "no folder", "a folder to put the files into", "Add --root FOLDER.")
+        for line in hub.download(download, Path(root).expanduser()):
+            console.print(line, markup=False)
     if dev is not None:
         source = Path(root).expanduser() if root else samples_folder()
         for line in write_dev_folder(source, dev):
