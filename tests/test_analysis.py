@@ -367,8 +367,9 @@ def test_a_folder_holds_all_that_the_report_was_made_of(tmp_path: Path) -> None:
         read_results(tmp_path / "first" / "results.csv"), read_items(tmp_path / "first" / "items.csv.gz"), "control"
     )
     assert again == frames.analyse()
-    for path in (tmp_path / "first").iterdir():
-        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+    written = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file()]
+    for path in written:
+        assert (tmp_path / "first" / path).read_bytes() == (tmp_path / "second" / path).read_bytes()
 
 
 # --- By simulation ----------------------------------------------------------------------------------------------------
