@@ -264,12 +264,12 @@ def _recipe(fields: list[str] | None) -> Any:
 
 
 def _show(run: Any, store: Any) -> None:
-    from harness.results import write_report
+    from harness.results import files_line, write_report
     from reports import terminal
 
     table, context, files = write_report(run, store)
     console.print(terminal(table, context, console.width))
-    console.print("Files: " + ", ".join(str(path) for path in files), markup=False)
+    console.print(files_line(run, files), markup=False)
 
 
 def _quiet_libraries() -> None:

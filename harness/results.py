@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from harness.run import Failure
 from harness.store import Store
 from harness.tasks.codem import CodeM
 from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
+from reports.folder import FIGURES
 
 RECORD = "run.json"
 FORMAT = 2
@@ -107,6 +108,13 @@ def write_report(run: Run, store: Store) -> tuple[Table, ReportContext, list[Pat
     with disk_errors(run.folder):
         files = write(results, context, run.folder, analysis, items, collect_evidence(run.record, store))
     return build_table(results, analysis), context, files
+
+
+def files_line(run: Run, files: Sequence[Path]) -> str:
+    """What stands in a run's folder: the report's `files`, the figures' folder with their number, the record."""
+    figures = run.folder / FIGURES
+    count = len(list(figures.glob("*.svg")))
+    return "Files: " + ", ".join([*map(str, files), f"{figures}/ ({count} SVG)", str(run.folder / RECORD)])
 
 
 def collect(run: Run, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -30,13 +30,15 @@ from harness import models, tasks
 from harness.batches import align
 from harness.evaluate import sandbox
 from harness.evidence import collect_evidence
-from harness.results import read_record
+from harness.results import Run, files_line, read_record
 from harness.run import Runner
 from harness.store import Store
 from harness.traces import Tracer
 from methods.base import LossSums, TeacherKind, registered
 from methods.uld import ULD
+from reports import write
 from tests.conftest import Command, Done
+from tests.test_reports import NEARLY_EVERYTHING, context
 
 STATUS = sandbox.probe()
 TASKS = ["dolly", "gsm8k", *(["codem"] if STATUS.available else [])]
@@ -202,6 +204,18 @@ def test_rows_that_a_limit_leaves_out_or_cuts_are_counted(place: Place) -> None:
     counted = pd.read_csv(place.folder_of(done) / "outcomes.csv").query("of == 'training rows'")
     assert counted.set_index("outcome")["count"].to_dict() == expected
     assert min(expected["left out"], expected["cut"] + expected["whole"]) > 0
+
+
+def test_the_line_of_files_names_all_that_stands_in_the_runs_folder(tmp_path: Path) -> None:
+    files = write(NEARLY_EVERYTHING, context(), tmp_path)
+    (tmp_path / "run.json").touch()
+    figures = len(list((tmp_path / "figures").glob("*.svg")))
+    assert figures > 1
+    line = files_line(Run(tmp_path, {}), files)
+    assert line.startswith(f"Files: {tmp_path / 'report.html'}, ")
+    assert line.endswith(f", {tmp_path / 'figures'}/ ({figures} SVG), {tmp_path / 'run.json'}")
+    named = line.removeprefix("Files: ").replace(f"/ ({figures} SVG)", "").split(", ")
+    assert sorted(named) == sorted(map(str, tmp_path.iterdir()))
 
 
 def test_the_page_shows_training_answers_and_alignments_of_every_row(whole: tuple[Place, Done]) -> None:
