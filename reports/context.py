@@ -74,7 +74,8 @@ def explanations(table: Table) -> list[str]:
     averaged = [column.full_label for column in table.columns if column.in_average]
     if any(column.is_average for column in table.columns):
         lines.append(
-            f"Average: of {', '.join(averaged)}, seed by seed, only where a row has them all; no interval, no test."
+            f"Average: of {', '.join(averaged)}, seed by seed{_averaged_seeds(table)}, only where a row has them all; "
+            "no interval, no test."
         )
         if alike := _alike(table):
             lines.append(
@@ -83,6 +84,14 @@ def explanations(table: Table) -> list[str]:
     if table.hidden:
         lines.append(f"Not printed, but in table.csv: {', '.join(column.full_label for column in table.hidden)}.")
     return lines
+
+
+def _averaged_seeds(table: Table) -> str:
+    """Which seeds the average is over, where its tasks differ in theirs."""
+    seeds = [set(column.seeds) for column in table.columns if column.in_average]
+    if all(of_one == seeds[0] for of_one in seeds):
+        return ""
+    return f" over the seeds that all of them have ({', '.join(map(str, sorted(set.intersection(*seeds)))) or 'none'})"
 
 
 def _alike(table: Table) -> list[str]:

@@ -35,7 +35,7 @@ class RowKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One row of the frame: one number of one cell, or why it is not there.
+    """One row of the frame: one number of one cell, or why it is not there: a failure has its row too.
 
     A teacher's own row (role "teacher") carries the student it is printed with, its `teacher_kind` for that student,
     and its name in `teacher`.

@@ -57,6 +57,7 @@ class Column:
     in_average: bool = False
     is_average: bool = False
     items: tuple[int, ...] = ()  # the distinct numbers of items its scores were made on, ascending
+    seeds: tuple[int, ...] = ()  # the training seeds that students were to have on its task, ascending
 
     @property
     def key(self) -> str:
@@ -195,10 +196,11 @@ def _columns(records: Sequence[Score]) -> list[Column]:
     keys = _distinct((s.task, s.metric) for s in records)
     tasks = _distinct(task for task, _ in keys)
     ordered = sorted(keys, key=lambda key: tasks.index(key[0]))  # stable: metrics keep their order
-    return [_column([s for s in records if (s.task, s.metric) == key]) for key in ordered]
+    seeds = {task: tuple(sorted({s.seed for s in records if (s.role, s.task) == ("student", task)})) for task in tasks}
+    return [_column([s for s in records if (s.task, s.metric) == key], seeds[key[0]]) for key in ordered]
 
 
-def _column(records: Sequence[Score]) -> Column:
+def _column(records: Sequence[Score], seeds: tuple[int, ...]) -> Column:
     first = records[0]
     for name in ("unit", "higher_is_better", "headline"):
         if len({getattr(s, name) for s in records}) > 1:
@@ -212,6 +214,7 @@ def _column(records: Sequence[Score]) -> Column:
         # A percentage of errors must not be added to percentages of successes.
         in_average=first.headline and first.unit == "%" and first.higher_is_better,
         items=tuple(sorted({s.n_items for s in records if s.status == "done"})),
+        seeds=seeds,
     )
 
 
@@ -246,13 +249,12 @@ class _Builder:
 
     def _row(self, records: Sequence[Score], several_teachers: bool) -> Row:
         first = records[0]
-        expected = sorted({s.seed for s in records})
         cells: list[Cell] = []
         for column in self.columns:
             if column.is_average:
-                cells.append(self._average(cells, expected))
+                cells.append(self._average(cells, records))
             else:
-                cells.append(self._cell(column, records, expected))
+                cells.append(self._cell(column, records))
         label = self._label(first) + (f", {first.teacher}" if several_teachers and first.teacher else "")
         n_seeds = len({s.seed for s in records if _has_value(s)})
         return Row(label, first.method, first.fidelity, first.teacher, first.role, n_seeds, tuple(cells))
@@ -266,20 +268,29 @@ class _Builder:
             return f"{method} (reference)" if method else "untrained"
         return method
 
-    def _cell(self, column: Column, records: Sequence[Score], expected: Sequence[int]) -> Cell:
+    def _cell(self, column: Column, records: Sequence[Score]) -> Cell:
         mine = {s.seed: s for s in records if (s.task, s.metric) == (column.task, column.metric)}
         values = {seed: s.value for seed, s in mine.items() if _has_value(s)}
-        problems = {seed: _problem(mine.get(seed)) for seed in expected if seed not in values}
+        problems = {seed: _problem(mine.get(seed)) for seed in _planned(column, records) if seed not in values}
         return self._filled(
             column, values, problems, _status_without_values(mine), (records[0].row, column.task, column.metric)
         )
 
-    def _average(self, cells: Sequence[Cell], expected: Sequence[int]) -> Cell:
-        """Seed by seed, over the seeds that have every score: means over different seeds are not comparable."""
-        parts = [dict(cell.values) for cell, column in zip(cells, self.columns, strict=False) if column.in_average]
-        complete = [seed for seed in expected if all(seed in part for part in parts)]
+    def _average(self, cells: Sequence[Cell], records: Sequence[Score]) -> Cell:
+        """Seed by seed, over the seeds that have every score: means over different seeds are not comparable.
+
+        A seed that was not planned for all of its tasks is no seed of the average.
+        """
+        averaged = [(cell, c) for cell, c in zip(cells, self.columns, strict=False) if c.in_average]
+        parts = [dict(cell.values) for cell, _ in averaged]
+        planned = set.intersection(*(_planned(column, records) for _, column in averaged))
+        if not planned:
+            return Cell(
+                DASH, "", (), None, None, "missing", self._note("no average, as its tasks have no seed in common")
+            )
+        complete = [seed for seed in planned if all(seed in part for part in parts)]
         values = {seed: statistics.fmean(part[seed] for part in parts) for seed in complete}
-        problems = {seed: "no average, as a score is missing" for seed in expected if seed not in values}
+        problems = {seed: "no average, as a score is missing" for seed in planned if seed not in values}
         return self._filled(AVERAGE, values, problems, "missing")
 
     def _filled(
@@ -325,6 +336,14 @@ class _Builder:
 
 def _has_value(s: Score) -> bool:
     return s.status == "done" and math.isfinite(s.value)
+
+
+def _planned(column: Column, records: Sequence[Score]) -> set[int]:
+    """The seeds that a row was to have in a column: those of its task, as tasks may have seeds of their own.
+
+    Without any score of the task, failed ones included, it lacks what its other tasks have.
+    """
+    return {s.seed for s in records if s.task == column.task} or {s.seed for s in records}
 
 
 def _problem(s: Score | None) -> str:

@@ -116,13 +116,17 @@ DIAGNOSTICS = "What training reported of itself: means over steps and seeds, whe
 
 def _summary(table: Table) -> str:
     rows = [row for group in table.groups for row in group.rows if row.role == "student"]
-    tasks = list(dict.fromkeys(column.task for column in table.columns if not column.is_average))
-    seeds = max((row.n_seeds for row in rows), default=0)
+    counts = {column.task: len(column.seeds) for column in table.columns if not column.is_average}
     students = [student for student, _ in table.students()]
-    return (
-        f"{len(rows)} {'way' if len(rows) == 1 else 'ways'} to train {', '.join(students)} "
-        f"on {', '.join(tasks)}, {seeds} {'seed' if seeds == 1 else 'seeds'} each."
-    )
+    if len(set(counts.values())) == 1:
+        tasks = f"{', '.join(counts)}, {_seeds(next(iter(counts.values())))} each"
+    else:
+        tasks = ", ".join(f"{task} ({_seeds(count)})" for task, count in counts.items())
+    return f"{len(rows)} {'way' if len(rows) == 1 else 'ways'} to train {', '.join(students)} on {tasks}."
+
+
+def _seeds(count: int) -> str:
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
 
 
 def _rows(groups: Sequence[Group], looks: Mapping[str, Style]) -> list[dict[str, Any]]:

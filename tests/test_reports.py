@@ -271,12 +271,53 @@ def test_different_reasons_are_listed_by_seed() -> None:
 
 
 def test_a_seed_without_a_row_is_not_passed_over() -> None:
-    table = build_table(
-        frame(score("sft", 1.0), score("sft", 3.0, seed=1), score("sft", 5.0, "exact_match_strict"), score("b", 1.0))
-    )
+    flexible = [score("sft", 6.0, "exact_match_flexible", seed=seed) for seed in (0, 1)]
+    table = build_table(frame(score("b", 1.0), score("sft", 1.0), score("sft", 5.0, "exact_match_strict"), *flexible))
     assert note(table, "sft", "gsm8k.exact_match_strict") == "1 of 2 seeds; seed 1: no result"
     assert note(table, "b", "gsm8k.exact_match_strict") == "no result"
     assert cell(table, "b", "gsm8k.exact_match_strict").status == "missing"
+
+
+def with_seeds_of_their_own(*more: dict[str, Any]) -> pd.DataFrame:
+    """Two seeds of dolly, one of codem, as a recipe may have it; a teacher is scored once."""
+    teacher = {"role": "teacher", "teacher": "big", "teacher_kind": "cross-tokenizer"}
+    return frame(
+        score("sft", 10.0),
+        score("sft", 50.0, seed=1),
+        score("sft", 20.0, "humaneval"),
+        score("teacher", 60.0, **teacher),
+        score("teacher", 70.0, "humaneval", **teacher),
+        *more,
+    )
+
+
+def test_a_seed_that_a_task_was_not_to_have_is_not_missing() -> None:
+    # The average: seed 0 alone, (10 + 20) / 2.
+    table = build_table(with_seeds_of_their_own())
+    assert table.footnotes == ()
+    assert [column.seeds for column in table.columns if not column.is_average] == [(0, 1), (0,)]
+    assert [c.text for c in rows_of(table)["sft"].cells] == ["30.00 ± 28.28", "20.00", "15.00"]
+    assert {c.status for _, _, _, c in table.cells()} == {"done"}
+    average = "Average: of dolly ROUGE-L, codem HumanEval, seed by seed over the seeds that all of them have (0), only"
+    assert average in markdown(table, context())
+
+
+def test_a_failure_among_seeds_of_their_own_is_still_said() -> None:
+    uld = [score("uld", 12.0), score("uld", seed=1, reason="oom"), score("uld", metric="humaneval", reason="slow")]
+    table = build_table(with_seeds_of_their_own(*uld))
+    assert [note(table, "uld", key) for key in ("dolly.rouge_l", "codem.humaneval", "average")] == [
+        "1 of 2 seeds; seed 1: oom",
+        "failed: slow",
+        "no average, as a score is missing",
+    ]
+    assert [c.note for c in rows_of(table)["sft"].cells] == [None, None, None]
+
+
+def test_tasks_without_a_seed_in_common_have_no_average() -> None:
+    table = build_table(frame(score("sft", 10.0, seed=1), score("sft", 20.0, "humaneval")))
+    assert [c.text for c in rows_of(table)["sft"].cells] == ["10.00", "20.00", "–"]
+    assert table.footnotes == ("no average, as its tasks have no seed in common",)
+    assert "seed by seed over the seeds that all of them have (none), only" in markdown(table, context())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -684,8 +725,7 @@ def test_csv_wide_holds_the_means_of_its_inputs(cells: list[tuple[list[float | s
             assert line[f"{key}.n"] == str(len(done))
             assert line[f"{key}.mean"] == (repr(statistics.fmean(done)) if done else "")
             assert line[f"{key}.std"] == (repr(statistics.stdev(done)) if len(done) > 1 else "")
-            asked = max(len(part) for part in pair)
-            expected = "failed" if not done else "done" if len(done) == asked else "partial"
+            expected = "failed" if not done else "done" if len(done) == len(content) else "partial"
             assert line[f"{key}.status"] == expected
 
 

@@ -129,9 +129,19 @@ def clean(cells: list[str]) -> list[str]:
 def test_the_table_holds_every_value() -> None:
     table = [clean(row) for row in Page(page()).tables[0]]
     assert table[0] == ["method", "dollyROUGE-L% ↑", "gsm8kbits/byte↓", "seeds"]
-    assert table[1] == ["sft no teacher", "21.00 ± 1.41", "0.7501", "2"]  # its footnote's number stands at the end
-    assert table[2] == ["uld cross tokenizer: big", "24.50 ± 0.71", "0.7001", "2"]
-    assert table[3] == ["cdm cross tokenizer: big", "–2", "–3", "0"]
+    assert table[1] == ["sft no teacher", "21.00 ± 1.41", "0.750", "2"]
+    assert table[2] == ["uld cross tokenizer: big", "24.50 ± 0.71", "0.700", "2"]
+    assert table[3] == ["cdm cross tokenizer: big", "–1", "–2", "0"]  # a footnote's number stands at the end
+
+
+@pytest.mark.parametrize(
+    ("seeds_of_codem", "said"),
+    [((0, 1), "on dolly, codem, 2 seeds each."), ((0,), "on dolly (2 seeds), codem (1 seed).")],
+)
+def test_the_summary_counts_the_seeds_of_each_task(seeds_of_codem: tuple[int, ...], said: str) -> None:
+    scores = [score("sft", 20.0 + seed, seed=seed) for seed in (0, 1)]
+    results = frame(*scores, *(score("sft", 30.0, "humaneval", seed=seed) for seed in seeds_of_codem))
+    assert f"1 way to train small {said}" in page(results=results)
 
 
 def test_the_best_is_strong_and_sorting_has_full_precision() -> None:
@@ -487,6 +497,42 @@ def test_the_page_is_as_wide_as_its_window(width: int, tmp_path: Path) -> None:
     const inside = document.querySelector("iframe").contentWindow;
     return [inside.innerWidth, inside.document.documentElement.scrollWidth];"""
     assert probed(f"{frame}</iframe></body></html>", code, tmp_path) == [width, width]
+
+
+@pytest.mark.browser
+@in_browser
+@pytest.mark.parametrize(("name", "scheme"), [("light", 1), ("dark", 0)])
+def test_a_shade_at_an_edge_of_a_table_says_that_it_goes_on_there(name: str, scheme: int, tmp_path: Path) -> None:
+    """At 390 pixels at both ends of its way, and where it fits; in frames, as a window is never as narrow as a phone.
+
+    The line of pixels through the caption's upper padding crosses no text.
+    """
+    metrics = ("rouge_l", "humaneval", "exact_match_strict", "bits_per_byte")
+    bare = re.sub(r"<meta http-equiv[^>]*>", "", page(results=frame(*(score("sft", 50.0, m) for m in metrics))))
+    roll = "<script>onload = () => { document.querySelector('.scroll').scrollLeft = 9999; };</script>"
+    frames = "".join(
+        f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{escape(text)}"></iframe>'
+        for width, text in ((390, bare), (390, bare.replace("</body>", f"{roll}</body>")), (900, bare))
+    )
+    code = """
+    return [...document.querySelectorAll("iframe")].map(inside => {
+      const box = inside.contentDocument.querySelector(".scroll").getBoundingClientRect();
+      const at = inside.getBoundingClientRect();
+      return [at.left + box.left, at.left + box.right, at.top + box.top + 6].map(Math.round);
+    });"""
+    text = f'<!doctype html><html><body style="display: flex; margin: 0; width: 1680px">{frames}</body></html>'
+    window = ["--window-size=1680,900", f"--blink-settings=preferredColorScheme={scheme}"]
+    places = probed(text, code, tmp_path, *window)
+    shot = tmp_path / f"{name}.png"
+    browse(text, tmp_path, f"--screenshot={shot}", *window)
+    grey = matplotlib.image.imread(shot)[..., :3].mean(axis=-1)
+
+    def shaded(x: int, y: int, ground: int) -> bool:
+        return bool(abs(grey[y, x] - grey[y, ground]) > 0.05)
+
+    # 4 pixels inside each edge, against 60 pixels inside the left one
+    found = [(shaded(left + 4, y, left + 60), shaded(right - 4, y, left + 60)) for left, right, y in places]
+    assert found == [(False, True), (True, False), (False, False)]
 
 
 @pytest.mark.browser
