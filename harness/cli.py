@@ -208,19 +208,21 @@ def data(
     ] = None,
 ) -> None:
     """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""
-    from harness.errors import HarnessError
     from harness.listings import data_table
-    from harness.plan import task_of
+    from harness.plan import data_folder, task_of
     from harness.tasks import hub, samples_folder
     from harness.tasks.dev import write_dev_folder
 
     named = [field.removeprefix("data.root=") for field in fields or [] if field.startswith("data.root=")]
+    given = root or next(reversed(named), None)
+    if download is None and given not in (None, "", "null"):
+        data_folder(given)
     recipe = None
     if fields and len(named) < len(fields):
         recipe = _recipe([*fields, *([f"data.root={root}"] if root else [])])
         root = recipe.data.root
     else:
-        root = root or next(reversed(named), None)
+        root = None if given == "null" else given
     if download is not None:
         if root is None:
             raise HarnessError("--download", "no folder", "a folder to put the files into", "Add --root FOLDER.")

@@ -371,7 +371,9 @@ class Coster:
         launches = float(shape.layers * (3 + again))
         traffic = CE_TRAFFIC * rows * shape.vocabulary + 24.0 * _trained(shape, training) * micro / training.batch_size
         width = _width(training)
-        memory = self._training_memory(shape, training, longest, texts, objective)
+        memory = float(width * shape.parameters)  # without a step, only what reads its weights needs room for them
+        if passes:
+            memory = self._training_memory(shape, training, longest, texts, objective)
         cpu = 0.0
         for method, teacher in zip(objective.methods, objective.roles, strict=False) if objective else ():
             other, read = self.shapes[teacher], self._texts(stage.task, teacher)
@@ -611,7 +613,7 @@ def costs_table(plan: Plan, store: Store, demanded: set[str]) -> Group | Text:
     here = costs_here(stages, costs, Measured(store))
     table = Table(title="Estimated costs of what would run", title_justify="left")
     table.add_column("stages", no_wrap=True)
-    columns = ["n", "PFLOP", "GiB", "disk GB", *(f"h, {device.name}" for device in DEVICES)]
+    columns = ["n", "operations", "GiB", "disk", *(f"h, {device.name}" for device in DEVICES)]
     for column in [*columns, *(["h, this machine"] if here else [])]:
         table.add_column(column, justify="right")
     for title, group in by_title.items():
@@ -619,9 +621,9 @@ def costs_table(plan: Plan, store: Store, demanded: set[str]) -> Group | Text:
         table.add_row(
             title,
             str(len(group)),
-            f"{_total(costs, group, 'flops') / 1e15:,.1f}",
+            _operations(_total(costs, group, "flops")),
             f"{memory / GIB:.1f}",
-            gigabytes(_total(costs, group, "disk")).removesuffix(" GB"),
+            gigabytes(_total(costs, group, "disk")),
             *(f"{_hours(costs, group, device):.2f}" if memory <= device.memory else "no room" for device in DEVICES),
             *([f"{sum(here[stage.identity] for stage in group) / 3600:.2f}"] if here else []),
         )
@@ -632,10 +634,10 @@ def _summary(plan: Plan, coster: Coster, stages: Sequence[Stage], costs: Mapping
     lines = []
     for name in plan.tasks:
         group = [stage for stage in stages if stage.task == name]
-        hours = ", ".join(f"{_hours(costs, group, device):.1f} h on {device.name}" for device in DEVICES)
+        hours = ", ".join(f"{_time_or_misfit(costs, group, device)} on {device.name}" for device in DEVICES)
         rows = gigabytes(_total(costs, [stage for stage in group if stage.kind == "rows"], "disk"))
         lines.append(
-            f"{name}: {_total(costs, group, 'flops') / 1e15:,.0f} PFLOP; {hours}, one GPU, one after the other; "
+            f"{name}: {_operations(_total(costs, group, 'flops'))}; {hours}, one GPU, one after the other; "
             f"{rows} of teacher rows."
         )
     disk = {kind: _total(costs, [s for s in stages if s.kind == kind], "disk") for kind in ("rows", "teacher")}
@@ -696,6 +698,23 @@ def _title(stage: Stage) -> str:
 
 def _total(costs: Mapping[str, Cost], stages: Sequence[Stage], field: str) -> float:
     return sum(float(getattr(costs[stage.identity], field)) for stage in stages)
+
+
+def _operations(flops: float) -> str:
+    """In words, to three digits: PFLOP, below one TFLOP."""
+    if flops >= 1e15:
+        return f"{flops / 1e15:,.0f} PFLOP" if flops >= 1e17 else f"{flops / 1e15:.3g} PFLOP"
+    return f"{flops / 1e12:.0f} TFLOP" if flops >= 1e14 else f"{flops / 1e12:.3g} TFLOP"
+
+
+def _time_or_misfit(costs: Mapping[str, Cost], stages: Sequence[Stage], device: Device) -> str:
+    """Hours of all stages together, minutes below one; a total that nobody can run there is none."""
+    if any(costs[stage.identity].memory > device.memory for stage in stages):
+        return "does not fit"
+    hours = _hours(costs, stages, device)
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.0f} min" if 60 * hours >= 1 else "< 1 min"
 
 
 def _hours(costs: Mapping[str, Cost], stages: Sequence[Stage], device: Device) -> float:

@@ -95,12 +95,16 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
                 table.add_row(name, one.what, str(shown), f"{count:,}", one.fields)
         if not found:
             table.add_row(name, "all", "none needed", "-", "")
-    samples = "" if root else " These are samples in the data sets' formats, written for this project (Apache-2.0)."
+    samples = (
+        " These are samples in the data sets' formats, written for this project (Apache-2.0). Set data.root=FOLDER, "
+        "in a run and here, for the real data sets."
+    )
+    absent = "" if folder.is_dir() else ", a folder that does not exist"
     return Group(
         table,
         *(Text(f"{name}: {kind.source}.") for name, kind in kinds.items()),
         *(Text(line, "yellow") for line in shortfalls(asked or {})),
-        Text(f"In {folder}.{samples} Set data.root=FOLDER, in a run and here, for the real data sets."),
+        Text(f"In {folder}{absent}.{samples if root is None else ''}"),
     )
 
 
@@ -144,10 +148,15 @@ def _libraries() -> list[Row]:
 def _device() -> list[Row]:
     import torch
 
+    threads = torch.get_num_threads()
     if torch.cuda.is_available():
         return [("device", f"{torch.cuda.get_device_name()}, bf16 {_word(torch.cuda.is_bf16_supported())}", "")]
     return [
-        ("device", f"CPU, {torch.get_num_threads()} threads", "float32 is used: bf16 is slow without a GPU that has it")
+        (
+            "device",
+            f"CPU, {threads} thread{'s' * (threads != 1)}",
+            "float32 is used: bf16 is slow without a GPU that has it",
+        )
     ]
 
 
@@ -191,9 +200,12 @@ def _sandbox() -> list[Row]:
 
 
 def _optional() -> list[Row]:
+    from harness.evaluate.vllm_engine import HOW
+
     optional = {
         "tensorboard": "pip install tensorboard, then train.report_to=[tensorboard]",
         "wandb": "pip install wandb, then train.report_to=[wandb]",
+        "vllm": f"{HOW} Then evaluation.engine=vllm",
     }
     rows: list[Row] = []
     for name, advice in optional.items():

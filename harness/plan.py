@@ -15,9 +15,10 @@ from typing import Any
 
 from harness import models
 from harness.device import compute_dtype
+from harness.errors import HarnessError
 from harness.files import digest_of
 from harness.identity import code_digest, imported_modules, seed_of, versions
-from harness.recipe import ModelSpec, Training
+from harness.recipe import ModelSpec, Training, recipe_names
 from harness.tasks import Task, tasks
 from harness.tokens import STUDENT
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
@@ -250,6 +251,8 @@ def make_plan(recipe: Any) -> Plan:
     Raises:
         HarnessError: a model URI or a data file is wrong, or a method lacks its teacher.
     """
+    if recipe.data.root:
+        data_folder(recipe.data.root, recipe.name if recipe.name in recipe_names() else "NAME")
     made = {name: task_of(recipe, name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
     cells, references = [], []
@@ -258,6 +261,27 @@ def make_plan(recipe: Any) -> Plan:
         cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
         references += builder.references()
     return Plan(recipe, tuple(cells), made, tuple(references))
+
+
+def data_folder(root: str, recipe: str = "NAME") -> Path:
+    """The folder that ``data.root`` names.
+
+    Args:
+        recipe: what the user calls the recipe.
+
+    Raises:
+        HarnessError: it is no folder.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise HarnessError(
+            "data.root",
+            f"no folder {folder}" + ("" if folder.is_absolute() else f" in {Path.cwd()}"),
+            "a folder with the files of the data sets",
+            f"`harness data recipe={recipe}` lists them. Set data.root=FOLDER to where they are, or data.root=null for "
+            "the built-in samples.",
+        )
+    return folder
 
 
 def task_of(recipe: Any, name: str) -> Task:
@@ -310,8 +334,6 @@ def _method(recipe: Any, name: str, fidelity: str) -> Method:
     Raises:
         HarnessError: the recipe names no teacher for it.
     """
-    from harness.errors import HarnessError
-
     method, own = recipe.method_of(name)
     kind = find(method)
     role = ROLE_OF_KIND.get(kind.teacher)

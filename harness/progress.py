@@ -118,7 +118,9 @@ def stored_table(plan: Plan, store: Store) -> Group:
 
 
 def gigabytes(size: float) -> str:
-    """Bytes in words, to three digits; more than 1,000 GB whole."""
+    """Bytes in words, to three digits; more than 1,000 GB whole, less than 0.1 GB in MB."""
+    if 0 < size < 1e8:
+        return f"{size / 1e6:.3g} MB"
     return f"{size / 1e9:,.0f} GB" if size >= 1e12 else f"{size / 1e9:.3g} GB"
 
 

@@ -357,10 +357,10 @@ def find_recipe(name: str) -> Path:
     return path
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """'Did you mean "gold"?', or nothing."""
+def suggest(name: str, known: Iterable[str], above: str = "") -> str:
+    """'Did you mean "gold"?', or nothing; with what stands above a key, 'Did you mean "train.steps"?'."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f'Did you mean "{near[0]}"?' if near else ""
+    return f'Did you mean "{above}{near[0]}"?' if near else ""
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -423,7 +423,8 @@ def _problem(error: Mapping[str, Any], values: Any) -> str:
     where = ".".join(str(part) for part in path) or "recipe"
     if error["type"] == "extra_forbidden":
         known = _fields_at(path[:-1])
-        hint = suggest(str(path[-1]), known) or f"There are {', '.join(sorted(known))}."
+        above = "".join(f"{part}." for part in path[:-1])
+        hint = suggest(str(path[-1]), known, above) or f"There are {', '.join(sorted(known))}."
         return f"{where}: unknown key (value {error['input']!r:.60}). {hint}"
     if error["type"] == "missing":
         return f"{where}: missing. {_description(path)}".rstrip()

@@ -87,6 +87,11 @@ class Failure:
     skipped: bool = False
 
 
+def _named(stage: Stage) -> str:
+    """A stage in a progress line: teachers are the same for all seeds."""
+    return " · ".join([stage.title, stage.task, *([] if stage.role else [f"seed {stage.seed}"])])
+
+
 class StageFailedError(Exception):
     """An input of a stage failed."""
 
@@ -380,7 +385,7 @@ class Runner:
     def _make_rows(self, stage: Stage, folder: Path) -> dict[str, Any]:
         model = self._tuned_teacher(stage.inputs["teacher"])
         examples = self._rows_examples(stage.task)
-        self.progress.begin(stage.title, len(examples))
+        self.progress.begin(_named(stage), len(examples))
         side = self.sides[stage.role]
         size = teacher.store_rows(
             model,
@@ -448,7 +453,7 @@ class Runner:
     def _optimise(self, stage: Stage, trainee: _Trainee) -> _Done:
         """All steps of a stage's training; on every rank the same, and no files but checkpoints."""
         count = int(stage.values["steps"])
-        self.progress.begin(stage.title, count)
+        self.progress.begin(_named(stage), count)
         if count == 0:
             return _Done([], 0.0, None)
         training, terms = trainee.training, trainee.terms
@@ -527,7 +532,7 @@ class Runner:
         task = self.plan.tasks[stage.task]
         requests = self._prompts(stage.task)
         model = self._evaluated_model(stage)
-        self.progress.begin(stage.title, len(requests))
+        self.progress.begin(_named(stage), len(requests))
         evaluation = self.recipe.evaluation
         engine = (
             vllm_engine.generate if evaluation.engine == "vllm" else partial(generate, batch_size=evaluation.batch_size)
@@ -546,7 +551,7 @@ class Runner:
         model = self._evaluated_model(stage)
         role = stage.role or STUDENT
         examples = [_as_student(example, role) for example in self._examples(stage.task, "test")]
-        self.progress.begin(stage.title, len(examples))
+        self.progress.begin(_named(stage), len(examples))
         pad = self.sides[role].tokenizer.pad_token_id
         items = measure(model, examples, pad=pad, on_batch=self.progress.advance)
         write_json(folder / "bits.json", [vars(item) for item in items])

@@ -11,9 +11,9 @@ from harness.tasks.codem import CodeM
 from harness.tasks.dolly import SETS, Dolly
 
 TRAINING = "training"
-_ALPACA = "instruction, output, mostly input; or prompt, output; or prefix, text"
+_ALPACA = "instruction, output, optionally input; or prompt, output; or prefix, text"
 FIELDS: Mapping[str, tuple[str, str]] = {
-    "dolly": (_ALPACA, "instruction, output (a text, or a list of references), mostly input"),
+    "dolly": (_ALPACA, "instruction, output (a text, or a list of references), optionally input"),
     "codem": (
         _ALPACA,
         "task_id, prompt, entry_point, contract, canonical_solution, base_input, plus_input, atol (EvalPlus's)",

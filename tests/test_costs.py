@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from harness.costs import (
 from harness.heads import hidden_states
 from harness.identity import environment
 from harness.plan import Plan, Stage, make_plan
+from harness.progress import gigabytes
 from harness.recipe import ModelSpec, load_recipe, recipe_names, validate
 from harness.store import Store
 from tests.conftest import Command
@@ -320,3 +322,52 @@ def test_a_plan_shows_costs_without_the_hub(harness: Command, tmp_path: Path) ->
     unknown = harness("plan", *asked, "student.model=hf:nobody/nothing", "--runs", tmp_path)
     assert unknown.code == 0
     assert "No estimate of costs: hf:nobody/nothing: found no config on this machine" in unknown.out
+
+
+def test_a_device_without_room_for_a_stage_has_no_total(harness: Command, tmp_path: Path) -> None:
+    shown = harness(
+        "plan", "phi_qwen_all", "data.root=", "tasks=[gsm8k]", "seeds=[0]", "methods=[fkd]", "--runs", tmp_path
+    )
+    text = " ".join(shown.out.split())
+    (total,) = re.findall(r"gsm8k: [\d.,]+ [PT]FLOP; (.*), one GPU", text)
+    refused = {device.name: f"No room on {device.name}" in text for device in DEVICES}
+    assert set(refused.values()) == {True, False}
+    for device, part in zip(DEVICES, total.split(", "), strict=True):
+        assert (part == f"does not fit on {device.name}") == refused[device.name]
+        assert part.endswith(device.name)
+
+
+def test_a_teacher_that_no_step_changes_needs_room_for_its_weights(harness: Command, tmp_path: Path) -> None:
+    asked = ["qwen_llama_countdown", "tasks=[countdown]", "methods=[uld]", "countdown.train_items=8"]
+    coster = Coster(make_plan(load_recipe(asked[0], asked[1:])))
+    (teacher,) = [stage for stage in coster.plan.stages() if stage.kind == "teacher"]
+    cost = coster.cost(teacher)
+    assert cost.memory == 2 * coster.shapes["cross"].parameters
+    assert (cost.flops, cost.traffic) == (0, 0)
+    trained = Coster(make_plan(load_recipe(asked[0], [*asked[1:], "teacher.steps=1"])))
+    (teacher,) = [stage for stage in trained.plan.stages() if stage.kind == "teacher"]
+    assert trained.cost(teacher).memory > 2 * cost.memory
+    shown = harness("plan", *asked, "--runs", tmp_path).out
+    assert "teacher.micro_batch_size" not in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("flops", "words"),
+    [(3.21e17, "321 PFLOP"), (1.5e15, "1.5 PFLOP"), (1.234e14, "123 TFLOP"), (2.3e10, "0.023 TFLOP"), (0.0, "0 TFLOP")],
+)
+def test_few_operations_are_not_none(flops: float, words: str) -> None:
+    assert costs._operations(flops) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(7200, "2.0 h"), (1800, "30 min"), (61, "1 min"), (5, "< 1 min")]
+)  # fmt: skip
+def test_short_times_are_minutes(planned: Callable[..., Plan], seconds: float, words: str) -> None:
+    stage = planned().stages()[0]
+    assert costs._time_or_misfit({stage.identity: Cost(cpu=seconds)}, [stage], H100) == words
+    assert costs._time_or_misfit({stage.identity: Cost(memory=1e12)}, [stage], H100) == "does not fit"
+
+
+@pytest.mark.parametrize(("size", "words"), [(2e12, "2,000 GB"), (1e8, "0.1 GB"), (4.56e7, "45.6 MB"), (0, "0 GB")])
+def test_small_sizes_are_in_mb(size: float, words: str) -> None:
+    assert gigabytes(size) == words

@@ -170,7 +170,9 @@ def test_an_unknown_key_names_the_nearest_at_every_level(override: str, meant: s
         load_recipe("quickstart", [override])
     (problem,) = error.value.problems
     assert problem.startswith(override.partition("=")[0] + ": unknown ")
-    assert f'Did you mean "{meant}"?' in problem
+    above = override.partition("=")[0].rpartition(".")[0] + "."
+    whole = f"{above if 'unknown key' in problem else ''}{meant}".removeprefix(".")  # of options, the name alone
+    assert f'Did you mean "{whole}"?' in problem
 
 
 def test_an_unknown_key_without_a_near_one_lists_what_there_is() -> None:

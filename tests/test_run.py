@@ -30,6 +30,7 @@ from harness import models, tasks
 from harness.batches import align
 from harness.evaluate import sandbox
 from harness.evidence import collect_evidence
+from harness.progress import gigabytes
 from harness.results import Run, files_line, read_record
 from harness.run import Runner
 from harness.store import Store
@@ -505,13 +506,13 @@ def test_teachers_and_their_rows_can_be_made_alone(whole: tuple[Place, Done], tm
     for size, folder in rows.items():
         digests = json.loads((folder / "manifest.json").read_text())["outputs"]
         assert folder.name[:12] in done.out
-        assert f"{size / 1e9:.3g} GB" in done.out
+        assert gigabytes(size) in done.out
         whole_run = whole[0].runs / "store" / "rows" / folder.name / "manifest.json"
         assert json.loads(whole_run.read_text())["outputs"] == digests
     for line in ("dolly: .*; ", "Disk: "):
-        estimated = re.search(rf"{line}(\S+) GB of teacher rows", said)
+        estimated = re.search(rf"{line}(\S+) MB of teacher rows", said)
         assert estimated is not None
-        assert 0 < 1e9 * float(estimated[1]) < sum(rows)  # a tiny tokenizer's tokens are shorter than is assumed
+        assert 0 < 1e6 * float(estimated[1]) < sum(rows)  # a tiny tokenizer's tokens are shorter than is assumed
     assert "Disk: 0 GB of teacher rows" in " ".join(place.harness(*command).out.split())
     again = place.run(*asked, "stages=[teacher]")
     assert (again.code, made) == (0, ["teacher", "rows"] * 2)

@@ -207,7 +207,7 @@ def test_without_it_a_plan_says_how_to_get_it_and_a_run_stops(
     asked = [f"recipe={tmp_path / 'tiny.yaml'}", "--runs", tmp_path / "runs"]
     shown = harness("plan", *asked)
     assert shown.code == 0, shown.err
-    assert "a run stops here, as vLLM is not installed. Install it: pip install 'ctkd-harness[vllm]'" in " ".join(
+    assert "a run stops here, as vLLM is not installed. Install it: pip install -e '.[vllm]'" in " ".join(
         shown.out.split()
     )
     done = harness("run", *asked)

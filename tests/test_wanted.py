@@ -22,7 +22,7 @@ def made(name: str, root: Path | None = None, **settings: Any) -> Any:
 
 def forms(fields: str) -> list[list[str]]:
     """The fields that a row must have, one list for each form of a row."""
-    plain = re.sub(r"\([^)]*\)|mostly \w+", "", fields)
+    plain = re.sub(r"\([^)]*\)|optionally \w+", "", fields)
     return [[name for name in re.split(r"[,\s]+", form) if name and name != "or"] for form in plain.split(";")]
 
 
@@ -90,6 +90,29 @@ def test_the_verbs_say_it_and_take_a_recipe(harness: Command, tmp_path: Path) ->
         everything = harness("data", *arguments).out
         assert "gsm8k" in everything
         assert str(root) in everything.replace("\n", "")
+        assert "Set data.root=" not in everything
+    assert "Set data.root=FOLDER" in harness("data", "data.root=null").out
     wrong = harness("data", "train.steps=3")
     assert wrong.code == 2
     assert "recipe=NAME" in wrong.err
+
+
+def test_a_folder_that_does_not_exist_is_named(
+    harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a recipe names, too; there `harness data` shows what belongs into it, and null undoes it."""
+    monkeypatch.chdir(tmp_path)
+    for given in (["--root", "/nope"], ["data.root=/nope"], ["recipe=quickstart", "data.root=/nope"]):
+        done = harness("data", *given)
+        assert (done.code, "data.root: found no folder /nope" in done.err) == (2, True)
+    fields = ["recipe=phi_qwen_all", "tasks=[gsm8k]", "methods=[sft]"]
+    done = harness("plan", *fields)
+    assert done.code == 2
+    assert f"data.root: found no folder data in {tmp_path}; expected " in done.err
+    assert "`harness data recipe=phi_qwen_all` lists them" in done.err
+    assert "data.root=null" in done.err
+    listed = harness("data", *fields)
+    assert listed.code == 0
+    assert "In data, a folder that does not exist." in listed.out
+    assert "gsm8k/train.jsonl" in listed.out
+    assert harness("plan", *fields, "data.root=null").code == 0

@@ -30,7 +30,7 @@ from harness.tokens import TextSide
 MEMORY_SHARE = 0.8  # of the GPU's; the rest is for what this process keeps there
 
 
-HOW = "Install it: pip install 'ctkd-harness[vllm]'. It needs a GPU."
+HOW = "Install it: pip install -e '.[vllm]'. It needs a GPU."
 
 
 def installed() -> str | None:
