@@ -32,6 +32,7 @@ OLDER_CPU = {
 
 def main() -> None:
     """Exit status 1 where something moved by more than the tolerance."""
+    torch.set_num_threads(1)
     found: dict[str, t.Trajectory] = {}
     with tempfile.TemporaryDirectory() as folder:
         for task in t.TASKS:
@@ -91,6 +92,7 @@ def trainings(folder: Path, *overrides: str, sampled: bool = True) -> dict[str, 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:  # by `_variants`, for a process of its own
+        torch.set_num_threads(1)
         made = trainings(Path(sys.argv[1]))
         (Path(sys.argv[1]) / "trainings.json").write_text(json.dumps(made))
     else:

@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 from harness import run
 from harness.batches import Collator
@@ -47,6 +48,15 @@ def rows(*quick: str) -> Any:
     """Every row of the table; those that are not quick run nightly."""
     marks = {row: () if row in (quick or ROWS) else NIGHTLY for row in ROWS}
     return pytest.mark.parametrize("row", [pytest.param(row, marks=marks[row]) for row in ROWS])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As recorded: with more threads sums are added up in another order, beyond the noise that tolerances come from."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
