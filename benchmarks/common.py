@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import math
@@ -47,6 +48,19 @@ def machine(device: str) -> str:
     ]
     name = names[0] if names else platform.processor() or "unknown processor"
     return f"{os.cpu_count()} CPU cores, {platform.machine()}, {name}, torch {torch.__version__}"
+
+
+def preset_parser(description: str, presets: Iterable[str]) -> argparse.ArgumentParser:
+    """The options of all benchmarks that have presets: which one, on what, and real tokenizers and text."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--preset", choices=[*presets], default="cpu")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="by default cpu for the preset of that name, else cuda"
+    )
+    parser.add_argument("--student-tokenizer", type=Path, help="a tokenizer.json instead of a built-in one")
+    parser.add_argument("--teacher-tokenizer", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl instead of the samples")
+    return parser
 
 
 def demand(device: str) -> None:

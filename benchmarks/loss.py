@@ -32,6 +32,7 @@ from common import (
     markdown,
     matrix_rate,
     peer,
+    preset_parser,
     read_tokenizer,
     rows_of_text,
     trained_tokenizer,
@@ -492,14 +493,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=[*PRESETS], default="cpu")
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="by default cpu for the preset of that name, else cuda"
-    )
-    parser.add_argument("--student-tokenizer", type=Path, help="a tokenizer.json instead of a built-in one")
-    parser.add_argument("--teacher-tokenizer", type=Path)
-    parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl instead of the samples")
+    parser = preset_parser(__doc__.splitlines()[0], PRESETS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--ways", nargs="+", help=f"of {', '.join((*OURS, *PEERS))}")
     parser.add_argument(

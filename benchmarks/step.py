@@ -29,6 +29,7 @@ from common import (
     markdown,
     peak_resident,
     peer,
+    preset_parser,
     read_tokenizer,
     resident,
     rows_of_text,
@@ -337,14 +338,7 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=[*PRESETS], default="cpu")
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="by default cpu for the preset of that name, else cuda"
-    )
-    parser.add_argument("--student-tokenizer", type=Path, help="a tokenizer.json instead of a built-in one")
-    parser.add_argument("--teacher-tokenizer", type=Path)
-    parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl instead of the samples")
+    parser = preset_parser(__doc__.splitlines()[0], PRESETS)
     parser.add_argument("--ways", nargs="+", choices=[*WAYS], help="by default all; compiled ones on a GPU only")
     parser.add_argument("--steps", type=int, help="that are timed, in place of the preset's")
     parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
