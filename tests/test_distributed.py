@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +13,22 @@ import yaml
 
 from methods.base import find
 from tests import method_contract as contract
-from tests.conftest import Command
+from tests.conftest import Command, torchrun
 
 pytestmark = pytest.mark.slow
 METHODS = ["control", "uld", "cdm", "gold", "mined"]
+WORKER = str(Path(__file__).parent / "distributed_worker.py")
 
 
-ROOT = Path(__file__).parent.parent
-
-
-def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-
-def _torchrun(mode: str, method: str, folder: Path) -> None:
-    done = _launch(str(ROOT / "tests" / "distributed_worker.py"), mode, method, str(folder))
+def _work(mode: str, method: str, folder: Path) -> None:
+    done = torchrun(WORKER, mode, method, str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ddp_processes_train_like_one(method: str, tmp_path: Path) -> None:
     """Ranks hold different numbers of tokens: only a global normalisation gives the same losses."""
-    _torchrun("ddp", method, tmp_path)
+    _work("ddp", method, tmp_path)
     double = json.loads((tmp_path / "steps.json").read_text())
     single = contract.run(find(method)(), tmp_path / "single", batch_size=4, micro_batch_size=4)
     assert len(double) == len(single) == 4
@@ -52,7 +41,7 @@ def test_two_ddp_processes_train_like_one(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["uld"])
 def test_sharded_gradients_equal_those_of_one_process(method: str, tmp_path: Path) -> None:
     """fully_shard's root holds embeddings and head: the chunked loss must see and return whole ones."""
-    _torchrun("fsdp", method, tmp_path)
+    _work("fsdp", method, tmp_path)
     sharded = torch.load(tmp_path / "gradients.pt", weights_only=True)
     made = contract.bench(find(method)(), dtype=torch.float64)
     distiller = made.distiller()
@@ -66,7 +55,7 @@ def test_sharded_gradients_equal_those_of_one_process(method: str, tmp_path: Pat
 @pytest.mark.parametrize("bucket", ["none", "length"])
 def test_two_processes_resume_in_the_second_epoch(bucket: str, tmp_path: Path) -> None:
     """Stopped after the third of four steps, two of which make an epoch; the checkpoint is found by all ranks."""
-    _torchrun("resume", f"uld,{bucket}", tmp_path)
+    _work("resume", f"uld,{bucket}", tmp_path)
     resumed = json.loads((tmp_path / "steps.json").read_text())
     straight = contract.run(find("uld")(), tmp_path / "single", batch_size=2, micro_batch_size=2, bucket=bucket)
     assert [step["tokens"] for step in resumed] == [step["tokens"] for step in straight]
@@ -91,7 +80,7 @@ def _scores(runs: Path) -> dict[tuple[str, str], float]:
 def test_two_processes_make_the_table_of_one(tiny_recipe: dict[str, Any], harness: Command, tmp_path: Path) -> None:
     """Rank 0 does all that is no training and speaks for both; identities know nothing of the number of processes."""
     recipe = _recipe(tmp_path, tiny_recipe)
-    double = _launch("-m", "harness", "run", recipe, "--runs", str(tmp_path / "double"))
+    double = torchrun("-m", "harness", "run", recipe, "--runs", str(tmp_path / "double"))
     assert double.returncode == 0, double.stderr[-3000:]
     single = harness("run", recipe, "--runs", str(tmp_path / "single"))
     assert single.code == 0
@@ -107,8 +96,7 @@ def test_two_processes_make_the_table_of_one(tiny_recipe: dict[str, Any], harnes
 def test_a_method_that_fails_on_all_ranks_is_a_row(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     """Noted by rank 0, while the other waits for the next training."""
     recipe = _recipe(tmp_path, tiny_recipe, methods=["uld", "sft"])
-    worker = str(ROOT / "tests" / "distributed_worker.py")
-    done = _launch(worker, "fail", "0,1", "run", recipe, "--runs", str(tmp_path / "runs"))
+    done = torchrun(WORKER, "fail", "0,1", "run", recipe, "--runs", str(tmp_path / "runs"))
     assert done.returncode == 1
     assert done.stdout.count("ZeroDivisionError") >= 1
     (path,) = (tmp_path / "runs").glob("*/results.csv")
@@ -120,8 +108,7 @@ def test_a_method_that_fails_on_all_ranks_is_a_row(tiny_recipe: dict[str, Any], 
 def test_a_rank_that_fails_alone_ends_the_run_with_its_reason(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     """Rank 0 would wait for its gradients for ever; what is stored by then is kept."""
     recipe = _recipe(tmp_path, tiny_recipe, methods=["uld"])
-    worker = str(ROOT / "tests" / "distributed_worker.py")
-    done = _launch(worker, "fail", "1", "run", recipe, "--runs", str(tmp_path / "runs"))
+    done = torchrun(WORKER, "fail", "1", "run", recipe, "--runs", str(tmp_path / "runs"))
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert len(list((tmp_path / "runs").glob("store/rows/*/manifest.json"))) == 1

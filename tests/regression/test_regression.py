@@ -33,6 +33,7 @@ from harness.run import Runner, Silent
 from harness.tasks import tasks
 from methods.base import TeacherKind, registered
 from methods.gold import GOLD
+from tests.conftest import torchrun
 from tests.regression import trajectories as t
 
 RECORDED, NOISE = t.recorded()["cells"], t.recorded()["noise"]
@@ -184,6 +185,20 @@ def test_live_teachers_give_what_stored_rows_give(folder: Path, row: str) -> Non
         stage = cell_of(made, row).student
         assert {needed.kind for name, needed in stage.inputs.items() if name != "start"} == {"teacher"}
         assert too_far(row, t.trained(made, stage)) == []
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_record(folder: Path) -> None:
+    """All rows under torchrun with gloo, from the teachers' fine-tuning on."""
+    runs = folder / "two processes"
+    done = torchrun("-m", "harness", "run", "recipe=smoke", *t.cut(t.TASK), "--runs", str(runs), cache=folder / "cache")
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = t.smoke(runs)
+    assert all(made.store.find(stage.kind, stage.identity) for stage in made.plan.stages())
+    found = t.run(made)
+    assert found.keys() == {name for name in RECORDED if name.startswith(f"{t.TASK} · ")}
+    far = [str(d) for cell in found for d in t.deviations(cell, found[cell], RECORDED[cell], NOISE) if d.too_far]
+    assert far == []
 
 
 # --- Faults -----------------------------------------------------------------------------------------------------------

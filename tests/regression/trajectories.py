@@ -43,9 +43,13 @@ Noise = dict[str, dict[str, list[float]]]  # of each row and quantity: [at most,
 
 def smoke(folder: Path, *overrides: str, task: str = TASK) -> Runner:
     """A runner of the recipe's cells on a task, one seed each; its stages are stored below ``folder``."""
-    shorter = ("evaluation.references=[]", "gsm8k.seeds=[0]")
-    recipe = load_recipe("smoke", [f"tasks=[{task}]", *shorter, *overrides])
+    recipe = load_recipe("smoke", [*cut(task), *overrides])
     return Runner(make_plan(recipe), Store(folder), folder, Silent())
+
+
+def cut(task: str) -> tuple[str, ...]:
+    """Overrides of the recipe that leave its cells on one task, one seed each."""
+    return (f"tasks=[{task}]", "evaluation.references=[]", "gsm8k.seeds=[0]")
 
 
 def run(runner: Runner) -> dict[str, Trajectory]:
