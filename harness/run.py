@@ -32,7 +32,7 @@ from harness.evaluate.bits_per_byte import measure
 from harness.evaluate.generate import check_room, generate
 from harness.evaluate.sandbox import SandboxUnavailable
 from harness.files import write_json, write_text
-from harness.heads import Head, check_head
+from harness.heads import Head, check_head, check_packing
 from harness.identity import environment
 from harness.loss import Distiller, Objective
 from harness.plan import Cell, Plan, Reference, Stage, order_seed, with_inputs
@@ -210,6 +210,7 @@ class Runner:
                         "Name another, or leave it out.",
                     )
         self._check_rows()
+        self._check_packing()
         for name, task in self.plan.tasks.items():
             self._check_lengths(name)
             self._check_rollouts(name)
@@ -240,6 +241,15 @@ class Runner:
             tokens = self._config(role).get_text_config().vocab_size
             if k > tokens:
                 raise HarnessError("teacher_rows.k", str(k), f"at most {tokens}, the tokens of {self.sides[role].name}")
+
+    def _check_packing(self) -> None:
+        """Models that are to be trained on packed sequences must keep them apart."""
+        recipe = self.recipe
+        packed = {STUDENT} if recipe.warm_start.packing or recipe.train.packing else set()
+        if recipe.teacher.packing:
+            packed |= {stage.role for stage in self.plan.stages() if stage.kind == "teacher"}
+        for role in sorted(packed):
+            check_packing(self._published(self.specs[role]))
 
     def _check_rollouts(self, task: str) -> None:
         """The student must be able to read the longest prompt and what it may sample after it."""

@@ -168,6 +168,14 @@ def test_samples_that_leave_no_room(tiny_run: Callable[..., Done]) -> None:
 
 
 @pytest.mark.usefixtures("nothing_trains")
+@pytest.mark.parametrize("trained", ["teacher", "warm_start", "train"])
+def test_a_model_that_can_not_be_packed(tiny_run: Callable[..., Done], trained: str) -> None:
+    """OPT counts its positions from the attention mask, and packed sequences have none."""
+    text = error_of(tiny_run("student.model=tiny:opt", "teachers.same.model=tiny:opt", f"{trained}.packing=true"))
+    assert "packing: found hidden rows of OPTForCausalLM that differ by" in text
+
+
+@pytest.mark.usefixtures("nothing_trains")
 def test_a_test_prompt_that_leaves_an_evaluated_teacher_no_room(
     tiny_run: Callable[..., Done], tiny_models: Path
 ) -> None:
