@@ -8,7 +8,8 @@ from pathlib import Path
 
 from harness.tasks.base import Task, read_rows
 from harness.tasks.codem import CodeM
-from harness.tasks.dolly import SETS, Dolly
+from harness.tasks.dolly import SETS, SPLITS, Dolly
+from harness.tasks.hub import how_to_get
 
 TRAINING = "training"
 _ALPACA = "instruction, output, optionally input; or prompt, output; or prefix, text"
@@ -28,7 +29,7 @@ class Wanted:
     """A set of rows.
 
     Attributes:
-        what: "training", or a test set as tables call it.
+        what: "training", with the split where several are listed, or a test set as tables call it.
         files: below the data folder; the first one there is read.
         fields: of a row, in words.
     """
@@ -45,15 +46,19 @@ class Wanted:
 def wanted_of(kind: type[Task], task: Task | None = None) -> list[Wanted]:
     """The sets of rows of a kind of task: those that a task's settings ask for, or all that there can be."""
     train, test = FIELDS.get(kind.name, ("", ""))
-    sets = {"test": kind.test_files}
-    if issubclass(kind, Dolly):
-        asked = SETS if task is None else task.settings.sets
-        sets = {f"test, {SETS[name].label}": SETS[name].files for name in asked}
+    training, sets = {TRAINING: kind.train_files}, {"test": kind.test_files}
+    if isinstance(task, Dolly):
+        training = {TRAINING: task.split.train_files}
+        sets = {f"test, {SETS[name].label}": SETS[name].files for name in task.sets}
+    elif issubclass(kind, Dolly):
+        training = {f"{TRAINING}, {SETS[each.own_set].label}": each.train_files for each in SPLITS.values()}
+        sets = {f"test, {each.label}": each.files for each in SETS.values()}
     elif issubclass(kind, CodeM):
         benchmarks = {"humaneval": kind.test_files, "mbpp": kind.mbpp_files}
         asked = benchmarks if task is None else task.settings.benchmarks
         sets = {f"test, {name}": benchmarks[name] for name in asked}
-    found = [Wanted(TRAINING, kind.train_files, train), *(Wanted(what, files, test) for what, files in sets.items())]
+    found = [Wanted(what, files, train) for what, files in training.items()]
+    found += [Wanted(what, files, test) for what, files in sets.items()]
     return [one for one in found if one.files]  # a task that makes its rows has no files
 
 
@@ -65,6 +70,7 @@ def shortfalls(tasks: Mapping[str, Task]) -> Iterator[str]:
             setting = "train_items" if one.what == TRAINING else "test_items"
             asked = getattr(task.settings, setting)
             if path is None:
-                yield f"{name}: no rows of {one.what}, as the data folder has no {' or '.join(one.files)}"
+                missing = f"{name}: no rows of {one.what}, as the data folder has no {' or '.join(one.files)}"
+                yield f"{missing}. {how}" if (how := how_to_get(one.files)) else missing
             elif asked is not None and (there := len(read_rows(path, {}, asked))) < asked:
                 yield f"{name}.{setting}={asked}: {path} has {there} rows, and all of them are taken"

@@ -23,6 +23,7 @@ OTHER_DIGITS = 3
 
 METRIC_LABELS = {
     "rouge_l": "ROUGE-L",
+    "rouge_l_hub": "ROUGE-L (hub split)",
     "rouge_l_selfinst": "SelfInst R-L",
     "rouge_l_vicuna": "Vicuna R-L",
     "rouge_l_sinst": "S-NI R-L",

@@ -55,6 +55,19 @@ def test_dolly_has_development_rows_of_its_own_in_dskds_split(tmp_path: Path) ->
     assert not (tmp_path / "dev/gsm8k").exists()
 
 
+def test_the_hub_split_has_development_rows_of_its_own_too(tmp_path: Path) -> None:
+    rows = [{"instruction": str(number), "input": "", "output": "x", "category": "y"} for number in range(30)]
+    (tmp_path / "data/dolly_hub").mkdir(parents=True)
+    for name, part in (("train", rows[:20]), ("dev", rows[20:28]), ("test", rows[28:])):
+        (tmp_path / f"data/dolly_hub/{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    said = write_dev_folder(tmp_path / "data", tmp_path / "dev", items=4)
+    assert said == ["dolly_hub: 20 rows to train on, 4 held out"]
+    task = tasks()["dolly"](tasks()["dolly"].Settings(split="hub"), tmp_path / "dev")
+    assert len(task.training_examples()) == 20
+    assert lines(task.test_file) == rows[20:24]
+    assert not (tmp_path / "dev/dolly").exists()
+
+
 @pytest.mark.parametrize("asked", [["data.root=ROOT"], ["recipe=smoke", "data.root=ROOT"], ["--root", "ROOT"]])
 def test_the_rows_that_are_held_out_are_those_of_the_folder_that_is_named(
     tmp_path: Path, harness: Command, asked: list[str]

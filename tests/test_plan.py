@@ -222,6 +222,14 @@ def test_what_changes_results_makes_stages_new(planned: Planner, change: dict[st
     assert kinds_that_differ(planned(), planned(**change)) == new
 
 
+def test_the_split_of_dolly_counts_even_where_the_rows_are_the_same(planned: Planner, tmp_path: Path) -> None:
+    data = shutil.copytree(samples_folder(), tmp_path / "data")
+    shutil.copytree(data / "dolly", data / "dolly_hub")
+    asked = {"data__root": str(data)}
+    assert kinds_that_differ(planned(), planned(**asked, dolly__split="dskd")) == set()
+    assert kinds_that_differ(planned(**asked), planned(**asked, dolly__split="hub")) == ALL
+
+
 def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
     before, after = planned(), planned(method_options__uld={"kd_weight": 0.9})
     changed = [a.student.identity != b.student.identity for a, b in zip(before.cells, after.cells, strict=True)]

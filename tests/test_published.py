@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from harness.recipe import Recipe
+from harness.tasks import tasks
 from reports import ReportContext, Table, beside_published, markdown, published_pairs, terminal
 from reports.published import PAPERS, PaperComparison, csv_published, published
 from tests.test_analysis import Frames
@@ -23,7 +25,7 @@ PHI_QWEN: dict[str, Any] = {
     },
     "warm_start": {"epochs": 3, "steps": None},
     "train": {"epochs": 7, "steps": None, "batch_size": 32, "learning_rate": 2e-5},
-    "dolly": {"decoding": "sampling", "sampling_seeds": [10], "train_items": None, "bos": False},
+    "dolly": {"split": "dskd", "decoding": "sampling", "sampling_seeds": [10], "train_items": None, "bos": False},
 }
 
 
@@ -134,7 +136,7 @@ def test_settings_that_differ_are_named_with_both_values() -> None:
         dolly(sft=25.0, items=16),
         student={"model": "hf:Qwen/Qwen2.5-0.5B", "layers": None},
         train={"steps": 20, "batch_size": 32, "learning_rate": 2e-5},
-        dolly={"decoding": "greedy", "sampling_seeds": [10], "bos": True},
+        dolly={"split": "dskd", "decoding": "greedy", "sampling_seeds": [10], "bos": True},
     )
     assert differences(comparison) == [
         ("train.epochs", "none", "7"),
@@ -146,6 +148,37 @@ def test_settings_that_differ_are_named_with_both_values() -> None:
     ]
     said = "train.epochs none (theirs 7); train.steps 20 (theirs none); dolly.decoding greedy (theirs sampling)"
     assert f"Settings differ: {said}" in " ".join(comparison.lines())
+
+
+@pytest.mark.parametrize(
+    ("split", "beside", "differ"),
+    [
+        ("dskd", ["dolly.rouge_l", "dolly.rouge_l_vicuna"], []),
+        ("hub", ["dolly.rouge_l_vicuna"], [("dolly.split", "hub", "dskd")]),
+    ],
+)
+def test_no_published_number_stands_beside_the_hubs_dolly(
+    tmp_path: Path, split: str, beside: list[str], differ: list[tuple[str, str, str]]
+) -> None:
+    """Papers tested on DSKD's split; beside their further test sets stands what students were trained on otherwise."""
+    for file in ("dolly/test", "dolly_hub/test", "vicuna/valid"):
+        path = tmp_path / f"{file}.jsonl"
+        path.parent.mkdir()
+        path.write_text('{"instruction": "a", "output": "b"}\n')
+    kind = tasks()["dolly"]
+    frames = Frames()
+    for metric in kind(kind.Settings(split=split, sets=["dolly", "vicuna"]), tmp_path).metrics:
+        frames.add("sft", [25.0, 26.0], metric.name)
+    comparison = compared(frames.table(""), dolly=PHI_QWEN["dolly"] | {"split": split})
+    assert [row.column.key for row in comparison.rows] == beside
+    assert [found for found in differences(comparison) if not found[0].endswith(" items")] == differ
+
+
+def test_the_hub_split_has_no_published_column() -> None:
+    assert not [key for pair in published_pairs() for key in published(pair).columns if "hub" in key]
+    table = Frames().add("sft", [25.0, 26.0], "rouge_l_hub").table("")
+    assert compared(table, dolly=PHI_QWEN["dolly"] | {"split": "hub"}).rows == ()
+    assert [column.full_label for column in table.columns] == ["dolly ROUGE-L (hub split)"]
 
 
 def test_without_a_common_cell_one_line_says_so() -> None:

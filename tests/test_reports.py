@@ -40,6 +40,8 @@ from reports.to_markdown import escape
 PERCENT = {"unit": "%", "higher_is_better": True, "headline": True}
 METRICS: dict[str, dict[str, Any]] = {
     "rouge_l": {"task": "dolly", **PERCENT},
+    "rouge_l_hub": {"task": "dolly", **PERCENT},
+    "rouge_l_vicuna": {"task": "dolly", **PERCENT},
     "humaneval": {"task": "codem", **PERCENT},
     "exact_match_strict": {"task": "gsm8k", **PERCENT},
     "exact_match_flexible": {"task": "gsm8k", **PERCENT, "headline": False},

@@ -154,9 +154,82 @@ def test_a_missing_test_set_is_named_and_is_no_column(five_sets: Path) -> None:
         made("dolly", five_sets, sets=("unni", "selfinst")).requests()
 
 
+@pytest.fixture
+def both_splits(five_sets: Path) -> Path:
+    """Beside DSKD's files those of the hub split."""
+    write(five_sets / "dolly_hub/train.jsonl", {"instruction": "hub a", "input": "", "output": "b", "category": "c"})
+    rows = [{"instruction": f"hub {i}", "input": "", "output": f"hub answer {i}", "category": "c"} for i in range(2)]
+    write(five_sets / "dolly_hub/test.jsonl", *rows)
+    return five_sets
+
+
+def test_the_hub_split_is_another_data_set(both_splits: Path) -> None:
+    task = made("dolly", both_splits, split="hub", sets=ALL_SETS, decoding="greedy")
+    names = [metric.name for metric in task.metrics]
+    assert names == ["rouge_l_hub", "rouge_l_selfinst", "rouge_l_vicuna", "rouge_l_sinst", "rouge_l_unni"]
+    (trained,) = task.training_examples()
+    assert (trained.id, trained.prompt) == ("dolly_hub/train/0", WITHOUT_INPUT.format(instruction="hub a"))
+    assert [(row.id, row.response) for row in task.reference_examples()] == [
+        ("dolly_hub/0", "hub answer 0"),
+        ("dolly_hub/1", "hub answer 1"),
+    ]
+    requests = {request.id: request.prompt for request in task.requests()}
+    assert requests["dolly_hub/1"] == WITHOUT_INPUT.format(instruction="hub 1")
+    assert not [prompt for prompt in requests.values() if "dolly/valid" in prompt]
+    scores = task.score({"one": dict.fromkeys(requests, "hub answer 1")}, both_splits, False)["one"].values
+    assert scores["rouge_l_hub"] == {"dolly_hub/0": pytest.approx(200 / 3), "dolly_hub/1": 100.0}
+    assert list(scores) == names
+    first, second, *more = task.protocol()
+    assert "Dolly (hub split) 2 items, SelfInst 3 items" in first
+    assert all(
+        words in second for words in ("not DSKD's", "sorted by SHA-256", "500 rows", "1,000", "databricks-dolly")
+    )
+    assert more == ["Bits per byte: of the references of Dolly (hub split)."]
+    assert task.training_digest() == sha256_file(both_splits / "dolly_hub/train.jsonl")
+    assert task.test_digests()[0] == sha256_file(task.test_file) == sha256_file(both_splits / "dolly_hub/test.jsonl")
+    only = made("dolly", both_splits, split="hub", sets="vicuna")
+    assert "not DSKD's" in " ".join(only.protocol())  # its students were trained on it
+
+
+def test_the_hub_split_names_what_is_missing_and_the_download(five_sets: Path) -> None:
+    for call in ("training_examples", "training_digest", "reference_examples"):
+        with pytest.raises(HarnessError, match=r"none of dolly_hub/t\w+\.jsonl under .*--download dolly_hub`"):
+            getattr(made("dolly", five_sets, split="hub"), call)()
+    (line,) = [
+        line for line in made("dolly", five_sets, split="hub", sets=ALL_SETS).protocol() if "not evaluated" in line
+    ]
+    assert "Dolly (hub split) (dolly_hub/test.jsonl)" in line
+    (five_sets / "dolly/train.jsonl").unlink()
+    with pytest.raises(HarnessError) as error:
+        made("dolly", five_sets).training_examples()
+    assert "--download" not in str(error.value)
+
+
+def test_the_hub_split_is_part_of_identities_and_dskds_is_not() -> None:
+    """Those of DSKD's split are written down as they were before there was another."""
+    task = made("dolly")
+    assert task.training_identity() == {"train_items": None, "bos": True}
+    assert task.identity() == {
+        "test_items": None,
+        "new_tokens": 256,
+        "sets": ["dolly"],
+        "decoding": "sampling",
+        "sampling_seeds": [10],
+        "prompt_tokens": 256,
+        "bos": True,
+    }
+    assert task.identity() == made("dolly", split="dskd").identity()
+    hub = made("dolly", split="hub")
+    assert hub.identity() == task.identity() | {"split": "hub"}
+    assert hub.training_identity() == task.training_identity() | {"split": "hub"}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"split": "DSKD"}, "'dskd' or 'hub'"),
+        ({"split": ["dskd", "hub"]}, "'dskd' or 'hub'"),  # never both
+        ({"sets": ["dolly_hub"]}, "'dolly', 'selfinst'"),
         ({"sets": ["dolly", "dolly"]}, "stands there twice"),
         ({"sampling_seeds": [1, 1]}, "stands there twice"),
         ({"sets": []}, "at least 1"),

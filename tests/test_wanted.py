@@ -32,12 +32,15 @@ CASES = [(name, one) for name, kind in tasks().items() for one in wanted_of(kind
 @pytest.mark.parametrize(("name", "one"), CASES, ids=[f"{name} {one.what}" for name, one in CASES])
 def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any, tmp_path: Path) -> None:
     sample = json.loads((samples_folder() / name / "test.jsonl").read_text().splitlines()[0])
-    sets = {"SelfInst": "selfinst", "Vicuna": "vicuna", "S-NI": "sinst", "UnNI": "unni", "Dolly": "dolly"}
-    label = one.what.removeprefix("test, ")
-    settings = {"sets": sets[label]} if label in sets else {"benchmarks": (label,)} if name == "codem" != label else {}
-    settings = settings if one.what != TRAINING else {}
+    dolly = {"Dolly": {}, "Dolly (hub split)": {"split": "hub"}}
+    sets = {"SelfInst": "selfinst", "Vicuna": "vicuna", "S-NI": "sinst", "UnNI": "unni"}
+    training, _, label = one.what.partition(", ")
+    training = training == TRAINING
+    settings: dict[str, Any] = dolly.get(label) or ({"sets": sets[label]} if label in sets else {})
+    if name == "codem" and not training:
+        settings = {"benchmarks": (label,)}
     for form in forms(one.fields):
-        row = {field: f"a {field}" if one.what == TRAINING else sample[field] for field in form}
+        row = {field: f"a {field}" if training else sample[field] for field in form}
         for file in one.files:
             path = tmp_path / file
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +49,7 @@ def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any,
                 if file.endswith(".gz"):
                     continue
                 task = made(name, tmp_path, **settings)
-                read = task.training_examples if one.what == TRAINING else task.reference_examples
+                read = task.training_examples if training else task.reference_examples
                 if left_out is None:
                     assert len(read()) == 1
                 else:
@@ -70,6 +73,35 @@ def test_what_is_asked_for_and_not_there_is_named(tmp_path: Path) -> None:
         "codem: no rows of test, mbpp, as the data folder has no codem/mbpp_test.jsonl or evalplus/MbppPlus.jsonl.gz",
     ]
     assert list(shortfalls({"gsm8k": made("gsm8k", root)})) == []
+
+
+def test_what_is_missing_and_on_the_hub_is_named_with_its_download(harness: Command, tmp_path: Path) -> None:
+    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    (root / "gsm8k/test.jsonl").unlink()
+    (root / "dolly_hub").mkdir()
+    shutil.copy(root / "dolly/train.jsonl", root / "dolly_hub/train.jsonl")
+    hub = made("dolly", root, split="hub", sets=["dolly", "unni"])
+    assert list(shortfalls({"dolly": hub, "gsm8k": made("gsm8k", root)})) == [
+        "dolly: no rows of test, Dolly (hub split), as the data folder has no dolly_hub/test.jsonl. "
+        "`harness data --root FOLDER --download dolly_hub` puts it there.",
+        "dolly: no rows of test, UnNI, as the data folder has no unni/valid_11_.jsonl",
+        "gsm8k: no rows of test, as the data folder has no gsm8k/test.jsonl. "
+        "`harness data --root FOLDER --download gsm8k` puts it there.",
+    ]
+    assert next(one.files for one in wanted_of(type(hub), hub)) == ("dolly_hub/train.jsonl",)
+    fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly]", "methods=[sft]", "dolly.split=hub"]
+    listed = " ".join(harness("data", *fields).out.split())
+    assert "no dolly_hub/test.jsonl. `harness data --root FOLDER --download dolly_hub`" in listed
+    assert "dolly/train.jsonl" not in listed.replace("dolly_hub/", "")
+    planned = harness("plan", *fields)
+    assert planned.code == 2
+    assert "none of dolly_hub/test.jsonl under" in planned.err
+    assert "`harness data --root FOLDER --download dolly_hub` puts it there." in planned.err
+    (root / "vicuna").mkdir()
+    (root / "vicuna/valid.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    planned = harness("plan", *fields, "dolly.sets=[dolly,vicuna]")
+    assert planned.code == 0, planned.err
+    assert "no dolly_hub/test.jsonl. `harness data --root FOLDER --download dolly_hub`" in " ".join(planned.out.split())
 
 
 def test_the_verbs_say_it_and_take_a_recipe(harness: Command, tmp_path: Path) -> None:

@@ -9,21 +9,24 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.files import new_directory, write_text
+from harness.tasks import dolly_hub
 from harness.tasks.base import read_rows
+from harness.tasks.dolly import SPLITS
 
-# Task -> the training files of which the first one there is split, and what the two parts are called below the folder.
+# Data set -> its training files, of which the first one there is split, and what the parts are called below the folder.
 _SPLIT: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "gsm8k": (("gsm8k/train.jsonl",), "gsm8k/train.jsonl", "gsm8k/test.jsonl"),
-    "dolly": (("dolly/train.jsonl", "dolly/train_subset_union.jsonl"), "dolly/train.jsonl", "dolly/test.jsonl"),
+    "dolly": (SPLITS["dskd"].train_files, "dolly/train.jsonl", "dolly/test.jsonl"),
+    "dolly_hub": (SPLITS["hub"].train_files, dolly_hub.TRAIN, dolly_hub.TEST),
 }
-_DEV_OF_ITS_OWN = {"dolly": "dolly/dev.jsonl"}  # DSKD's split has one
+_DEV_OF_ITS_OWN = {"dolly": "dolly/dev.jsonl", "dolly_hub": dolly_hub.DEV}
 
 
 def write_dev_folder(root: Path, folder: Path, items: int = 500) -> list[str]:
     """Split the training sets of ``root``; with ``data.root=folder`` a recipe evaluates on held-out rows.
 
-    Every n-th row is held out, so that both parts are of all parts of the file; of Dolly, DSKD's own development rows
-    are taken where they are. Code is left out: its training rows have no tests.
+    Every n-th row is held out, so that both parts are of all parts of the file; of Dolly, a split's own development
+    rows are taken where they are. Code is left out: its training rows have no tests.
 
     Args:
         root: folder of data sets.
@@ -34,7 +37,7 @@ def write_dev_folder(root: Path, folder: Path, items: int = 500) -> list[str]:
         What was written, a line each.
 
     Raises:
-        HarnessError: ``folder`` exists, or ``root`` holds neither task.
+        HarnessError: ``folder`` exists, or ``root`` holds none of these sets.
     """
     if folder.exists():
         raise HarnessError(str(folder), "something there already", "a folder that does not exist yet")

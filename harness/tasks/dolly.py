@@ -1,11 +1,12 @@
 """Instruction following: databricks-dolly-15k in DSKD's split (arXiv 2406.17328), Alpaca prompts, ROUGE-L.
 
-Trained on Dolly and evaluated on up to five test sets, each a column of its own, as in DSKD and CDM.
+Trained on Dolly and evaluated on up to five test sets, each a column of its own, as in DSKD and CDM. The hub's Dolly in
+a split of this project is another data set: `dolly.split` takes one or the other for training and test, never of both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -15,11 +16,13 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from harness.errors import HarnessError
 from harness.files import sha256_file
+from harness.tasks import dolly_hub, hub
 from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
 from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, answer_key, read_rows
 from harness.tokens import Example
 
 SetName = Literal["dolly", "selfinst", "vicuna", "sinst", "unni"]
+SplitName = Literal["dskd", "hub"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class EvaluationSet:
 
 SETS: Mapping[str, EvaluationSet] = {
     "dolly": EvaluationSet("Dolly", "rouge_l", ("dolly/test.jsonl", "dolly/valid.jsonl")),
+    # A metric of its own, as published numbers are found by it: they are of DSKD's split.
+    "dolly_hub": EvaluationSet("Dolly (hub split)", "rouge_l_hub", (dolly_hub.TEST,)),
     "selfinst": EvaluationSet("SelfInst", "rouge_l_selfinst", ("selfinst/valid.jsonl",)),
     "vicuna": EvaluationSet("Vicuna", "rouge_l_vicuna", ("vicuna/valid.jsonl",)),
     # Of items whose responses have 11 tokens or more, as both papers evaluate them.
@@ -47,11 +52,45 @@ SETS: Mapping[str, EvaluationSet] = {
 }
 
 
+@dataclass(frozen=True)
+class Split:
+    """A division of Dolly into rows to train on and rows to test on.
+
+    Attributes:
+        own_set: name of its test set in `SETS`.
+        train_files: below the data folder; the first one that exists is read.
+        protocol: what a report has to say of it.
+    """
+
+    own_set: str
+    train_files: tuple[str, ...]
+    protocol: tuple[str, ...] = ()
+
+
+SPLITS: Mapping[str, Split] = {
+    "dskd": Split("dolly", ("dolly/train.jsonl", "dolly/train_subset_union.jsonl")),
+    "hub": Split(
+        "dolly_hub",
+        (dolly_hub.TRAIN,),
+        (
+            f"Dolly (hub split), dolly.split=hub: {dolly_hub.REPOSITORY} in a split of this project, not DSKD's; "
+            f"{dolly_hub.RULE}. DSKD's test rows may stand among its training rows: no number of Dolly here is to be "
+            "compared with a published one.",
+        ),
+    ),
+}
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
 class DollySettings(TaskSettings):
+    split: SplitName = Field(
+        "dskd",
+        description="rows to train on and the set dolly: DSKD's split, or this project's own of the hub's Dolly (hub); "
+        "never parts of both, as test rows of one may be training rows of the other",
+    )
     sets: Annotated[tuple[SetName, ...], BeforeValidator(_as_list)] = Field(
         ("dolly",), min_length=1, description="test sets: dolly, selfinst, vicuna, sinst, unni"
     )
@@ -78,26 +117,46 @@ class DollySettings(TaskSettings):
 class Dolly(Task):
     name = "dolly"
     source = (
-        "databricks-dolly-15k, CC BY-SA 3.0, in the split of github.com/songmzhang/DSKD; its further test sets: "
+        "databricks-dolly-15k, CC BY-SA 3.0, in the split of github.com/songmzhang/DSKD, or, with dolly.split=hub, in "
+        "one of this project (`harness data --root FOLDER --download dolly_hub`); its further test sets: "
         "Self-Instruct, Vicuna and Super-NaturalInstructions, Apache-2.0, and Unnatural Instructions, MIT"
     )
     summary = "instruction following, ROUGE-L"
     Settings = DollySettings
-    train_files = ("dolly/train.jsonl", "dolly/train_subset_union.jsonl")
+    train_files = SPLITS["dskd"].train_files
     test_files = SETS["dolly"].files
     libraries = ("rouge-score",)
     scorers = ("harness.evaluate.rouge",)
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
-        return (*cls.train_files, *(name for each in SETS.values() for name in each.files))
+        trained = (name for split in SPLITS.values() for name in split.train_files)
+        return (*trained, *(name for each in SETS.values() for name in each.files))
+
+    @property
+    def split(self) -> Split:
+        """The split that is asked for."""
+        return SPLITS[self.settings.split]
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Names in `SETS` of the test sets that are asked for: `dolly` means the split's own."""
+        return tuple(self.split.own_set if name == "dolly" else name for name in self.settings.sets)
+
+    @property
+    def train_file(self) -> Path:
+        return self._first(self.split.train_files)
+
+    @property
+    def test_file(self) -> Path:
+        return self._first(SETS[self.split.own_set].files)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
         return tuple(Metric(SETS[name].metric) for name in self._sets_there())
 
     def training_examples(self) -> list[Example]:
-        examples = alpaca_examples(self.train_file, "dolly/train", self.settings.train_items)
+        examples = alpaca_examples(self.train_file, f"{self.split.own_set}/train", self.settings.train_items)
         return [replace(example, bos=self.settings.bos) for example in examples]
 
     def reference_examples(self) -> list[Example]:
@@ -143,13 +202,18 @@ class Dolly(Task):
         }
 
     def identity(self) -> dict[str, Any]:
-        """Settings that decide generation and scores: sampling seeds where something is sampled, say."""
+        """Settings that decide generation and scores: sampling seeds where something is sampled, say.
+
+        DSKD's split goes without saying: its identity is what it was before there was another.
+        """
         unused = {"sampling_seeds"} if self.settings.decoding == "greedy" else set()
         unused |= {"unni_items"} if "unni" not in self.settings.sets else set()
+        unused |= {"split"} if self.settings.split == "dskd" else set()
         return {name: value for name, value in super().identity().items() if name not in unused}
 
     def training_identity(self) -> dict[str, Any]:
-        return super().training_identity() | {"bos": self.settings.bos}
+        split = {} if self.settings.split == "dskd" else {"split": self.settings.split}
+        return super().training_identity() | {"bos": self.settings.bos} | split
 
     def test_digests(self) -> list[str]:
         return [sha256_file(path) for path in self._sets_there().values()]
@@ -160,11 +224,12 @@ class Dolly(Task):
         lines = [
             f"ROUGE-L F1 with stemmer, best over references, × 100, text cut at <|endoftext|>; "
             f"{', '.join(f'{label} {count} items' for label, count in sizes.items())}; Alpaca prompt, "
-            f"{self._prompt_limit()}, {self._bos()}; {self._decoding()}; at most {settings.new_tokens} new tokens."
+            f"{self._prompt_limit()}, {self._bos()}; {self._decoding()}; at most {settings.new_tokens} new tokens.",
+            *self.split.protocol,
         ]
         if len(settings.sets) > 1:
             lines.append(f"Bits per byte: of the references of {next(iter(sizes))}.")
-        missing = [SETS[name] for name in settings.sets if name not in there]
+        missing = [SETS[name] for name in self.sets if name not in there]
         if missing:
             named = "; ".join(f"{each.label} ({' or '.join(each.files)})" for each in missing)
             lines.append(f"Asked for and not evaluated, as the data folder has no such file: {named}.")
@@ -195,10 +260,17 @@ class Dolly(Task):
         """
         found = {
             name: next((self.root / file for file in SETS[name].files if (self.root / file).is_file()), None)
-            for name in self.settings.sets
+            for name in self.sets
         }
         there = {name: path for name, path in found.items() if path is not None}
-        return there or {name: self._first(SETS[name].files) for name in self.settings.sets[:1]}  # which raises
+        return there or {name: self._first(SETS[name].files) for name in self.sets[:1]}  # which raises
+
+    def _first(self, names: Sequence[str]) -> Path:
+        try:
+            return super()._first(names)
+        except HarnessError as error:
+            fix = f"{hub.how_to_get(names)} {error.fix}".strip()
+            raise HarnessError(error.where, error.found, error.expected, fix) from None
 
     def _items(self, name: str) -> dict[str, dict[str, Any]]:
         """Rows of a test set by the id of their item."""

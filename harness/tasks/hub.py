@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.files import write_text
+from harness.tasks import dolly_hub
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def _as_they_are(rows: Rows) -> Sequence[Rows]:
+    return [rows]
 
 
 @dataclass(frozen=True)
@@ -18,30 +26,42 @@ class HubSet:
 
     Attributes:
         repository, config: as ``datasets.load_dataset`` takes them.
-        files: file below the data folder -> split that it holds.
-        fields: of every row; others are left out.
+        files: split of the hub -> files below the data folder that are made of it.
+        fields: of every row of a file; others are left out.
+        make: the rows of a split of the hub -> those of each of its files.
         digests: file -> SHA-256 of its rows, as the authors published them, written as here.
+        otherwise: what rows are that have no such digest.
     """
 
     repository: str
-    config: str
-    files: dict[str, str]
+    config: str | None
+    files: Mapping[str, tuple[str, ...]]
     fields: tuple[str, ...]
-    digests: dict[str, str]
+    make: Callable[[Rows], Sequence[Rows]] = _as_they_are
+    digests: Mapping[str, str] = field(default_factory=dict)
+    otherwise: str = "other rows than its authors published: a set of its own"
 
 
 SETS = {
     "gsm8k": HubSet(
         "openai/gsm8k",
         "main",
-        {"gsm8k/train.jsonl": "train", "gsm8k/test.jsonl": "test"},
+        {"train": ("gsm8k/train.jsonl",), "test": ("gsm8k/test.jsonl",)},
         ("question", "answer"),
         # of github.com/openai/grade-school-math, commit 3101c7d5
-        {
+        digests={
             "gsm8k/train.jsonl": "6043ef64147b59871f4fd3adf669c306fe0a4c27e5a5c4bfb761f3f084895a13",
             "gsm8k/test.jsonl": "752adc99f23132275139f1f7be57126b08735a55daf0c56859ee6df70abafbac",
         },
-    )
+    ),
+    "dolly_hub": HubSet(
+        dolly_hub.REPOSITORY,
+        None,
+        {"train": dolly_hub.FILES},
+        dolly_hub.FIELDS,
+        make=dolly_hub.split_rows,
+        otherwise="a split of this project, not DSKD's",
+    ),
 }
 
 
@@ -52,27 +72,62 @@ def download(name: str, root: Path) -> list[str]:
         A line for each file: how many rows, and whether they are those that the authors published.
 
     Raises:
-        HarnessError: a set that is not on the list, or a hub that does not give it.
+        HarnessError: a set that is not on the list, a hub that does not give it or gives other rows, or a file that is
+            there and no part of the same split as those that are missing.
     """
     if name not in SETS:
         raise HarnessError("--download", repr(name), f"one of {', '.join(SETS)}", "Others: `harness data` says where.")
     wanted, lines = SETS[name], []
-    for file, split in wanted.files.items():
-        path = root / file
-        if path.exists():
-            lines.append(f"{path} is there already")
-            continue
-        text = rows_text(_rows(wanted, split), wanted.fields)
-        write_text(path, text)
-        same = hashlib.sha256(text.encode()).hexdigest() == wanted.digests[file]
-        known = "as its authors published them" if same else "other rows than its authors published: a set of its own"
-        lines.append(f"{path}: {text.count(chr(10)):,} rows, {known}")
+    for split, files in wanted.files.items():
+        there = [file for file in files if (root / file).exists()]
+        texts = _texts(wanted, split) if len(there) < len(files) else {}
+        if texts:
+            _check_parts(root, there, texts)
+        for file in files:
+            if file in there:
+                lines.append(f"{root / file} is there already")
+                continue
+            write_text(root / file, texts[file])
+            same = hashlib.sha256(texts[file].encode()).hexdigest() == wanted.digests.get(file)
+            known = "as its authors published them" if same else wanted.otherwise
+            lines.append(f"{root / file}: {texts[file].count(chr(10)):,} rows, {known}")
     return lines
 
 
-def rows_text(rows: Any, fields: tuple[str, ...]) -> str:
+def how_to_get(files: Iterable[str]) -> str:
+    """The command that downloads one of these files, as a sentence; empty where none does."""
+    for name, known in SETS.items():
+        if set(files) & {file for made in known.files.values() for file in made}:
+            return f"`harness data --root FOLDER --download {name}` puts it there."
+    return ""
+
+
+def rows_text(rows: Rows, fields: tuple[str, ...]) -> str:
     """Rows as JSON lines with these fields, in this order."""
-    return "".join(json.dumps({field: row[field] for field in fields}, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json.dumps({name: row[name] for name in fields}, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _texts(wanted: HubSet, split: str) -> dict[str, str]:
+    """What stands in each file that is made of a split of the hub."""
+    rows = _rows(wanted, split)
+    try:
+        made = wanted.make(rows)
+        return {file: rows_text(own, wanted.fields) for file, own in zip(wanted.files[split], made, strict=True)}
+    except KeyError as error:
+        found = f"a row without the field {error}"
+        raise HarnessError(f"the hub's {wanted.repository}", found, "one in every row") from error
+
+
+def _check_parts(root: Path, there: Sequence[str], texts: Mapping[str, str]) -> None:
+    """Parts of two splits must not mix: what one trains on, the other may test on."""
+    for file in there:
+        if (root / file).read_bytes() != texts[file].encode():
+            raise HarnessError(
+                str(root / file),
+                "other rows than the hub's split has there now",
+                "files of one download",
+                f"Move {', '.join(there)} away, or download into another folder.",
+            )
 
 
 def _rows(wanted: HubSet, split: str) -> Any:
