@@ -1,7 +1,7 @@
 """Alignment of two tokenisations, and CDM's map of tokens, against the plain ways to do the same, as ratios of time.
 
     python benchmarks/alignment.py [--tokenizers student/tokenizer.json teacher/tokenizer.json] [--repeats 5]
-                                   [--responses 8] [--json benchmarks/results/alignment.json]
+                                   [--responses 8] [--out alignment.json]
 
 The text is the responses of the built-in samples, as often as it takes. Without --tokenizers, a byte-level BPE and a
 unigram tokenizer are trained on them first. Both ways must give the same result. Each section of :data:`SECTIONS`
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine
+from common import machine, write
 from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--tokenizers", nargs=2, type=Path, metavar=("STUDENT", "TEACHER"), help="tokenizer.json files")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--responses", type=int, default=8, help="in a batch")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "alignment.json")
+    parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     text = sample_text()
@@ -283,16 +283,16 @@ def main() -> None:
         for one, sides in zip(texts, ids, strict=True)
     ]
     bench = Bench(*vocabularies, ids, ends, [one.encode() for one in texts], arguments.repeats)
-    where = f"{machine('cpu')}, one thread, Python {platform.python_version()}, numpy {np.__version__}"
+    where = f"one thread, Python {platform.python_version()}, numpy {np.__version__}"
     sizes = f"vocabularies of {len(vocabularies[0]):,} and {len(vocabularies[1]):,} tokens"
-    print(f"{where}; {sizes}\n")
+    print(f"{machine('cpu')}, {where}; {sizes}\n")
     print("| what | size | plain ms | ours ms | plain / ours | ours, tokens/s a core |\n|---|---|---|---|---|---|")
     rows = [made for section in SECTIONS for made in section(bench)]
     for made in rows:
-        numbers = "{plain ms:,.1f} | {ours ms:,.2f} | {plain / ours:,.0f} | {tokens/s:,.0f}".format(**made)
-        print(f"| {made['what']} | {made['size']} | {numbers} |")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"machine": where, "vocabularies": sizes, "rows": rows}, indent=1) + "\n")
+        row = "{plain ms:,.1f} | {ours ms:,.2f} | {plain / ours:,.0f} | {tokens/s:,.0f}".format(**made)
+        print(f"| {made['what']} | {made['size']} | {row} |")
+    numbers = write(arguments.out, "alignment", "cpu", {"where": where, "vocabularies": sizes, "rows": rows})
+    print(f"\nnumbers: {numbers}")
 
 
 if __name__ == "__main__":

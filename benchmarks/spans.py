@@ -1,6 +1,6 @@
 """Byte spans, groups and vocabulary maps: growth with length, against TRL, and against all pairs.
 
-    python benchmarks/spans.py STUDENT TEACHER [--data FOLDER] [--map SOURCE TARGET]
+    python benchmarks/spans.py STUDENT TEACHER [--data FOLDER] [--map SOURCE TARGET] [--out spans.json]
 
 All four are tokenizer.json files; STUDENT and TEACHER are byte-level, since TRL reads no others. FOLDER holds
 gsm8k/train.jsonl; without it the project's own samples are repeated. TRL is optional; spans and groups are timed from
@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import machine, write
 from rapidfuzz.distance import Levenshtein
 from tokenizers import Encoding, Tokenizer
 
@@ -97,27 +97,34 @@ class _Encoded:
         return self.encodings
 
 
-def print_growth(paths: Sequence[Path], texts: Sequence[str]) -> None:
+def growth(paths: Sequence[Path], texts: Sequence[str]) -> list[dict[str, float]]:
+    """Spans and groups of one response that becomes longer."""
     print("| one response of tokens | ms | ns a token |\n|---|---|---|")
+    rows = []
     for count in (1, 10, 100, 1000):
         pair = Pair(paths, ["".join(texts[:count])])
         spent = seconds(pair.ours)
+        rows.append({"tokens": pair.tokens, "seconds": spent})
         print(f"| {pair.tokens:,} | {1e3 * spent:.2f} | {1e9 * spent / pair.tokens:.0f} |")
+    return rows
 
 
-def print_against_trl(paths: Sequence[Path], texts: Sequence[str]) -> None:
+def against_trl(paths: Sequence[Path], texts: Sequence[str]) -> dict[str, float]:
+    """Spans and groups of all answers."""
     pair = Pair(paths, texts)
-    ours = seconds(pair.ours)
-    print(f"\n{len(texts):,} answers, {pair.tokens:,} tokens on both sides: {1e3 * ours:.0f} ms", end="")
+    found = {"answers": len(texts), "tokens": pair.tokens, "seconds": seconds(pair.ours)}
+    print(f"\n{len(texts):,} answers, {pair.tokens:,} tokens on both sides: {1e3 * found['seconds']:.0f} ms", end="")
     try:
         theirs = seconds(pair.peer)
     except ImportError:
         print("; trl is not installed, so there is nothing to compare with")
-        return
+        return found
     assert [groups.to_lists() for groups in pair.ours()] == pair.peer()
     from importlib.metadata import version
 
-    print(f"; trl {version('trl')} takes {1e3 * theirs:.0f} ms for the same groups: {theirs / ours:.1f} times as long")
+    times = theirs / found["seconds"]
+    print(f"; trl {version('trl')} takes {1e3 * theirs:.0f} ms for the same groups: {times:.1f} times as long")
+    return found | {"trl_seconds": theirs}
 
 
 def measure_map(name: str, paths: Sequence[Path]) -> tuple[float, float]:
@@ -128,12 +135,15 @@ def measure_map(name: str, paths: Sequence[Path]) -> tuple[float, float]:
     return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def print_maps(paths: Sequence[Path]) -> None:
+def maps(paths: Sequence[Path]) -> dict[str, Any]:
+    """Each vocabulary map, made in a process of its own; the nearest one's entries beside a search through all."""
     source, target = (Vocabulary.of(Tokenizer.from_file(str(path))) for path in paths)
     print(f"\n{len(source):,} tokens mapped to {len(target):,}\n\n| map | s | MiB in all |\n|---|---|---|")
+    found: dict[str, Any] = {"source": len(source), "target": len(target)}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in ("exact", "prefix", "nearest"):
             spent, memory = pool.apply(measure_map, (name, paths))
+            found[name] = {"seconds": spent, "process_mib": memory}
             print(f"| {name} | {spent:.2f} | {memory:.0f} |")
     mapping, exact = nearest_map(source, target), exact_map(source, target)
     text = [token.decode("utf-8", "surrogateescape") for token in target.token_bytes]
@@ -148,6 +158,7 @@ def print_maps(paths: Sequence[Path]) -> None:
     spent = time.perf_counter() - started
     whole = spent / chosen.size * searched.size
     print(f"\nAll pairs, one by one, would take {whole:.0f} s; {chosen.size} random entries are at the true minimum.")
+    return found | {"all_pairs_seconds": whole}
 
 
 def main() -> None:
@@ -156,15 +167,14 @@ def main() -> None:
     parser.add_argument("teacher", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--map", type=Path, nargs=2, metavar=("SOURCE", "TARGET"))
+    parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
     arguments = parser.parse_args()
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     texts, paths = answers(arguments.data), (arguments.student, arguments.teacher)
-    print(
-        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, numpy {np.__version__}\n"
-    )
-    print_growth(paths, texts)
-    print_against_trl(paths, texts)
-    print_maps(arguments.map or paths)
+    print(f"{machine('cpu')}, numpy {np.__version__}\n")
+    found = {"growth": growth(paths, texts), "against_trl": against_trl(paths, texts)}
+    found["maps"] = maps(arguments.map or paths)
+    print(f"\nnumbers: {write(arguments.out, 'spans', 'cpu', found)}")
 
 
 if __name__ == "__main__":

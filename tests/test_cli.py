@@ -169,8 +169,11 @@ def test_samples_that_leave_no_room(tiny_run: Callable[..., Done]) -> None:
 
 @pytest.mark.usefixtures("nothing_trains")
 @pytest.mark.parametrize("trained", ["teacher", "warm_start", "train"])
-def test_a_model_that_can_not_be_packed(tiny_run: Callable[..., Done], trained: str) -> None:
+def test_a_model_that_can_not_be_packed(
+    tiny_run: Callable[..., Done], trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """OPT counts its positions from the attention mask, and packed sequences have none."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     text = error_of(tiny_run("student.model=tiny:opt", "teachers.same.model=tiny:opt", f"{trained}.packing=true"))
     assert "packing: found hidden rows of OPTForCausalLM that differ by" in text
 
