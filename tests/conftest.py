@@ -7,7 +7,6 @@ import gc
 import io
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -131,16 +130,3 @@ def harness() -> Command:
         return Done(code, out.getvalue(), err.getvalue())
 
     return call
-
-
-def torchrun(*arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Two processes (gloo) of a script, or of ``-m module``, with one thread each.
-
-    Args:
-        cache: HARNESS_CACHE of both, in place of this process's.
-    """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    if cache is not None:
-        environment["HARNESS_CACHE"] = str(cache)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

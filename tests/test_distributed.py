@@ -13,7 +13,8 @@ import yaml
 
 from methods.base import find
 from tests import method_contract as contract
-from tests.conftest import Command, torchrun
+from tests.conftest import Command
+from tests.processes import torchrun
 
 pytestmark = pytest.mark.slow
 METHODS = ["control", "uld", "cdm", "gold", "mined"]

@@ -74,6 +74,9 @@ def _variants(folder: Path) -> Iterator[tuple[str, dict[str, t.Trajectory]]]:
     yield "two threads", trainings(folder)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as other:
+        made = t.with_two_processes(Path(other))
+        yield "two processes", {name: t.of_training(cell) for name, cell in made.items()}
+    with tempfile.TemporaryDirectory() as other:
         command = [sys.executable, "-m", "tests.regression.record", other]
         subprocess.run(command, env=os.environ | OLDER_CPU, check=True)
         yield "another instruction set", json.loads((Path(other) / "trainings.json").read_text())

@@ -33,7 +33,6 @@ from harness.run import Runner, Silent
 from harness.tasks import tasks
 from methods.base import TeacherKind, registered
 from methods.gold import GOLD
-from tests.conftest import torchrun
 from tests.regression import trajectories as t
 
 RECORDED, NOISE = t.recorded()["cells"], t.recorded()["noise"]
@@ -79,9 +78,7 @@ def cell_of(runner: Runner, row: str) -> Cell:
 
 
 def expected(row: str) -> t.Trajectory:
-    """The recorded steps, without what only evaluation gives."""
-    cell = RECORDED[f"{t.TASK} · {row} · seed 0"]
-    return {name: values for name, values in cell.items() if name in ("loss", "grad_norm", "kd_0", "kd_1")}
+    return t.of_training(RECORDED[f"{t.TASK} · {row} · seed 0"])
 
 
 def too_far(row: str, found: t.Trajectory, wanted: t.Trajectory | None = None) -> list[str]:
@@ -190,12 +187,7 @@ def test_live_teachers_give_what_stored_rows_give(folder: Path, row: str) -> Non
 @pytest.mark.slow
 def test_two_processes_follow_the_record(folder: Path) -> None:
     """All rows under torchrun with gloo, from the teachers' fine-tuning on."""
-    runs = folder / "two processes"
-    done = torchrun("-m", "harness", "run", "recipe=smoke", *t.cut(t.TASK), "--runs", str(runs), cache=folder / "cache")
-    assert done.returncode == 0, done.stderr[-3000:]
-    made = t.smoke(runs)
-    assert all(made.store.find(stage.kind, stage.identity) for stage in made.plan.stages())
-    found = t.run(made)
+    found = t.with_two_processes(folder / "two processes")
     assert found.keys() == {name for name in RECORDED if name.startswith(f"{t.TASK} · ")}
     far = [str(d) for cell in found for d in t.deviations(cell, found[cell], RECORDED[cell], NOISE) if d.too_far]
     assert far == []

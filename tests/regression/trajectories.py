@@ -18,6 +18,7 @@ from harness.plan import Cell, Stage, make_plan, order_seed
 from harness.recipe import load_recipe
 from harness.run import Runner, Silent
 from harness.store import Store
+from tests.processes import torchrun
 
 RECORDED = Path(__file__).parent / "recorded.json"
 
@@ -28,14 +29,16 @@ TASKS = ("countdown", "gsm8k", "dolly", "codem")
 #
 # For what training does: FACTOR times the noise that record.py observed for the row on TASK, and no less than FLOOR.
 # Everything is made with one thread. Noise is the largest of micro-batches, chunks, a training with two threads, and of
-# teachers, warm start and student all made with another instruction set (SSE4 in place of AVX-512), which is the most
-# that another CPU of this kind changes. Where a loss is smooth it stays below 4e-6, FLOOR is 7 times that; where it
-# ranks or warps (ULD, CDM, GOLD), a tie that falls the other way is seen: 2e-4 of CDM's KD part, 1.4e-3 of its gradient
-# norm. A constant that is 1 % off moves some quantity by more than that, the least by 4e-5 (the weight of released
-# MinED, whose KD part is 1 % of the loss).
+# teachers, warm start and student all made by two processes, and all made with another instruction set (SSE4 in place
+# of AVX-512), which is the most that another CPU of this kind changes. Where a loss is smooth it stays below 4e-6,
+# FLOOR is 7 times that; where it ranks or warps (ULD, CDM, GOLD), a tie that falls the other way is seen: 2e-4 of CDM's
+# KD part, 1.4e-3 of its gradient norm. A constant that is 1 % off moves some quantity by more than that, the least by
+# 4e-5 (the weight of released MinED, whose KD part is 1 % of the loss).
 FACTOR = 4.0
 FLOOR = (3e-5, 2e-5)
 EVALUATED = (1e-3, 2e-4)  # for scores and bits, which follow from weights that have moved already
+
+STEPS = ("loss", "grad_norm", "kd_0", "kd_1")
 
 Trajectory = dict[str, list[float]]
 Noise = dict[str, dict[str, list[float]]]  # of each row and quantity: [at most, in the mean]
@@ -59,6 +62,15 @@ def run(runner: Runner) -> dict[str, Trajectory]:
     return {cell.name: trajectory_of(runner, cell) for cell in runner.plan.cells}
 
 
+def with_two_processes(folder: Path) -> dict[str, Trajectory]:
+    """All cells on `TASK`, made by torchrun with gloo from the teachers' fine-tuning on."""
+    done = torchrun("-m", "harness", "run", "recipe=smoke", *cut(TASK), "--runs", str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    runner = smoke(folder)
+    assert all(runner.store.find(stage.kind, stage.identity) for stage in runner.plan.stages())
+    return run(runner)
+
+
 def trajectory_of(runner: Runner, cell: Cell) -> Trajectory:
     """Step by step what training did, and the cell's final scores."""
     steps = _stored(runner, cell.student, "steps.json")
@@ -73,8 +85,12 @@ def trajectory_of(runner: Runner, cell: Cell) -> Trajectory:
 
 def of_steps(steps: Sequence[Mapping[str, float]]) -> Trajectory:
     """Loss, KD parts and gradient norm of each step."""
-    names = [name for name in ("loss", "grad_norm", "kd_0", "kd_1") if name in steps[0]]
-    return {name: [step[name] for step in steps] for name in names}
+    return {name: [step[name] for step in steps] for name in STEPS if name in steps[0]}
+
+
+def of_training(cell: Trajectory) -> Trajectory:
+    """What training did, without what only evaluation gives."""
+    return {name: cell[name] for name in STEPS if name in cell}
 
 
 def trained(runner: Runner, stage: Stage) -> Trajectory:
