@@ -406,7 +406,11 @@ class _Builder:
             {
                 "requests": self._test_values(),
                 "code": code_digest(
-                    "harness.evaluate.generate", "harness.identity", *self._task_modules(), *self.task.askers
+                    "harness.evaluate.generate",
+                    "harness.evaluate.decoding",
+                    "harness.identity",
+                    *self._task_modules(),
+                    *self.task.askers,
                 ),
                 "versions": versions(*(self.task.libraries if self.task.askers else ())),
                 **self._engine(),
@@ -471,7 +475,7 @@ class _Builder:
         """What decides sampled responses: they are drawn a micro-batch at a time."""
         return {
             "micro_batch": training.micro_batch_size or training.batch_size,
-            "rollouts": code_digest("harness.rollouts", "harness.evaluate.generate"),
+            "rollouts": code_digest("harness.rollouts", "harness.evaluate.decoding"),
         }
 
     def _warm_start(self, seed: int) -> Stage:

@@ -192,7 +192,7 @@ References = Annotated[tuple[Literal["untrained", "warm_start", "teachers"], ...
 class Evaluation(_Strict):
     """How students are evaluated, beyond each task's own settings."""
 
-    batch_size: int = Field(16, ge=1, description="(speed) prompts per generation batch")
+    batch_size: int = Field(16, ge=1, description="(speed) answers that are generated at a time")
     engine: Literal["hf", "vllm"] = Field("hf", description="what generates: transformers, or vLLM where installed")
     bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
     references: References = Field(

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from harness.batches import AlignedExample, Batch, Collator, Term, align
-from harness.evaluate.generate import GumbelNoise, continue_prompts
+from harness.evaluate.decoding import GumbelNoise, continue_prompts
 from harness.identity import seed_of
 from harness.tokens import STUDENT, TextSide, TokenizedExample, join_sampled
 from methods.alignment import Groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer
 
 from harness.errors import HarnessError
-from harness.evaluate.generate import SEGMENT, Answer, check_room, cut_at_stop, generate
+from harness.evaluate.decoding import SEGMENT, cut_at_stop
+from harness.evaluate.generate import Answer, check_room, generate
 from harness.identity import seed_of
 from harness.tasks import Request
 from harness.tokens import TextSide
@@ -169,18 +171,29 @@ def any_model(request: pytest.FixtureRequest, side: TextSide) -> Any:
 
 
 class Watched:
-    """What a model is asked: sizes of the batches, tokens of each."""
+    """What a model is asked: sizes of the batches, tokens of each, and columns that its cache holds already."""
 
     def __init__(self, model: Any) -> None:
         self.shapes: list[tuple[int, int]] = []
+        self.cached: list[int] = []
         own = model.forward
 
         @functools.wraps(own)
         def forward(*args: Any, **inputs: Any) -> Any:
             self.shapes.append(tuple(inputs["input_ids"].shape))
+            self.cached.append(inputs["past_key_values"].get_seq_length())
             return own(*args, **inputs)
 
         model.forward = forward
+
+    @property
+    def rows(self) -> list[int]:
+        return [rows for rows, _ in self.shapes]
+
+    @property
+    def readings(self) -> list[int]:
+        """Rows of each pass that reads prompts."""
+        return [rows for rows, cached in zip(self.rows, self.cached, strict=True) if not cached]
 
 
 def alone(model: Any, side: TextSide, request: Request, new_tokens: int) -> list[int]:
@@ -261,6 +274,107 @@ def test_a_cache_that_can_not_lose_rows_is_left_alone(
     assert {rows for rows, _ in watched.shapes} == {8}
 
 
+# --- Prompts that take the rows of answers that have ended ------------------------------------------------------------
+
+LETTERS = string.ascii_letters + string.digits
+
+
+def asking(side: TextSide, tokens: int, words: int) -> str:
+    """A prompt of some words that a speller of LETTERS answers with so many tokens, EOS included."""
+    prompt = "Hello, " * words + "?" + LETTERS[-tokens]
+    last = side.plain_prompts([prompt])[0][-1]
+    assert side.tokenizer.decode([last]) == LETTERS[-tokens]
+    return prompt
+
+
+@torch.no_grad()
+def test_an_answer_is_what_it_would_be_alone_in_a_row_that_another_left(any_model: Any, side: TextSide) -> None:
+    """Prompts of 1 to 41 tokens; answers of a few tokens up to two segments and a half."""
+    # Eager attention's softmax is of float32, which has no number as low as float64's mask.
+    model = any_model if any_model.config._attn_implementation == "eager" else any_model.double()
+    texts = [" ".join(text for text, _ in tiny.SAMPLES[: i % 4])[: 15 * i] or "x" for i in range(12)]
+    stops = [(), ("e",), ("a", "t"), ("o", "i", "n"), ()]
+    requests = [Request(f"x/{i}", text, stops[i % 5], seed=seed) for seed in (None, 1) for i, text in enumerate(texts)]
+    lengths = [len(prompt) for prompt in side.plain_prompts(texts)]
+    assert (min(lengths), max(lengths)) == (1, 41)
+    expected = [alone(model, side, request, 40) for request in requests]
+    assert len({len(ids) for ids in expected}) > 6
+    watched = Watched(model)
+    found = generate(model, side, requests, new_tokens=40, batch_size=4)
+    for request, answer, ids in zip(requests, found, expected, strict=True):
+        assert answer.output == cut_at_stop(side.tokenizer.decode(ids, skip_special_tokens=True), request.stop)[0]
+        assert answer.tokens == len(ids)
+    assert max(watched.rows) == 4
+    if model.config.model_type == "gemma2":  # whose windows have no room for columns of others
+        assert len(watched.readings) == 6
+    else:
+        assert len(watched.readings) > 6
+        assert max(watched.cached) < max(lengths) + 40
+
+
+def test_prompts_come_in_where_answers_have_ended(side: TextSide) -> None:
+    """Three answers end within the first segment, and three prompts are read; they end in their second segment."""
+    model = speller(side, LETTERS)
+    sizes = [60, 3, 3, 3, 20, 20, 20, 3, 3]
+    requests = [Request(f"x/{i}", asking(side, size, 20 - i)) for i, size in enumerate(sizes)]
+    watched, done = Watched(model), list[int]()
+    found = generate(model, side, requests, new_tokens=61, batch_size=4, on_batch=done.append)
+    assert [(answer.output, answer.tokens, answer.stop) for answer in found] == [
+        (LETTERS[len(LETTERS) - size + 1 :], size, "eos") for size in sizes
+    ]
+    assert watched.rows == [4] * SEGMENT + [3] + [4] * (2 * SEGMENT) + [2] + [3] * (60 - 3 * SEGMENT)
+    assert watched.readings == [4, 3, 2]
+    assert done == [3, 6, 9]
+
+
+def test_prompts_wait_for_a_quarter_of_the_batch(side: TextSide) -> None:
+    """One free row of eight is too few; with a second one, two prompts come in, which are equal and read once."""
+    model = speller(side, LETTERS)
+    sizes = [60, 60, 60, 60, 60, 60, 20, 4, 5, 5]
+    requests = [Request(f"x/{i}", asking(side, size, 20 - min(i, 8))) for i, size in enumerate(sizes)]
+    watched = Watched(model)
+    assert [answer.tokens for answer in generate(model, side, requests, new_tokens=60, batch_size=8)] == sizes
+    assert watched.rows == [8] * SEGMENT + [7] * SEGMENT + [1] + [8] * SEGMENT + [6] * (60 - 3 * SEGMENT)
+
+
+def test_each_answer_has_its_own_limit(side: TextSide) -> None:
+    """It counts from where the prompt came in, which for others is in the middle of their answers."""
+    endless = torch.zeros(len(side.vocabulary), len(side.vocabulary))
+    endless[:, side.tokenizer.convert_tokens_to_ids("a")] = 1.0
+    model = bigram(side, endless)
+    requests = [Request(f"x/{i}", "Hello, " * (9 - i), ("aaa",) if i == 1 else ()) for i in range(4)]
+    watched = Watched(model)
+    found = generate(model, side, requests, new_tokens=24, batch_size=2)
+    assert [(answer.output, answer.tokens) for answer in found] == [("a" * 24, 24), ("", 3), *[("a" * 24, 24)] * 2]
+    # The first two; the third until the first is at its limit; the fourth until the third is, then alone.
+    assert watched.rows == [2] * 16 + [1] + [2] * 8 + [1] + [2] * 16 + [1] * 8
+
+
+def test_a_batch_is_no_wider_than_its_longest_text(side: TextSide) -> None:
+    """However many prompts pass through: padding that no row needs any more goes."""
+    model = speller(side, LETTERS)
+    sizes = [7, 40, 55, *[40] * 6]  # no two of them end in the same segment
+    requests = [Request(f"x/{i}", asking(side, size, 12 - i if i else 60)) for i, size in enumerate(sizes)]
+    long, short = (len(prompt) for prompt in side.plain_prompts([request.prompt for request in requests[:2]]))
+    assert long > short + 64
+    watched = Watched(model)
+    assert [answer.tokens for answer in generate(model, side, requests, new_tokens=64, batch_size=2)] == sizes
+    assert watched.readings == [2, *[1] * 7]
+    assert max(watched.cached[:SEGMENT]) == long + SEGMENT - 2
+    assert max(watched.cached[SEGMENT:]) < short + 64
+
+
+def test_answers_of_windows_wait_for_an_empty_batch(side: TextSide) -> None:
+    """Gemma-2's: rows leave, and the next prompts come in when all have."""
+    model = tiny.model("gemma2", len(side.vocabulary))
+    requests = [Request(f"x/{i}", "Hello, " * (9 - i), tuple(LETTERS) if i % 2 else ()) for i in range(8)]
+    watched = Watched(model)
+    found = answers(model, side, requests, new_tokens=40, batch_size=4)
+    assert [answer.stop for answer in found[1::2]] == ["stop string"] * 4
+    assert watched.readings == [4, 4]
+    assert min(watched.rows) <= 2
+
+
 # --- How answers end --------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +412,18 @@ def test_each_row_ends_at_its_own_stop_strings(side: TextSide) -> None:
         ("abcdef", 7, "eos"),
         ("abcdef", 7, "eos"),
         ("abcdef", 7, "eos"),
+    ]
+
+
+def test_a_stop_string_of_the_prompt_is_none_of_the_answer(side: TextSide) -> None:
+    """Not of prompts that come in late either, when columns have gone; what the answer begins with is one."""
+    model = speller(side, LETTERS)
+    sizes = [3, 40, 30, 4]
+    stops = [(), (), (LETTERS[-30],), (LETTERS[-3:-1],)]
+    requests = [Request(f"x/{i}", asking(side, size, 20 - 4 * i), stops[i]) for i, size in enumerate(sizes)]
+    found = generate(model, side, requests, new_tokens=60, batch_size=2)
+    assert [(answer.tokens, answer.stop) for answer in found] == [(size, "eos") for size in sizes[:3]] + [
+        (2, "stop string")
     ]
 
 

@@ -313,6 +313,7 @@ def test_new_versions_of_libraries_make_stages_new(planned: Planner, monkeypatch
         ("harness.models", ALL),
         ("harness.tasks.dolly", ALL),
         ("harness.evaluate.generate", {"answers", "scores"}),
+        ("harness.evaluate.decoding", {"answers", "scores"}),
         ("harness.evaluate.rouge", {"scores"}),
         ("harness.evaluate.bits_per_byte", {"bits"}),
         ("methods.uld", CELL),
