@@ -513,12 +513,14 @@ class _Builder:
         }
 
     def _data_values(self) -> dict[str, Any]:
-        """What decides the training tokens: rows, layout, limits, every model of the pair (cuts are common)."""
+        """What decides the training tokens: rows, layout, limits, every tokenizer of the pair (cuts are common)."""
         return {
             "file": self.task.training_digest(),
             "settings": self.task.training_identity(),
             "limits": self.recipe.limits.model_dump(),
-            "sides": self.sources,
+            "sides": {
+                role: {"source": its["source"], "template": its["template"]} for role, its in self.sources.items()
+            },
             "code": code_digest(*self._task_modules()),
         }
 
