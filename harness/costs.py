@@ -587,8 +587,8 @@ def _alike(kind: str, task: str, values: Mapping[str, Any]) -> str:
     training = {k: v for k, v in values.get("training", {}).items() if k in ("batch_size", "lora")}
     objective = values.get("objective", {})
     methods = [{k: v for k, v in each.items() if k != "code"} for each in objective.get("methods", [])]
-    kept = {k: values.get(k) for k in ("model", "dtype")}
-    data = {k: values.get("data", {}).get(k) for k in ("limits", "sides")}  # sides: teachers have their sizes too
+    kept = {k: values.get(k) for k in ("model", "teachers", "dtype")}
+    data = {k: values.get("data", {}).get(k) for k in ("limits", "sides")}
     return digest_of({"kind": kind, "task": task, "training": training, "methods": methods, "data": data, **kept})
 
 

@@ -465,6 +465,8 @@ class _Builder:
             f"training of {objective.name}",
             self._training_values(STUDENT, training, steps)
             | {"objective": objective.identity(), "seed": seed}
+            # also in what it reads; here for the seconds of a step, which depend on their sizes
+            | {"teachers": {role: self.sources[role] for role in objective.roles}}
             | (self._rollout_values(training) if objective.samples else {}),
             inputs,
             seed=seed,
