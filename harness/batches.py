@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,13 @@ class Term:
 
 
 class OnDevice:
-    """A dataclass whose tensors move to a device together, as accelerate's data loaders ask."""
+    """A dataclass whose tensors move to a device together, as accelerate's data loaders ask.
+
+    Class attributes:
+        stays: names of fields that no move concerns.
+    """
+
+    stays: ClassVar[frozenset[str]] = frozenset()
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -44,7 +50,8 @@ class OnDevice:
         return self._with(lambda tensor: tensor.pin_memory())
 
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        return replace(self, **{f.name: _changed(getattr(self, f.name), change) for f in fields(self)})  # type: ignore[arg-type, type-var]
+        moving = [f.name for f in fields(self) if f.name not in self.stays]  # type: ignore[arg-type]
+        return replace(self, **{name: _changed(getattr(self, name), change) for name in moving})  # type: ignore[type-var]
 
 
 def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -117,10 +124,12 @@ class Batch(OnDevice):
         row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
         targets: int64 [rows], the response token that each row predicts, or -100.
         chunks: (start, stop) of the student rows of each chunk.
-        counts: float64 [2 + terms]: response tokens, responses, and the groups of each term (0 where they are made
-            at the step).
+        counts: float64 [2 + terms], always on the CPU, where a window's are added up: response tokens, responses, and
+            the groups of each term (0 where they are made at the step).
         unaligned: what the step needs to make ``chunks`` and ``terms``, where a method aligns by entropies.
     """
+
+    stays = frozenset({"counts"})
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None

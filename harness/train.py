@@ -99,7 +99,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             samples = [self._sampled(s, device) if draw else s for s, draw in zip(samples, drawn, strict=True)]
             share = torch.tensor(sum(drawn) / len(drawn), device=device)
             sampled = float(self.accelerator.reduce(share, reduction="mean"))
-        # float64 does not exist on every device; counts stay far below 2**24
+        # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         counts = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(device, torch.float32)
         counts = self.accelerator.reduce(counts, reduction="sum")
         self._window.begin(self.model.objective.divisors(counts), counts)

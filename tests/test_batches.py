@@ -441,13 +441,14 @@ def test_rows_that_all_terms_need() -> None:
 
 
 def test_a_batch_moves_to_a_device_as_a_whole() -> None:
-    """accelerate moves what has a `to`; the walk's plain numbers stay, and so does the batch on the first device."""
+    """accelerate moves what has a `to`; plain numbers and counts stay, and so does the batch on the first device."""
     batch = collate(Means())
     moved = batch.to("meta")
-    tensors = [getattr(moved, field.name) for field in fields(moved)]
+    tensors = [getattr(moved, field.name) for field in fields(moved) if field.name != "counts"]
     tensors += [moved.terms[0].student_index, moved.teachers[CROSS].input_ids]
     assert {value.device.type for value in tensors if isinstance(value, torch.Tensor)} == {"meta"}
     assert (moved.chunks, moved.terms[0].slices) == (batch.chunks, batch.terms[0].slices)
+    assert moved.counts.tolist() == batch.counts.tolist()  # as those of a batch that is still being made
     assert batch.input_ids.device.type == "cpu"
 
 

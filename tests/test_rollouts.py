@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from harness.ahead import ReadAhead
 from harness.rollouts import Rollouts, RolloutSettings
 from harness.tokens import STUDENT, Example, TextSide, join_sampled, tokenize
+from harness.train import DistillationTrainer, _Window
 from methods.base import Method, Need, OnPolicyOptions
 from methods.fkd import FKD
 from methods.uld import ULD
@@ -243,6 +248,42 @@ def test_cross_entropy_is_a_mean_over_the_tokens_that_carry_it(tmp_path: Path) -
 def test_only_full_windows_of_samples_have_no_cross_entropy(tmp_path: Path) -> None:
     steps = contract.run(OnPolicyULD(rollout_share=0.5, rollout_tokens=6), tmp_path)
     assert {bool(np.isnan(step["ce"])) == (step["sampled micro-batches"] == 1) for step in steps} == {True}
+
+
+def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> None:
+    """To a device that holds no values: whatever else of the window is there already, its counts are not."""
+    made = contract.bench(OnPolicyULD(rollout_share=0.5))
+    given, device = ReadAhead(made.collator()), torch.device("meta")
+    reduced: list[torch.Tensor] = []
+
+    def reduce(tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        reduced.append(tensor)
+        return torch.ones(tensor.shape)
+
+    stub: Any = SimpleNamespace(
+        _order=None,
+        _rollouts=SimpleNamespace(
+            drawn=lambda step, place: place == 0, batch=lambda student, examples, step: made.batch(examples)
+        ),
+        accelerator=SimpleNamespace(num_processes=1, process_index=0, reduce=reduce),
+        compute_loss_context_manager=contextlib.nullcontext,
+        state=SimpleNamespace(global_step=0),
+        model=SimpleNamespace(objective=made.objective, student=None),
+        _window=_Window(1),
+    )
+    stub._sampled = partial(DistillationTrainer._sampled, stub)
+    parts = [given(made.examples[:2]), given(made.examples[2:])]
+    window = [part | {"batch": part["batch"].to(device)} for part in parts]
+    try:
+        samples, counts = DistillationTrainer.get_batch_samples(stub, iter(window), 2, device)
+    finally:
+        given.close()
+    assert [type(sample["batch"]).__name__ for sample in samples] == ["Batch", "AheadBatch"]
+    assert samples[0]["batch"].targets.device == device
+    *_, moved = reduced
+    assert (moved.device, moved.dtype, moved.shape) == (device, torch.float32, counts.shape)
+    there = torch.stack([sample["batch"].counts for sample in samples]).sum(0)
+    assert there.tolist() == made.batch().counts.tolist()
 
 
 def test_terms_of_one_objective_sample_alike() -> None:
