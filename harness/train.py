@@ -112,7 +112,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         assert self._rollouts is not None
         if isinstance(sample["batch"], AheadBatch):
             sample["batch"].cancel()
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():  # the Trainer leaves precision to a forward pass of the whole distiller
             batch = self._rollouts.batch(self.model.student, sample["examples"], self.state.global_step)
         return sample | {"batch": batch.to(device)}
 

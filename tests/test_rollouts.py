@@ -265,8 +265,7 @@ def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> 
         _rollouts=SimpleNamespace(
             drawn=lambda step, place: place == 0, batch=lambda student, examples, step: made.batch(examples)
         ),
-        accelerator=SimpleNamespace(num_processes=1, process_index=0, reduce=reduce),
-        compute_loss_context_manager=contextlib.nullcontext,
+        accelerator=SimpleNamespace(num_processes=1, process_index=0, reduce=reduce, autocast=contextlib.nullcontext),
         state=SimpleNamespace(global_step=0),
         model=SimpleNamespace(objective=made.objective, student=None),
         _window=_Window(1),
@@ -284,6 +283,24 @@ def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> 
     assert (moved.device, moved.dtype, moved.shape) == (device, torch.float32, counts.shape)
     there = torch.stack([sample["batch"].counts for sample in samples]).sum(0)
     assert there.tolist() == made.batch().counts.tolist()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_responses_are_sampled_in_the_precision_of_the_training(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autocast: list[bool] = []
+    own = Rollouts.batch
+
+    def spied(*args: Any) -> Any:
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return own(*args)
+
+    monkeypatch.setattr(Rollouts, "batch", spied)
+    method = OnPolicyULD(rollout_share=1.0, rollout_tokens=4)
+    steps = contract.run(method, tmp_path, precision=precision)
+    assert set(autocast) == {precision == "bfloat16"}
+    assert all(np.isfinite(step["loss"]) for step in steps)
 
 
 def test_terms_of_one_objective_sample_alike() -> None:
