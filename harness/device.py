@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from typing import Literal
@@ -34,21 +35,23 @@ def chunk_rows(wanted: int | Literal["auto"], vocabularies: Sequence[int], on: t
     """How many rows of logits exist at once; results don't depend on it.
 
     ``auto`` takes, on a GPU, what a quarter of the free memory holds, of 2 GiB at most: more rows make no product
-    faster. On a CPU the logits of all models together get 128 MiB, between 32 and 256 rows: fewer would read the
-    heads' weights too often, more would leave the caches and make no product faster.
+    faster. What torch keeps of memory that it has freed is free here, though not to the driver. On a CPU the logits of
+    all models together get 128 MiB, between 32 and 256 rows: fewer would read the heads' weights too often, more would
+    leave the caches and make no product faster.
 
     Args:
         wanted: a recipe's ``chunk_rows``.
         vocabularies: widths of the heads of the student and of its teachers.
         on: where the loss is computed.
-        reserved: bytes of the free memory that will be needed for something else.
+        reserved: bytes of the free memory that will be needed for something else, and are not taken yet.
     """
     if wanted != "auto":
         return wanted
     bytes_a_row = 4 * sum(vocabularies)
     if on.type != "cuda":
         return min(max(_CPU_LOGITS // bytes_a_row, 32), 256)
-    free = max(torch.cuda.mem_get_info(on)[0] - reserved, 0)
+    kept = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
+    free = max(torch.cuda.mem_get_info(on)[0] + kept - reserved, 0)
     rows = min(free // 4, _GPU_CHUNK) // (_HELD * bytes_a_row)
     return min(max(rows // 64 * 64, 64), 4096)
 
@@ -56,3 +59,9 @@ def chunk_rows(wanted: int | Literal["auto"], vocabularies: Sequence[int], on: t
 def compiles(wanted: Literal["auto", "on", "off"], on: torch.device) -> bool:
     """Whether losses run through ``torch.compile``: it pays on a GPU, where each of many small steps reads memory."""
     return on.type == "cuda" if wanted == "auto" else wanted == "on"
+
+
+def release_memory() -> None:
+    """Free what nobody refers to any more: models hang in cycles, and torch keeps the memory of a GPU that it frees."""
+    gc.collect()
+    torch.cuda.empty_cache()

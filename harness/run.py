@@ -5,7 +5,6 @@ Demand comes from the end: a cell whose scores are stored needs nothing else, so
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import resource
@@ -25,7 +24,7 @@ from transformers import AutoConfig, set_seed
 
 from harness import alignments, models, teacher, traces
 from harness.batches import AlignedExample, Collator, Term, align
-from harness.device import chunk_rows, compiles, compute_dtype, device
+from harness.device import chunk_rows, compiles, compute_dtype, device, release_memory
 from harness.errors import HarnessError
 from harness.evaluate import vllm_engine
 from harness.evaluate.bits_per_byte import measure
@@ -283,7 +282,7 @@ class Runner:
                 self.ranks.meet()
             except RankLostError as alone:
                 raise (failure or alone) from alone
-            gc.collect()
+            release_memory()
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -347,7 +346,9 @@ class Runner:
         started = time.monotonic()
         if stage.kind in ("teacher", "warm_start", "rows", "student"):
             self._student = None  # the last one is evaluated; its memory is needed
-            gc.collect()
+            if stage.kind == "teacher":
+                self._teacher = None
+            release_memory()
         manifest = self._manifest(stage)
         set_seed(order_seed(stage))  # what is drawn must not depend on what ran before in this process
         with self.store.work(stage.kind, stage.identity):
@@ -496,7 +497,7 @@ class Runner:
             on_step=lambda step: self.progress.advance(int(step["step"])),
         )
         seconds = time.monotonic() - started
-        gc.collect()  # optimiser state hangs in a cycle of the Trainer's
+        release_memory()  # optimiser state hangs in a cycle of the Trainer's
         return _Done(steps, seconds, traces.Tracer(model.eval(), live, heads, stored, pad, self.sides))
 
     def _aligned_rows(self, stage: Stage, trained: str, terms: tuple[Term, ...]) -> list[AlignedExample]:
@@ -738,7 +739,7 @@ class Runner:
         """The student that a stage trained; the last one is kept in memory."""
         if self._student is None or self._student[0] != stage.identity:
             self._student = None
-            gc.collect()
+            release_memory()
             self._student = (stage.identity, self._load_folder(self._need(stage).checked() / "model"))
         return self._student[1]
 
@@ -746,7 +747,7 @@ class Runner:
         """The fine-tuned teacher of a stage; the last one is kept in memory."""
         if self._teacher is None or self._teacher[0] != stage.identity:
             self._teacher = None
-            gc.collect()
+            release_memory()
             folder = self._need(stage).checked()
             if (folder / "adapter").is_dir():
                 model = teacher.merge_lora(self._published(self.specs[stage.role]), folder / "adapter")
@@ -774,6 +775,7 @@ class Runner:
             head = Head.of(self._tuned_teacher(stage))
             self._heads[stage.identity] = head
             self._teacher = None  # its layers are not needed: the rows are stored
+            release_memory()
         return self._heads[stage.identity]
 
     def _drop_student(self, cell: Cell) -> None:
@@ -789,7 +791,7 @@ class Runner:
         self._student, self._teacher = None, None
         self._heads.clear()
         self._aligned.clear()
-        gc.collect()
+        release_memory()
 
 
 def _as_student(example: TokenizedExample, role: str) -> TokenizedExample:

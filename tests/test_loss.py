@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness.batches import Batch
-from harness.device import chunk_rows, compiles
+from harness.device import chunk_rows, compiles, release_memory
 from harness.heads import Head, hidden_states
 from harness.loss import ChunkWalk, Objective
 from harness.recipe import Lora, Training
@@ -291,13 +292,31 @@ def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -
     assert chunk_rows("auto", [49_152, 262_144], cpu) == 107  # 128 MiB / (4 bytes * 311,296)
     assert chunk_rows("auto", [2_000_000], cpu) == 32
     free = 60 * 2**30
+    kept, used = 30 * 2**30, 30 * 2**30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: kept)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
     found = chunk_rows("auto", [151_936, 32_064], gpu)
     assert found == 256  # 2 GiB / (10 * 4 * 184,000) = 291
     free = 4 * 2**30
     assert chunk_rows("auto", [151_936, 32_064], gpu) == 128  # of 1 GiB
     assert chunk_rows("auto", [151_936, 32_064], gpu, reserved=4 * 2**30) == 64
     assert chunk_rows("auto", [400], gpu) == 4096
+    free, used = 2**29, kept - 7 * 2**29  # a teacher was here: torch keeps 3.5 GiB of what it freed
+    assert chunk_rows("auto", [151_936, 32_064], gpu) == 128
+    assert chunk_rows("auto", [151_936, 32_064], gpu, reserved=4 * 2**30) == 64
+
+
+def test_memory_is_given_back_where_nobody_refers_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cycle goes first: torch can't give back what still holds a tensor."""
+    alive: list[bool] = []
+    model = torch.nn.Linear(2, 2)
+    model.itself = [model]
+    there = weakref.ref(model)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(there() is not None))
+    del model
+    release_memory()
+    assert alive == [False]
 
 
 def test_compiling_is_for_gpus_unless_a_recipe_says_so() -> None:

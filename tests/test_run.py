@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import gc
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,9 +32,11 @@ from harness import models, tasks
 from harness.batches import align
 from harness.evaluate import sandbox
 from harness.evidence import collect_evidence
+from harness.plan import Stage, make_plan
 from harness.progress import gigabytes
+from harness.recipe import validate
 from harness.results import Run, files_line, read_record
-from harness.run import Runner
+from harness.run import Runner, Silent
 from harness.store import Store
 from harness.traces import Tracer
 from methods.base import LossSums, TeacherKind, registered
@@ -526,6 +530,42 @@ def test_a_teacher_that_fails_alone_says_so(place: Place, monkeypatch: pytest.Mo
     done = place.run("methods=[uld]", "teacher.steps=1", "stages=[teacher]")
     assert done.code == 1
     assert "ZeroDivisionError" in done.out
+
+
+def test_a_teachers_fine_tuning_has_the_memory_of_the_teacher_before(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first one, whose rows have just been made, nothing is left when what was freed is given back."""
+    known: list[weakref.ref[Any]] = []
+    alive: list[list[bool]] = []
+
+    def release() -> None:
+        gc.collect()
+        alive[-1:] = [[there() is not None for there in known]]
+
+    own_teacher, own_make = Runner._tuned_teacher, Runner._make_teacher
+
+    def tuned(self: Runner, stage: Stage) -> Any:
+        model = own_teacher(self, stage)
+        known.append(weakref.ref(model))
+        return model
+
+    def make(self: Runner, stage: Stage, folder: Path) -> dict[str, Any]:
+        found.append(alive[-1])
+        return own_make(self, stage, folder)
+
+    found: list[list[bool]] = []
+    monkeypatch.setattr("harness.run.release_memory", release)
+    monkeypatch.setattr(Runner, "_tuned_teacher", tuned)
+    monkeypatch.setattr(Runner, "_make_teacher", make)
+    alone(tiny_recipe, tmp_path, stages=["teacher"]).run()
+    assert found == [[], [False]]
+
+
+def alone(recipe: dict[str, Any], folder: Path, *, stages: list[str]) -> Runner:
+    """A runner of a small part of the tiny recipe, with a store of its own."""
+    fields = copy.deepcopy(recipe) | {"name": "tiny", "tasks": ["dolly"], "methods": ["fkd", "uld"], "stages": stages}
+    return Runner(make_plan(validate("tiny", fields)), Store(folder), folder, Silent())
 
 
 # --- Interruptions ----------------------------------------------------------------------------------------------------
