@@ -243,11 +243,9 @@ class Runner:
 
     def _check_packing(self) -> None:
         """Models that are to be trained on packed sequences must keep them apart."""
-        recipe = self.recipe
-        packed = {STUDENT} if recipe.warm_start.packing or recipe.train.packing else set()
-        if recipe.teacher.packing:
-            packed |= {stage.role for stage in self.plan.stages() if stage.kind == "teacher"}
-        for role in sorted(packed):
+        asked = (stage for end in self.plan.ends for stage in with_inputs(end))
+        trainings = [stage for stage in asked if stage.kind in ("teacher", "warm_start", "student")]
+        for role in sorted({stage.role or STUDENT for stage in trainings if self._training(stage).packing}):
             check_packing(self._published(self.specs[role]))
 
     def _check_rollouts(self, task: str) -> None:
@@ -438,12 +436,12 @@ class Runner:
 
     def _trainee(self, stage: Stage) -> _Trainee:
         """What a stage trains, before its first step."""
-        training: Training = self.recipe.train if "start" in stage.inputs else self.recipe.warm_start
+        training = self._training(stage)
         terms: tuple[Term, ...] = ()
         roles: tuple[str, ...] = (STUDENT,)
         ce_weight = 1.0
         if stage.kind == "teacher":
-            training, roles = self.recipe.teacher, (stage.role,)
+            roles = (stage.role,)
         if stage.objective is not None:
             objective = stage.objective
             # a method without a teacher has no role, and no term
@@ -460,6 +458,12 @@ class Runner:
         if training.gradient_checkpointing and training.lora:
             model.enable_input_require_grads()
         return _Trainee(model, wrapper, training, terms, roles, ce_weight)
+
+    def _training(self, stage: Stage) -> Training:
+        """The recipe's settings that a stage trains with."""
+        name = "teacher" if stage.kind == "teacher" else "train" if "start" in stage.inputs else "warm_start"
+        training: Training = getattr(self.recipe, name)
+        return training
 
     def _optimise(self, stage: Stage, trainee: _Trainee) -> _Done:
         """All steps of a stage's training; on every rank the same, and no files but checkpoints."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -562,9 +562,35 @@ def test_a_teachers_fine_tuning_has_the_memory_of_the_teacher_before(
     assert found == [[], [False]]
 
 
-def alone(recipe: dict[str, Any], folder: Path, *, stages: list[str]) -> Runner:
+@pytest.mark.parametrize(
+    ("packed", "stages", "checked"),
+    [
+        (["warm_start", "train"], ["teacher"], []),
+        (["teacher"], ["teacher"], ["cross", "same"]),
+        (["warm_start"], [], ["student"]),
+        (["train"], [], ["student"]),
+        ([], [], []),
+    ],
+)
+def test_packing_is_checked_with_the_models_that_it_trains(
+    packed: list[str],
+    stages: list[str],
+    checked: list[str],
+    tiny_recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("harness.run.check_packing", lambda model: seen.append(Path(model.name_or_path).name))
+    alone(tiny_recipe, tmp_path, stages=stages, packed=packed).preflight()
+    assert seen == checked
+
+
+def alone(recipe: dict[str, Any], folder: Path, *, stages: list[str], packed: Sequence[str] = ()) -> Runner:
     """A runner of a small part of the tiny recipe, with a store of its own."""
     fields = copy.deepcopy(recipe) | {"name": "tiny", "tasks": ["dolly"], "methods": ["fkd", "uld"], "stages": stages}
+    for training in packed:
+        fields[training]["packing"] = True
     return Runner(make_plan(validate("tiny", fields)), Store(folder), folder, Silent())
 
 
