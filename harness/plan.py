@@ -433,7 +433,7 @@ class _Builder:
                 "references": self._test_values(),
                 "limits": self.recipe.limits.model_dump(),
                 "code": code_digest("harness.evaluate.bits_per_byte", *self._task_modules(), *_TOKENS),
-                **published,
+                **(published | {"sides": self._sides()} if published else {}),  # the data of a trained model holds them
             },
             inputs,
             **more,
@@ -520,11 +520,13 @@ class _Builder:
             "file": self.task.training_digest(),
             "settings": self.task.training_identity(),
             "limits": self.recipe.limits.model_dump(),
-            "sides": {
-                role: {"source": its["source"], "template": its["template"]} for role, its in self.sources.items()
-            },
+            "sides": self._sides(),
             "code": code_digest(*self._task_modules()),
         }
+
+    def _sides(self) -> dict[str, Any]:
+        """What decides which rows are cut: every tokenizer of the pair."""
+        return {role: {"source": its["source"], "template": its["template"]} for role, its in self.sources.items()}
 
     def _test_values(self) -> dict[str, Any]:
         return {"files": self.task.test_digests(), "settings": self.task.identity()}

@@ -181,6 +181,30 @@ def test_what_makes_the_numbers_of_a_reference_new(planned: Planner, change: dic
     assert {one.row for one, other in rows if one.scores.identity != other.scores.identity} == new
 
 
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        ({"teachers__cross__template": "chat"}, True),
+        ({"teachers__same__template": "chat"}, True),
+        ({"teachers__cross": None}, True),
+        ({"teachers__cross__layers": 1}, False),  # other weights, the same text
+        ({"teacher__steps": 3}, False),
+        ({"train__steps": 3}, False),
+    ],
+    ids=_id,
+)
+def test_bits_of_the_untrained_student_are_of_rows_that_all_tokenizers_cut(
+    planned: Planner, change: dict[str, Any], new: bool
+) -> None:
+    """Its answers are to whole prompts, which are cut for nobody else."""
+    asked = {"evaluation__references": ["untrained"], "methods": ["fkd"]}
+    (before,), (after,) = planned(**asked).references, planned(**asked, **change).references
+    assert before.bits is not None
+    assert after.bits is not None
+    assert (before.bits.identity != after.bits.identity) is new
+    assert before.scores.identity == after.scores.identity
+
+
 # --- What changes a result --------------------------------------------------------------------------------------------
 
 
