@@ -7,6 +7,7 @@ should be the same.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def main() -> None:
         deviation
         for cell in dict.fromkeys((*before["cells"], *found))
         for deviation in t.deviations(cell, found.get(cell, {}), before["cells"].get(cell, {}), before["noise"])
-        if deviation.maximum > 1e-8
+        if not deviation.maximum <= 1e-8  # NaN has moved
     ]
     for deviation in sorted(moved, key=lambda one: -one.maximum):
         print("moved too far:" if deviation.too_far else "moved:", deviation)
@@ -59,6 +60,8 @@ def noise_of(folder: Path, found: dict[str, t.Trajectory]) -> t.Noise:
         largest: list[t.Deviation] = []
         for cell, steps in cells.items():
             for one in t.deviations(cell, steps, {name: found[cell][name] for name in steps}):
+                if not math.isfinite(one.maximum):
+                    raise ValueError(f"noise would allow anything: {one}")
                 so_far = noise.setdefault(cell.split(" · ")[1], {}).setdefault(one.quantity, [0.0, 0.0])
                 new = [max(so_far[0], one.maximum), max(so_far[1], one.mean)]
                 so_far[:] = [float(f"{value:.1e}") for value in new]

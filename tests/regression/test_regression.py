@@ -14,6 +14,7 @@ student samples, changes none of the choices on this task.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,6 +34,7 @@ from harness.run import Runner, Silent
 from harness.tasks import tasks
 from methods.base import TeacherKind, registered
 from methods.gold import GOLD
+from tests.regression import record
 from tests.regression import trajectories as t
 
 RECORDED, NOISE = t.recorded()["cells"], t.recorded()["noise"]
@@ -255,6 +257,28 @@ def test_deviations_by_hand() -> None:
     assert norm.maximum == kd.maximum == float("inf")  # one side has none
     (same,) = t.deviations("cell", {"loss": [0.0]}, {"loss": [0.0]})
     assert not same.too_far
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_no_number_is_too_far_from_any_and_from_itself(bad: float, place: int) -> None:
+    """At any step, on either side: max() of Python overlooks NaN behind a number."""
+    plain, broken = [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]
+    broken[place] = bad
+    for found, theirs in ((broken, plain), (plain, broken), (broken, broken)):
+        (one,) = t.deviations("cell", {"loss": found}, {"loss": theirs})
+        assert one.too_far
+        assert one.maximum == math.inf  # which record.py tells as moved
+    assert t.Deviation("cell", "loss", math.nan, 0.0).too_far
+    assert t.Deviation("cell", "loss", 0.0, math.nan).too_far
+
+
+def test_a_step_without_a_number_is_no_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its tolerance would be infinite."""
+    cell = f"{t.TASK} · sft · seed 0"
+    monkeypatch.setattr(record, "_variants", lambda folder: iter([("broken", {cell: {"loss": [math.nan]}})]))
+    with pytest.raises(ValueError, match="noise would allow anything"):
+        record.noise_of(tmp_path, {cell: {"loss": [1.0]}})
 
 
 def test_tolerances_are_above_the_noise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,7 +124,7 @@ class Deviation:
 
     @property
     def too_far(self) -> bool:
-        return self.maximum > self.allowed[0] or self.mean > self.allowed[1]
+        return not (self.maximum <= self.allowed[0] and self.mean <= self.allowed[1])  # NaN is not within anything
 
     def __str__(self) -> str:
         return f"{self.cell}, {self.quantity}: {self.maximum:.1e} at most, {self.mean:.1e} in the mean; allowed: " + (
@@ -141,11 +142,11 @@ def allowed(cell: str, quantity: str, noise: Noise) -> tuple[float, float]:
 
 
 def deviations(cell: str, found: Trajectory, expected: Trajectory, noise: Noise | None = None) -> Iterator[Deviation]:
-    """Of each quantity; infinite where one side has none, or another number of steps."""
+    """Of each quantity; infinite where one side has none, another number of steps, or a step without a number."""
     noise = noise or {}
     for quantity in dict.fromkeys((*expected, *found)):
         mine, theirs = found.get(quantity, []), expected.get(quantity, [])
-        if len(mine) != len(theirs):
+        if len(mine) != len(theirs) or not all(map(math.isfinite, (*mine, *theirs))):
             yield Deviation(cell, quantity, float("inf"), float("inf"))
             continue
         limits = allowed(cell, quantity, noise)
