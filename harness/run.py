@@ -156,6 +156,7 @@ class Runner:
         self._read: dict[str, int] = {}  # rows of each, before limits left some out
         self._aligned: dict[tuple[str, str], list[AlignedExample]] = {}
         self._requests: dict[str, list[Request]] = {}
+        self._pairs: dict[str, TokenizerPair] = {}
         self._student: tuple[str, Any] | None = None
         self._teacher: tuple[str, Any] | None = None
         self._heads: dict[str, Head] = {}
@@ -673,12 +674,14 @@ class Runner:
         return records
 
     def pair(self, role: str) -> TokenizerPair:
-        """The vocabularies of the student and one teacher, as far as their logits go."""
-        student, teacher = (
-            self.sides[name].vocabulary.within(self._config(name).get_text_config().vocab_size)
-            for name in (STUDENT, role)
-        )
-        return TokenizerPair(student, teacher, self.store.root / "maps")
+        """The vocabularies of the student and one teacher, as far as their logits go: one object for the whole run."""
+        if role not in self._pairs:
+            student, teacher = (
+                self.sides[name].vocabulary.within(self._config(name).get_text_config().vocab_size)
+                for name in (STUDENT, role)
+            )
+            self._pairs[role] = TokenizerPair(student, teacher, self.store.root / "maps")
+        return self._pairs[role]
 
     def _config(self, role: str) -> Any:
         folder = models.resolve(models.parse_uri(self.specs[role].model)).folder

@@ -103,7 +103,7 @@ class CDM(Method):
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.costs = EditCosts(pair.student, pair.teacher)
-        distances, kind = EditDistances(), self.options.static_map
+        distances, kind = pair.shared(EditDistances), self.options.static_map
         student, teacher = (
             _Spellings(self.costs.student_texts, distances),
             _Spellings(self.costs.teacher_texts, distances),

@@ -11,16 +11,18 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 
 from methods.alignment import IntArray
+
+T = TypeVar("T")
 
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"
@@ -222,6 +224,14 @@ class TokenizerPair:
     student: Vocabulary
     teacher: Vocabulary
     maps: Path | None = None
+    _shared: dict[type, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def shared(self, kind: type[T]) -> T:
+        """The one object of a class that all trainings with this pair share; made when first asked for."""
+        if kind not in self._shared:
+            self._shared[kind] = kind()
+        made: T = self._shared[kind]
+        return made
 
     @property
     def same_tokenizer(self) -> bool:

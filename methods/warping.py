@@ -34,7 +34,7 @@ def token_texts(vocabulary: Vocabulary) -> tuple[str, ...]:
 
 
 class EditDistances:
-    """Levenshtein distances of scattered pairs of texts, kept from step to step.
+    """Levenshtein distances of scattered pairs of texts, kept from step to step, and for the next training.
 
     Of the pairs whose keys fall into one slot of a table the last one stays. That bounds memory: 12 bytes a slot, 24
     MiB in all, and the texts. (All pairs of two lists are no work for it: rapidfuzz's ``cdist`` measures a pair in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from methods import warping
 from methods.alignment import AlignedResponse, Groups
 from methods.base import AlignedChunk, Side
 from methods.cdm import CDM, _may_be_near, _nested_means
@@ -244,6 +246,39 @@ def test_no_near_pair_is_ruled_out(theta: float, autocast: bool) -> None:
     assert (found | ~near).all()
     some = torch.arange(len(texts))[None] % 3 == 0
     assert torch.equal(_may_be_near(ids, ids, some, ~some, method.to_student, theta)[0], found & some.T & ~some)
+
+
+@pytest.mark.parametrize("fidelity", ["described", "released"])
+def test_a_second_training_with_a_pair_starts_with_the_distances_of_the_first(
+    fidelity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It measures none of them again, whatever its row, and computes what it would with none, digit by digit."""
+    measured: list[int] = []
+    plain = warping.cpdist
+
+    def spy(left: list[str], right: list[str], **settings: Any) -> Any:
+        measured.append(len(left))
+        return plain(left, right, **settings)
+
+    monkeypatch.setattr(warping, "cpdist", spy)
+
+    def trained(pair: TokenizerPair, **options: Any) -> tuple[float, Tensor, int]:
+        method = CDM(fidelity=fidelity, k=10, **options)
+        method.prepare(pair)
+        made = chunk(12, pair=pair)
+        before = sum(measured)
+        kd = method.loss(made).kd
+        (gradient,) = torch.autograd.grad(kd, made.student.logits)
+        return float(kd.detach()), gradient, sum(measured) - before
+
+    pair = toy(0)
+    first, second, alone = trained(pair), trained(pair), trained(toy(0))
+    narrower = trained(pair, theta=0.2)
+    assert first[2] > 0
+    assert (second[2], narrower[2], alone[2]) == (0, 0, first[2])
+    assert first[0] == second[0] == alone[0]
+    assert torch.equal(first[1], second[1])
+    assert narrower[0] == trained(toy(0), theta=0.2)[0] != first[0]
 
 
 def test_most_pairs_of_real_tokens_are_ruled_out() -> None:

@@ -41,6 +41,7 @@ from harness.store import Store
 from harness.traces import Tracer
 from methods.base import LossSums, TeacherKind, registered
 from methods.uld import ULD
+from methods.warping import EditDistances
 from reports import write
 from tests.conftest import Command, Done
 from tests.test_reports import NEARLY_EVERYTHING, context
@@ -584,6 +585,13 @@ def test_packing_is_checked_with_the_models_that_it_trains(
     monkeypatch.setattr("harness.run.check_packing", lambda model: seen.append(Path(model.name_or_path).name))
     alone(tiny_recipe, tmp_path, stages=stages, packed=packed).preflight()
     assert seen == checked
+
+
+def test_all_trainings_of_a_run_share_what_methods_keep_of_a_pair(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    runner = alone(tiny_recipe, tmp_path, stages=[])
+    kept = [runner.pair(role).shared(EditDistances) for role in ("cross", "same", "cross")]
+    assert kept[0] is kept[2]
+    assert kept[0] is not kept[1]
 
 
 def alone(recipe: dict[str, Any], folder: Path, *, stages: list[str], packed: Sequence[str] = ()) -> Runner:
