@@ -508,9 +508,9 @@ def _mass(logits: Tensor, rows: Tensor, ids: Tensor, partners: Tensor) -> Tensor
 
 def _coverage(masked: Tensor, mass: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Share of masked columns, bool [positions, columns], and the teacher's probability on its mapped tokens."""
-    positions = mass.new_tensor(float(len(masked)))
+    positions = mass.new_full((), len(masked))
     return {
-        "columns masked": (masked.sum().to(mass.dtype), mass.new_tensor(float(masked.numel()))),
+        "columns masked": (masked.sum().to(mass.dtype), mass.new_full((), masked.numel())),
         "teacher mass covered": (mass, positions),
         "aligned positions": (positions, None),
     }

@@ -20,6 +20,7 @@ from harness.loss import ChunkWalk, Objective
 from harness.recipe import Lora, Training
 from harness.teacher import add_lora
 from methods.base import Method
+from methods.cdm import _coverage
 from methods.closed_form import compiling, fused
 from methods.fkd import FKD
 from methods.gold import GOLD
@@ -109,6 +110,21 @@ def test_the_walk_never_waits_for_its_device(method: Method, monkeypatch: pytest
     assert torch.isfinite(parts.loss)
     assert of_rows is not None
     assert of_weight is not None
+
+
+def test_what_cdm_says_of_its_map_waits_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its one wait a chunk is for the near pairs; what follows is long, and nobody looks at it before the step ends."""
+    masked, mass = torch.tensor([[True, False, True], [False, False, False]]), torch.tensor(1.5)
+    with monkeypatch.context() as patch:
+        refuse_host(patch)
+        with Unhurried():
+            found = _coverage(masked, mass)
+    numbers = {name: (float(part), whole and float(whole)) for name, (part, whole) in found.items()}
+    assert numbers == {
+        "columns masked": (2.0, 6.0),
+        "teacher mass covered": (1.5, 2.0),
+        "aligned positions": (2.0, None),
+    }
 
 
 @pytest.mark.parametrize(
