@@ -123,7 +123,7 @@ def check_head(model: PreTrainedModel, name: str, tolerance: float = 1e-3) -> No
     ours = Head.of(model).logits(hidden_states(model, ids, mask, positions)).float()
     model.train(training)
     error = float((own - ours).abs().max() / own.abs().max().clamp_min(1e-6))
-    if error > tolerance:
+    if not error <= tolerance:  # NaN is no agreement
         raise HarnessError(
             f"output head of {name}",
             f"logits that differ from ours by {error:.1e} of the largest",

@@ -112,6 +112,13 @@ def test_check_head_refuses_a_head_that_does_more() -> None:
     check_head(made, "loud", tolerance=0.02)
 
 
+def test_check_head_refuses_logits_that_are_no_numbers() -> None:
+    made = model("llama")
+    nn.init.constant_(made.lm_head.weight, torch.nan)
+    with pytest.raises(HarnessError, match=r"^output head of broken: found logits that differ from ours by nan"):
+        check_head(made, "broken")
+
+
 def test_check_head_leaves_the_model_as_it_was() -> None:
     made = model("llama").train()
     check_head(made, "llama")
