@@ -23,8 +23,9 @@ from rich.markup import escape
 from transformers import AutoConfig, set_seed
 
 from harness import alignments, models, teacher, traces
-from harness.batches import AlignedExample, Collator, Term, align
-from harness.device import chunk_rows, compiles, compute_dtype, device, release_memory
+from harness.batches import AlignedExample, Term, align
+from harness.device import compute_dtype, device, release_memory
+from harness.distil import Teachers, distil, pad_ids
 from harness.errors import HarnessError
 from harness.evaluate import vllm_engine
 from harness.evaluate.bits_per_byte import measure
@@ -33,16 +34,15 @@ from harness.evaluate.sandbox import SandboxUnavailable
 from harness.files import write_json, write_text
 from harness.heads import Head, check_head, check_packing
 from harness.identity import environment
-from harness.loss import Distiller, Objective
+from harness.loss import Objective
 from harness.plan import Cell, Plan, Reference, Stage, order_seed, with_inputs
 from harness.ranks import RankLostError, Ranks
 from harness.recipe import ModelSpec, Training
-from harness.rollouts import Rollouts, RolloutSettings
 from harness.store import Artefact, CorruptArtefactError, Store
 from harness.tasks import Request, answer_key
 from harness.tokens import STUDENT, Overlong, TextSide, TokenizedExample, load_sides, tokenize
 from harness.top_rows import TopRowsHead, packer
-from harness.train import latest_checkpoint, train
+from harness.train import latest_checkpoint
 from methods.base import Need
 from methods.vocabulary import TokenizerPair
 
@@ -475,35 +475,27 @@ class Runner:
         training, terms = trainee.training, trainee.terms
         trained, *teachers = trainee.roles
         aligned = self._aligned_rows(stage, trained, terms)
-        live, stored, heads = self._teacher_parts(stage, teachers)
-        pad = {role: self.sides[role].tokenizer.pad_token_id for role in teachers}
-        pad[STUDENT] = self.sides[trained].tokenizer.pad_token_id
-        objective = Objective(stage.title, trainee.ce_weight, terms)
+        given = self._teachers_of(stage, teachers)
+        sides = {**self.sides, STUDENT: self.sides[trained]}
         model = trainee.model.to(self.device)
-        widths = [Head.of(each).weight.shape[0] for each in (model, *live.values())]
-        widths += [head.weight.shape[0] for head in heads.values()]
-        # Gradients and the optimiser's two moments come once training has begun.
-        later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        rows = chunk_rows(training.chunk_rows, widths, self.device, later)
-        collator = Collator(terms, pad, chunk_rows=rows, stored=stored, packing=training.packing)
-        seed, rollouts = order_seed(stage), None
-        if (sampling := RolloutSettings.of(terms)) is not None:
-            rollouts = Rollouts(sampling, terms, self.sides, collator, self.recipe.limits.length, seed)
         started = time.monotonic()
-        steps = train(
-            Distiller(model, objective, live, heads, compiles(training.compile, self.device)),
+        steps = distil(
+            model,
+            Objective(stage.title, trainee.ce_weight, terms),
+            given,
             aligned,
-            collator,
             training,
+            sides=sides,
+            max_length=self.recipe.limits.length,
             steps=count,
-            seed=seed,
+            seed=order_seed(stage),
             work=self.store.work_folder(stage.kind, stage.identity),
-            rollouts=rollouts,
             on_step=lambda step: self.progress.advance(int(step["step"])),
         )
         seconds = time.monotonic() - started
         release_memory()  # optimiser state hangs in a cycle of the Trainer's
-        return _Done(steps, seconds, traces.Tracer(model.eval(), live, heads, stored, pad, self.sides))
+        tracer = traces.Tracer(model.eval(), given.live, given.heads, given.stored, pad_ids(sides), self.sides)
+        return _Done(steps, seconds, tracer)
 
     def _aligned_rows(self, stage: Stage, trained: str, terms: tuple[Term, ...]) -> list[AlignedExample]:
         """Training rows with the groups of every term; made once for all seeds of a row of the table."""
@@ -522,19 +514,17 @@ class Runner:
         else:
             write_json(folder / traces.FILE, made)
 
-    def _teacher_parts(
-        self, stage: Stage, roles: list[str]
-    ) -> tuple[dict[str, Any], dict[str, teacher.StoredRows], dict[str, Head]]:
+    def _teachers_of(self, stage: Stage, roles: list[str]) -> Teachers:
         """Live teachers, stored rows and heads by role, as the stage's inputs say."""
-        live, stored, heads = {}, {}, {}
+        given = Teachers()
         for role in roles:
             source = stage.inputs[role]
             if source.kind == "rows":
-                stored[role] = self._stored_rows(source)
-                heads[role] = self._rows_head(source)
+                given.stored[role] = self._stored_rows(source)
+                given.heads[role] = self._rows_head(source)
             else:
-                live[role] = self._tuned_teacher(source)
-        return live, stored, heads
+                given.live[role] = self._tuned_teacher(source)
+        return given
 
     def _stored_rows(self, stage: Stage) -> teacher.StoredRows:
         """The rows of a stage. They can be hundreds of GB: their digests are checked once, not for every student."""
