@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, write
+from common import machine, parsed, write
 from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -265,8 +265,8 @@ def main() -> None:
     parser.add_argument("--tokenizers", nargs=2, type=Path, metavar=("STUDENT", "TEACHER"), help="tokenizer.json files")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--responses", type=int, default=8, help="in a batch")
-    parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
+    arguments.device = "cpu"
     torch.set_num_threads(1)
     text = sample_text()
     pair = [Tokenizer.from_file(str(p)) for p in arguments.tokenizers] if arguments.tokenizers else trained(text)
@@ -291,7 +291,7 @@ def main() -> None:
     for made in rows:
         row = "{plain ms:,.1f} | {ours ms:,.2f} | {plain / ours:,.0f} | {tokens/s:,.0f}".format(**made)
         print(f"| {made['what']} | {made['size']} | {row} |")
-    numbers = write(arguments.out, "alignment", "cpu", {"where": where, "vocabularies": sizes, "rows": rows})
+    numbers = write(arguments, "alignment", {"where": where, "vocabularies": sizes, "rows": rows})
     print(f"\nnumbers: {numbers}")
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,41 @@ def machine(device: str) -> str:
 
 
 def preset_parser(description: str, presets: Iterable[str]) -> argparse.ArgumentParser:
-    """The options of all benchmarks that have presets: which one, on what, and real tokenizers and text."""
+    """The options of all benchmarks that have presets: which one, and on what."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--preset", choices=[*presets], default="cpu")
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], help="by default cpu for the preset of that name, else cuda"
     )
+    return parser
+
+
+def add_real_inputs(parser: argparse.ArgumentParser) -> None:
+    """Options that put real tokenizers and text in place of built-in ones."""
     parser.add_argument("--student-tokenizer", type=Path, help="a tokenizer.json instead of a built-in one")
     parser.add_argument("--teacher-tokenizer", type=Path)
     parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl instead of the samples")
-    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, named: Sequence[str] = ("preset",)) -> argparse.Namespace:
+    """The command line, with ``--out`` added to it.
+
+    Args:
+        named: options that are no change, since the file's name tells them.
+
+    Returns:
+        The options, and ``changed``: names of those that are not as a published file has them. The device that a preset
+        is meant for is no change.
+    """
+    parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
+    arguments = parser.parse_intermixed_args()
+    changed = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+    if "preset" in arguments:
+        meant = "cpu" if arguments.preset == "cpu" else "cuda"
+        arguments.device = arguments.device or meant
+        changed = [name for name in changed if name != "device" or arguments.device != meant]
+    arguments.changed = [name for name in changed if name not in ("out", *named)]
+    return arguments
 
 
 def demand(device: str) -> None:
@@ -80,6 +106,14 @@ def peer() -> Any:
     except ImportError:
         return None
     return gold_trainer
+
+
+def peer_version() -> str | None:
+    """TRL's version, or None where it is not installed."""
+    try:
+        return version("trl")
+    except PackageNotFoundError:
+        return None
 
 
 # --- text and tokenizers -------------------------------------------------------------------------------------------
@@ -222,6 +256,14 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def reset_peak(device: str) -> None:
+    """Let go of what nothing holds any more, and count peak memory of a GPU anew."""
+    gc.collect()  # a Trainer and its optimiser hang in a cycle
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def copy_rate(device: str, dtype: torch.dtype) -> float:
     """Bytes a second, read and written, of the best copy of a large tensor."""
     size = 2**30 if device == "cuda" else 2**26
@@ -266,12 +308,16 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def write(out: Path | None, name: str, device: str, values: dict[str, Any]) -> Path:
-    """Write the numbers behind the tables as JSON, and name the file."""
-    path = out or RESULTS / f"{name}.json"
+def write(arguments: argparse.Namespace, name: str, values: dict[str, Any]) -> Path:
+    """Write the numbers behind the tables as JSON, and name the file.
+
+    Only a command without changed options writes what is published; others name what they change, or give ``--out``.
+    """
+    changed = [f"with-{'-'.join(arguments.changed)}"] if arguments.changed else []
+    path: Path = arguments.out or RESULTS / f"{'-'.join([name, *changed])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": machine(device), **values}, indent=1, default=_plain)
-    path.write_text(text + "\n", encoding="utf-8")
+    known = {"machine": machine(arguments.device), "trl": peer_version()}
+    path.write_text(json.dumps(known | values, indent=1, default=_plain) + "\n", encoding="utf-8")
     return path
 
 

@@ -2,37 +2,41 @@
 
     python benchmarks/full_size.py phi_qwen_all --tokenizers FOLDER [--steps 20] [--narrow] ['methods=[cdm]' ...]
 
-One GPU; no download: shapes are those of harness/architectures.yaml, tokenizers stand in (tests/stand_ins.py). Rows
-are GSM8K's, the project's samples unless data.root says otherwise. Each method trains a fresh student; teacher rows are
-made first where a method reads stored ones. With random weights losses mean nothing; times and memory do.
---narrow: 2 layers, 32 wide, to try the script on a CPU.
+One GPU; no download: shapes are those of harness/architectures.yaml, tokenizers stand in: FOLDER holds qwen3.json,
+llama2.json, llama3.json and gemma3.json, those that the recipe needs (tests/stand_ins.py). Rows are GSM8K's, the
+project's samples unless data.root says otherwise. Each method trains a fresh student; teacher rows are made first where
+a method reads stored ones. With random weights losses mean nothing; times and memory do.
+--narrow: 2 layers, 32 wide, to try the script on a CPU; train.batch_size=4 and warm_start.batch_size=4 make it short.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import machine, markdown, parsed, reset_peak, write
 from transformers import AutoModelForCausalLM
 
-from harness.batches import Collator, Term, align
+from harness.batches import Term, align
 from harness.costs import DEVICES, GIB, Coster
 from harness.device import compute_dtype, device
+from harness.distil import Teachers, distil, pad_ids
 from harness.heads import Head
-from harness.loss import Distiller, Objective
-from harness.plan import Plan, Stage, make_plan
+from harness.loss import Objective
+from harness.plan import Plan, Stage, make_plan, order_seed
 from harness.recipe import load_recipe
-from harness.rollouts import Rollouts, RolloutSettings
 from harness.teacher import StoredRows, store_rows
 from harness.tokens import STUDENT, TextSide, TokenizedExample, tokenize
-from harness.train import train
 from methods.base import Start
 from methods.vocabulary import TokenizerPair
+
+sys.path.append(str(Path(__file__).parents[1]))
 from tests.stand_ins import config_of, tokenizer_of
 
 
@@ -61,49 +65,51 @@ class Bench:
         """Rows of a teacher and its head; the rest of it is gone."""
         if role not in self.rows:
             model, folder = self.model(role, compute_dtype(self.recipe.teacher.precision)), self.work / role
-            folder.mkdir()
-            store_rows(model, role, self.examples, folder, pad=self.sides[role].tokenizer.pad_token_id)
+            folder.mkdir(exist_ok=True)
+            store_rows(model, role, self.examples, folder, pad=pad_ids(self.sides)[role])
             self.rows[role] = StoredRows(folder), Head.of(model)
         return self.rows[role]
 
-    def run(self, stage: Stage) -> tuple[float, int]:
-        """Seconds a step, the first left out, and peak bytes, of a student's training."""
+    def teachers(self, stage: Stage, roles: tuple[str, ...]) -> Teachers:
+        """Stored rows where the stage reads them, else live models."""
+        given = Teachers()
+        for role in roles:
+            if stage.inputs[role].kind == "rows":
+                given.stored[role], given.heads[role] = self.stored(role)
+            else:
+                given.live[role] = self.model(role, compute_dtype(self.recipe.teacher.precision))
+        return given
+
+    def run(self, stage: Stage) -> dict[str, float]:
+        """Seconds a step, the first left out, and peak bytes of a GPU, of a student's training."""
         objective = stage.objective
         assert objective is not None
         training = self.recipe.train if objective.start is Start.WARM_START else self.recipe.warm_start
-        live, stored, heads, terms = {}, {}, {}, []
+        reset_peak(device().type)  # before a live teacher is made: the training before may still hold memory
+        teachers = self.teachers(stage, objective.roles)
+        terms: list[Term] = []
         for method, role, weight in zip(objective.methods, objective.roles, objective.kd_weights, strict=False):
             method.prepare(self.pair(role))
             terms.append(Term(method, role, weight))
-            if stage.inputs[role].kind == "rows":
-                stored[role], heads[role] = self.stored(role)
-            else:
-                live[role] = self.model(role, compute_dtype(self.recipe.teacher.precision))
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        pad = {role: side.tokenizer.pad_token_id for role, side in self.sides.items()}
-        collator = Collator(terms, pad, chunk_rows=training.chunk_rows, stored=stored)
-        sampling = RolloutSettings.of(terms)
-        limit = self.recipe.limits.length
-        rollouts = Rollouts(sampling, terms, self.sides, collator, limit, 0) if sampling else None
+        student = self.model(STUDENT, "float32")
+        reset_peak(device().type)  # what making the teachers' rows took does not count
         ends: list[float] = []
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
-            goal = Objective(stage.title, objective.ce_weight, tuple(terms))
-            train(
-                Distiller(self.model(STUDENT, "float32"), goal, live, heads),
+            distil(
+                student,
+                Objective(stage.title, objective.ce_weight, tuple(terms)),
+                teachers,
                 [align(example, terms) for example in self.examples],
-                collator,
                 training.model_copy(update={"checkpoint_every": None}),
+                sides=self.sides,
+                max_length=self.recipe.limits.length,
                 steps=self.steps,
-                seed=0,
+                seed=order_seed(stage),
                 work=Path(folder),
-                rollouts=rollouts,
                 on_step=lambda step: ends.append(time.perf_counter()),
             )
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        return (ends[-1] - ends[0]) / max(len(ends) - 1, 1), peak
+        found = {"seconds": (ends[-1] - ends[0]) / (len(ends) - 1)}
+        return found | ({"bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {})
 
     def pair(self, role: str) -> TokenizerPair:
         return TokenizerPair(self.sides[STUDENT].vocabulary, self.sides[role].vocabulary, self.work / "maps")
@@ -112,29 +118,52 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--tokenizers", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--narrow", action="store_true")
-    arguments = parser.parse_intermixed_args()
+    parser.add_argument("overrides", nargs="*", help="of the recipe, as `harness run` takes them")
+    parser.add_argument("--tokenizers", type=Path, required=True, help="folder of qwen3.json, llama2.json and so on")
+    parser.add_argument("--steps", type=int, default=20, help="of each method, 2 at least: the first is not timed")
+    parser.add_argument("--narrow", action="store_true", help="2 layers, 32 wide")
+    arguments = parsed(parser, named=("recipe", "tokenizers"))
+    if arguments.steps < 2:
+        parser.error(f"--steps: found {arguments.steps}; expected 2 at least, since the first is not timed")
+    arguments.device = device().type
     first = ["data.root=", "tasks=[gsm8k]", "seeds=[0]"]
     plan = make_plan(load_recipe(arguments.recipe, [*first, *arguments.overrides]))
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{name}, torch {torch.__version__}; {arguments.recipe}, {arguments.steps} steps, random weights\n")
-    print(f"| method | s a step | planned, {DEVICES[0].name} | peak GiB | planned |\n|---|---|---|---|---|")
-    coster = Coster(plan)
+    print(f"{machine(arguments.device)}; {arguments.recipe}, {arguments.steps} steps, random weights\n")
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(plan, arguments.tokenizers, arguments.narrow, Path(work), arguments.steps)
-        for cell in plan.cells:
-            try:
-                seconds, peak = bench.run(cell.student)
-            except torch.cuda.OutOfMemoryError:
-                print(f"| {cell.objective.name} | out of memory | | | |")
-                continue
-            cost = coster.cost(cell.student)
-            planned = cost.seconds(DEVICES[0]) / int(cell.student.values["steps"])
-            memory = f"{peak / GIB:.1f} | {cost.memory / GIB:.1f}"
-            print(f"| {cell.objective.name} | {seconds:.2f} | {planned:.2f} | {memory} |", flush=True)
+        rows = measured(bench, Coster(plan))
+    planned = f"planned, {DEVICES[0].name}"
+    columns = ["method", "s a step", planned, "peak GiB", planned]
+    print(markdown(columns, [[row.get(key) for key in KEYS] for row in rows]))
+    values = {"recipe": arguments.recipe, "steps": arguments.steps, "methods": rows}
+    print(f"\nnumbers: {write(arguments, f'full-size-{Path(arguments.recipe).stem}-{arguments.device}', values)}")
+    if any("error" in row for row in rows):
+        sys.exit(1)
+
+
+KEYS = ("method", "seconds", "planned seconds", "peak GiB", "planned GiB")
+
+
+def measured(bench: Bench, coster: Coster) -> list[dict[str, Any]]:
+    """What each method takes beside what its plan says; where it fails, such as for memory, the reason."""
+    rows = []
+    for cell in bench.plan.cells:
+        name, planned = cell.objective.name, coster.cost(cell.student)
+        row: dict[str, Any] = {
+            "method": name,
+            "planned seconds": planned.seconds(DEVICES[0]) / int(cell.student.values["steps"]),
+            "planned GiB": planned.memory / GIB,
+        }
+        try:
+            row |= bench.run(cell.student)
+        except Exception as error:  # the other methods' numbers are not lost over it
+            traceback.print_exc()
+            row |= {"method": f"{name}: failed", "error": f"{type(error).__name__}: {error}"}
+        if "bytes" in row:
+            row["peak GiB"] = row["bytes"] / GIB
+        print(f"{row['method']}: {row.get('seconds', 0):.2f} s a step", file=sys.stderr, flush=True)
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

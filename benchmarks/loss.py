@@ -1,6 +1,7 @@
 """What each method's loss costs from hidden rows to all gradients, beside TRL's losses, a full sort and cross-entropy.
 
     python benchmarks/loss.py                                  # CPU, minutes; --parts methods for the first table alone
+    python benchmarks/loss.py --ways gold "gold top_k" "TRL GOLD" --parts methods --top-k 2048
     python benchmarks/loss.py --preset h100 --student-tokenizer qwen2.json --teacher-tokenizer phi3.json --data FOLDER
 
 Every way gets the same random hidden rows and heads and the same alignment of the same text, and gives the gradients of
@@ -24,6 +25,7 @@ import torch
 from common import (
     Cost,
     Place,
+    add_real_inputs,
     copy_rate,
     cost,
     demand,
@@ -31,7 +33,9 @@ from common import (
     machine,
     markdown,
     matrix_rate,
+    parsed,
     peer,
+    peer_version,
     preset_parser,
     read_tokenizer,
     rows_of_text,
@@ -40,28 +44,35 @@ from common import (
 )
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast
 
 from harness.batches import Collator, Term, align
 from harness.heads import Head
-from harness.loss import Distiller, Objective
+from harness.loss import Distiller, LossParts, Objective
+from harness.plan import ROLE_OF_KIND
 from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
 from methods.alignment import pair_positions
-from methods.base import Method, TeacherKind, registered
+from methods.base import Method, registered
+from methods.base import Rows as RowKind
 from methods.merging import merge_with_pullback
 from methods.vocabulary import TokenizerPair
 
-OURS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sft": ("sft", {}),
-    "fkd": ("fkd", {}),
-    "rkd": ("rkd", {}),
-    "mined": ("mined", {}),
-    "uld": ("uld", {}),
-    "uld top_k": ("uld", {"sort": "top_k"}),
-    "cdm": ("cdm", {}),
-    "gold": ("gold", {}),
-    "gold top_k": ("gold", {"sort": "top_k"}),
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "sft": {"sft": {}},
+    "fkd": {"fkd": {}},
+    "rkd": {"rkd": {}},
+    "mined": {"mined": {}},
+    "uld": {"uld": {}},
+    "uld top_k": {"uld": {"sort": "top_k"}},
+    "cdm": {"cdm": {}},
+    "gold": {"gold": {}},
+    "gold top_k": {"gold": {"sort": "top_k"}},
+    "one_to_one": {"one_to_one": {}},
+    "dual(fkd, cdm)": {"fkd": {}, "cdm": {}},
 }
+RELEASED = " released"
+OURS |= {name + RELEASED: {name: {"fidelity": "released"}} for name in ("fkd", "rkd", "mined", "uld", "cdm", "gold")}
+"""Options of each method by the name of a way; two methods learn from a teacher each."""
+
 COMPILED = " compiled"
 CLOSED = ("sft", "fkd", "rkd", "uld", "uld top_k", "gold", "gold top_k")
 """Losses with gradients in closed form, which torch.compile may fuse."""
@@ -83,6 +94,7 @@ class Setting:
         length: tokens of one response, at least.
         student_size, teacher_size: columns of the logits.
         student_width, teacher_width: of the hidden rows.
+        top_k: ranks that ``sort: top_k`` compares, or None for the methods' own number.
         folder: of student.json and teacher.json, the tokenizers.
         data: folder of data sets, or None for the samples.
     """
@@ -99,6 +111,7 @@ class Setting:
     folder: Path
     data: Path | None = None
     budget: float = 6.0
+    top_k: int | None = None
 
 
 class Rows(nn.Module):
@@ -182,36 +195,39 @@ class Inputs:
 # --- ours ----------------------------------------------------------------------------------------------------------
 
 
-def method_of(name: str, **more: Any) -> Method | None:
-    """One of :data:`OURS`, or None where it is an option that this version does not have."""
-    key, options = OURS[name.removesuffix(COMPILED)]
-    kind = registered()[key]
-    if not set(options) <= set(kind.Options.model_fields):
-        return None
-    return kind(**options, **more)
+def methods_of(name: str, top_k: int | None = None) -> list[Method]:
+    """The methods of one of :data:`OURS`."""
+    found = []
+    for key, options in OURS[name.removesuffix(COMPILED)].items():
+        more = {"top_k": top_k} if top_k and options.get("sort") == "top_k" else {}
+        found.append(registered()[key](**options, **more))
+    return found
 
 
-def our_step(inputs: Inputs, method: Method, compiled: bool = False) -> Any:
+def our_step(inputs: Inputs, methods: Sequence[Method], compiled: bool = False) -> Callable[[], LossParts]:
     """A function that makes loss and gradients of a batch, as the trainer does; the batch is made before."""
     setting = inputs.setting
-    role = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}.get(method.teacher, "")
-    terms: tuple[Term, ...] = ()
+    taught = [method for method in methods if method.teacher in ROLE_OF_KIND]
+    live: dict[str, nn.Module] = {}
     heads: dict[str, Head] = {}
     stored: dict[str, Any] = {}
-    if role:
+    for method in taught:
+        role = ROLE_OF_KIND[method.teacher]
         method.prepare(inputs.pair(role))
-        terms = (Term(method, role, 0.5),)
         hidden, weight = inputs.of(role)
-        heads[role] = Head(weight)
-        stored[role] = _rows(inputs.examples, hidden, role).__getitem__
+        if method.rows is RowKind.ALL:  # stored rows leave the prompt out
+            live[role] = Rows(hidden, weight)
+        else:
+            heads[role], stored[role] = Head(weight), _rows(inputs.examples, hidden, role).__getitem__
+    terms = tuple(Term(method, ROLE_OF_KIND[method.teacher], 0.5 / len(taught)) for method in taught)
     collator = Collator(terms, dict.fromkeys(inputs.sides, 0), chunk_rows=setting.chunk_rows, stored=stored)
     batch = collator.collate([align(example, terms) for example in inputs.examples]).to(setting.device)
     hidden, weight = inputs.of(STUDENT)
-    objective = Objective(method.name, 0.5 if role else 1.0, terms)
-    distiller = Distiller(Rows(hidden, weight), objective, {}, heads, compiled)
+    objective = Objective(methods[0].name, 0.5 if terms else 1.0, terms)
+    distiller = Distiller(Rows(hidden, weight), objective, live, heads, compiled)
     divisors = objective.divisors(batch.counts)
 
-    def step() -> Any:
+    def step() -> LossParts:
         distiller.zero_grad(set_to_none=True)
         parts = distiller(batch, divisors)
         parts.loss.backward()
@@ -337,30 +353,28 @@ def measure(setting: Setting, name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     inputs = Inputs(setting)
     notes: dict[str, float] = {}
-    roles = {"same"} if name in ("fkd", "rkd") else set() if name in ("sft", "cross-entropy") else {"cross"}
     if name in PEERS:
-        step = peer_step(inputs, name)
+        roles = set() if name == "cross-entropy" else {"cross"}
+        step: Callable[[], Any] = peer_step(inputs, name)
     else:
-        method = method_of(name)
-        assert method is not None
-        step = our_step(inputs, method, name.endswith(COMPILED))
+        methods = methods_of(name, setting.top_k)
+        roles = {ROLE_OF_KIND[method.teacher] for method in methods if method.teacher in ROLE_OF_KIND}
+        step = our_step(inputs, methods, name.endswith(COMPILED))
     found: list[Any] = []
     spent: Cost = cost(lambda: found.append(step()) or found.clear(), setting.device, setting.budget)
     if name not in PEERS:
         notes = {key: float(pair[0]) / float(pair[1]) for key, pair in step().diagnostics.items() if "error" in key}
-    student, teacher = inputs.tokens[STUDENT], sum(inputs.tokens[role] for role in roles)
-    size = setting.teacher_size if "cross" in roles else setting.student_size
-    flops = 6 * student * setting.student_size * setting.student_width + 2 * teacher * size * setting.teacher_width
-    moved = (2 * student * setting.student_size + teacher * size) * setting.dtype.itemsize
+    student, sizes = inputs.tokens[STUDENT], {"same": setting.student_size, "cross": setting.teacher_size}
+    logits = student * setting.student_size, sum(inputs.tokens[role] * sizes[role] for role in roles)
     return {
         "name": name,
         "seconds": spent.seconds,
         "bytes": spent.bytes,
         "calls": spent.calls,
         "student_tokens": student,
-        "teacher_tokens": teacher,
-        "flops": flops,
-        "moved": moved,
+        "teacher_tokens": {role: inputs.tokens[role] for role in sorted(roles)},
+        "flops": 6 * logits[0] * setting.student_width + 2 * logits[1] * setting.teacher_width,
+        "moved": (2 * logits[0] + logits[1]) * setting.dtype.itemsize,
         **notes,
     }
 
@@ -372,7 +386,7 @@ def check(setting: Setting) -> dict[str, float]:
     found = {}
     for name, hybrid in (("uld", False), ("gold", True)):
         method = registered()[name](normalize="rows", **({"match": "string"} if hybrid else {}))
-        parts = our_step(inputs, method)()
+        parts = our_step(inputs, [method])()
         example = inputs.examples[0]
         aligned = example.aligned("cross")
         groups = method.align(aligned) if hybrid else pair_positions(aligned.student_ids.size, aligned.teacher_ids.size)
@@ -425,16 +439,22 @@ def merging(setting: Setting, groups: int, ours: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of the table of all methods, and of each sweep."""
+    """Sizes of the table of all methods, and of each sweep.
+
+    Attributes:
+        tokens: of the student's, in ever more responses.
+        length: of the student's, in one response.
+        trl_tokens: the most that TRL's losses are swept over: their backward pass grows with the square of a response.
+    """
 
     setting: dict[str, Any]
     tokens: tuple[int, ...]
+    length: tuple[int, ...]
     sizes: tuple[int, ...]
     chunks: tuple[int, ...]
     groups: tuple[int, ...]
     sweep: dict[str, Any]
     trl_tokens: int
-    """The most tokens that TRL's losses are swept over: their backward pass grows with the square of a response."""
 
 
 _H100 = {"tokens": 3996, "length": 500, "student_size": 151_936, "teacher_size": 32_064}
@@ -444,7 +464,8 @@ PRESETS = {
         {"tokens": 512, "length": 128, "student_size": 20_000, "teacher_size": 16_000, "chunk_rows": 128}
         | {"student_width": 128, "teacher_width": 256},
         tokens=(64, 256, 1024),
-        sizes=(8_000, 16_000, 32_000),
+        length=(128, 256, 512, 1024),
+        sizes=(8_000, 32_000, 151_936),
         chunks=(32, 128, 512),
         groups=(64, 128, 256, 512),
         sweep={"tokens": 128, "student_size": 8_000, "teacher_size": 6_000},
@@ -453,6 +474,7 @@ PRESETS = {
     "h100": Preset(
         _H100 | _WIDTHS | {"chunk_rows": 512},
         tokens=(512, 2048, 8192),
+        length=(128, 512, 2048),
         sizes=(32_064, 65_536, 151_936),
         chunks=(128, 256, 512, 1024),
         groups=(64, 128, 256, 512),
@@ -462,6 +484,7 @@ PRESETS = {
     "full": Preset(
         _H100 | _WIDTHS | {"chunk_rows": 512},
         tokens=(512, 1024, 2048, 4096, 8192, 16_384, 32_768),
+        length=(128, 256, 512, 1024, 2048, 4096),
         sizes=(32_064, 65_536, 131_072, 151_936, 262_144),
         chunks=(64, 128, 256, 512, 1024, 2048),
         groups=(64, 128, 256, 512),
@@ -472,40 +495,38 @@ PRESETS = {
 
 
 def main() -> None:
-    arguments = parsed()
+    arguments = command_line()
     demand(arguments.device)
     preset = PRESETS[arguments.preset]
     fused = [name + COMPILED for name in CLOSED] if arguments.compile else []
-    names = [name for name in (*OURS, *fused, *PEERS) if not arguments.ways or name in arguments.ways]
-    absent = [name for name in names if name not in PEERS and method_of(name) is None]
-    if peer() is None:
-        absent += [name for name in names if name.startswith("TRL")]
+    names = arguments.ways or [*OURS, *fused, *PEERS]
+    absent = [name for name in names if name.startswith("TRL")] if peer() is None else []
     if absent:
-        print(f"not here: {', '.join(absent)}\n")
-    names = [name for name in names if name not in absent]
+        print(f"not here, since TRL is not installed: {', '.join(absent)}\n")
     dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(
             arguments.device, dtype, folder=Path(folder), data=arguments.data, **preset.setting | shrunk(arguments)
         )
-        bench = Bench(arguments, preset, setting, names)
+        bench = Bench(arguments, preset, setting, [name for name in names if name not in absent])
         bench.run()
 
 
-def parsed() -> argparse.Namespace:
+def command_line() -> argparse.Namespace:
     parser = preset_parser(__doc__.splitlines()[0], PRESETS)
+    add_real_inputs(parser)
+    ways = [*OURS, *(name + COMPILED for name in CLOSED), *PEERS]
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--ways", nargs="+", help=f"of {', '.join((*OURS, *PEERS))}")
+    parser.add_argument("--ways", nargs="+", choices=ways, metavar="WAY", help=f"of {', '.join(ways)}; by default all")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="with torch.compile too; by default on a GPU"
     )
     parser.add_argument("--tokens", type=int, help="response tokens, in place of the preset's")
     parser.add_argument("--student-size", type=int, help="columns of the student's logits, in place of the preset's")
     parser.add_argument("--teacher-size", type=int)
+    parser.add_argument("--top-k", type=int, help="ranks that the ways with top_k compare; by default 1024")
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long one way is repeated")
-    parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
-    arguments = parser.parse_args()
-    arguments.device = arguments.device or ("cpu" if arguments.preset == "cpu" else "cuda")
+    arguments = parsed(parser)
     if arguments.compile is None:
         arguments.compile = arguments.device == "cuda"
     return arguments
@@ -513,51 +534,57 @@ def parsed() -> argparse.Namespace:
 
 def shrunk(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command line puts in place of the preset's sizes."""
-    given = {"tokens": arguments.tokens, "student_size": arguments.student_size, "teacher_size": arguments.teacher_size}
+    given = {key: getattr(arguments, key) for key in ("tokens", "student_size", "teacher_size", "top_k")}
     return {key: value for key, value in given.items() if value is not None} | {"budget": arguments.seconds}
 
 
-PARTS = ["methods", "merging", "tokens", "vocabulary", "chunks"]
+PARTS = ["methods", "merging", "tokens", "length", "vocabulary", "chunks"]
 
 
 class Bench:
     """Runs the parts and prints their tables."""
 
     def __init__(self, arguments: argparse.Namespace, preset: Preset, setting: Setting, names: list[str]) -> None:
-        self.arguments, self.preset, self.setting, self.names = arguments, preset, setting, names
+        self.arguments, self.preset, self.names = arguments, preset, names
+        self.growing = [name for name in names if arguments.ways or not name.endswith(RELEASED)]
         self.place = Place(setting.device)
-        given = replace(setting, **preset.sweep) if setting.tokens == preset.setting["tokens"] else setting
-        self.swept = replace(given, budget=min(setting.budget, 0.5) if setting.device == "cpu" else setting.budget)
+        paths = {"student": arguments.student_tokenizer, "teacher": arguments.teacher_tokenizer}
+        self.given = {role: read_tokenizer(path) for role, path in paths.items() if path}
+        self.ids = {role: max(made.get_vocab().values()) + 1 for role, made in self.given.items()}
+        swept = replace(setting, **preset.sweep) if setting.tokens == preset.setting["tokens"] else setting
+        budget = min(setting.budget, 0.5) if setting.device == "cpu" else setting.budget
+        self.setting, self.swept = self.widened(setting), self.widened(replace(swept, budget=budget))
         self.found: dict[str, Any] = {}
+
+    def widened(self, setting: Setting) -> Setting:
+        """The setting with logits that are as wide as the given tokenizers ask for."""
+        wide = {f"{role}_size": max(getattr(setting, f"{role}_size"), ids) for role, ids in self.ids.items()}
+        return replace(setting, **wide)
 
     def run(self) -> None:
         device, dtype = self.setting.device, self.setting.dtype
-        print(machine(device))
+        print(f"{machine(device)}, TRL {peer_version() or 'absent'}")
         self.rates = self.place.run(copy_rate, device, dtype), self.place.run(matrix_rate, device, dtype)
         threads = "" if device == "cuda" else ", one thread, processor time"
         print(
             f"{str(dtype).removeprefix('torch.')}{threads}; measured here: copy {self.rates[0] / 1e9:,.1f} GB/s, "
             f"matrix product {self.rates[1] / 1e12:,.3f} TFLOP/s\n"
         )
+        self.found |= {"preset": self.arguments.preset, "setting": asdict(self.setting) | {"folder": None}}
         self.found |= {"copy_bytes_per_second": self.rates[0], "flops_per_second": self.rates[1]}
         for part in self.arguments.parts:
             getattr(self, part)()
             sys.stdout.flush()
-        values = {"preset": self.arguments.preset, "setting": asdict(self.setting) | {"folder": None}, **self.found}
-        name = "-".join(
-            ["loss", self.arguments.preset, *(self.arguments.parts if self.arguments.parts != PARTS else [])]
-        )
-        print(f"\nnumbers: {write(self.arguments.out, name, device, values)}")
+            written = write(self.arguments, f"loss-{self.arguments.preset}", self.found)  # a later part may fail
+        print(f"\nnumbers: {written}")
 
     def tokenizers(self, setting: Setting) -> Setting:
         """The setting with a folder of tokenizers of its sizes."""
         folder = setting.folder / f"{setting.student_size}-{setting.teacher_size}"
         if not folder.is_dir():
             folder.mkdir()
-            given = self.arguments.student_tokenizer, self.arguments.teacher_tokenizer
-            sizes = setting.student_size, setting.teacher_size
-            for role, path, size in zip(("student", "teacher"), given, sizes, strict=True):
-                made: PreTrainedTokenizerFast = read_tokenizer(path) if path else trained_tokenizer(role, size)
+            for role, size in (("student", setting.student_size), ("teacher", setting.teacher_size)):
+                made = self.given[role] if role in self.given else trained_tokenizer(role, size)
                 made.backend_tokenizer.save(str(folder / f"{role}.json"))
         return replace(setting, folder=folder)
 
@@ -579,7 +606,7 @@ class Bench:
         self.found["methods"] = list(rows.values())
         done = [row for row in rows.values() if "seconds" in row]
         tokens = max((row["student_tokens"] for row in done), default=0)
-        other = max((row["teacher_tokens"] for row in done if row["name"] not in ("fkd", "rkd")), default=0)
+        other = max((row["teacher_tokens"].get("cross", 0) for row in done), default=0)
         print(
             f"{tokens:,} student and {other:,} teacher response tokens, vocabularies {setting.student_size:,} and "
             f"{setting.teacher_size:,}, widths {setting.student_width} and {setting.teacher_width}, chunks of "
@@ -658,56 +685,73 @@ class Bench:
         print(f"\ntime grows as groups to the power of {', '.join(f'{v:.2f} ({k})' for k, v in slopes.items())}\n")
 
     def tokens(self) -> None:
-        """How time and memory grow with response tokens."""
-        points = [replace(self.swept, tokens=tokens) for tokens in self.preset.tokens]
-        self.sweep("tokens", "response tokens", points, list(self.preset.tokens), self.names)
+        """How time grows with response tokens where there are ever more responses: with the batch."""
+        points = {size: replace(self.swept, tokens=size) for size in self.preset.tokens}
+        self.sweep("tokens", f"response tokens, in responses of about {self.swept.length:,}", points, self.growing)
+
+    def length(self) -> None:
+        """How time grows with the length of one response."""
+        points = {size: replace(self.swept, tokens=size, length=size) for size in self.preset.length}
+        self.sweep("length", "response tokens, in one response", points, self.growing)
 
     def vocabulary(self) -> None:
         """How time grows with the student's vocabulary, the teacher's left as it is."""
-        points = [replace(self.swept, student_size=size) for size in self.preset.sizes]
-        names = [name for name in self.names if not name.startswith("TRL")]
-        self.sweep("vocabulary", "student's vocabulary", points, list(self.preset.sizes), names)
+        least = self.ids.get("student", 0)
+        points = {size: replace(self.swept, student_size=size) for size in self.preset.sizes if size >= least}
+        if left := [f"{size:,}" for size in self.preset.sizes if size < least]:
+            print(f"no vocabulary of {', '.join(left)}: the student's tokenizer has {least:,} ids\n")
+        names = [name for name in self.growing if not name.startswith("TRL")]
+        self.sweep("vocabulary", "student's vocabulary", points, names)
 
     def chunks(self) -> None:
         """What the rows of a chunk change."""
         whole = replace(self.swept, tokens=self.setting.tokens)
-        points = [replace(whole, chunk_rows=rows) for rows in self.preset.chunks]
-        names = [name for name in self.names if name not in PEERS]
-        self.sweep("chunks", "rows in a chunk", points, list(self.preset.chunks), names, slope=False, memory=True)
+        points = {rows: replace(whole, chunk_rows=rows) for rows in self.preset.chunks}
+        names = [name for name in self.growing if name not in PEERS]
+        self.sweep("chunks", "rows in a chunk", points, names, slope=False, memory=True)
 
     def sweep(
         self,
         key: str,
         title: str,
-        points: Sequence[Setting],
-        sizes: list[int],
+        points: dict[int, Setting],
         names: Sequence[str],
         slope: bool = True,
         memory: bool = False,
     ) -> None:
         """A table of ms (and MiB) with a row for each way and a column for each point."""
         table, kept = [], []
+        heads = {size: size for size in points}
         for name in names:
-            rows = []
-            for point in points:
-                beyond = name.startswith("TRL") and key == "tokens" and point.tokens > self.preset.trl_tokens
-                rows.append({} if beyond else self.measured(point, name))
-            kept.append({"name": name, "points": dict(zip(map(str, sizes), rows, strict=True))})
-            shown = [
-                f"{row['seconds'] * 1e3:,.0f}" + (f" ({row['bytes'] / 2**20:,.0f})" if memory else "")
-                if "seconds" in row
-                else None
-                for row in rows
-            ]
-            done = [(s, row) for s, row in zip(sizes, rows, strict=True) if "seconds" in row]
-            measured = [row["student_tokens"] if key == "tokens" else s for s, row in done]
-            found = exponent(measured, [row["seconds"] for _, row in done]) if slope and len(done) > 1 else None
-            kept[-1]["exponent"] = found
+            rows = {}
+            for size, point in points.items():
+                beyond = name.startswith("TRL") and key in GROWING and point.tokens > self.preset.trl_tokens
+                rows[size] = {} if beyond else self.measured(point, name)
+            done = {size: row for size, row in rows.items() if "seconds" in row}
+            if key in GROWING:  # texts are whole answers: there are some tokens more than were asked for
+                heads |= {size: row["student_tokens"] for size, row in done.items()}
+            seconds = [row["seconds"] for row in done.values()]
+            found = exponent([heads[size] for size in done], seconds) if slope and len(done) > 1 else None
+            kept.append({"name": name, "points": rows, "exponent": found})
+            shown = [self.shown(rows[size], memory) for size in points]
             table.append([name, *shown, *([found] if slope else [])])
         self.found[key] = kept
-        unit = "ms (peak MiB)" if memory else "ms"
-        print(f"{unit} by {title}\n")
-        print(markdown(["loss", *(f"{size:,}" for size in sizes), *(["grows as ^"] if slope else [])], table) + "\n")
+        sizes = f"vocabularies {self.swept.student_size:,} and {self.swept.teacher_size:,}"
+        if key == "vocabulary":
+            sizes = f"the teacher's {self.swept.teacher_size:,}"
+        print(f"{'ms (peak MiB)' if memory else 'ms'} by {title}; {sizes}\n")
+        columns = ["loss", *(f"{heads[size]:,}" for size in points), *(["grows as ^"] if slope else [])]
+        print(markdown(columns, table) + "\n")
+
+    def shown(self, row: dict[str, Any], memory: bool) -> str | None:
+        """A cell of a sweep."""
+        if "seconds" not in row:
+            return None
+        return f"{row['seconds'] * 1e3:,.0f}" + (f" ({row['bytes'] / 2**20:,.0f})" if memory else "")
+
+
+GROWING = ("tokens", "length")
+"""Sweeps whose sizes are tokens."""
 
 
 if __name__ == "__main__":

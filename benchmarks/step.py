@@ -24,13 +24,16 @@ from typing import Any
 import torch
 from common import (
     Place,
+    add_real_inputs,
     demand,
     machine,
     markdown,
+    parsed,
     peak_resident,
     peer,
     preset_parser,
     read_tokenizer,
+    reset_peak,
     resident,
     rows_of_text,
     trained_tokenizer,
@@ -39,14 +42,13 @@ from common import (
 from transformers import AutoModelForCausalLM, Phi3Config, PretrainedConfig, Qwen2Config, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from harness.batches import Collator, Term, align
-from harness.device import chunk_rows
+from harness.batches import Term, align
+from harness.distil import Teachers, distil, pad_ids
 from harness.heads import Head
-from harness.loss import Distiller, Objective
+from harness.loss import Objective
 from harness.recipe import Training
 from harness.teacher import StoredRows, store_rows
 from harness.tokens import STUDENT, Example, TextSide, tokenize
-from harness.train import train
 from methods.base import registered
 from methods.vocabulary import TokenizerPair
 
@@ -145,7 +147,6 @@ class Data:
         }
         self.texts = self._texts((WARM_UP + setting.steps) * setting.batch)
         self.examples = tokenize(self.texts, self.sides, setting.limit)
-        self.pad = {role: side.tokenizer.pad_token_id for role, side in self.sides.items()}
 
     def tokens(self) -> tuple[float, float]:
         """Mean response tokens of a row, of the student's and the teacher's."""
@@ -202,43 +203,33 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
     """Train as a run does."""
     terms: tuple[Term, ...] = ()
     method = registered()[way.method](**way.options)
-    live, heads, stored = {}, {}, {}
-    notes: dict[str, Any] = {}
+    teachers, notes = Teachers(), {}
     if way.method != "control":
         method.prepare(TokenizerPair(data.sides[STUDENT].vocabulary, data.sides["cross"].vocabulary))
         terms = (Term(method, "cross", method.options.kd_weight),)
-        teacher = model_of(setting, "cross").eval().requires_grad_(False)
         if way.stored:
-            begun = clock.now()
-            folder = setting.folder / f"rows-{setting.batch}"
-            folder.mkdir(exist_ok=True)
-            notes["row_bytes"] = store_rows(
-                teacher, "cross", data.examples, folder, pad=data.pad["cross"], batch_size=setting.batch
-            )
-            notes["store_seconds_per_row"] = (clock.now() - begun) / len(data.examples)
-            weight = Head.of(teacher).weight.detach().clone()
-            heads["cross"], stored["cross"] = Head(weight), StoredRows(folder)
-            del teacher
-            gc.collect()
+            notes = store(setting, data, clock, teachers)
         else:
-            live["cross"] = teacher
-    objective = Objective(way.method, method.options.ce_weight, terms)
+            teachers.live["cross"] = model_of(setting, "cross")
     training = Training(
-        steps=WARM_UP + setting.steps, batch_size=setting.batch, learning_rate=1e-5, precision=setting.precision
+        steps=WARM_UP + setting.steps,
+        batch_size=setting.batch,
+        learning_rate=1e-5,
+        precision=setting.precision,
+        compile="on" if way.compiled else "off",
     )
     student = model_of(setting, STUDENT)
-    widths = [setting.student["vocab_size"], *([setting.teacher["vocab_size"]] if terms else [])]
-    later = 3 * sum(p.numel() * p.element_size() for p in student.parameters())  # gradients and AdamW's moments
-    rows = chunk_rows(training.chunk_rows, widths, torch.device(setting.device), later)
-    collator = Collator(terms, data.pad, chunk_rows=rows, stored=stored)
     reset_peak(setting.device)
     clock.ends = [clock.now()]
     with tempfile.TemporaryDirectory() as work:
-        steps = train(
-            Distiller(student, objective, live, heads, way.compiled),
+        steps = distil(
+            student,
+            Objective(way.method, method.options.ce_weight, terms),
+            teachers,
             [align(example, terms) for example in data.examples],
-            collator,
             training,
+            sides=data.sides,
+            max_length=setting.limit,
             steps=training.steps or 0,
             seed=0,
             work=Path(work),
@@ -246,6 +237,20 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
         )
     notes |= {key: value for key, value in steps[-1].items() if "error" in key}
     return notes | {"loss": steps[-1]["loss"]}
+
+
+def store(setting: Setting, data: Data, clock: Clock, teachers: Teachers) -> dict[str, Any]:
+    """Store a teacher's rows and keep its head alone; what that costs."""
+    model, folder = model_of(setting, "cross"), setting.folder / f"rows-{setting.batch}"
+    folder.mkdir(exist_ok=True)
+    begun = clock.now()
+    written = store_rows(
+        model, "cross", data.examples, folder, pad=pad_ids(data.sides)["cross"], batch_size=setting.batch
+    )
+    seconds = clock.now() - begun
+    teachers.heads["cross"] = Head(Head.of(model).weight.detach().clone())
+    teachers.stored["cross"] = StoredRows(folder)
+    return {"row_bytes": written, "store_seconds_per_row": seconds / len(data.examples)}
 
 
 def trls(setting: Setting, data: Data, clock: Clock) -> dict[str, Any]:
@@ -302,12 +307,6 @@ def trls(setting: Setting, data: Data, clock: Clock) -> dict[str, Any]:
     return {"loss": losses[-1] if losses else None}
 
 
-def reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
 def measure(setting: Setting, way: Way) -> dict[str, Any]:
     """Time of a step, and peak memory of all that it needs: models, optimiser, activations."""
     _quiet()
@@ -339,11 +338,11 @@ def _quiet() -> None:
 
 def main() -> None:
     parser = preset_parser(__doc__.splitlines()[0], PRESETS)
+    add_real_inputs(parser)
     parser.add_argument("--ways", nargs="+", choices=[*WAYS], help="by default all; compiled ones on a GPU only")
     parser.add_argument("--steps", type=int, help="that are timed, in place of the preset's")
-    parser.add_argument("--out", type=Path, help="JSON file; by default in benchmarks/results")
-    arguments = parser.parse_args()
-    device = arguments.device or ("cpu" if arguments.preset == "cpu" else "cuda")
+    arguments = parsed(parser)
+    device = arguments.device
     demand(device)
     preset = dict(PRESETS[arguments.preset])
     if arguments.preset != "cpu" and device == "cpu":  # the same path with models that a CPU can train
@@ -377,7 +376,6 @@ def compare(setting: Setting, arguments: argparse.Namespace) -> None:
         except RuntimeError as error:
             found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
             print(f"{name}: {found[name]['error']}", file=sys.stderr)
-        gc.collect()
         reset_peak(setting.device)
     done = {name: row for name, row in found.items() if "seconds" in row}
     trl = done.get("TRL GOLDTrainer", {}).get("seconds")
@@ -407,8 +405,7 @@ def compare(setting: Setting, arguments: argparse.Namespace) -> None:
     if cdm and setting.device == "cuda":
         print(f"\nCDM: {PUBLISHED_CDM / cdm['seconds']:.1f} times faster than the published {PUBLISHED_CDM} s")
     values = {"preset": arguments.preset, "setting": asdict(setting) | {"folder": None}, "ways": found}
-    name = f"step-{arguments.preset}"
-    print(f"\nnumbers: {write(arguments.out, name, setting.device, values)}")
+    print(f"\nnumbers: {write(arguments, f'step-{arguments.preset}', values)}")
 
 
 if __name__ == "__main__":
