@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from harness.device import release_memory
 from harness.tasks import samples_folder
 
 RESULTS = Path(__file__).parent / "results"
@@ -258,9 +259,8 @@ def peak_resident() -> int:
 
 def reset_peak(device: str) -> None:
     """Let go of what nothing holds any more, and count peak memory of a GPU anew."""
-    gc.collect()  # a Trainer and its optimiser hang in a cycle
+    release_memory()
     if device == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 

@@ -51,6 +51,8 @@ class Bench:
         rows = plan.tasks["gsm8k"].training_examples()[: steps * self.recipe.train.batch_size]
         self.examples: list[TokenizedExample] = tokenize(rows, self.sides, self.recipe.limits.length, "drop")
         self.rows: dict[str, tuple[StoredRows, Head]] = {}
+        student = self.sides[STUDENT].vocabulary
+        self.pairs = {role: TokenizerPair(student, side.vocabulary, work / "maps") for role, side in self.sides.items()}
 
     def model(self, role: str, dtype: str) -> Any:
         """A random model of the recipe's shape."""
@@ -89,7 +91,7 @@ class Bench:
         teachers = self.teachers(stage, objective.roles)
         terms: list[Term] = []
         for method, role, weight in zip(objective.methods, objective.roles, objective.kd_weights, strict=False):
-            method.prepare(self.pair(role))
+            method.prepare(self.pairs[role])
             terms.append(Term(method, role, weight))
         student = self.model(STUDENT, "float32")
         reset_peak(device().type)  # what making the teachers' rows took does not count
@@ -110,9 +112,6 @@ class Bench:
             )
         found = {"seconds": (ends[-1] - ends[0]) / (len(ends) - 1)}
         return found | ({"bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {})
-
-    def pair(self, role: str) -> TokenizerPair:
-        return TokenizerPair(self.sides[STUDENT].vocabulary, self.sides[role].vocabulary, self.work / "maps")
 
 
 def main() -> None:
