@@ -98,22 +98,27 @@ def run(
 
 @app.command()
 def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
-    """Show cells and stages: what is stored, what would run and what it costs. Executes nothing."""
+    """Show cells and stages: what is stored, what would run and what it costs. Executes nothing, needs no data."""
     from harness.costs import costs_table
     from harness.evaluate import vllm_engine
+    from harness.plan import make_plan
     from harness.progress import demanded_stages, plan_table
     from harness.store import Store
+    from harness.unseen import in_words, with_unseen_rows
     from harness.wanted import shortfalls
 
-    made, store = _plan(fields), Store(runs)
-    console.print(plan_table(made, store))
-    for line in shortfalls(made.tasks):
-        console.print(f"[yellow]{escape(line)}[/]")
-    if made.recipe.evaluation.engine == "vllm" and vllm_engine.installed() is None:
-        line = f"evaluation.engine: a run stops here, as vLLM is not installed. {vllm_engine.HOW}"
-        console.print(f"[yellow]{escape(line)}[/]")
-    if demanded := demanded_stages(made, store):
-        console.print(costs_table(made, store, demanded))
+    recipe, store = _recipe(fields), Store(runs)
+    with with_unseen_rows(recipe) as (tasks, unseen):
+        made = make_plan(recipe, tasks)
+        console.print(plan_table(made, store, unseen))
+        seen = {name: task for name, task in tasks.items() if name not in unseen}
+        warnings = [*in_words(recipe, unseen), *shortfalls(seen)]
+        if recipe.evaluation.engine == "vllm" and vllm_engine.installed() is None:
+            warnings.append(f"evaluation.engine: a run stops here, as vLLM is not installed. {vllm_engine.HOW}")
+        for line in warnings:
+            console.print(f"[yellow]{escape(line)}[/]")
+        if demanded := demanded_stages(made, store):
+            console.print(costs_table(made, store, demanded))
 
 
 @app.command()

@@ -245,15 +245,19 @@ class Plan:
         return list(seen.values())
 
 
-def make_plan(recipe: Any) -> Plan:
+def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
     """The plan of a recipe.
+
+    Args:
+        made: its tasks by name, where they read other files than those below ``data.root``.
 
     Raises:
         HarnessError: a model URI or a data file is wrong, or a method lacks its teacher.
     """
-    if recipe.data.root:
-        data_folder(recipe.data.root, recipe.name if recipe.name in recipe_names() else "NAME")
-    made = {name: task_of(recipe, name) for name in recipe.tasks}
+    if made is None:
+        if recipe.data.root:
+            data_folder(recipe.data.root, name_to_call(recipe))
+        made = {name: task_of(recipe, name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
     cells, references = [], []
     for task in made.values():
@@ -261,6 +265,11 @@ def make_plan(recipe: Any) -> Plan:
         cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
         references += builder.references()
     return Plan(recipe, tuple(cells), made, tuple(references))
+
+
+def name_to_call(recipe: Any) -> str:
+    """What the user calls the recipe; NAME where it is a file of theirs."""
+    return recipe.name if recipe.name in recipe_names() else "NAME"
 
 
 def data_folder(root: str, recipe: str = "NAME") -> Path:

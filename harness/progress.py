@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -84,15 +85,20 @@ def _weight(stages: list[Stage]) -> float:
     return sum(_WEIGHTS.get(stage.kind, 1.0) for stage in stages)
 
 
-def plan_table(plan: Plan, store: Store) -> Group:
-    """What is stored and what would run: stages that cells share, then a row for each cell."""
+def plan_table(plan: Plan, store: Store, unknown: Container[str] = ()) -> Group:
+    """What is stored and what would run: stages that cells share, then a row for each cell.
+
+    Args:
+        unknown: tasks whose stages have identities that only the data decides.
+    """
     demanded = demanded_stages(plan, store)
     shared = _table(f"{plan.recipe.name}: stages that cells share", "task", "stage", "seed", "identity", "state")
     cells = _table(f"{len(plan.cells)} cells", "task", "method", "seed", *_OF_A_CELL)
     for stage in plan.stages():
         if stage.kind not in _OF_A_CELL.values():
             state = _state(stage, store, demanded)
-            shared.add_row(stage.task, stage.title, str(stage.seed), stage.identity[:12], state)
+            identity = "unknown" if stage.task in unknown else stage.identity[:12]
+            shared.add_row(stage.task, stage.title, str(stage.seed), identity, state)
     for reference in plan.references:
         stages = {"answers": reference.answers, "scores": reference.scores, "bits": reference.bits}
         states = [_state(stages.get(kind), store, demanded) for kind in _OF_A_CELL.values()]

@@ -71,7 +71,6 @@ def error_of(done: Done) -> str:
             ["3 errors", "train.stps:", "methods.0:", "limits.length:"],
         ),
         (["recipe=quickstart", "teachers.same=null"], ["teachers.same: found none; expected a teacher for method fkd"]),
-        (["recipe=quickstart", "data.root=/nowhere"], ["no folder /nowhere", "data.root=null", "data recipe=quick"]),
         (["recipe=quickstart", "student.model=path:/nowhere"], ["path:/nowhere: found no such folder"]),
     ],
 )  # fmt: skip
@@ -80,6 +79,11 @@ def test_a_wrong_recipe(harness: Command, tmp_path: Path, verb: str, arguments: 
     text = error_of(harness(verb, *arguments, "--runs", tmp_path / "runs"))
     assert [word for word in words if word not in text] == []
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_needs_its_data_folder(harness: Command, tmp_path: Path) -> None:
+    text = error_of(harness("run", "recipe=quickstart", "data.root=/nowhere", "--runs", tmp_path / "runs"))
+    assert [word for word in ("no folder /nowhere", "data.root=null", "data recipe=quick") if word not in text] == []
 
 
 def test_the_name_alone_is_enough(harness: Command) -> None:

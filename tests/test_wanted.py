@@ -93,10 +93,10 @@ def test_what_is_missing_and_on_the_hub_is_named_with_its_download(harness: Comm
     listed = " ".join(harness("data", *fields).out.split())
     assert "no dolly_hub/test.jsonl. `harness data --root FOLDER --download dolly_hub`" in listed
     assert "dolly/train.jsonl" not in listed.replace("dolly_hub/", "")
-    planned = harness("plan", *fields)
-    assert planned.code == 2
-    assert "none of dolly_hub/test.jsonl under" in planned.err
-    assert "`harness data --root FOLDER --download dolly_hub` puts it there." in planned.err
+    run = harness("run", *fields, "--runs", tmp_path / "runs")
+    assert run.code == 2
+    assert "none of dolly_hub/test.jsonl under" in run.err
+    assert "`harness data --root FOLDER --download dolly_hub` puts it there." in run.err
     (root / "vicuna").mkdir()
     (root / "vicuna/valid.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
     planned = harness("plan", *fields, "dolly.sets=[dolly,vicuna]")
@@ -138,7 +138,7 @@ def test_a_folder_that_does_not_exist_is_named(
         done = harness("data", *given)
         assert (done.code, "data.root: found no folder /nope" in done.err) == (2, True)
     fields = ["recipe=phi_qwen_all", "tasks=[gsm8k]", "methods=[sft]"]
-    done = harness("plan", *fields)
+    done = harness("run", *fields)
     assert done.code == 2
     assert f"data.root: found no folder data in {tmp_path}; expected " in done.err
     assert "`harness data recipe=phi_qwen_all` lists them" in done.err

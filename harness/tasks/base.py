@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import random
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +69,33 @@ def answer_key(item: str, seed: int | None) -> str:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Size of a set of rows as it was published: what a plan reckons with where the file is not there.
+
+    Attributes:
+        name: of the set, in words.
+        rows: how many.
+        prompts, responses: bytes of one: mean and standard deviation.
+    """
+
+    name: str
+    rows: int
+    prompts: tuple[float, float]
+    responses: tuple[float, float]
+
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """Bytes of each row's prompt and response: log-normal, as lengths of texts are, and the same at each call."""
+        draw = random.Random(0)
+        for _ in range(self.rows):
+            yield _log_normal(draw, *self.prompts), _log_normal(draw, *self.responses)
+
+
+def _log_normal(draw: random.Random, mean: float, deviation: float) -> int:
+    variance = math.log1p((deviation / mean) ** 2)
+    return max(1, round(draw.lognormvariate(math.log(mean) - variance / 2, math.sqrt(variance))))
+
+
+@dataclass(frozen=True)
 class Metric:
     """A number that a task gives.
 
@@ -113,6 +142,8 @@ class Task(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     train_files: ClassVar[tuple[str, ...]]
     test_files: ClassVar[tuple[str, ...]]
+    published: ClassVar[Mapping[str, Published]] = {}
+    """Sizes of the published sets of rows, by the first file that each is read from."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version decides scores."""
     scorers: ClassVar[tuple[str, ...]]
@@ -137,6 +168,11 @@ class Task(ABC):
     def files(cls) -> tuple[str, ...]:
         """Every file that the task may read, below the data folder."""
         return (*cls.train_files, *cls.test_files)
+
+    @classmethod
+    def made_up_row(cls, file: str, number: int, prompt: str, response: str) -> dict[str, Any]:
+        """A row as ``file`` holds them; its number tells it from the others where rows have ids."""
+        return {"instruction": prompt, "output": response}
 
     @abstractmethod
     def training_examples(self) -> list[Example]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from harness.errors import HarnessError
 from harness.files import sha256_file
 from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, Published, Request, Task, TaskSettings
 from harness.tokens import Example
 
 if TYPE_CHECKING:
@@ -56,6 +56,13 @@ class CodeM(Task):
     train_files = ("codem/train.jsonl", "codealpaca/code_alpaca_2k.jsonl")
     test_files = ("codem/test.jsonl", "evalplus/HumanEvalPlus.jsonl.gz")
     mbpp_files = ("codem/mbpp_test.jsonl", "evalplus/MbppPlus.jsonl.gz")
+    # EvalPlus's releases of HumanEval+ (0.1.10) and MBPP+ (0.2.0), CodeAlpaca's of 2,017 rows; lengths of these files.
+    # The CDM paper does not say how many rows of CodeM it trains on.
+    published: ClassVar[Mapping[str, Published]] = {
+        "codem/train.jsonl": Published("CodeAlpaca (CodeM's number is unknown)", 2017, (93, 48), (195, 194)),
+        "codem/test.jsonl": Published("HumanEval+", 164, (451, 230), (167, 117)),
+        "codem/mbpp_test.jsonl": Published("MBPP+", 378, (158, 55), (121, 102)),
+    }
     libraries = ("evalplus",)
     scorers = tuple(f"harness.evaluate.{name}" for name in ("code", "sandbox", "plain", "record", "judge"))
     askers = ("harness.evaluate.code",)
@@ -73,6 +80,19 @@ class CodeM(Task):
             for column in (benchmark, _plus(benchmark))
             for k in self.settings.pass_at
         )
+
+    @classmethod
+    def made_up_row(cls, file: str, number: int, prompt: str, response: str) -> dict[str, Any]:
+        if file in cls.train_files:
+            return super().made_up_row(file, number, prompt, response)
+        named = {"task_id": str(number), "entry_point": "f", "contract": ""}
+        return named | {
+            "prompt": prompt,
+            "canonical_solution": response,
+            "base_input": [[0]],
+            "plus_input": [[0]],
+            "atol": 0,
+        }
 
     def training_examples(self) -> list[Example]:
         """Rows to train on; two of CodeAlpaca's have no output and are left out."""

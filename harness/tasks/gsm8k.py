@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from harness.files import sha256_file
-from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings, read_rows
+from harness.tasks.base import ItemScores, Metric, Published, Request, Task, TaskSettings, read_rows
 from harness.tokens import Example
 
 _FIELDS = {"question": str, "answer": str}
@@ -30,9 +30,17 @@ class GSM8K(Task):
     metrics = (Metric("exact_match_strict"), Metric("exact_match_flexible", headline=False))
     train_files = ("gsm8k/train.jsonl",)
     test_files = ("gsm8k/test.jsonl",)
+    published: ClassVar[Mapping[str, Published]] = {  # arXiv 2110.14168; lengths of its files
+        "gsm8k/train.jsonl": Published("GSM8K's training set", 7473, (235, 94), (288, 144)),
+        "gsm8k/test.jsonl": Published("GSM8K's test set", 1319, (240, 98), (293, 142)),
+    }
     libraries = ("lm-eval",)
     scorers = ("harness.evaluate.gsm8k",)
     askers = ("harness.evaluate.gsm8k",)
+
+    @classmethod
+    def made_up_row(cls, file: str, number: int, prompt: str, response: str) -> dict[str, Any]:
+        return {"question": prompt, "answer": response}
 
     def training_examples(self) -> list[Example]:
         return self._examples(self.train_file, "gsm8k/train", self.settings.train_items)
