@@ -1,6 +1,7 @@
 """The recipe `smoke` follows its recorded trajectories, however it is batched, and a fault of 1 % doesn't get through.
 
-By default a few rows on one task; `-m slow` for the scores of all tasks, and for all rows, which only nightly runs do.
+By default a few rows on one task; `-m "not nightly"` for the scores of all tasks too, as tox and CI do on each push;
+`-m "slow or not slow"` for all rows, which only nightly runs do.
 What is meant to change is recorded again: ``python -m tests.regression.record``. How tolerances follow from noise:
 trajectories.py.
 
