@@ -27,7 +27,7 @@ from unittest import mock
 import pytest
 import torch
 
-from harness import run
+from harness import distil
 from harness.batches import Collator
 from harness.plan import Cell, ObjectiveSpec, make_objectives
 from harness.recipe import load_recipe
@@ -148,7 +148,7 @@ def test_eight_at_once_are_four_times_two(folder: Path, row: str) -> None:
 
 @rows("uld")
 def test_left_padding_gives_what_right_padding_gives(runner: Runner, row: str) -> None:
-    with mock.patch.object(run, "Collator", partial(Collator, padding_side="left")):
+    with mock.patch.object(distil, "Collator", partial(Collator, padding_side="left")):
         assert too_far(row, t.trained(runner, cell_of(runner, row).student)) == []
 
 
