@@ -88,6 +88,13 @@ def too_far(row: str, found: t.Trajectory, wanted: t.Trajectory | None = None) -
     return [str(one) for one in t.deviations(row, found, wanted or expected(row), NOISE) if one.too_far]
 
 
+def assert_all_follow_the_record(found: dict[str, t.Trajectory], task: str) -> None:
+    """Every cell of a task, its scores too."""
+    assert found.keys() == {name for name in RECORDED if name.startswith(f"{task} · ")}
+    far = [str(d) for cell in found for d in t.deviations(cell, found[cell], RECORDED[cell], NOISE) if d.too_far]
+    assert far == []
+
+
 def trained_with(folder: Path, row: str, **settings: int) -> t.Trajectory:
     """The row's training with other settings of what trains it."""
     part = "warm_start" if row == "sft" else "train"
@@ -120,9 +127,7 @@ def test_trainings_follow_the_record(runner: Runner, row: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_all_cells_and_their_scores_follow_the_record(folder: Path, task: str) -> None:
     found = t.run(t.smoke(folder, task=task))
-    assert found.keys() == {name for name in RECORDED if name.startswith(f"{task} · ")}
-    far = [str(d) for cell in found for d in t.deviations(cell, found[cell], RECORDED[cell], NOISE) if d.too_far]
-    assert far == []
+    assert_all_follow_the_record(found, task)
 
 
 # --- Equivalences -----------------------------------------------------------------------------------------------------
@@ -191,9 +196,7 @@ def test_live_teachers_give_what_stored_rows_give(folder: Path, row: str) -> Non
 def test_two_processes_follow_the_record(folder: Path) -> None:
     """All rows under torchrun with gloo, from the teachers' fine-tuning on."""
     found = t.with_two_processes(folder / "two processes")
-    assert found.keys() == {name for name in RECORDED if name.startswith(f"{t.TASK} · ")}
-    far = [str(d) for cell in found for d in t.deviations(cell, found[cell], RECORDED[cell], NOISE) if d.too_far]
-    assert far == []
+    assert_all_follow_the_record(found, t.TASK)
 
 
 # --- Faults -----------------------------------------------------------------------------------------------------------
