@@ -16,6 +16,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a change is judged by what it changes; nightly runs look for new ones with
+# --hypothesis-profile=default.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # At import, before huggingface_hub and torch read them once for all; processes that tests start inherit them.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="harness-tests-"))
