@@ -266,6 +266,25 @@ def test_the_split_heeds_neither_sizes_nor_seeds() -> None:
     assert not trained & tested
 
 
+def test_settings_are_chosen_on_training_problems_alone() -> None:
+    """countdown.split=dev trains and tests on what countdown.split=test may train on, and never on both."""
+
+    def keys(role: str, **changes: Any) -> set[tuple[int, ...]]:
+        task = made(train_items=1200, test_items=150, numbers=3, largest_number=9, **changes)
+        return {(*sorted(p.numbers), p.target) for p in task._problems[role]}  # type: ignore[index]
+
+    dev, dev_trained, trained, tested = (
+        keys("test", split="dev"),
+        keys("train", split="dev"),
+        keys("train"),
+        keys("test"),
+    )
+    assert len(dev) == 150
+    assert not dev & dev_trained
+    assert not tested & (dev | dev_trained)
+    assert len(trained & dev) > 75  # they are training problems otherwise
+
+
 def test_sizes_are_asked_for_equally_often() -> None:
     """Calculations with more numbers fail more often."""
     counts = Counter(len(problem.numbers) for problem in made(train_items=2000)._problems["train"])
@@ -352,7 +371,14 @@ def test_prompts_responses_and_scores() -> None:
 
 def test_settings_of_the_generator_decide_both_identities() -> None:
     plain = made()
-    for change in ({"seed": 1}, {"numbers": 3}, {"largest_number": 50}, {"largest_target": 50}, {"operators": "+-"}):
+    for change in (
+        {"seed": 1},
+        {"numbers": 3},
+        {"largest_number": 50},
+        {"largest_target": 50},
+        {"operators": "+-"},
+        {"split": "dev"},
+    ):
         other = made(**change)
         assert other.identity() != plain.identity()
         assert other.training_identity() != plain.training_identity()

@@ -3,7 +3,8 @@
 The task of GOLD's study (Hugging Face, "Unlocking On-Policy Distillation for Any Model Family", 2025-10-29), which took
 its 80,000 training and 10,000 test problems from a data set; ours are made. A problem is the result of a random
 calculation, so each has a solution. Whether it is a training or a test problem is decided by a digest of its numbers
-and its target: no problem is ever in both, whatever the sizes.
+and its target: no problem is ever in both, whatever the sizes. Settings are chosen on ``countdown.split=dev``, which
+tests on a share of the training problems, trains on the others, and makes no use of test problems.
 
 Answers are never evaluated as code: a recursive descent over + - * / and parentheses, in exact rational arithmetic.
 """
@@ -28,13 +29,15 @@ from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings
 from harness.tokens import Example
 
 Operator = Literal["+", "-", "*", "/"]
-Split = Literal["train", "test"]
+Role = Literal["train", "test"]
+Share = Literal["train", "dev", "test"]
 Outcome = Literal["right", "wrong value", "wrong numbers", "no expression", "no answer"]
 
 LONGEST = 256  # characters of an expression; six numbers with all their parentheses need a quarter
 DEEPEST = 32  # nested parentheses
 
-_TEST_SHARE = 9  # one problem in so many is for the test
+_SHARES = 9  # one problem in so many is for the test, another for choosing settings
+_DEV = " (a share of the training problems, to choose settings with: countdown.split=dev)"
 _PATIENCE = 100_000  # calculations without a new problem after which there are taken to be no more
 
 
@@ -58,6 +61,9 @@ class CountdownSettings(TaskSettings):
         ("+", "-", "*", "/"), min_length=1, description="of solutions and in the prompt: a text such as '+-' will do"
     )
     seed: int = Field(0, description="of the generator: another one gives other problems")
+    split: Literal["test", "dev"] = Field(
+        "test", description="what is tested on; dev: a share of the training problems, to choose settings with"
+    )
 
     @field_validator("numbers", "operators")
     @classmethod
@@ -89,11 +95,17 @@ class Problem:
         return f"{', '.join(self.steps)}\n<answer>{self.expression}</answer>"
 
     @property
-    def split(self) -> Split:
-        """Which half of the world it belongs to: decided by its numbers, whatever their order, and its target."""
+    def share(self) -> Share:
+        """Which part of the world it belongs to: decided by its numbers, whatever their order, and its target."""
         key = f"{sorted(self.numbers)} {self.target}"
-        digest = hashlib.sha256(key.encode()).digest()
-        return "test" if int.from_bytes(digest[:8], "big") % _TEST_SHARE == 0 else "train"
+        place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % _SHARES
+        return "test" if place == 0 else "dev" if place == 1 else "train"
+
+    def role(self, split: Literal["test", "dev"]) -> Role | None:
+        """What it is used for where ``split`` is tested on; None: for nothing."""
+        if self.share == split:
+            return "test"
+        return None if self.share == "test" else "train"
 
 
 class Countdown(Task):
@@ -133,7 +145,8 @@ class Countdown(Task):
         return [
             f"{settings.test_items} generated problems of {' or '.join(map(str, settings.numbers))} numbers up to "
             f"{settings.largest_number}, targets up to {settings.largest_target}, operators "
-            f"{' '.join(settings.operators)}, seed {settings.seed}, none of them trained on; greedy, at most "
+            f"{' '.join(settings.operators)}, seed {settings.seed}, none of them trained on"
+            f"{_DEV if settings.split == 'dev' else ''}; greedy, at most "
             f"{settings.new_tokens} new tokens; right: between the last <answer> tags an expression of integers, "
             "+ - * / and parentheses that uses each number exactly once and is the target exactly."
         ]
@@ -148,28 +161,28 @@ class Countdown(Task):
     def test_digests(self) -> list[str]:
         return [self._digest("test")]
 
-    def _digest(self, split: Split) -> str:
-        rows = [[p.numbers, p.target, p.response] for p in self._problems[split]]
+    def _digest(self, role: Role) -> str:
+        rows = [[p.numbers, p.target, p.response] for p in self._problems[role]]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    def _examples(self, split: Split, prefix: str) -> list[Example]:
-        made = f"countdown.seed={self.settings.seed}, {split} problem"
+    def _examples(self, role: Role, prefix: str) -> list[Example]:
+        made = f"countdown.seed={self.settings.seed}, {role} problem"
         return [
             Example(f"{prefix}/{place}", _prompt(problem, self.settings.operators), problem.response, f"{made} {place}")
-            for place, problem in enumerate(self._problems[split])
+            for place, problem in enumerate(self._problems[role])
         ]
 
     @cached_property
-    def _problems(self) -> Mapping[Split, Sequence[Problem]]:
-        """The first so many of each split of one stream: a larger set begins with the smaller one."""
+    def _problems(self) -> Mapping[Role, Sequence[Problem]]:
+        """The first so many of each role in one stream: a larger set begins with the smaller one."""
         settings = self.settings
-        wanted: dict[Split, int] = {"train": settings.train_items, "test": settings.test_items}
-        made: dict[Split, list[Problem]] = {"train": [], "test": []}
+        wanted: dict[Role, int] = {"train": settings.train_items, "test": settings.test_items}
+        made: dict[Role, list[Problem]] = {"train": [], "test": []}
         for problem in generate(settings):
-            mine = made[problem.split]
-            if len(mine) < wanted[problem.split]:
-                mine.append(problem)
-            if all(len(made[split]) == wanted[split] for split in made):
+            role = problem.role(settings.split)
+            if role and len(made[role]) < wanted[role]:
+                made[role].append(problem)
+            if all(len(made[role]) == wanted[role] for role in made):
                 return made
         raise HarnessError(
             "countdown",
@@ -191,7 +204,7 @@ def _prompt(problem: Problem, operators: Sequence[str]) -> str:
 
 
 def generate(settings: CountdownSettings) -> Iterator[Problem]:
-    """Different problems without end, or until there seem to be no more; both splits in one stream.
+    """Different problems without end, or until there seem to be no more; of all shares, in one stream.
 
     Every value on the way is a positive integer, so that a solution reads as a person would write it.
     """
