@@ -24,6 +24,8 @@ from methods.cdm import _coverage
 from methods.closed_form import compiling, fused
 from methods.fkd import FKD
 from methods.gold import GOLD
+from methods.one_to_one import OneToOne
+from methods.rkd import RKD
 from methods.uld import ULD
 from tests import method_contract as contract
 from tests import tiny
@@ -34,6 +36,10 @@ WAITS = {
     ("cdm", "described"): "edit distances of each position's likeliest tokens are measured on the CPU",
     ("cdm", "released"): "edit distances of each position's likeliest tokens are measured on the CPU",
 }
+
+# By how much compiled gradients may differ. Of logits that are rounded to bf16 many are equal, and ULD's gradient has a
+# sign for each: the largest difference measured is 1.3 %, of its top_k.
+COMPILED = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 
 
 class WaitedError(AssertionError):
@@ -227,6 +233,26 @@ def test_adapters_get_the_gradients_of_all_logits_at_once(tied: bool) -> None:
 
 
 @METHODS
+def test_float32_differs_from_float64_by_its_rounding(method: Method) -> None:
+    """The same rows, heads and groups: value and gradients to 1e-5, a hundred roundings of float32's 24 bits."""
+    made = contract.bench(method, dtype=torch.float32)
+    walk, rows, weights = walked(made)
+    found, gradients = walk.run(rows, weights, [True, True])
+    walk.student_head = walk.student_head.to(torch.float64)
+    walk.teacher_heads = {role: head.to(torch.float64) for role, head in walk.teacher_heads.items()}
+    walk.teacher_rows = {role: stored.double() for role, stored in walk.teacher_rows.items()}
+    exact, of_exact = walk.run(rows.double(), [weight.double() for weight in weights], [True, True])
+    assert exact.loss.dtype == torch.float64
+    assert float(found.loss) == pytest.approx(float(exact.loss), rel=1e-5)
+    for kd, expected_kd in zip(found.kd, exact.kd, strict=True):
+        assert float(kd) == pytest.approx(float(expected_kd), rel=1e-5)
+    for gradient, expected in zip(gradients, of_exact, strict=True):
+        assert gradient is not None
+        assert expected is not None
+        assert float((gradient - expected).norm()) < 1e-5 * float(expected.norm())
+
+
+@METHODS
 def test_autocast_changes_the_products_alone(method: Method) -> None:
     """Under bf16 autocast rows and heads are rounded, losses are float32: the gradient stays within 3 % of float32's.
 
@@ -264,25 +290,43 @@ def test_gradients_of_a_bf16_head_are_added_up_in_float32() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
 @pytest.mark.parametrize(
-    "method", [FKD(), ULD(sort="top_k", top_k=20), GOLD(positions="disagreement")], ids=lambda method: method.name
+    "method",
+    [
+        FKD(),
+        RKD(),
+        ULD(),
+        ULD(pairing="bytes"),
+        ULD(sort="top_k", top_k=20),
+        GOLD(),
+        GOLD(beta=0.5, positions="disagreement"),
+        GOLD(sort="top_k", top_k=20, merge="product"),
+        OneToOne(),
+    ],
+    ids=lambda method: " ".join(map(str, (method.name, *method.options.model_dump(exclude_defaults=True).values()))),
 )
-def test_compiled_losses_are_the_eager_ones(method: Method, recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_compiled_losses_are_the_eager_ones(
+    method: Method, precision: torch.dtype, recwarn: pytest.WarningsRecorder
+) -> None:
     """On chunks of several sizes; without a break in the graph, and nothing fell back to eager."""
     import torch._dynamo.utils
 
     torch._dynamo.reset()
     made = contract.bench(method, dtype=torch.float32)
     walk, rows, weights = walked(made)
-    eager, of_eager = walk.run(rows, weights, [True, True])
-    walk.compiled = True
     torch._dynamo.utils.counters.clear()
-    found, gradients = walk.run(rows, weights, [True, True])
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        eager, of_eager = walk.run(rows, weights, [True, True])
+        walk.compiled = True
+        found, gradients = walk.run(rows, weights, [True, True])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # cross-entropy and the method's
     assert not torch._dynamo.utils.counters["graph_break"]
     assert not [str(w.message) for w in recwarn if "runs uncompiled" in str(w.message)]
     assert float(found.loss) == pytest.approx(float(eager.loss), rel=1e-6)
     for gradient, expected in zip(gradients, of_eager, strict=True):
-        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+        assert gradient is not None
+        assert expected is not None
+        assert float((gradient - expected).norm()) < COMPILED[precision] * float(expected.norm())
 
 
 def test_without_a_compiler_losses_run_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
