@@ -27,7 +27,7 @@ SHOWN = 50  # responses of a task: a page holds them all, method by method
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Shown:
     """The alignments of one method on one task."""
 
     method: Method
@@ -35,7 +35,7 @@ class Wanted:
     identity: str
 
 
-def wanted(plan: Plan, cell: Cell) -> list[Wanted]:
+def shown(plan: Plan, cell: Cell) -> list[Shown]:
     """What the page shows of a cell; nothing where its references are not read at all."""
     if cell.bits is None or cell.seed != plan.recipe.seeds_of(cell.task)[0]:  # seeds align alike
         return []
@@ -43,7 +43,7 @@ def wanted(plan: Plan, cell: Cell) -> list[Wanted]:
     parts = zip(objective.methods, objective.roles, objective.identity()["methods"], strict=False)
     read = {name: cell.bits.values[name] for name in ("references", "limits", "code")}
     common = {"read": read, "sides": model_sources(plan.recipe), "shown": SHOWN, "own": code_digest(__name__)}
-    return [Wanted(method, role, digest_of({**common, "role": role, "method": own})) for method, role, own in parts]
+    return [Shown(method, role, digest_of({**common, "role": role, "method": own})) for method, role, own in parts]
 
 
 def aligned(examples: Sequence[TokenizedExample], method: Method, role: str, sides: Mapping[str, TextSide]) -> Any:

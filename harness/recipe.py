@@ -220,7 +220,7 @@ def _as_names(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names), Field(min_length=1)]
-Wanted = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(_as_list)]
+Only = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(_as_list)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(_as_list), Field(min_length=1)]
 
@@ -257,7 +257,7 @@ class _RecipeBase(_Strict):
     train: Training = Field(description="distillation")
     teacher_rows: TeacherRows = TeacherRows()
     evaluation: Evaluation = Evaluation()
-    stages: Wanted = Field((), description="[teacher]: make the teachers and their rows, and stop; empty: everything")
+    stages: Only = Field((), description="[teacher]: make the teachers and their rows, and stop; empty: everything")
     keep_students: bool = Field(True, description="keep trained weights; their scores are kept in any case")
 
     def models_by_role(self) -> dict[str, ModelSpec]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.alignments import wanted
+from harness.alignments import shown
 from harness.errors import HarnessError
 from harness.evaluate import vllm_engine
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
@@ -178,7 +178,7 @@ def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -
         "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
         "metrics": [asdict(metric) for metric in plan.tasks[cell.task].metrics],
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
-        "alignments": [one.identity for one in wanted(plan, cell)] if isinstance(cell, Cell) else [],
+        "alignments": [one.identity for one in shown(plan, cell)] if isinstance(cell, Cell) else [],
         "failures": {
             name: asdict(failure)
             for name, stage in stages.items()

@@ -611,7 +611,7 @@ class Runner:
         missing = {
             one.identity: (cell, one)
             for cell in cells
-            for one in alignments.wanted(self.plan, cell)
+            for one in alignments.shown(self.plan, cell)
             if self.store.find(alignments.KIND, one.identity) is None
         }
         if not missing or not all(models.is_downloaded(models.parse_uri(s.model)) for s in self.specs.values()):

@@ -50,7 +50,7 @@ def test_only_the_first_are_kept_and_how_many_there_are_is_said() -> None:
 def names(recipe: dict[str, Any], **changes: Any) -> dict[tuple[str, str, int], list[str]]:
     plan = make_plan(validate("tiny", copy.deepcopy(recipe) | {"name": "tiny"} | changes))
     return {
-        (cell.task, cell.objective.name, cell.seed): [one.identity for one in alignments.wanted(plan, cell)]
+        (cell.task, cell.objective.name, cell.seed): [one.identity for one in alignments.shown(plan, cell)]
         for cell in plan.cells
     }
 
