@@ -122,9 +122,13 @@ def peer_version() -> str | None:
 
 def rows_of_text(root: Path | None = None) -> list[tuple[str, str]]:
     """Questions and answers: GSM8K's where a folder of data sets is given, else the samples that the project ships."""
-    file = (root or samples_folder()) / "gsm8k" / "train.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [(row["question"], row["answer"]) for row in rows]
+    return [(row["question"], row["answer"]) for row in rows_of("gsm8k", root)]
+
+
+def rows_of(task: str, root: Path | None = None) -> list[dict[str, Any]]:
+    """Training rows of a task, of a folder of data sets or of the samples that the project ships."""
+    file = (root or samples_folder()) / task / "train.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def trained_tokenizer(role: str, size: int) -> PreTrainedTokenizerFast:

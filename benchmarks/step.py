@@ -6,6 +6,8 @@
 All train the same student (Qwen2) from the same teacher (Phi-3) on the same text, in the same precision, with batches
 of the same size and AdamW. Ours go through harness.train.train, data loading, clipping and logging included; TRL's
 through its own train(). The first steps don't count. --preset h100 --device cpu tries the GPU's path on tiny models.
+
+Those rows are of one length. "Rows of all lengths" are Dolly's as they are: padded, bucketed by length, and packed.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from common import (
     read_tokenizer,
     reset_peak,
     resident,
+    rows_of,
     rows_of_text,
     trained_tokenizer,
     write,
@@ -53,6 +56,7 @@ from methods.base import registered
 from methods.vocabulary import TokenizerPair
 
 WARM_UP = 2
+RAGGED = 5
 PUBLISHED_CDM = 1.01
 """Seconds of a step at batch 1 that the CDM paper's tables give."""
 
@@ -64,7 +68,7 @@ class Setting:
     Attributes:
         length: response tokens of a row, about.
         batch: rows of a step.
-        steps: that are timed.
+        steps: that are timed; of rows of all lengths, whose steps differ, `RAGGED` times as many.
         folder: with student/ and teacher/, tokenizers.
     """
 
@@ -85,7 +89,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Way:
-    """One kind of step: of which method, whose teacher's rows are stored or not, and of how many rows."""
+    """One kind of step: of which method, whose teacher's rows are stored or not, and of how many rows.
+
+    Attributes:
+        ragged: rows are of all lengths, batched by these settings of a training.
+    """
 
     method: str
     options: dict[str, Any]
@@ -93,9 +101,16 @@ class Way:
     alone: bool = False
     trl: bool = False
     compiled: bool = False
+    ragged: dict[str, Any] | None = None
+
+    @property
+    def base(self) -> str:
+        """The way that it is compared with."""
+        return "SFT, batch 1" if self.alone else "SFT" if self.ragged is None else PADDED
 
 
 GOLD = {"ce_weight": 0.5, "kd_weight": 0.5}
+PADDED = "SFT, rows of all lengths, padded"
 WAYS = {
     "SFT": Way("control", {}),
     "GOLD, stored rows": Way("gold", GOLD),
@@ -107,6 +122,10 @@ WAYS = {
     "GOLD, live teacher": Way("gold", GOLD, stored=False),
     "GOLD top_k, live teacher": Way("gold", GOLD | {"sort": "top_k"}, stored=False),
     "TRL GOLDTrainer": Way("gold", {}, stored=False, trl=True),
+    PADDED: Way("control", {}, ragged={}),
+    "SFT, rows of all lengths, bucketed": Way("control", {}, ragged={"bucket": "length"}),
+    "SFT, rows of all lengths, packed": Way("control", {}, ragged={"packing": True}),
+    "SFT, rows of all lengths, bucketed and packed": Way("control", {}, ragged={"bucket": "length", "packing": True}),
     "SFT, batch 1": Way("control", {}, alone=True),
     "CDM, batch 1, stored rows": Way("cdm", {}, alone=True),
 }
@@ -137,21 +156,30 @@ _TRY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} | _
 
 
 class Data:
-    """Rows in both tokenisations; every row has about as many tokens."""
+    """Rows in both tokenisations; every row has about as many tokens, unless they are to be ragged."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, ragged: bool = False) -> None:
         self.setting = setting
         self.sides = {
             role: TextSide(read_tokenizer(setting.folder / name / "tokenizer.json"), template="plain", name=name)
             for role, name in ((STUDENT, "student"), ("cross", "teacher"))
         }
-        self.texts = self._texts((WARM_UP + setting.steps) * setting.batch)
-        self.examples = tokenize(self.texts, self.sides, setting.limit)
+        count = (WARM_UP + setting.steps) * setting.batch
+        if ragged:
+            self.examples = tokenize(self._instructions(), self.sides, setting.limit, "drop")
+            self.examples = [self.examples[i % len(self.examples)] for i in range(count)]
+        else:
+            self.texts = self._texts(count)
+            self.examples = tokenize(self.texts, self.sides, setting.limit)
 
     def tokens(self) -> tuple[float, float]:
         """Mean response tokens of a row, of the student's and the teacher's."""
         sizes = [[e.sides[role].response.size for e in self.examples] for role in (STUDENT, "cross")]
         return statistics.fmean(sizes[0]), statistics.fmean(sizes[1])
+
+    def _instructions(self) -> list[Example]:
+        rows = rows_of("dolly", self.setting.data)
+        return [Example(str(i), f"{row['instruction']}\n", row["output"]) for i, row in enumerate(rows)]
 
     def _texts(self, count: int) -> list[Example]:
         rows = rows_of_text(self.setting.data)
@@ -193,9 +221,13 @@ class Clock:
     def tick(self, *_: Any) -> None:
         self.ends.append(self.now())
 
+    def each(self) -> list[float]:
+        """Of the steps that count."""
+        return [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)][WARM_UP:]
+
     def seconds(self) -> float:
         """Of one step: the median on a GPU, the shortest on the CPU."""
-        took = [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)][WARM_UP:]
+        took = self.each()
         return statistics.median(took) if self.device == "cuda" else min(took)
 
 
@@ -217,6 +249,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
         learning_rate=1e-5,
         precision=setting.precision,
         compile="on" if way.compiled else "off",
+        **(way.ragged or {}),
     )
     student = model_of(setting, STUDENT)
     reset_peak(setting.device)
@@ -236,6 +269,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
             on_step=clock.tick,
         )
     notes |= {key: value for key, value in steps[-1].items() if "error" in key}
+    notes |= {"tokens": [step["tokens"] for step in steps[WARM_UP:]]}
     return notes | {"loss": steps[-1]["loss"]}
 
 
@@ -313,13 +347,18 @@ def measure(setting: Setting, way: Way) -> dict[str, Any]:
     before = resident()
     if way.alone:
         setting = replace(setting, batch=1)
-    data, clock = Data(setting), Clock(setting.device)
+    if way.ragged is not None:
+        setting = replace(setting, steps=RAGGED * setting.steps)
+    data, clock = Data(setting, way.ragged is not None), Clock(setting.device)
     notes = trls(setting, data, clock) if way.trl else ours(setting, way, data, clock)
     peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else peak_resident() - before
     ours_tokens, theirs = data.tokens()
+    seconds = clock.seconds()
+    if way.ragged is not None:  # orders differ, and with them what a step holds
+        seconds = sum(clock.each()) / sum(notes["tokens"]) * ours_tokens * setting.batch
     gc.collect()
     return {
-        "seconds": clock.seconds(),
+        "seconds": seconds,
         "bytes": peak,
         "rows": setting.batch,
         "student_tokens": ours_tokens * setting.batch,
@@ -381,7 +420,7 @@ def compare(setting: Setting, arguments: argparse.Namespace) -> None:
     trl = done.get("TRL GOLDTrainer", {}).get("seconds")
     table = []
     for name, row in done.items():
-        base = done.get("SFT, batch 1" if WAYS[name].alone else "SFT", {}).get("seconds")
+        base = done.get(WAYS[name].base, {}).get("seconds")
         table.append(
             [
                 name,
