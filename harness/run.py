@@ -350,7 +350,12 @@ class Runner:
             release_memory()
         manifest = self._manifest(stage)
         set_seed(order_seed(stage))  # what is drawn must not depend on what ran before in this process
-        with self.store.work(stage.kind, stage.identity):
+
+        def waits() -> None:
+            title = escape(_named(stage))
+            self.progress.message(f"another process is at work on {title}: waiting for it")
+
+        with self.store.work(stage.kind, stage.identity, waits):
             if (found := self._find(stage)) is not None:  # another process has just made it
                 return found
             with self.store.create(stage.kind, stage.identity, manifest) as folder:

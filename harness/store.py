@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from harness.errors import HarnessError
 from harness.files import disk_errors, new_directory, sha256_file, write_json
 
 FORMAT = 1
@@ -133,22 +133,23 @@ class Store:
         return None if artefact is None else artefact.manifest
 
     @contextlib.contextmanager
-    def work(self, kind: str, identity: str) -> Iterator[Path]:
+    def work(self, kind: str, identity: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
         """A folder for checkpoints that outlives an interruption; :meth:`create` removes it once the stage is stored.
 
-        Raises:
-            HarnessError: another process works on the same stage.
+        Waits while another process works on the same stage, which may be stored afterwards.
+
+        Args:
+            on_wait: called before that.
         """
         folder = self.work_folder(kind, identity)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise HarnessError(
-                    str(folder), "another process at work on the same stage", "to be alone", "Wait for it to end."
-                ) from error
+        with contextlib.ExitStack() as held:
+            while True:
+                with disk_errors(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    lock = held.enter_context((folder / "lock").open("w"))
+                    _lock(lock, on_wait)
+                if _is_open(lock, folder / "lock"):  # else the folder went when the other process had stored the stage
+                    break
             yield folder
 
     def _read(self, kind: str, identity: str) -> Artefact | None:
@@ -167,3 +168,16 @@ class Store:
 
     def _folder(self, kind: str, identity: str) -> Path:
         return self.root / kind / identity[:_NAME_LENGTH]
+
+
+def _lock(file: IO[str], on_wait: Callable[[], None]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        on_wait()
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_open(file: IO[str], path: Path) -> bool:
+    """Whether it is the file that stands under the path now."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())

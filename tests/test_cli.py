@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 
 from harness import cli, models, train
 from harness.errors import HarnessError
+from harness.progress import TerminalProgress
 from harness.results import RECORD
 from harness.run import Runner
 from harness.tasks import samples_folder
@@ -335,16 +337,28 @@ def test_a_report_on_a_damaged_record(harness: Command, tmp_path: Path, content:
 # --- The rest ---------------------------------------------------------------------------------------------------------
 
 
-def test_two_runs_of_one_stage_at_once(tiny_run: Callable[..., Done], tmp_path: Path) -> None:
-    """The second stops instead of writing checkpoints into those of the first."""
+def test_two_runs_of_one_stage_at_once(
+    tiny_run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits instead of writing checkpoints into those of the first, and goes on once that has ended."""
     from harness.plan import make_plan
     from harness.recipe import load_recipe
     from harness.store import Store
 
     plan = make_plan(load_recipe(str(tmp_path / "tiny.yaml")))
     first = next(stage for stage in plan.stages() if stage.kind == "warm_start")
-    with Store(tmp_path / "runs").work(first.kind, first.identity):
-        assert "another process at work on the same stage" in error_of(tiny_run("methods=[control]"))
+    said: list[str] = []
+    with ExitStack() as other:
+        other.enter_context(Store(tmp_path / "runs").work(first.kind, first.identity))
+
+        def message(self: TerminalProgress, text: str) -> None:
+            said.append(text)
+            other.close()
+
+        monkeypatch.setattr(TerminalProgress, "message", message)
+        done = tiny_run("methods=[control]")
+    assert done.code == 0
+    assert said == ["another process is at work on warm start of the student · dolly · seed 0: waiting for it"]
 
 
 def test_an_interrupt_says_how_to_go_on(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from harness.errors import HarnessError
 from harness.store import Artefact, CorruptArtefactError, Store
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -183,11 +184,36 @@ def test_two_processes_do_not_work_on_one_stage(store: Store) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(HarnessError, match="another process"), store.work("kind", ONE):
+        with store.work("kind", TWO, on_wait=lambda: pytest.fail("another stage is free")):
             pass
-        with store.work("kind", TWO):
-            pass  # another stage is free
-        other.kill()
-        other.wait()
-    with store.work("kind", ONE):
-        pass  # the lock dies with its process
+        waits: list[bool] = []
+
+        def let_go() -> None:
+            waits.append(True)
+            other.kill()
+
+        with store.work("kind", ONE, let_go):  # the lock dies with its process
+            assert waits == [True]
+
+
+def test_a_process_that_waited_has_a_folder_of_its_own(store: Store) -> None:
+    """The one it waited for removes the folder, and with it the file on which both had a lock."""
+    with ExitStack() as other:
+        other.enter_context(store.work("kind", ONE))
+
+        def stored() -> None:
+            shutil.rmtree(store.work_folder("kind", ONE))
+            other.close()
+
+        with store.work("kind", ONE, stored) as folder:
+            assert folder.is_dir()
+            with pytest.raises(_HeldError), store.work("kind", ONE, _raise_held):
+                pass
+
+
+class _HeldError(Exception):
+    pass
+
+
+def _raise_held() -> None:
+    raise _HeldError
