@@ -342,7 +342,6 @@ class Runner:
             "answers": self._make_answers,
             "bits": self._make_bits,
         }
-        started = time.monotonic()
         if stage.kind in ("teacher", "warm_start", "rows", "student"):
             self._student = None  # the last one is evaluated; its memory is needed
             if stage.kind == "teacher":
@@ -358,6 +357,7 @@ class Runner:
         with self.store.work(stage.kind, stage.identity, waits):
             if (found := self._find(stage)) is not None:  # another process has just made it
                 return found
+            started = time.monotonic()
             with self.store.create(stage.kind, stage.identity, manifest) as folder:
                 manifest |= makers[stage.kind](stage, folder)
                 self._finish(manifest, started)
