@@ -138,7 +138,9 @@ class Distiller(nn.Module):
         assert part.input_ids is not None
         assert part.attention_mask is not None
         assert part.position_ids is not None
-        hidden = hidden_states(self._teachers[0][role], part.input_ids, part.attention_mask, part.position_ids)
+        # In the precision of its weights, as stored rows are made: autocast is the student's.
+        with torch.autocast(part.input_ids.device.type, enabled=False):
+            hidden = hidden_states(self._teachers[0][role], part.input_ids, part.attention_mask, part.position_ids)
         return hidden.flatten(0, 1).index_select(0, part.row_index)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -270,8 +270,14 @@ class Runner:
     def follow(self) -> None:
         """Train along with rank 0 until the run is over: what the other ranks do instead of :meth:`run`."""
         stages = {stage.identity: stage for stage in self.plan.stages()}
+        task: str | None = None
         while (called := self.ranks.next_call()) is not None:
-            stage, failure = stages[called], None
+            stage = stages[called]
+            failure: Exception | None = None  # of the last training, whose traceback holds its model
+            if stage.task != task:
+                self._forget()
+                task = stage.task
+            self._make_room(stage)
             try:
                 set_seed(order_seed(stage))
                 self._optimise(stage, self._trainee(stage))
@@ -281,7 +287,6 @@ class Runner:
                 self.ranks.meet()
             except RankLostError as alone:
                 raise (failure or alone) from alone
-            release_memory()
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -343,10 +348,7 @@ class Runner:
             "bits": self._make_bits,
         }
         if stage.kind in ("teacher", "warm_start", "rows", "student"):
-            self._student = None  # the last one is evaluated; its memory is needed
-            if stage.kind == "teacher":
-                self._teacher = None
-            release_memory()
+            self._make_room(stage)
         manifest = self._manifest(stage)
         set_seed(order_seed(stage))  # what is drawn must not depend on what ran before in this process
 
@@ -365,6 +367,14 @@ class Runner:
         artefact = self.store.find(stage.kind, stage.identity)
         assert artefact is not None
         return artefact
+
+    def _make_room(self, stage: Stage) -> None:
+        """Free what a stage does not use: the student that was evaluated last, any teacher but one that it calls."""
+        self._student = None
+        called = {needed.identity for needed in stage.inputs.values() if needed.kind == "teacher"}
+        if self._teacher is not None and self._teacher[0] not in called:
+            self._teacher = None
+        release_memory()
 
     def _manifest(self, stage: Stage) -> dict[str, Any]:
         return {
@@ -411,6 +421,8 @@ class Runner:
             on_batch=self.progress.advance,
             pack=packer(Head.of(model), self.recipe.teacher_rows.k) if self._packs else None,
         )
+        if not self._packs:
+            self._teacher_head(stage.inputs["teacher"])  # while the model is here: what trains with the rows needs it
         return {"bytes": size}
 
     def _make_student(self, stage: Stage, folder: Path) -> dict[str, Any]:

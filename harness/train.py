@@ -52,8 +52,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._sampler = sampler
         self._order: Any = None
         super().__init__(*args, **kwargs)
-        if rollouts is not None and self.is_fsdp_enabled:
-            raise HarnessError("rollout_share", "above 0, with weights that FSDP shards", "0, or whole models (DDP)")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
+            raise HarnessError(
+                "accelerate launch",
+                f"{name}, which shards weights: they could not be stored, nor what they compare be shown",
+                "whole models on every GPU (DDP)",
+                "Use torchrun, or accelerate launch --multi_gpu.",
+            )
         self._rollouts = rollouts
         self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
         self._window = _Window(len(self.model.objective.terms))
@@ -366,7 +372,10 @@ def _arguments(training: Training, steps: int, seed: int, work: Path) -> Trainin
         dataloader_pin_memory=False,  # the thread that reads ahead does that
         use_cpu=not torch.cuda.is_available(),
         log_level="error",
+        logging_nan_inf_filter=False,  # waits for the device after every micro-batch, for a number that nobody keeps
     )
+    # Else that of `accelerate launch`, or of its file of settings, where the recipe asks for float32.
+    arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
     if arguments.n_gpu > 1:  # one process drives one GPU: DataParallel can't scatter our batches
         arguments._n_gpu = 1
     return arguments

@@ -560,7 +560,36 @@ def test_a_teachers_fine_tuning_has_the_memory_of_the_teacher_before(
     monkeypatch.setattr(Runner, "_tuned_teacher", tuned)
     monkeypatch.setattr(Runner, "_make_teacher", make)
     alone(tiny_recipe, tmp_path, stages=["teacher"]).run()
-    assert found == [[], [False]]
+    first, second = found
+    assert not first
+    assert second
+    assert not any(second)
+
+
+@pytest.mark.parametrize("keep", ["hidden", "top_k"])
+def test_no_training_has_a_teacher_beside_it_that_it_does_not_call(
+    keep: str, tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one that was evaluated or made rows before; but a live one stays."""
+    beside: dict[str, bool] = {}
+    own = Runner._optimise
+
+    def optimise(self: Runner, stage: Stage, trainee: Any) -> Any:
+        done = own(self, stage, trainee)
+        beside[stage.objective.name if stage.objective else stage.kind] = self._teacher is not None
+        return done
+
+    monkeypatch.setattr(Runner, "_optimise", optimise)
+    alone(
+        tiny_recipe,
+        tmp_path,
+        stages=[],
+        methods=["gold", "control", "uld"],
+        method_options={"gold": {"rollout_share": 0.5, "rollout_tokens": 4}},
+        teacher_rows={"keep": keep, "k": 8},
+        evaluation={"references": ["teachers"]},
+    ).run()
+    assert beside == {"teacher": False, "warm_start": False, "gold": True, "control": False, "uld": False}
 
 
 @pytest.mark.parametrize(
@@ -594,9 +623,12 @@ def test_all_trainings_of_a_run_share_what_methods_keep_of_a_pair(tiny_recipe: d
     assert kept[0] is not kept[1]
 
 
-def alone(recipe: dict[str, Any], folder: Path, *, stages: list[str], packed: Sequence[str] = ()) -> Runner:
+def alone(
+    recipe: dict[str, Any], folder: Path, *, stages: list[str], packed: Sequence[str] = (), **changes: Any
+) -> Runner:
     """A runner of a small part of the tiny recipe, with a store of its own."""
     fields = copy.deepcopy(recipe) | {"name": "tiny", "tasks": ["dolly"], "methods": ["fkd", "uld"], "stages": stages}
+    fields |= changes
     for training in packed:
         fields[training]["packing"] = True
     return Runner(make_plan(validate("tiny", fields)), Store(folder), folder, Silent())

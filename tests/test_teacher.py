@@ -12,6 +12,7 @@ import torch
 
 from harness import teacher
 from harness.batches import Collator
+from harness.errors import HarnessError
 from harness.heads import Head
 from harness.loss import Distiller
 from harness.recipe import Lora
@@ -114,3 +115,12 @@ def test_merged_adapters_give_the_same_logits(tmp_path: Path, architecture: str,
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert not [name for name, _ in merged.named_parameters() if "lora" in name]
+
+
+@pytest.mark.parametrize("targets", [("embed_tokens",), ("q_proj", "lm_head")])
+def test_adapters_of_an_embedding_that_is_the_head_too_are_refused(targets: tuple[str, ...]) -> None:
+    """Merging would change both, of which training changed one."""
+    with pytest.raises(HarnessError, match=r"lora\.targets.*the embedding that this model's head shares"):
+        teacher.add_lora(tiny.model("qwen2", 400), Lora(rank=4, targets=targets))
+    _, inner = teacher.add_lora(tiny.model("llama", 400), Lora(rank=4, targets=targets))  # two matrices
+    assert any(targets[-1] in name for name, p in inner.named_parameters() if p.requires_grad)

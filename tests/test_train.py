@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from transformers import Trainer
 
 from harness.ahead import ReadAhead
 from harness.batches import AlignedExample, Batch, Collator
@@ -74,6 +76,29 @@ def test_steps_log_what_the_report_shows(tmp_path: Path) -> None:
 def test_batch_size_must_fit_the_micro_batches(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"train\.batch_size: found 4.*multiple of 3"):
         contract.run(ULD(), tmp_path, batch_size=4, micro_batch_size=3)
+
+
+def test_the_precision_is_the_recipes_whatever_the_launcher_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate launch hands down the one of its file of settings."""
+    plain = contract.run(ULD(), tmp_path / "a", precision="float32")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()  # else the first run's is kept
+    assert _losses(contract.run(ULD(), tmp_path / "b", precision="float32")) == _losses(plain)
+
+
+@pytest.mark.parametrize("way", ["fsdp", "deepspeed"])
+def test_sharded_weights_are_refused(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Trainer.create_accelerator_and_postprocess
+
+    def sharded(self: Trainer) -> None:
+        own(self)
+        setattr(self, f"is_{way}_enabled", True)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(HarnessError, match=r"accelerate launch: found .*, which shards weights.*Use torchrun"):
+        contract.run(ULD(), tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
