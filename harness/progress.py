@@ -93,7 +93,8 @@ def plan_table(plan: Plan, store: Store, unknown: Container[str] = ()) -> Group:
     """
     demanded = demanded_stages(plan, store)
     shared = _table(f"{plan.recipe.name}: stages that cells share", "task", "stage", "seed", "identity", "state")
-    cells = _table(f"{len(plan.cells)} cells", "task", "method", "seed", *_OF_A_CELL)
+    beside = f" and {len(plan.references)} references" if plan.references else ""
+    cells = _table(f"{len(plan.cells)} cells{beside}", "task", "method", "seed", *_OF_A_CELL)
     for stage in plan.stages():
         if stage.kind not in _OF_A_CELL.values():
             state = _state(stage, store, demanded)
