@@ -26,12 +26,12 @@ from common import machine, parsed, write
 from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from harness.tasks import samples_folder
-from methods.alignment import Groups, group_bytes
+from harness.tasks.base import samples_folder
 from methods.cdm import CDM, contextual
-from methods.maps import UNMAPPED, exact_map
-from methods.vocabulary import TokenizerPair, Vocabulary
-from methods.warping import EditCosts, token_texts, warp_all
+from methods.library.alignment import Groups, group_bytes
+from methods.library.maps import UNMAPPED, exact_map
+from methods.library.vocabulary import TokenizerPair, Vocabulary
+from methods.library.warping import EditCosts, token_texts, warp_all
 
 TRAINED_SIZE = 6000
 

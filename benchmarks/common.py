@@ -29,8 +29,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from harness.device import release_memory
-from harness.tasks import samples_folder
+from harness.base.device import release_memory
+from harness.tasks.base import samples_folder
 
 RESULTS = Path(__file__).parent / "results"
 SPECIAL = ["<pad>", "<s>", "</s>"]
@@ -238,7 +238,7 @@ class Place:
         self.device = device
         if device == "cpu":
             self.context = multiprocessing.get_context("forkserver")
-            self.context.set_forkserver_preload(["harness.train", "trl.experimental.gold.gold_trainer"])
+            self.context.set_forkserver_preload(["harness.training.trainer", "trl.experimental.gold.gold_trainer"])
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self.device == "cuda":

@@ -27,11 +27,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 from transformers.utils import logging as transformers_logging
 
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
-from harness.plan import make_plan
-from harness.recipe import validate
-from harness.results import run_folder
-from harness.run import Runner
-from harness.store import Store
+from harness.plan.builder import make_plan
+from harness.recipe.load import validate
+from harness.results.record import run_folder
+from harness.run.runner import Runner
+from harness.store.store import Store
 
 METHODS = ["sft", "fkd", "rkd", "mined", "uld", "cdm", "gold"]
 TASK = "gsm8k"

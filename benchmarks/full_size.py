@@ -23,18 +23,20 @@ import torch
 from common import machine, markdown, parsed, reset_peak, write
 from transformers import AutoModelForCausalLM
 
-from harness.batches import Term, align
-from harness.costs import DEVICES, GIB, Coster
-from harness.device import compute_dtype, device
-from harness.distil import Teachers, distil, pad_ids
-from harness.heads import Head
-from harness.loss import Objective
-from harness.plan import Plan, Stage, make_plan, order_seed
-from harness.recipe import load_recipe
-from harness.teacher import StoredRows, store_rows
-from harness.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.base.device import compute_dtype, device
+from harness.data.teacher_rows import StoredRows, store_rows
+from harness.data.terms import Term, align
+from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.models.heads import Head
+from harness.plan.builder import make_plan
+from harness.plan.costs.devices import DEVICES, GIB
+from harness.plan.costs.stages import Coster
+from harness.plan.stages import Plan, Stage, order_seed
+from harness.recipe.load import load_recipe
+from harness.training.distil import Teachers, distil, pad_ids
+from harness.training.loss import Objective
 from methods.base import Start
-from methods.vocabulary import TokenizerPair
+from methods.library.vocabulary import TokenizerPair
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tests.stand_ins import config_of, tokenizer_of

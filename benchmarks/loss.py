@@ -45,16 +45,18 @@ from common import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.batches import Collator, Term, align
-from harness.heads import Head
-from harness.loss import Distiller, LossParts, Objective
-from harness.plan import ROLE_OF_KIND
-from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
-from methods.alignment import pair_positions
+from harness.data.batches import Collator
+from harness.data.rows import Example
+from harness.data.terms import Term, align
+from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.models.heads import Head
+from harness.plan.objectives import ROLE_OF_KIND
+from harness.training.loss import Distiller, LossParts, Objective
 from methods.base import Method, registered
 from methods.base import Rows as RowKind
-from methods.merging import merge_with_pullback
-from methods.vocabulary import TokenizerPair
+from methods.library.alignment import pair_positions
+from methods.library.merging import merge_with_pullback
+from methods.library.vocabulary import TokenizerPair
 
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "sft": {"sft": {}},

@@ -37,9 +37,9 @@ from common import (
 from rapidfuzz.distance import Levenshtein
 from tokenizers import Encoding, Tokenizer
 
-from methods.alignment import Groups, group_bytes
-from methods.maps import UNMAPPED, exact_map, nearest_map, prefix_map
-from methods.vocabulary import TokenKind, Vocabulary
+from methods.library.alignment import Groups, group_bytes
+from methods.library.maps import UNMAPPED, exact_map, nearest_map, prefix_map
+from methods.library.vocabulary import TokenKind, Vocabulary
 
 ANSWERS = 1000
 CHECKED = 300

@@ -4,8 +4,9 @@
     python benchmarks/step.py --preset h100      # Phi-3-mini teaches Qwen2-0.5B, full size, random weights
 
 All train the same student (Qwen2) from the same teacher (Phi-3) on the same text, in the same precision, with batches
-of the same size and AdamW. Ours go through harness.train.train, data loading, clipping and logging included; TRL's
-through its own train(). The first steps don't count. --preset h100 --device cpu tries the GPU's path on tiny models.
+of the same size and AdamW. Ours go through harness.training.trainer.train, data loading, clipping and logging
+included; TRL's through its own train(). The first steps don't count. --preset h100 --device cpu tries the GPU's
+path on tiny models.
 
 Those rows are of one length. "Rows of all lengths" are Dolly's as they are: padded, bucketed by length, and packed.
 """
@@ -45,15 +46,16 @@ from common import (
 from transformers import AutoModelForCausalLM, Phi3Config, PretrainedConfig, Qwen2Config, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from harness.batches import Term, align
-from harness.distil import Teachers, distil, pad_ids
-from harness.heads import Head
-from harness.loss import Objective
-from harness.recipe import Training
-from harness.teacher import StoredRows, store_rows
-from harness.tokens import STUDENT, Example, TextSide, tokenize
+from harness.data.rows import Example
+from harness.data.teacher_rows import StoredRows, store_rows
+from harness.data.terms import Term, align
+from harness.data.tokens import STUDENT, TextSide, tokenize
+from harness.models.heads import Head
+from harness.recipe.schema import Training
+from harness.training.distil import Teachers, distil, pad_ids
+from harness.training.loss import Objective
 from methods.base import registered
-from methods.vocabulary import TokenizerPair
+from methods.library.vocabulary import TokenizerPair
 
 WARM_UP = 2
 RAGGED = 5

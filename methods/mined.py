@@ -31,12 +31,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.alignment import AlignedResponse, Groups
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
 from methods.cdm import CDM, MASKED, released_divergence
-from methods.maps import UNMAPPED, Tables, stored_map
-from methods.vocabulary import TokenizerPair
-from methods.warping import EditCosts, link_groups, path_notes, warp_all
+from methods.library.alignment import AlignedResponse, Groups
+from methods.library.maps import UNMAPPED, Tables, stored_map
+from methods.library.vocabulary import TokenizerPair
+from methods.library.warping import EditCosts, link_groups, path_notes, warp_all
 
 _ROWS_AT_ONCE = 32
 

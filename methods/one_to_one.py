@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from methods.alignment import AlignedResponse, Groups, group_bytes
 from methods.base import AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
-from methods.closed_form import kl
-from methods.divergences import reverse_kl
-from methods.maps import UNMAPPED, Tables, exact_map
-from methods.vocabulary import TokenizerPair
+from methods.library.alignment import AlignedResponse, Groups, group_bytes
+from methods.library.closed_form import kl
+from methods.library.divergences import reverse_kl
+from methods.library.maps import UNMAPPED, Tables, exact_map
+from methods.library.vocabulary import TokenizerPair
 
 
 @register

@@ -20,11 +20,11 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from methods.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.base import AlignedChunk, KDOptions, LossSums, Members, Method, Rows, TeacherKind, register
-from methods.closed_form import fused
-from methods.divergences import SortOptions, sort_error, sorted_l1_parts
-from methods.merging import Merge, merge_with_pullback
+from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
+from methods.library.closed_form import fused
+from methods.library.divergences import SortOptions, sort_error, sorted_l1_parts
+from methods.library.merging import Merge, merge_with_pullback
 
 
 @register

@@ -117,7 +117,8 @@ Command = Callable[..., Done]
 @pytest.fixture(scope="session")
 def harness() -> Command:
     """The command line in this process, through its entry point: ``harness("run", "recipe=quickstart")``."""
-    from harness import cli, results, run  # noqa: F401 - what they import is there before the next line
+    from harness import cli
+    from harness.run import runner as run  # noqa: F401 - what they import is there before the next line
 
     gc.freeze()  # stages end with a garbage collection, which would look through all that libraries have made
 

@@ -15,9 +15,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from harness import ranks as ranks_module
-from harness import train as training_module
+from harness.base import ranks as ranks_module
 from harness.cli import main
+from harness.training import trainer as training_module
 from methods.base import find
 from methods.uld import ULD
 from tests import method_contract as contract

@@ -343,7 +343,7 @@ posix._exit(0)
         "replaces what compares and what writes",
         """
 import sys, numpy, json, builtins
-import evalplus.eval, harness.evaluate.plain as plain, harness.evaluate.record as record
+import evalplus.eval, harness.evaluate.programs.plain as plain, harness.evaluate.programs.solve as record
 numpy.allclose = lambda *args, **options: True
 evalplus.eval.untrusted_check = lambda *args, **options: ("pass", [True, True])
 builtins.all = builtins.any = lambda things: True

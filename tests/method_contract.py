@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.batches import TEACHER_ROWS, AlignedExample, Batch, Collator, Term, align, row_bounds
-from harness.heads import Head
-from harness.loss import ChunkWalk, Distiller, LossParts, Objective
-from harness.recipe import Training
-from harness.rollouts import Rollouts, RolloutSettings
-from harness.tokens import STUDENT, Example, SideTokens, TextSide, TokenizedExample, tokenize
-from harness.train import train
-from methods.alignment import Groups
+from harness.data.batches import Batch, Collator
+from harness.data.chunks import TEACHER_ROWS, row_bounds
+from harness.data.rows import Example
+from harness.data.terms import AlignedExample, Term, align
+from harness.data.tokens import STUDENT, SideTokens, TextSide, TokenizedExample, tokenize
+from harness.models.heads import Head
+from harness.recipe.schema import Training
+from harness.training.loss import ChunkWalk, Distiller, LossParts, Objective
+from harness.training.rollouts import Rollouts, RolloutSettings
+from harness.training.trainer import train
 from methods.base import Method, Rows, TeacherKind
-from methods.vocabulary import TokenizerPair, Vocabulary
+from methods.library.alignment import Groups
+from methods.library.vocabulary import TokenizerPair, Vocabulary
 from tests import tiny
 
 ROLES = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}

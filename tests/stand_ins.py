@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from harness.costs import architectures
-from harness.models import parse_uri
-from harness.tasks import samples_folder
+from harness.models.uri import parse_uri
+from harness.plan.costs.shapes import architectures
+from harness.tasks.base import samples_folder
 
 KNOWN = architectures()["models"]
 NARROW = {

@@ -1,4 +1,4 @@
-"""methods.alignment: groups worked out by hand, and a two-pointer walk that is obvious but slow."""
+"""methods.library.alignment: groups worked out by hand, and a two-pointer walk that is obvious but slow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.alignment import (
+from methods.library.alignment import (
     AlignedResponse,
     Groups,
     cut_at_common_boundary,

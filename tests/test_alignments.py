@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from harness import alignments
-from harness.plan import make_plan
-from harness.recipe import validate
-from harness.tokens import STUDENT
-from methods.alignment import group_bytes
+from harness.data.tokens import STUDENT
+from harness.plan.alignments import SHOWN, shown
+from harness.plan.builder import make_plan
+from harness.recipe.load import validate
+from harness.run.alignments import aligned
 from methods.base import Method, Need, Rows, TeacherKind, registered
+from methods.library.alignment import group_bytes
 from tests.method_contract import bench
 from tests.test_traces import DISTILLING, sides
 
@@ -22,7 +23,7 @@ def test_groups_are_the_methods_own_or_those_of_shared_bytes(method: Method) -> 
     made = bench(method)
     (term,) = made.objective.terms
     examples = [aligned.example for aligned in made.examples]
-    found = alignments.aligned(examples, method, made.role, sides(made.role))
+    found = aligned(examples, method, made.role, sides(made.role))
     assert (found["of"], found["method"]) == (len(examples), method.name)
     for example, item in zip(examples, found["items"], strict=True):
         response = example.aligned(term.teacher)
@@ -42,16 +43,15 @@ def test_groups_are_the_methods_own_or_those_of_shared_bytes(method: Method) -> 
 
 def test_only_the_first_are_kept_and_how_many_there_are_is_said() -> None:
     made = bench(registered()["uld"]())
-    examples = [made.examples[0].example] * (alignments.SHOWN + 1)
-    found = alignments.aligned(examples, made.objective.terms[0].method, made.role, sides(made.role))
-    assert (len(found["items"]), found["of"]) == (alignments.SHOWN, alignments.SHOWN + 1)
+    examples = [made.examples[0].example] * (SHOWN + 1)
+    found = aligned(examples, made.objective.terms[0].method, made.role, sides(made.role))
+    assert (len(found["items"]), found["of"]) == (SHOWN, SHOWN + 1)
 
 
 def names(recipe: dict[str, Any], **changes: Any) -> dict[tuple[str, str, int], list[str]]:
     plan = make_plan(validate("tiny", copy.deepcopy(recipe) | {"name": "tiny"} | changes))
     return {
-        (cell.task, cell.objective.name, cell.seed): [one.identity for one in alignments.shown(plan, cell)]
-        for cell in plan.cells
+        (cell.task, cell.objective.name, cell.seed): [one.identity for one in shown(plan, cell)] for cell in plan.cells
     }
 
 

@@ -1,4 +1,4 @@
-"""harness.batches: text to tokens on a shared byte axis, and batches whose chunks keep every group whole."""
+"""harness.data.batches: text to tokens on a shared byte axis, and batches whose chunks keep every group whole."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from harness.batches import TEACHER_ROWS, AlignedExample, Batch, Collator, Term, row_bounds, row_window
-from harness.errors import HarnessError
-from harness.heads import Head, hidden_states
-from harness.loss import Distiller, LossParts, Objective
-from harness.tokens import STUDENT, Example, SideTokens, TextSide, TokenizedExample, tokenize
-from methods.alignment import Groups
+from harness.base.errors import HarnessError
+from harness.data.batches import Batch, Collator
+from harness.data.chunks import TEACHER_ROWS, row_bounds, row_window
+from harness.data.rows import Example
+from harness.data.terms import AlignedExample, Term
+from harness.data.tokens import STUDENT, SideTokens, TextSide, TokenizedExample, tokenize
+from harness.models.heads import Head, hidden_states
+from harness.training.loss import Distiller, LossParts, Objective
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, TeacherKind
+from methods.library.alignment import Groups
 from tests import tiny
 
 CROSS = "cross"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from harness import tiny
-from harness.tasks import samples_folder
+from harness.models import tiny
+from harness.tasks.base import samples_folder
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from harness.data.rows import Example
+from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte, measure
-from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
 from tests import tiny
 
 EXAMPLES = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(tiny.SAMPLES)]

@@ -23,11 +23,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.evaluate import generate as generation
-from harness.evaluate import sandbox
-from harness.results import collect, read_record
-from harness.store import Store
-from harness.tasks import samples_folder
+from harness.evaluate.programs import sandbox
+from harness.generation import answers as generation
+from harness.results.record import collect, read_record
+from harness.store.store import Store
+from harness.tasks.base import samples_folder
 from tests.by_hand import simple_evaluate
 from tests.conftest import Command
 
@@ -270,7 +270,7 @@ def tiny_run(
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe | own))
     # prompts of real problems are longer than a tiny model's positions, but rotary ones have no end
-    with mock.patch("harness.run.generate", Prompter(data)), mock.patch("harness.run.check_room"):
+    with mock.patch("harness.run.runner.generate", Prompter(data)), mock.patch("harness.run.runner.check_room"):
         done = harness("run", f"recipe={folder / 'tiny.yaml'}", "--runs", folder / "runs")
     assert done.code == 0, done.err
     (record,) = (folder / "runs").glob("*/run.json")

@@ -12,13 +12,13 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from methods import warping
-from methods.alignment import AlignedResponse, Groups
 from methods.base import AlignedChunk, Side
 from methods.cdm import CDM, _may_be_near, _nested_means
-from methods.maps import MAPS, UNMAPPED
-from methods.vocabulary import TokenizerPair, Vocabulary
-from methods.warping import token_texts
+from methods.library import warping
+from methods.library.alignment import AlignedResponse, Groups
+from methods.library.maps import MAPS, UNMAPPED
+from methods.library.vocabulary import TokenizerPair, Vocabulary
+from methods.library.warping import token_texts
 from tests import method_contract as contract
 from tests import tiny
 from tests.test_warping import by_hand

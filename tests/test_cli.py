@@ -15,13 +15,17 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from harness import cli, models, train
-from harness.errors import HarnessError
-from harness.progress import TerminalProgress
-from harness.results import RECORD
-from harness.run import Runner
-from harness.tasks import samples_folder
+from harness import cli
+from harness.base.errors import HarnessError
+from harness.models.load import save_model
+from harness.models.resolve import resolve
+from harness.results.record import RECORD
+from harness.run.runner import Runner
+from harness.tasks.base import samples_folder
+from harness.terminal.progress import TerminalProgress
+from harness.training import trainer as train
 from tests.conftest import Command, Done
+from tests.patches import replace_everywhere
 
 
 @pytest.fixture
@@ -236,7 +240,7 @@ def test_errors_of_downloads_pass_as_they_are(tiny_run: Callable[..., Done], mon
     """Digests, interrupted downloads and the rest: test_models.py makes them, here they only have to come through."""
 
     error = HarnessError("pypi:x==1", "a file with sha256 12", "sha256 34", "[It] holds another file.")
-    monkeypatch.setattr(models, "resolve", _raises(error))
+    replace_everywhere(monkeypatch, resolve, _raises(error))
     text = error_of(tiny_run())
     assert text == "error: pypi:x==1: found a file with sha256 12; expected sha256 34. [It] holds another file.\n"
 
@@ -251,8 +255,8 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
     [
         ("os.fsync", FULL),
         ("os.replace", FULL),
-        ("harness.teacher.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
-        ("harness.models.save_model", FULL),
+        ("harness.data.teacher_rows.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        ("harness.run.runner.save_model", FULL),
         ("transformers.Trainer._save_checkpoint", RuntimeError("[enforce fail at inline_container.cc:672] . x")),
         ("peft.PeftModel.save_pretrained", SafetensorError("Error: No space left on device (os error 28)")),
         ("reports.folder._write_atomically", FULL),
@@ -271,7 +275,7 @@ def test_a_disk_that_fills_up_costs_no_training(tiny_run: Callable[..., Done], m
     """A large model is trained for hours, and its weights are the largest file of all."""
     asked = ["methods=[control]", "warm_start.checkpoint_every=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(models, "save_model", _raises(FULL))
+        replace_everywhere(patch, save_model, _raises(FULL))
         assert "found a full disk (" in error_of(tiny_run(*asked))
     resumed: list[Path | None] = []
     own = train.latest_checkpoint
@@ -341,9 +345,9 @@ def test_two_runs_of_one_stage_at_once(
     tiny_run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second waits instead of writing checkpoints into those of the first, and goes on once that has ended."""
-    from harness.plan import make_plan
-    from harness.recipe import load_recipe
-    from harness.store import Store
+    from harness.plan.builder import make_plan
+    from harness.recipe.load import load_recipe
+    from harness.store.store import Store
 
     plan = make_plan(load_recipe(str(tmp_path / "tiny.yaml")))
     first = next(stage for stage in plan.stages() if stage.kind == "warm_start")

@@ -14,8 +14,9 @@ from unittest import mock
 
 import pytest
 
-from harness.errors import HarnessError
-from harness.evaluate import code, sandbox
+from harness.base.errors import HarnessError
+from harness.evaluate.programs import evalplus as code
+from harness.evaluate.programs import sandbox
 
 STATUS = sandbox.probe()
 needs_sandbox = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from harness.results import read_record
+from harness.results.record import read_record
 from reports import RunComparison, Score, compare, comparison_terminal
 from reports.comparison import Difference, differences
 from tests.conftest import Command, Done

@@ -16,26 +16,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness import costs
-from harness.costs import (
-    DEVICES,
-    GIB,
-    Cost,
-    Coster,
-    Device,
-    Measured,
-    Shape,
-    Texts,
-    architectures,
-    costs_here,
-    shape_of,
-)
-from harness.heads import hidden_states
-from harness.identity import environment
-from harness.plan import Plan, Stage, make_plan
-from harness.progress import gigabytes
-from harness.recipe import ModelSpec, load_recipe, recipe_names, validate
-from harness.store import Store
+from harness.base.files import gigabytes
+from harness.base.identity import environment
+from harness.models.heads import hidden_states
+from harness.models.spec import ModelSpec
+from harness.plan.builder import make_plan
+from harness.plan.costs.devices import DEVICES, GIB, Cost, Device
+from harness.plan.costs.measured import Measured, costs_here
+from harness.plan.costs.shapes import Shape, Texts, architectures, shape_of
+from harness.plan.costs.stages import Coster, _changed
+from harness.plan.stages import Plan, Stage
+from harness.recipe.load import load_recipe, recipe_names, validate
+from harness.store.store import Store
+from harness.terminal.costs_table import _operations, _time_or_misfit
 from tests.conftest import Command
 
 KNOWN = architectures()["models"]
@@ -161,7 +154,7 @@ def test_full_fine_tuning_takes_sixteen_bytes_a_weight_and_lora_four(phi_qwen: C
     student, seven = phi_qwen.shapes["student"], phi_qwen.shapes["same"]
     assert phi_qwen.cost(stage_of(phi_qwen, "warm_start")).memory > 16 * student.parameters
     lora = phi_qwen.cost(stage_of(phi_qwen, "teacher")).memory
-    whole = phi_qwen.cost(stage_of(phi_qwen, "teacher"), costs._changed(phi_qwen.recipe, {"teacher.lora": None})).memory
+    whole = phi_qwen.cost(stage_of(phi_qwen, "teacher"), _changed(phi_qwen.recipe, {"teacher.lora": None})).memory
     assert 4 * seven.parameters < lora < 6 * seven.parameters
     assert 16 * seven.parameters < whole
 
@@ -356,7 +349,7 @@ def test_a_teacher_that_no_step_changes_needs_room_for_its_weights(harness: Comm
     [(3.21e17, "321 PFLOP"), (1.5e15, "1.5 PFLOP"), (1.234e14, "123 TFLOP"), (2.3e10, "0.023 TFLOP"), (0.0, "0 TFLOP")],
 )
 def test_few_operations_are_not_none(flops: float, words: str) -> None:
-    assert costs._operations(flops) == words
+    assert _operations(flops) == words
 
 
 @pytest.mark.parametrize(
@@ -364,8 +357,8 @@ def test_few_operations_are_not_none(flops: float, words: str) -> None:
 )  # fmt: skip
 def test_short_times_are_minutes(planned: Callable[..., Plan], seconds: float, words: str) -> None:
     stage = planned().stages()[0]
-    assert costs._time_or_misfit({stage.identity: Cost(cpu=seconds)}, [stage], H100) == words
-    assert costs._time_or_misfit({stage.identity: Cost(memory=1e12)}, [stage], H100) == "does not fit"
+    assert _time_or_misfit({stage.identity: Cost(cpu=seconds)}, [stage], H100) == words
+    assert _time_or_misfit({stage.identity: Cost(memory=1e12)}, [stage], H100) == "does not fit"
 
 
 @pytest.mark.parametrize(("size", "words"), [(2e12, "2,000 GB"), (1e8, "0.1 GB"), (4.56e7, "45.6 MB"), (0, "0 GB")])

@@ -19,7 +19,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.errors import HarnessError
+from harness.base.errors import HarnessError
 from harness.tasks import tasks
 from harness.tasks.countdown import (
     DEEPEST,

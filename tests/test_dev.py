@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import HarnessError
-from harness.tasks import samples_folder, tasks
+from harness.base.errors import HarnessError
+from harness.tasks import tasks
+from harness.tasks.base import samples_folder
 from harness.tasks.dev import write_dev_folder
 from tests.conftest import Command
 

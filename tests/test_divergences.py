@@ -1,4 +1,4 @@
-"""methods.divergences: values by hand, torch.distributions and the plainest possible references."""
+"""methods.library.divergences: values by hand, torch.distributions and the plainest possible references."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from methods.divergences import (
+from methods.library.divergences import (
     _largest,
     _largest_values,
     forward_kl,
@@ -256,7 +256,7 @@ def test_the_path_of_other_devices_gives_the_same(ranks: int, monkeypatch: pytes
     """Where numpy does not sort, torch does: a top-k of few ranks, a sort of many."""
     student, teacher = random_logits(5, 12).softmax(-1), random_logits(5, ranks, seed=1).softmax(-1)
     expected = sorted_l1_parts(student, teacher)
-    monkeypatch.setattr("methods.divergences._sorts_in_numpy", lambda values: False)
+    monkeypatch.setattr("methods.library.divergences._sorts_in_numpy", lambda values: False)
     for found, other in zip(sorted_l1_parts(student, teacher), expected, strict=True):
         torch.testing.assert_close(found, other, rtol=1e-14, atol=1e-14)
 

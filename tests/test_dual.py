@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.plan import ObjectiveSpec, make_objectives
-from harness.recipe import load_recipe
+from harness.plan.objectives import ObjectiveSpec, make_objectives
+from harness.recipe.load import load_recipe
 from methods.base import Need, UnknownMethodError, registered
 from methods.cdm import CDM
-from methods.dual import is_dual, parts_of
 from methods.fkd import FKD
-from methods.vocabulary import TokenizerPair, Vocabulary
+from methods.library.dual import is_dual, parts_of
+from methods.library.vocabulary import TokenizerPair, Vocabulary
 from tests import tiny
 from tests.test_batches import STUDENT
 from tests.test_methods_values import CROSS, SAME, Term, cross_entropy, distil, divisor, fkd, model, runs

@@ -14,16 +14,18 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from harness.batches import AlignedExample, Collator, Term, align
-from harness.errors import HarnessError
-from harness.loss import Distiller, Objective
-from harness.recipe import Training
-from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
-from harness.train import train
+from harness.base.errors import HarnessError
+from harness.data.batches import Collator
+from harness.data.rows import Example
+from harness.data.terms import AlignedExample, Term, align
+from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.recipe.schema import Training
+from harness.training.loss import Distiller, Objective
+from harness.training.trainer import train
 from methods.base import Method, TeacherKind, find, registered
-from methods.maps import UNMAPPED, exact_map, nearest_map, prefix_map
-from methods.vocabulary import TokenizerPair, TokenKind, Vocabulary
-from methods.warping import EditCosts
+from methods.library.maps import UNMAPPED, exact_map, nearest_map, prefix_map
+from methods.library.vocabulary import TokenizerPair, TokenKind, Vocabulary
+from methods.library.warping import EditCosts
 from tests import tiny
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.errors import HarnessError
-from harness.files import digest_of, disk_errors, new_directory, sha256_file, write_json, write_text
+from harness.base.errors import HarnessError
+from harness.base.files import digest_of, disk_errors, new_directory, sha256_file, write_json, write_text
 
 Fill = Callable[[Path], object]
 BIG = torch.zeros(2**20)

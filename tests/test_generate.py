@@ -16,12 +16,12 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer
 
-from harness.errors import HarnessError
-from harness.evaluate.decoding import SEGMENT, cut_at_stop
-from harness.evaluate.generate import Answer, check_room, generate
-from harness.identity import seed_of
-from harness.tasks import Request
-from harness.tokens import TextSide
+from harness.base.errors import HarnessError
+from harness.base.identity import seed_of
+from harness.data.rows import Request
+from harness.data.tokens import TextSide
+from harness.generation.answers import Answer, check_room, generate
+from harness.generation.decoding import SEGMENT, cut_at_stop
 from tests import tiny
 
 REQUESTS = [Request(f"x/{i}", prompt * (1 + i % 3)) for i, (prompt, _) in enumerate([*tiny.SAMPLES, *tiny.SAMPLES])]

@@ -11,13 +11,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from harness.tokens import STUDENT
-from methods.alignment import AlignedResponse
+from harness.data.tokens import STUDENT
 from methods.base import AlignedChunk, Method, Need, Rows, Side
 from methods.gold import GOLD, Columns
-from methods.maps import UNMAPPED, exact_map
+from methods.library.alignment import AlignedResponse
+from methods.library.maps import UNMAPPED, exact_map
+from methods.library.vocabulary import TokenizerPair, Vocabulary
 from methods.uld import ULD
-from methods.vocabulary import TokenizerPair, Vocabulary
 from tests import method_contract as contract
 from tests import tiny
 

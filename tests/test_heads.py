@@ -1,4 +1,4 @@
-"""harness.heads: our head against the models' own, and that training never makes all logits at once."""
+"""harness.models.heads: our head against the models' own, and that training never makes all logits at once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 
-from harness.batches import Collator, Term, align
-from harness.errors import HarnessError
-from harness.heads import Head, check_head, hidden_states
-from harness.loss import Distiller, Objective
-from harness.tokens import STUDENT, Example, TextSide, tokenize
+from harness.base.errors import HarnessError
+from harness.data.batches import Collator
+from harness.data.rows import Example
+from harness.data.terms import Term, align
+from harness.data.tokens import STUDENT, TextSide, tokenize
+from harness.models.heads import Head, check_head, hidden_states
+from harness.training.loss import Distiller, Objective
 from methods.base import Method
 from methods.fkd import FKD
 from methods.uld import ULD

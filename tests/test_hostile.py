@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 import harness
-from harness.evaluate import code, sandbox
+from harness.evaluate.programs import evalplus as code
+from harness.evaluate.programs import sandbox
 from tests.hostile_solutions import HOSTILE, Hostile
 
 STATUS = sandbox.probe()

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from harness.errors import HarnessError
+from harness.base.errors import HarnessError
 from harness.tasks import tasks
 from harness.tasks.hub import SETS, download, how_to_get, rows_text
 from tests.conftest import Command

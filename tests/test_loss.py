@@ -1,4 +1,4 @@
-"""harness.loss: a walk over chunks that never waits for its device, in every precision, compiled or not."""
+"""harness.training.loss: a walk over chunks that never waits for its device, in every precision, compiled or not."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness.batches import Batch
-from harness.device import chunk_rows, compiles, release_memory
-from harness.heads import Head, hidden_states
-from harness.loss import ChunkWalk, Objective
-from harness.recipe import Lora, Training
-from harness.teacher import add_lora
+from harness.base.device import chunk_rows, compiles, release_memory
+from harness.data.batches import Batch
+from harness.models.heads import Head, hidden_states
+from harness.models.lora import add_lora
+from harness.models.spec import Lora
+from harness.recipe.schema import Training
+from harness.training.loss import ChunkWalk, Objective
 from methods.base import Method
 from methods.cdm import _coverage
-from methods.closed_form import compiling, fused
 from methods.fkd import FKD
 from methods.gold import GOLD
+from methods.library.closed_form import compiling, fused
 from methods.one_to_one import OneToOne
 from methods.rkd import RKD
 from methods.uld import ULD
@@ -71,7 +72,7 @@ class Unhurried(TorchDispatchMode):
 
 def refuse_host(patch: pytest.MonkeyPatch) -> None:
     """As on a GPU: no sort in numpy, and nothing is read into Python."""
-    patch.setattr("methods.divergences._sorts_in_numpy", lambda values: False)
+    patch.setattr("methods.library.divergences._sorts_in_numpy", lambda values: False)
 
     def refused(self: Tensor, *args: Any) -> None:
         raise WaitedError("read on the host")
@@ -336,7 +337,7 @@ def test_without_a_compiler_losses_run_as_they_stand(monkeypatch: pytest.MonkeyP
         raise TorchDynamoException("no compiler")
 
     twice = fused(lambda x: 2 * x)
-    monkeypatch.setattr("methods.closed_form._compiled", lambda function: broken)
+    monkeypatch.setattr("methods.library.closed_form._compiled", lambda function: broken)
     with compiling(True), pytest.warns(UserWarning, match="runs uncompiled: no compiler"):
         assert float(twice(torch.tensor(3.0))) == 6
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer
 
-from methods import maps
-from methods.alignment import group_bytes
-from methods.maps import UNMAPPED, exact_map, nearest_map, nearest_strings, prefix_map, stored_map
-from methods.vocabulary import TokenKind, Vocabulary
+from methods.library import maps
+from methods.library.alignment import group_bytes
+from methods.library.maps import UNMAPPED, exact_map, nearest_map, nearest_strings, prefix_map, stored_map
+from methods.library.vocabulary import TokenKind, Vocabulary
 from tests import tiny
 
 PAIRS = list(permutations(tiny.FAMILIES, 2))

@@ -1,4 +1,4 @@
-"""methods.merging: hand values, plain loops over groups, and what a joint probability is."""
+"""methods.library.merging: hand values, plain loops over groups, and what a joint probability is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.alignment import group_bytes
 from methods.base import AlignedChunk, Side
-from methods.merging import Merge, merge, merge_with_pullback
+from methods.library.alignment import group_bytes
+from methods.library.merging import Merge, merge, merge_with_pullback
 from methods.uld import ULD
 
 MERGES: tuple[Merge, ...] = ("bayesian", "observed", "product")

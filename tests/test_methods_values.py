@@ -15,16 +15,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from harness.batches import Batch, Collator, Term, align
-from harness.loss import Distiller, LossParts, Objective
-from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
-from methods.alignment import AlignedResponse, Groups, pair_identical
+from harness.data.batches import Batch, Collator
+from harness.data.rows import Example
+from harness.data.terms import Term, align
+from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.training.loss import Distiller, LossParts, Objective
 from methods.base import AlignedChunk, LossSums, Method, TeacherKind, UnknownMethodError, find, register, registered
 from methods.fkd import FKD
+from methods.library.alignment import AlignedResponse, Groups, pair_identical
+from methods.library.vocabulary import TokenizerPair, Vocabulary
 from methods.rkd import RKD
 from methods.sft import SFT, Control
 from methods.uld import ULD
-from methods.vocabulary import TokenizerPair, Vocabulary
 from tests import tiny
 
 SAME, CROSS = "same", "cross"

@@ -10,13 +10,13 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from harness.tokens import STUDENT, SideTokens
-from methods.alignment import AlignedResponse
+from harness.data.tokens import STUDENT, SideTokens
 from methods.base import AlignedChunk, Rows, Side
-from methods.maps import UNMAPPED, nearest_map
+from methods.library.alignment import AlignedResponse
+from methods.library.maps import UNMAPPED, nearest_map
+from methods.library.vocabulary import TokenizerPair, Vocabulary
+from methods.library.warping import token_texts
 from methods.mined import MinED
-from methods.vocabulary import TokenizerPair, Vocabulary
-from methods.warping import token_texts
 from tests import method_contract as contract
 from tests import test_cdm, tiny
 from tests.test_warping import by_hand, double_loop

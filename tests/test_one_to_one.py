@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.tokens import STUDENT
-from methods.alignment import Groups
-from methods.maps import exact_map
+from harness.data.tokens import STUDENT
+from methods.library.alignment import Groups
+from methods.library.maps import exact_map
+from methods.library.vocabulary import TokenizerPair, Vocabulary
 from methods.one_to_one import OneToOne
-from methods.vocabulary import TokenizerPair, Vocabulary
 from tests import method_contract as contract
 from tests import tiny
 

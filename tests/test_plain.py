@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.evaluate import plain
-from harness.evaluate.record import answer_line
+from harness.evaluate.programs import plain
+from harness.evaluate.programs.solve import answer_line
 
 
 def there_and_back(value: Any) -> Any:

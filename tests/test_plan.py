@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness import identity
-from harness.errors import HarnessError
-from harness.plan import Plan, Stage, make_plan, order_seed
-from harness.recipe import load_recipe, validate
-from harness.tasks import samples_folder
+from harness.base import identity
+from harness.base.errors import HarnessError
+from harness.plan.builder import make_plan
+from harness.plan.stages import Plan, Stage, order_seed
+from harness.recipe.load import load_recipe, validate
+from harness.tasks.base import samples_folder
 from methods.base import Rows, Start, TeacherKind, registered
 
 CELL = {"student", "answers", "scores", "bits"}
@@ -332,24 +333,24 @@ def test_new_versions_of_libraries_make_stages_new(planned: Planner, monkeypatch
 @pytest.mark.parametrize(
     ("module", "new"),
     [
-        ("harness.train", ALL),
-        ("methods.closed_form", ALL),  # holds the cross-entropy
-        ("harness.teacher", ALL),
-        ("harness.models", ALL),
+        ("harness.training.trainer", ALL),
+        ("methods.library.closed_form", ALL),  # holds the cross-entropy
+        ("harness.data.teacher_rows", ALL),
+        ("harness.models.load", ALL),
         ("harness.tasks.dolly", ALL),
-        ("harness.evaluate.generate", {"answers", "scores"}),
-        ("harness.evaluate.decoding", {"answers", "scores"}),
+        ("harness.generation.answers", {"answers", "scores"}),
+        ("harness.generation.decoding", {"answers", "scores"}),
         ("harness.evaluate.rouge", {"scores"}),
         ("harness.evaluate.bits_per_byte", {"bits"}),
         ("methods.uld", CELL),
-        ("methods.divergences", CELL),
+        ("methods.library.divergences", CELL),
     ],
 )
 def test_new_code_makes_what_it_computes_new(
     planned: Planner, monkeypatch: pytest.MonkeyPatch, module: str, new: set[str]
 ) -> None:
     before, own = planned(), identity.code_digest
-    monkeypatch.setattr("harness.plan.code_digest", lambda *names: own(*names) + "!" * (module in names))
+    monkeypatch.setattr("harness.plan.builder.code_digest", lambda *names: own(*names) + "!" * (module in names))
     assert kinds_that_differ(before, planned()) == new
 
 
@@ -357,7 +358,9 @@ def test_samples_of_the_untrained_student_follow_the_code_that_makes_seeds(
     planned: Planner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, own = planned(evaluation__references="untrained"), identity.code_digest
-    monkeypatch.setattr("harness.plan.code_digest", lambda *names: own(*names) + "!" * ("harness.identity" in names))
+    monkeypatch.setattr(
+        "harness.plan.builder.code_digest", lambda *names: own(*names) + "!" * ("harness.base.identity" in names)
+    )
     one, other = (plan.references[0] for plan in (before, planned(evaluation__references="untrained")))
     assert one.answers.identity != other.answers.identity
     assert one.bits is not None
@@ -367,18 +370,20 @@ def test_samples_of_the_untrained_student_follow_the_code_that_makes_seeds(
 
 def test_a_method_answers_for_all_that_it_imports() -> None:
     """The vocabulary map of strict 1:1 decides its students, though its file only calls it."""
-    assert {"methods.maps", "methods.alignment", "methods.base"} < set(identity.imported_modules("methods.one_to_one"))
-    assert "methods.maps" not in identity.imported_modules("methods.uld")
+    assert {"methods.library.maps", "methods.library.alignment", "methods.base"} < set(
+        identity.imported_modules("methods.one_to_one")
+    )
+    assert "methods.library.maps" not in identity.imported_modules("methods.uld")
 
 
-@pytest.mark.parametrize(("task", "module"), [("gsm8k", "gsm8k"), ("codem", "code")])
+@pytest.mark.parametrize(("task", "module"), [("gsm8k", "gsm8k"), ("codem", "programs.evalplus")])
 def test_prompts_follow_the_code_and_the_library_that_make_them(
     planned: Planner, monkeypatch: pytest.MonkeyPatch, task: str, module: str
 ) -> None:
     """lm-eval and EvalPlus do not only score: they say what is asked."""
     before, own = planned(tasks=[task]), identity.code_digest
     name = f"harness.evaluate.{module}"
-    monkeypatch.setattr("harness.plan.code_digest", lambda *names: own(*names) + "!" * (name in names))
+    monkeypatch.setattr("harness.plan.builder.code_digest", lambda *names: own(*names) + "!" * (name in names))
     assert kinds_that_differ(before, planned(tasks=[task])) == {"answers", "scores"}
     assert before.cells[0].answers.values["versions"]
 

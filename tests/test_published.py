@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 from harness.tasks import tasks
 from reports import ReportContext, Table, beside_published, markdown, published_pairs, terminal
 from reports.published import PAPERS, PaperComparison, csv_published, published

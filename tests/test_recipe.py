@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.errors import HarnessError
-from harness.plan import make_objectives
-from harness.recipe import RecipeError, Training, find_recipe, load_recipe, recipe_names
+from harness.base.errors import HarnessError
+from harness.plan.objectives import make_objectives
+from harness.recipe.load import RecipeError, find_recipe, load_recipe, recipe_names
+from harness.recipe.schema import Training
 from reports.published import _lookup, published
 
 MINIMAL: dict[str, Any] = {

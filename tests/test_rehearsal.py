@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.evaluate import sandbox
-from harness.heads import Head
-from harness.models import parse_uri
-from harness.plan import make_objectives
-from harness.recipe import load_recipe
+from harness.evaluate.programs import sandbox
+from harness.models.heads import Head
+from harness.models.uri import parse_uri
+from harness.plan.objectives import make_objectives
+from harness.recipe.load import load_recipe
 from tests.conftest import Command
 from tests.stand_ins import KNOWN, fields_of, tiny_folder
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harness.ahead import ReadAhead
-from harness.rollouts import Rollouts, RolloutSettings
-from harness.tokens import STUDENT, Example, TextSide, join_sampled, tokenize
-from harness.train import DistillationTrainer, _Window
+from harness.data.read_ahead import ReadAhead
+from harness.data.rows import Example
+from harness.data.tokens import STUDENT, TextSide, join_sampled, tokenize
+from harness.training.rollouts import Rollouts, RolloutSettings
+from harness.training.trainer import DistillationTrainer, _Window
 from methods.base import Method, Need, OnPolicyOptions
 from methods.fkd import FKD
 from methods.uld import ULD

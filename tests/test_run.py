@@ -28,22 +28,26 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness import models, tasks
-from harness.batches import align
-from harness.evaluate import sandbox
-from harness.evidence import collect_evidence
-from harness.plan import Stage, make_plan
-from harness.progress import gigabytes
-from harness.recipe import validate
-from harness.results import Run, files_line, read_record
-from harness.run import Runner, Silent
-from harness.store import Store
-from harness.traces import Tracer
+from harness import tasks
+from harness.base.files import gigabytes
+from harness.base.progress import Silent
+from harness.data.terms import align
+from harness.evaluate.programs import sandbox
+from harness.models.resolve import is_downloaded, resolve
+from harness.plan.builder import make_plan
+from harness.plan.stages import Stage
+from harness.recipe.load import validate
+from harness.results.evidence import collect_evidence
+from harness.results.record import Run, files_line, read_record
+from harness.run.runner import Runner
+from harness.store.store import Store
+from harness.training.traces import Tracer
 from methods.base import LossSums, TeacherKind, registered
+from methods.library.warping import EditDistances
 from methods.uld import ULD
-from methods.warping import EditDistances
 from reports import write
 from tests.conftest import Command, Done
+from tests.patches import replace_everywhere
 from tests.test_reports import NEARLY_EVERYTHING, context
 
 STATUS = sandbox.probe()
@@ -265,7 +269,7 @@ def test_alignments_that_are_lost_are_made_again_where_the_models_are(
     (folder,) = place.stored("alignments", method="one_to_one", task="dolly")
     before = (folder / "alignments.json").read_text()
     shutil.rmtree(folder)
-    monkeypatch.setattr(models, "is_downloaded", lambda uri: False)
+    replace_everywhere(monkeypatch, is_downloaded, lambda uri: False)
     assert place.run("methods=[one_to_one]").code == 0
     assert not folder.exists()
     monkeypatch.undo()
@@ -349,7 +353,7 @@ def test_a_second_run_makes_nothing(
 ) -> None:
     place, done = whole
     files = {name: place.file(done, name) for name in ("table.csv", "results.csv", "report.md")}
-    monkeypatch.setattr(models, "resolve", None)  # not even the models have to be there
+    replace_everywhere(monkeypatch, resolve, None)  # not even the models have to be there
     again = place.run()
     assert again.code == 0
     assert made == []
@@ -368,7 +372,7 @@ def test_a_report_needs_no_model_and_no_recipe(whole: tuple[Place, Done], monkey
     folder = place.folder_of(done)
     expected = place.file(done)
     (folder / "table.csv").unlink()
-    monkeypatch.setattr(models, "resolve", None)
+    replace_everywhere(monkeypatch, resolve, None)
     monkeypatch.chdir(folder)
     for name in (folder, Path(), Path("../") / folder.name):
         assert place.harness("report", name).code == 0
@@ -485,7 +489,7 @@ def _bits(folder: Path, prompt: str, response: str) -> float:
 def test_a_teacher_that_can_not_be_tuned_is_a_row_without_numbers(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.teacher.merge_lora", lambda *args: 1 / 0)
+    monkeypatch.setattr("harness.run.runner.merge_lora", lambda *args: 1 / 0)
     done = place.run("methods=[control]", "evaluation.references=[warm_start,teachers]")
     assert done.code == 1
     rows = {(row["role"], row["teacher"]): row for row in csv.DictReader(place.file(done).splitlines())}
@@ -527,7 +531,7 @@ def test_teachers_and_their_rows_can_be_made_alone(whole: tuple[Place, Done], tm
 
 
 def test_a_teacher_that_fails_alone_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.teacher.store_rows", lambda *args, **more: 1 / 0)
+    monkeypatch.setattr("harness.run.runner.store_rows", lambda *args, **more: 1 / 0)
     done = place.run("methods=[uld]", "teacher.steps=1", "stages=[teacher]")
     assert done.code == 1
     assert "ZeroDivisionError" in done.out
@@ -556,7 +560,7 @@ def test_a_teachers_fine_tuning_has_the_memory_of_the_teacher_before(
         return own_make(self, stage, folder)
 
     found: list[list[bool]] = []
-    monkeypatch.setattr("harness.run.release_memory", release)
+    monkeypatch.setattr("harness.run.runner.release_memory", release)
     monkeypatch.setattr(Runner, "_tuned_teacher", tuned)
     monkeypatch.setattr(Runner, "_make_teacher", make)
     alone(tiny_recipe, tmp_path, stages=["teacher"]).run()
@@ -611,7 +615,7 @@ def test_packing_is_checked_with_the_models_that_it_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr("harness.run.check_packing", lambda model: seen.append(Path(model.name_or_path).name))
+    monkeypatch.setattr("harness.run.runner.check_packing", lambda model: seen.append(Path(model.name_or_path).name))
     alone(tiny_recipe, tmp_path, stages=stages, packed=packed).preflight()
     assert seen == checked
 
@@ -808,7 +812,7 @@ def test_what_a_shared_stage_fails_for_all_its_cells_say(place: Place, monkeypat
         calls.append(args)
         raise RuntimeError("no rows today")
 
-    monkeypatch.setattr("harness.teacher.store_rows", fail)
+    monkeypatch.setattr("harness.run.runner.store_rows", fail)
     done = place.run("methods=[uld,fkd,control]", "teacher.steps=1", "fidelity=[described,released]")
     assert done.code == 1
     rows = list(csv.DictReader(place.file(done).splitlines()))
@@ -966,7 +970,7 @@ def test_training_rows_are_aligned_once_for_all_seeds(place: Place, monkeypatch:
             aligned.append((example.id, terms[0].method.name))
         return align(example, terms)
 
-    monkeypatch.setattr("harness.run.align", noted)
+    monkeypatch.setattr("harness.run.runner.align", noted)
     place.run("methods=[uld,gold]", "seeds=[7,8]")
     assert {method for _, method in aligned} == {"uld", "gold"}
     assert len(aligned) == len(set(aligned))

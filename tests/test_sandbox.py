@@ -13,8 +13,8 @@ from typing import BinaryIO
 import pytest
 
 import harness
-from harness.errors import HarnessError
-from harness.evaluate import sandbox
+from harness.base.errors import HarnessError
+from harness.evaluate.programs import sandbox
 
 LIMITS = sandbox.Limits(memory_bytes=2**30, cpu_s=20, processes=40, file_bytes=2**20, wall_s=20)
 STATUS = sandbox.probe()

@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.models import KNOWN_MODELS, cache_folder, is_downloaded, load_tokenizer, parse_uri, resolve
-from harness.tokens import ByteTokens, TextSide
-from methods.alignment import group_bytes
-from methods.maps import exact_map
-from methods.vocabulary import TokenKind, Vocabulary
+from harness.data.tokens import ByteTokens, TextSide
+from harness.models.cache import cache_folder
+from harness.models.load import load_tokenizer
+from harness.models.resolve import is_downloaded, resolve
+from harness.models.uri import KNOWN_MODELS, parse_uri
+from methods.library.alignment import group_bytes
+from methods.library.maps import exact_map
+from methods.library.vocabulary import TokenKind, Vocabulary
 from tests import tiny
 from tests.test_vocabulary import TEXTS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.store import Artefact, CorruptArtefactError, Store
+from harness.store.store import Artefact, CorruptArtefactError, Store
 
 ONE, TWO = "1" * 64, "2" * 64
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness.errors import HarnessError
-from harness.evaluate import code, sandbox
-from harness.files import sha256_file
-from harness.tasks import Task, samples_folder, tasks
+from harness.base.errors import HarnessError
+from harness.base.files import sha256_file
+from harness.data.rows import read_rows
+from harness.evaluate.programs import evalplus as code
+from harness.evaluate.programs import sandbox
+from harness.tasks import tasks
 from harness.tasks.alpaca import alpaca_prompt
-from harness.tasks.base import read_rows
+from harness.tasks.base import Task, samples_folder
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from harness import teacher
-from harness.batches import Collator
-from harness.errors import HarnessError
-from harness.heads import Head
-from harness.loss import Distiller
-from harness.recipe import Lora
-from harness.tokens import STUDENT
+from harness.base.errors import HarnessError
+from harness.data import teacher_rows as teacher
+from harness.data.batches import Collator
+from harness.data.teacher_rows import INDEX, StoredRows, store_rows
+from harness.data.tokens import STUDENT
+from harness.models.heads import Head
+from harness.models.lora import add_lora, merge_lora
+from harness.models.spec import Lora
+from harness.training.loss import Distiller
 from methods.base import Method, Rows, TeacherKind, registered
 from tests import tiny
 from tests.method_contract import Bench, bench
@@ -31,7 +33,7 @@ DISTILLING = [
 
 def store(made: Bench, folder: Path, **more: Any) -> int:
     examples = [aligned.example for aligned in made.examples]
-    return teacher.store_rows(made.teacher, made.role, examples, folder, pad=0, **more)
+    return store_rows(made.teacher, made.role, examples, folder, pad=0, **more)
 
 
 @pytest.mark.parametrize("method", DISTILLING, ids=lambda m: f"{m.name}-{m.options.fidelity}")
@@ -45,9 +47,7 @@ def test_stored_rows_equal_a_live_teacher(method: Method, tmp_path: Path) -> Non
     live = made.distiller()(batch, divisors)
     (expected,) = torch.autograd.grad(live.loss, [made.student.get_input_embeddings().weight])
     store(made, tmp_path)
-    stored = Collator(
-        made.objective.terms, {STUDENT: 0, made.role: 0}, stored={made.role: teacher.StoredRows(tmp_path)}
-    )
+    stored = Collator(made.objective.terms, {STUDENT: 0, made.role: 0}, stored={made.role: StoredRows(tmp_path)})
     distiller = Distiller(made.student, made.objective, {}, {made.role: Head.of(made.teacher)})
     found = distiller(stored.collate(made.examples), divisors)
     assert float(found.loss.detach()) == pytest.approx(float(live.loss.detach()), rel=1e-6)
@@ -70,7 +70,7 @@ def test_rows_come_back_by_example_from_any_number_of_shards(
     assert done == [3, 4]
     shards = list(tmp_path.glob("rows-*.safetensors"))
     assert len(shards) == {1: 4, 2**29: 1}.get(shard_bytes, len(shards))
-    stored, total = teacher.StoredRows(tmp_path), 0
+    stored, total = StoredRows(tmp_path), 0
     assert made.teacher is not None
     for aligned in made.examples:
         side = aligned.example.sides["cross"]
@@ -87,12 +87,12 @@ def test_rows_keep_the_dtype_that_the_teacher_ran_in(made: Bench, tmp_path: Path
     half = copy.copy(made)
     half.teacher = tiny.model("gemma2", 650, dtype=torch.bfloat16)
     store(half, tmp_path)
-    assert teacher.StoredRows(tmp_path)(made.examples[0].example.id).dtype is torch.bfloat16
+    assert StoredRows(tmp_path)(made.examples[0].example.id).dtype is torch.bfloat16
 
 
 def test_the_index_names_every_example(made: Bench, tmp_path: Path) -> None:
     store(made, tmp_path)
-    assert set(json.loads((tmp_path / teacher.INDEX).read_text())) == {a.example.id for a in made.examples}
+    assert set(json.loads((tmp_path / INDEX).read_text())) == {a.example.id for a in made.examples}
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
@@ -100,7 +100,7 @@ def test_the_index_names_every_example(made: Bench, tmp_path: Path) -> None:
 def test_merged_adapters_give_the_same_logits(tmp_path: Path, architecture: str, targets: Any) -> None:
     model = tiny.model(architecture, 400).eval()
     base = copy.deepcopy(model)
-    wrapper, inner = teacher.add_lora(model, Lora(rank=4, alpha=8, targets=targets))
+    wrapper, inner = add_lora(model, Lora(rank=4, alpha=8, targets=targets))
     with torch.no_grad():  # peft begins with adapters that change nothing
         for name, parameter in wrapper.named_parameters():
             if "lora_B" in name:
@@ -111,7 +111,7 @@ def test_merged_adapters_give_the_same_logits(tmp_path: Path, architecture: str,
     assert (plain - expected).abs().max() > 1e-2
     assert {p.requires_grad for name, p in inner.named_parameters() if "lora_" not in name} == {False}
     wrapper.save_pretrained(str(tmp_path))
-    merged = teacher.merge_lora(base, tmp_path)
+    merged = merge_lora(base, tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert not [name for name, _ in merged.named_parameters() if "lora" in name]
@@ -122,6 +122,6 @@ def test_merged_adapters_give_the_same_logits(tmp_path: Path, architecture: str,
 def test_adapters_of_an_embedding_that_is_the_head_too_are_refused(targets: tuple[str, ...]) -> None:
     """Merging would change both, of which training changed one."""
     with pytest.raises(HarnessError, match=r"lora\.targets.*the embedding that this model's head shares"):
-        teacher.add_lora(tiny.model("qwen2", 400), Lora(rank=4, targets=targets))
-    _, inner = teacher.add_lora(tiny.model("llama", 400), Lora(rank=4, targets=targets))  # two matrices
+        add_lora(tiny.model("qwen2", 400), Lora(rank=4, targets=targets))
+    _, inner = add_lora(tiny.model("llama", 400), Lora(rank=4, targets=targets))  # two matrices
     assert any(targets[-1] in name for name, p in inner.named_parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""harness.tiny: the same models everywhere, of real architectures, with tokenizers that lose nothing."""
+"""harness.models.tiny: the same models everywhere, of real architectures, with tokenizers that lose nothing."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from harness import tiny
-from harness.errors import HarnessError
-from harness.files import sha256_file
-from harness.heads import check_head
-from harness.models import (
-    ROUND_TRIP_TEXT,
-    is_downloaded,
-    load_model,
-    load_tokenizer,
-    parse_uri,
-    resolve,
-    source_digest,
-)
-from harness.tokens import TextSide
+from harness.base.errors import HarnessError
+from harness.base.files import sha256_file
+from harness.data.tokens import TextSide
+from harness.models import tiny
+from harness.models.cache import source_digest
+from harness.models.gguf import ROUND_TRIP_TEXT
+from harness.models.heads import check_head
+from harness.models.load import load_model, load_tokenizer
+from harness.models.resolve import is_downloaded, resolve
+from harness.models.uri import parse_uri
 
 
 @pytest.fixture(autouse=True)

@@ -13,17 +13,18 @@ import pytest
 import torch
 import yaml
 
-from harness import teacher
-from harness.batches import TEACHER_ROWS, Collator, row_bounds
-from harness.costs import Coster
-from harness.heads import Head
-from harness.loss import Distiller, entropies
-from harness.plan import make_plan
-from harness.recipe import load_recipe
-from harness.results import write_record
-from harness.tokens import STUDENT
-from harness.top_rows import TopRowsHead, pack, packed_bytes, packer, unpack
-from harness.traces import FILE
+from harness.data.batches import Collator
+from harness.data.chunks import TEACHER_ROWS, row_bounds
+from harness.data.teacher_rows import StoredRows, store_rows
+from harness.data.tokens import STUDENT
+from harness.models.heads import Head, entropies
+from harness.models.top_rows import TopRowsHead, pack, packed_bytes, packer, unpack
+from harness.plan.builder import make_plan
+from harness.plan.costs.stages import Coster
+from harness.recipe.load import load_recipe
+from harness.results.record import write_record
+from harness.store.artefacts import TRACES
+from harness.training.loss import Distiller
 from methods.base import Method
 from methods.base import find as method_of
 from tests.conftest import Command
@@ -101,7 +102,7 @@ def test_chunks_of_rows_are_packed_as_all_at_once(monkeypatch: pytest.MonkeyPatc
     generator = torch.Generator().manual_seed(0)
     head = Head(torch.randn(40, 6, generator=generator), torch.randn(40, generator=generator), soft_cap=2.0)
     rows = torch.randn(11, 6, generator=generator)
-    monkeypatch.setattr("harness.top_rows._CHUNK", 3)
+    monkeypatch.setattr("harness.models.top_rows._CHUNK", 3)
     assert torch.equal(packer(head, 5)(rows), pack(head.logits(rows), 5))
 
 
@@ -128,16 +129,16 @@ def learned(made: Bench, stored: Any, head: Head, dtype: torch.dtype | None = No
     return float(parts.kd[0]), gradient
 
 
-def kept_rows(made: Bench, folder: Path, k: int | None) -> teacher.StoredRows:
+def kept_rows(made: Bench, folder: Path, k: int | None) -> StoredRows:
     assert made.teacher is not None
     examples = [aligned.example for aligned in made.examples]
     folder.mkdir()
     pack_ = None if k is None else packer(Head.of(made.teacher), k)
-    size = teacher.store_rows(made.teacher, made.role, examples, folder, pad=0, pack=pack_)
+    size = store_rows(made.teacher, made.role, examples, folder, pad=0, pack=pack_)
     if k is not None:
         bounds = [row_bounds(example.sides[made.role], TEACHER_ROWS) for example in examples]
         assert size == sum(stop - start for start, stop in bounds) * packed_bytes(k)
-    return teacher.StoredRows(folder)
+    return StoredRows(folder)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name}-{m.options.fidelity}")
@@ -258,7 +259,7 @@ def test_a_run_with_packed_rows_says_so_and_trains_as_with_hidden_ones(
     (plain, hidden), (report, packed) = run(), run(PACKED, f"teacher_rows.k={size}")
     assert "Teacher rows" not in plain
     assert f"| Teacher rows | the likeliest {size} of each position in float16, the rest as one mass" in report
-    rows = [teacher.StoredRows(made["rows"]) for made in (hidden, packed)]
+    rows = [StoredRows(made["rows"]) for made in (hidden, packed)]
     assert rows[0].index == rows[1].index
     name = next(iter(rows[1].index))
     assert rows[1](name).dtype is torch.uint8
@@ -267,6 +268,6 @@ def test_a_run_with_packed_rows_says_so_and_trains_as_with_hidden_ones(
     for one, other in zip(*steps, strict=True):
         assert other["kd_0"] == pytest.approx(one["kd_0"], rel=2e-3)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3)
-    traces = [json.loads((made["student"] / FILE).read_text()) for made in (hidden, packed)]
+    traces = [json.loads((made["student"] / TRACES).read_text()) for made in (hidden, packed)]
     assert [trace["groups"] for trace in traces[0]] == [trace["groups"] for trace in traces[1]]
     assert any(value is not None for trace in traces[1] for value in trace["kd"])

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness import teacher, traces
-from harness.heads import Head
-from harness.teacher import StoredRows
-from harness.tokens import STUDENT, TextSide
+from harness.data.teacher_rows import StoredRows, store_rows
+from harness.data.tokens import STUDENT, TextSide
+from harness.models.heads import Head
+from harness.training.traces import TRACED, Tracer, chosen
 from methods.base import Method, Need, Rows, TeacherKind, registered
 from tests import tiny
 from tests.method_contract import Bench, bench
@@ -29,10 +29,10 @@ def sides(role: str) -> dict[str, TextSide]:
     return {name: TextSide(tiny.tokenizer(family), template="plain", name=name) for name, family in families.items()}
 
 
-def tracer(made: Bench, live: bool = True, stored: Any = None) -> traces.Tracer:
+def tracer(made: Bench, live: bool = True, stored: Any = None) -> Tracer:
     heads = {} if live else {made.role: Head.of(made.teacher)}
     models = {made.role: made.teacher} if live else {}
-    return traces.Tracer(made.student, models, heads, stored or {}, {STUDENT: 0, made.role: 0}, sides(made.role))
+    return Tracer(made.student, models, heads, stored or {}, {STUDENT: 0, made.role: 0}, sides(made.role))
 
 
 @pytest.mark.parametrize("method", DISTILLING, ids=lambda m: f"{m.name}-{m.options.fidelity}")
@@ -75,8 +75,8 @@ def test_tokens_spell_the_response_and_groups_are_the_methods() -> None:
 
 def test_stored_rows_give_the_trace_of_a_live_teacher_and_others_rows_give_none(tmp_path: Path) -> None:
     made = bench(registered()["uld"](), dtype=torch.float32)
-    examples = traces.chosen([aligned.example for aligned in made.examples])
-    teacher.store_rows(made.teacher, made.role, examples[:2], tmp_path, pad=0)
+    examples = chosen([aligned.example for aligned in made.examples])
+    store_rows(made.teacher, made.role, examples[:2], tmp_path, pad=0)
     rows = {made.role: StoredRows(tmp_path)}
     found = tracer(made, live=False, stored=rows).trace(examples, made.objective.terms)
     live = tracer(made).trace(examples, made.objective.terms)
@@ -90,7 +90,7 @@ def test_stored_rows_give_the_trace_of_a_live_teacher_and_others_rows_give_none(
 def test_chosen_are_short_few_and_named_by_their_tokens() -> None:
     made = bench(registered()["uld"](), dtype=torch.float32)
     examples = [aligned.example for aligned in made.examples]
-    names = [example.id for example in traces.chosen(examples * 3)]
-    assert len(names) == traces.TRACED
-    assert [name.partition("@")[0] for name in names] == [example.id for example in (examples * 3)[: traces.TRACED]]
+    names = [example.id for example in chosen(examples * 3)]
+    assert len(names) == TRACED
+    assert [name.partition("@")[0] for name in names] == [example.id for example in (examples * 3)[:TRACED]]
     assert len({name.partition("@")[2] for name in names}) == len(set(names))

@@ -14,14 +14,16 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import Trainer
 
-from harness.ahead import ReadAhead
-from harness.batches import AlignedExample, Batch, Collator
-from harness.errors import HarnessError
-from harness.heads import check_packing
-from harness.recipe import Lora, Training
-from harness.teacher import add_lora, merge_lora
-from harness.tokens import STUDENT
-from harness.train import COMPLETE, LengthBuckets, latest_checkpoint, train
+from harness.base.errors import HarnessError
+from harness.data.batches import Batch, Collator
+from harness.data.read_ahead import ReadAhead
+from harness.data.terms import AlignedExample
+from harness.data.tokens import STUDENT
+from harness.models.heads import check_packing
+from harness.models.lora import add_lora, merge_lora
+from harness.models.spec import Lora
+from harness.recipe.schema import Training
+from harness.training.trainer import COMPLETE, LengthBuckets, latest_checkpoint, train
 from methods.base import Method
 from methods.cdm import CDM
 from methods.fkd import FKD
@@ -156,7 +158,7 @@ class _AtOnce(ReadAhead):
 
 def test_a_thread_makes_the_same_batches_in_the_same_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead, far = _trained(tmp_path / "a")
-    monkeypatch.setattr("harness.train.ReadAhead", _AtOnce)
+    monkeypatch.setattr("harness.training.trainer.ReadAhead", _AtOnce)
     at_once, near = _trained(tmp_path / "b")
     assert ahead == at_once
     assert far.seen == near.seen

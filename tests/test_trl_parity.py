@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.tokens import STUDENT, Example, TextSide, TokenizedExample, tokenize
-from methods.alignment import pair_positions
+from harness.data.rows import Example
+from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
 from methods.base import Method
 from methods.gold import GOLD, Columns
-from methods.maps import exact_map
+from methods.library.alignment import pair_positions
+from methods.library.maps import exact_map
+from methods.library.vocabulary import TokenizerPair
 from methods.uld import ULD
-from methods.vocabulary import TokenizerPair
 from tests import tiny
 from tests.method_contract import loss_of_logits
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from harness.costs import DEVICES, Coster
-from harness.plan import make_plan
-from harness.recipe import load_recipe
-from harness.tasks import samples_folder, tasks
-from harness.unseen import in_words, with_unseen_rows
-from harness.wanted import wanted_of
+from harness.plan.builder import make_plan
+from harness.plan.costs.devices import DEVICES
+from harness.plan.costs.made_up_rows import in_words, with_unseen_rows
+from harness.plan.costs.stages import Coster
+from harness.recipe.load import load_recipe
+from harness.tasks import tasks
+from harness.tasks.base import samples_folder
+from harness.tasks.files import wanted_of
 from tests.conftest import Command
 
 PAPERS = ("phi_qwen_all", "llama_gemma_all", "llama_opt_all")

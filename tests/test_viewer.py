@@ -17,12 +17,12 @@ from rich.console import Console
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.models import load_model
-from harness.plan import task_of
-from harness.recipe import load_recipe
-from harness.tokens import Example
-from harness.viewer import BUILT_IN, ShownPair, ShownSide, rendered, shown_pairs, visible
-from methods.warping import entropy_weights
+from harness.data.rows import Example
+from harness.models.load import load_model
+from harness.recipe.load import load_recipe
+from harness.tasks.build import task_of
+from harness.terminal.align_view import BUILT_IN, ShownPair, ShownSide, rendered, shown_pairs, visible
+from methods.library.warping import entropy_weights
 from tests import tiny
 from tests.conftest import Command, Done
 from tests.test_warping import double_loop

@@ -20,13 +20,14 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.evaluate import vllm_engine
-from harness.evaluate.generate import generate
-from harness.identity import seed_of
-from harness.plan import Plan, make_plan
-from harness.recipe import validate
-from harness.tasks import Request
-from harness.tokens import TextSide
+from harness.base.identity import seed_of
+from harness.data.rows import Request
+from harness.data.tokens import TextSide
+from harness.generation import vllm as vllm_engine
+from harness.generation.answers import generate
+from harness.plan.builder import make_plan
+from harness.plan.stages import Plan
+from harness.recipe.load import validate
 from tests import tiny
 from tests.conftest import Command
 

@@ -1,4 +1,4 @@
-"""methods.vocabulary: the bytes of every token, checked against the text itself and against the tokenizer's decoder."""
+"""methods.library.vocabulary: the bytes of every token, checked against the text and the tokenizer's own decoder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from harness.models import KNOWN_MODELS, cache_folder, is_downloaded, load_tokenizer, parse_uri, resolve
-from harness.tiny import SPECIAL
-from methods.vocabulary import TokenizerPair, TokenKind, UnsupportedTokenizerError, Vocabulary
+from harness.models.cache import cache_folder
+from harness.models.load import load_tokenizer
+from harness.models.resolve import is_downloaded, resolve
+from harness.models.tiny import SPECIAL
+from harness.models.uri import KNOWN_MODELS, parse_uri
+from methods.library.vocabulary import TokenizerPair, TokenKind, UnsupportedTokenizerError, Vocabulary
 from tests import tiny
 
 SENTENCEPIECE = ("byte_fallback", "unigram")

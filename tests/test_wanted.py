@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from harness.errors import HarnessError
-from harness.tasks import samples_folder, tasks
-from harness.wanted import TRAINING, shortfalls, wanted_of
+from harness.base.errors import HarnessError
+from harness.tasks import tasks
+from harness.tasks.base import samples_folder
+from harness.tasks.files import TRAINING, shortfalls, wanted_of
 from tests.conftest import Command
 
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from methods import warping
-from methods.alignment import AlignedResponse
-from methods.vocabulary import TokenKind, Vocabulary
-from methods.warping import (
+from methods.library import warping
+from methods.library.alignment import AlignedResponse
+from methods.library.vocabulary import TokenKind, Vocabulary
+from methods.library.warping import (
     EditCosts,
     EditDistances,
     confirmed_links,

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from harness import tiny
+from harness.models import tiny
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",

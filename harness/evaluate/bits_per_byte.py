@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from harness.batches import AlignedExample, Collator
-from harness.heads import Head, hidden_states
-from harness.tokens import STUDENT, TokenizedExample
+from harness.data.batches import Collator
+from harness.data.terms import AlignedExample
+from harness.data.tokens import STUDENT, TokenizedExample
+from harness.models.heads import Head, hidden_states
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.tasks.base import Request, Task, TaskSettings, answer_key, samples_folder
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from harness.tasks.base import Task
 
 
 def tasks() -> Mapping[str, type[Task]]:
@@ -18,6 +18,3 @@ def tasks() -> Mapping[str, type[Task]]:
     from harness.tasks.gsm8k import GSM8K
 
     return {task.name: task for task in (Dolly, CodeM, GSM8K, Countdown)}
-
-
-__all__ = ["Request", "Task", "TaskSettings", "answer_key", "samples_folder", "tasks"]

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
-from harness.tasks.base import read_rows
-from harness.tokens import Example
+from harness.base.errors import HarnessError
+from harness.data.rows import Example, read_rows
 
 _PREAMBLE = "Below is an instruction that describes a task"
 _REQUEST = "Write a response that appropriately completes the request.\n\n"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 import random
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.errors import HarnessError
-from harness.files import sha256_file
+from harness.base.errors import HarnessError
+from harness.base.files import sha256_file
+from harness.data.rows import Request
 
 if TYPE_CHECKING:
-    from harness.tokens import Example
+    from harness.data.rows import Example
 
 
 class TaskSettings(BaseModel):
@@ -33,39 +31,6 @@ class TaskSettings(BaseModel):
     seeds: tuple[int, ...] | None = Field(
         None, min_length=1, description="repetitions of this task; null: the recipe's"
     )
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt to generate from.
-
-    Attributes:
-        id: of the test item.
-        prompt: text in the task's layout; the model's own template goes around it where ``rendered`` is False.
-        stop: strings that end the answer; they are cut off.
-        rendered: whether the prompt is text to continue as it stands, without a chat template.
-        prompt_tokens: longer prompts are cut at their end after so many tokens; None leaves them whole.
-        seed: of an answer sampled at T=1 from the whole distribution; None for the greedy one.
-        bos: whether a plain prompt begins with BOS, where the model's tokenizer puts one.
-    """
-
-    id: str
-    prompt: str
-    stop: tuple[str, ...] = ()
-    rendered: bool = False
-    prompt_tokens: int | None = None
-    seed: int | None = None
-    bos: bool = True
-
-    @property
-    def key(self) -> str:
-        """Names the answer: an item that is sampled with several seeds has several."""
-        return answer_key(self.id, self.seed)
-
-
-def answer_key(item: str, seed: int | None) -> str:
-    """The name of an item's answer among the outputs of a student, e.g. ``dolly/7`` or ``dolly/7, seed 10``."""
-    return item if seed is None else f"{item}, seed {seed}"
 
 
 @dataclass(frozen=True)
@@ -239,51 +204,3 @@ class Task(ABC):
 def samples_folder() -> Path:
     """The samples that the project ships, in the layout that ``data.root`` must have."""
     return Path(__file__).parent / "samples"
-
-
-def read_rows(
-    path: Path, fields: Mapping[str, type | tuple[type, ...]], limit: int | None = None
-) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file (``.gz`` too), with their fields checked.
-
-    Args:
-        fields: the fields that every row must have, with their types.
-        limit: read the first ``limit`` rows only.
-
-    Raises:
-        HarnessError: names file, line and field.
-    """
-    rows: list[dict[str, Any]] = []
-    for number, line in _lines(path):
-        if limit is not None and len(rows) == limit:
-            break
-        where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise HarnessError(where, f"{line[:40].strip()!r} ({error.msg})", "a JSON object") from error
-        if not isinstance(row, dict):
-            raise HarnessError(where, f"a JSON {type(row).__name__}", "a JSON object")
-        for name, kind in fields.items():
-            if name not in row:
-                found = f"no such field (there are {', '.join(row) or 'none'})"
-                raise HarnessError(f"{where}, field {name!r}", found, "one in every row")
-            if not isinstance(row[name], kind):
-                kinds = kind if isinstance(kind, tuple) else (kind,)
-                expected = " or ".join(k.__name__ for k in kinds)
-                raise HarnessError(f"{where}, field {name!r}", f"{row[name]!r:.40}", expected)
-        rows.append(row | {"source": where})
-    if not rows:
-        raise HarnessError(str(path), "no rows", "at least one")
-    return rows
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise HarnessError(str(path), f"a file that can't be read ({error})", "JSON lines in UTF-8") from error

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.errors import HarnessError
-from harness.files import sha256_file
+from harness.base.errors import HarnessError
+from harness.base.files import sha256_file
+from harness.data.rows import Example, Request
 from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, Published, Request, Task, TaskSettings
-from harness.tokens import Example
+from harness.tasks.base import ItemScores, Metric, Published, Task, TaskSettings
 
 if TYPE_CHECKING:
-    from harness.evaluate.code import Verdict
-    from harness.evaluate.sandbox import SandboxStatus
+    from harness.evaluate.programs.evalplus import Verdict
+    from harness.evaluate.programs.sandbox import SandboxStatus
 
 Benchmark = Literal["humaneval", "mbpp"]
 
@@ -64,8 +64,8 @@ class CodeM(Task):
         "codem/mbpp_test.jsonl": Published("MBPP+", 378, (158, 55), (121, 102)),
     }
     libraries = ("evalplus",)
-    scorers = tuple(f"harness.evaluate.{name}" for name in ("code", "sandbox", "plain", "record", "judge"))
-    askers = ("harness.evaluate.code",)
+    scorers = tuple(f"harness.evaluate.programs.{name}" for name in ("evalplus", "sandbox", "plain", "solve", "judge"))
+    askers = ("harness.evaluate.programs.evalplus",)
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ class CodeM(Task):
         return examples
 
     def requests(self) -> list[Request]:
-        from harness.evaluate import code
+        from harness.evaluate.programs import evalplus as code
 
         requests = []
         for benchmark in self.settings.benchmarks:
@@ -126,7 +126,7 @@ class CodeM(Task):
         return requests
 
     def warnings(self, unsafe: bool) -> list[str]:
-        from harness.evaluate import sandbox
+        from harness.evaluate.programs import sandbox
 
         status = sandbox.probe()
         if status.available:
@@ -136,7 +136,7 @@ class CodeM(Task):
         return [f"generated code will not be run: {status.reason}"]
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
-        from harness.evaluate import sandbox
+        from harness.evaluate.programs import sandbox
 
         status = sandbox.probe()
         unsafe = unsafe and not status.available  # the flag never switches off a sandbox that works
@@ -161,7 +161,7 @@ class CodeM(Task):
         unsafe: bool,
     ) -> dict[tuple[str, str], Verdict]:
         """By student and item. To EvalPlus each of a student's samples is another owner's."""
-        from harness.evaluate import code
+        from harness.evaluate.programs import evalplus as code
 
         style: code.Style = "completion" if self.settings.prompt == "completion" else "response"
         problems = self._problems(benchmark)
@@ -186,7 +186,7 @@ class CodeM(Task):
 
     def _pass_at(self, statuses: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, float]]:
         """Metrics of one student: for each problem, pass@k in %."""
-        from harness.evaluate import code
+        from harness.evaluate.programs import evalplus as code
 
         values: dict[str, dict[str, float]] = {}
         for column, by_item in statuses.items():
@@ -204,7 +204,7 @@ class CodeM(Task):
         import os
         from importlib.metadata import version
 
-        from harness.evaluate import code
+        from harness.evaluate.programs import evalplus as code
 
         asked = {
             "completion": "the model continues the function's head (students are trained on Alpaca prompts: a "
@@ -245,7 +245,7 @@ class CodeM(Task):
         return self._first(self.test_files if benchmark == "humaneval" else self.mbpp_files)
 
     def _problems(self, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
-        from harness.evaluate import code
+        from harness.evaluate.programs import evalplus as code
 
         problems = code.read_problems(self._problem_file(benchmark))
         if not problems:
@@ -255,7 +255,7 @@ class CodeM(Task):
 
 def expected_answers_folder() -> Path:
     """Where EvalPlus's expected answers are kept: they take a minute to compute, and 1 GB."""
-    from harness.models import cache_folder
+    from harness.models.cache import cache_folder
 
     return cache_folder() / "expected-answers"
 

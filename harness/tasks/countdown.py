@@ -24,9 +24,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from harness.errors import HarnessError
-from harness.tasks.base import ItemScores, Metric, Request, Task, TaskSettings
-from harness.tokens import Example
+from harness.base.errors import HarnessError
+from harness.data.rows import Example, Request
+from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
 
 Operator = Literal["+", "-", "*", "/"]
 Role = Literal["train", "test"]

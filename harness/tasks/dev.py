@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
-from harness.files import new_directory, write_text
+from harness.base.errors import HarnessError
+from harness.base.files import new_directory, write_text
+from harness.data.rows import read_rows
 from harness.tasks import dolly_hub
-from harness.tasks.base import read_rows
 from harness.tasks.dolly import SPLITS
 
 # Data set -> its training files, of which the first one there is split, and what the parts are called below the folder.

@@ -14,12 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from harness.errors import HarnessError
-from harness.files import sha256_file
+from harness.base.errors import HarnessError
+from harness.base.files import sha256_file
+from harness.data.rows import Example, Request, answer_key, read_rows
 from harness.tasks import dolly_hub, hub
 from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, Published, Request, Task, TaskSettings, answer_key, read_rows
-from harness.tokens import Example
+from harness.tasks.base import ItemScores, Metric, Published, Task, TaskSettings
 
 SetName = Literal["dolly", "selfinst", "vicuna", "sinst", "unni"]
 SplitName = Literal["dskd", "hub"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.base.errors import HarnessError
 
 REPOSITORY = "databricks/databricks-dolly-15k"
 TRAIN, DEV, TEST = FILES = ("dolly_hub/train.jsonl", "dolly_hub/dev.jsonl", "dolly_hub/test.jsonl")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.files import sha256_file
-from harness.tasks.base import ItemScores, Metric, Published, Request, Task, TaskSettings, read_rows
-from harness.tokens import Example
+from harness.base.files import sha256_file
+from harness.data.rows import Example, Request, read_rows
+from harness.tasks.base import ItemScores, Metric, Published, Task, TaskSettings
 
 _FIELDS = {"question": str, "answer": str}
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
-from harness.files import write_text
+from harness.base.errors import HarnessError
+from harness.base.files import write_text
 from harness.tasks import dolly_hub
 
 Rows = Iterable[Mapping[str, Any]]

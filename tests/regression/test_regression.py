@@ -27,12 +27,14 @@ from unittest import mock
 import pytest
 import torch
 
-from harness import distil
-from harness.batches import Collator
-from harness.plan import Cell, ObjectiveSpec, make_objectives
-from harness.recipe import load_recipe
-from harness.run import Runner, Silent
+from harness.base.progress import Silent
+from harness.data.batches import Collator
+from harness.plan.objectives import ObjectiveSpec, make_objectives
+from harness.plan.stages import Cell
+from harness.recipe.load import load_recipe
+from harness.run.runner import Runner
 from harness.tasks import tasks
+from harness.training import distil
 from methods.base import TeacherKind, registered
 from methods.gold import GOLD
 from tests.regression import record

@@ -13,12 +13,14 @@ from typing import Any
 
 from transformers import set_seed
 
-from harness.files import write_json
-from harness.identity import environment
-from harness.plan import Cell, Stage, make_plan, order_seed
-from harness.recipe import load_recipe
-from harness.run import Runner, Silent
-from harness.store import Store
+from harness.base.files import write_json
+from harness.base.identity import environment
+from harness.base.progress import Silent
+from harness.plan.builder import make_plan
+from harness.plan.stages import Cell, Stage, order_seed
+from harness.recipe.load import load_recipe
+from harness.run.runner import Runner
+from harness.store.store import Store
 from tests.processes import torchrun
 
 RECORDED = Path(__file__).parent / "recorded.json"

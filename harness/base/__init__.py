@@ -1,0 +1,1 @@
+"""What everybody may use: errors, files, identities, devices, processes."""

@@ -1,0 +1,129 @@
+"""Files and digests. Whatever is written appears whole or not at all: temporary name first, rename last."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from harness.base.errors import HarnessError
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value; the order of keys in a mapping does not matter."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        HarnessError: the disk is full or the folder can't be written.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.fchmod(handle, 0o644)  # mkstemp makes it private; results are there to be shared
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented so that a person can read it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+@contextmanager
+def new_directory(final: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``final`` that takes its name only when the block ends without an error.
+
+    If ``final`` exists already when the block ends (another process was faster), the new folder is dropped.
+    """
+    with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        temporary.chmod(0o755)  # mkdtemp makes it private; what is kept is readable like any other file
+    try:
+        with disk_errors(final):
+            yield temporary
+            try:
+                os.rename(temporary, final)
+            except OSError:
+                if not final.is_dir():
+                    raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "not writable" into errors that say what to do, whichever library met them."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        number = _error_number(error)
+        where = str(getattr(error, "filename", None) or path)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise HarnessError(
+                str(path),
+                f"a full disk ({_free_bytes(path) / 2**20:.0f} MiB free)",
+                "room to write",
+                "Free some space or choose another folder (HARNESS_RUNS, HARNESS_CACHE), then run the same command "
+                "again: it goes on where it stopped.",
+            ) from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise HarnessError(
+                where, "a file or folder that may not be written", "a writable folder", "Change its rights."
+            ) from error
+        if number in (errno.ENOTDIR, errno.EEXIST):
+            raise HarnessError(
+                where, "a file where a folder has to be", "a folder", "Choose another folder."
+            ) from error
+        raise
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's error number; safetensors gives it in words only, and torch.save not even that."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, SafetensorError):
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        return int(told[1]) if told else None
+    failed_write = "inline_container" in str(error) and "PytorchStreamReader" not in str(error)
+    return errno.ENOSPC if failed_write else None
+
+
+def _free_bytes(path: Path) -> int:
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in words, to three digits; more than 1,000 GB whole, less than 0.1 GB in MB."""
+    if 0 < size < 1e8:
+        return f"{size / 1e6:.3g} MB"
+    return f"{size / 1e9:,.0f} GB" if size >= 1e12 else f"{size / 1e9:.3g} GB"

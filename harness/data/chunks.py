@@ -1,0 +1,280 @@
+"""Where the rows of a batch are, and how its loss walks over them: chunks closed under all alignment groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from harness.data.tokens import SideTokens
+from methods.base import Rows
+from methods.library.alignment import Groups, IntArray
+
+
+class OnDevice:
+    """A dataclass whose tensors move to a device together, as accelerate's data loaders ask.
+
+    Class attributes:
+        stays: names of fields that no move concerns.
+    """
+
+    stays: ClassVar[frozenset[str]] = frozenset()
+
+    def to(self, device: Any, non_blocking: bool = False) -> Any:
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Any:
+        """A copy in page-locked memory, from where a GPU reads while it computes."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        moving = [f.name for f in fields(self) if f.name not in self.stays]  # type: ignore[arg-type]
+        return replace(self, **{name: _changed(getattr(self, name), change) for name in moving})  # type: ignore[type-var]
+
+
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The value with its tensors changed, wherever they stand in it."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, OnDevice):
+        return value._with(change)
+    if isinstance(value, dict):
+        return {key: _changed(item, change) for key, item in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], OnDevice):
+        return [_changed(item, change) for item in value]
+    return value
+
+
+@dataclass
+class TermBatch(OnDevice):
+    """Groups of one term over all rows of a batch. Row numbers count the rows of :class:`Batch`.
+
+    Attributes:
+        student_index, student_group, teacher_index, teacher_group: int64 [members], groups ascending.
+        student_tokens, teacher_tokens: int64 [members], the response token that each member is, -100 for one of the
+            prompt.
+        slices: for each chunk, (student members, teacher members, groups, teacher rows) as (start, stop) pairs.
+        in_order: for each chunk, whether (student, teacher) members are its rows in their order.
+        groups: number of groups.
+        teacher_weight: float64 [teacher members] or None, see :class:`Groups`.
+        notes: what the alignment says of itself, summed over the batch.
+    """
+
+    student_index: torch.Tensor
+    student_group: torch.Tensor
+    teacher_index: torch.Tensor
+    teacher_group: torch.Tensor
+    student_tokens: torch.Tensor
+    teacher_tokens: torch.Tensor
+    slices: list[tuple[tuple[int, int], ...]]
+    in_order: list[tuple[bool, bool]]
+    groups: int
+    teacher_weight: torch.Tensor | None = None
+    notes: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a batch are, so that the groups of its examples become chunks.
+
+    Attributes:
+        starts: int64 [batch + 1], where each example's student rows start.
+        student_shift, teacher_shift: for each term, int64 [batch]: row number of index 0 of each example's groups.
+        student_tokens, teacher_tokens: for each term, int64 [rows]: the response token that a member of a group in
+            that row is, or -100.
+        chunk_rows: the most student rows in a chunk, unless one group or response needs more.
+        whole: whether every chunk is one response.
+    """
+
+    starts: IntArray
+    student_shift: tuple[IntArray, ...]
+    teacher_shift: tuple[IntArray, ...]
+    student_tokens: tuple[IntArray, ...]
+    teacher_tokens: tuple[IntArray, ...]
+    chunk_rows: int
+    whole: bool
+
+    def place(self, groups: Sequence[Sequence[Groups]]) -> tuple[list[tuple[int, int]], list[TermBatch]]:
+        """Chunks of the batch and the groups of each term in them; ``groups[k][i]`` are term k's of example i."""
+        terms = [self._join(number, parts) for number, parts in enumerate(groups)]
+        chunks = chunk_bounds(self.starts, terms, self.chunk_rows, self.whole)
+        tokens = zip(self.student_tokens, self.teacher_tokens, strict=True)
+        return chunks, [slice_term(term, chunks, *own) for term, own in zip(terms, tokens, strict=True)]
+
+    def _join(self, term: int, parts: Sequence[Groups]) -> Groups:
+        """The groups of one term over the whole batch, members as row numbers of the batch."""
+        offsets = np.concatenate([[0], np.cumsum([part.count for part in parts])]).astype(np.int64)
+        shifts = self.student_shift[term], self.teacher_shift[term]
+        names = {name for part in parts for name in part.notes}
+        notes = {name: [part.notes.get(name, (0.0, 0.0)) for part in parts] for name in names}
+        weighted = any(part.teacher_weight is not None for part in parts)
+        weights = [
+            np.ones(part.teacher_index.size) if part.teacher_weight is None else part.teacher_weight for part in parts
+        ]
+        return Groups(
+            np.concatenate([part.student_index + shift for part, shift in zip(parts, shifts[0], strict=True)]),
+            np.concatenate([part.student_group + start for part, start in zip(parts, offsets, strict=False)]),
+            np.concatenate([part.teacher_index + shift for part, shift in zip(parts, shifts[1], strict=True)]),
+            np.concatenate([part.teacher_group + start for part, start in zip(parts, offsets, strict=False)]),
+            int(offsets[-1]),
+            np.concatenate(weights) if weighted else None,
+            {name: (sum(a for a, _ in pairs), sum(b for _, b in pairs)) for name, pairs in sorted(notes.items())},
+        )
+
+
+# A teacher's rows of a response: from the row that predicts the first token to the row after the last one, so that
+# one set of stored rows serves PREDICTING and AFTER.
+TEACHER_ROWS = Rows.AFTER
+
+
+def row_window(kinds: Sequence[Rows]) -> Rows:
+    """The widest of the windows that an objective's terms need: PREDICTING < AFTER < ALL."""
+    order = [Rows.PREDICTING, Rows.AFTER, Rows.ALL]
+    return order[max((order.index(kind) for kind in kinds), default=0)]
+
+
+def row_bounds(side: SideTokens, window: Rows) -> tuple[int, int]:
+    """First and one past the last position whose rows go through the head.
+
+    PREDICTING: p-1 .. p+n-1, n rows. AFTER: one more, n+1 rows. ALL: every position of the sequence.
+    """
+    first = side.prompt.size - 1
+    if window is Rows.ALL:
+        return 0, side.length
+    return first, first + side.response.size + (1 if window is Rows.AFTER else 0)
+
+
+def row_shift(kind: Rows, window: Rows, side: SideTokens) -> int:
+    """What to add to a group's index of ``kind`` to get a row number within the example's window."""
+    position = {Rows.PREDICTING: side.prompt.size - 1, Rows.AFTER: side.prompt.size, Rows.ALL: 0}[kind]
+    return int(position - row_bounds(side, window)[0])
+
+
+def row_starts(sides: Sequence[SideTokens], window: Rows) -> IntArray:
+    """int64 [batch + 1]: where each example's rows start among the rows of the batch."""
+    sizes = [stop - start for start, stop in (row_bounds(side, window) for side in sides)]
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def row_positions(sides: Sequence[SideTokens], window: Rows, offsets: IntArray) -> torch.Tensor:
+    bounds = [row_bounds(side, window) for side in sides]
+    return torch.from_numpy(
+        np.concatenate([np.arange(a, b) + offset for (a, b), offset in zip(bounds, offsets, strict=True)])
+    )
+
+
+def row_targets(side: SideTokens, window: Rows) -> IntArray:
+    start, stop = row_bounds(side, window)
+    targets = np.full(stop - start, -100, dtype=np.int64)
+    first = side.prompt.size - 1 - start
+    targets[first : first + side.response.size] = side.response
+    return targets
+
+
+def row_tokens(kind: Rows, side: SideTokens, window: Rows) -> IntArray:
+    """int64 [rows]: the response token that a group's member in each row is; one before it where rows come AFTER."""
+    targets = row_targets(side, window)
+    return targets if kind is Rows.PREDICTING else np.concatenate([[-100], targets[:-1]])
+
+
+def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bool) -> list[tuple[int, int]]:
+    """Cut the rows of a batch into contiguous chunks that no group straddles.
+
+    Args:
+        starts: int64 [batch + 1], where each example's rows start.
+        terms: the groups of each term, members as row numbers of the batch.
+        most: rows in a chunk, unless one group needs more.
+        whole: whether every chunk is one response.
+
+    Returns:
+        (start, stop) of each chunk; together they cover all rows.
+    """
+    rows = int(starts[-1])
+    allowed = np.ones(rows + 1, dtype=bool)  # allowed[r]: a chunk may end before row r
+    if whole:
+        allowed[:] = False
+        allowed[starts] = True
+    for groups in terms:
+        if groups.count:
+            first = np.full(groups.count, rows, dtype=np.int64)
+            last = np.zeros(groups.count, dtype=np.int64)
+            np.minimum.at(first, groups.student_group, groups.student_index)
+            np.maximum.at(last, groups.student_group, groups.student_index)
+            inside = np.zeros(rows + 2, dtype=np.int64)  # +1 where a group forbids cuts, -1 where it ends
+            np.add.at(inside, first + 1, 1)
+            np.add.at(inside, last + 1, -1)
+            allowed &= np.cumsum(inside)[: rows + 1] == 0
+    cuts = np.flatnonzero(allowed)
+    bounds = [0]
+    while bounds[-1] < rows:
+        within = cuts[(cuts > bounds[-1]) & (cuts <= bounds[-1] + (0 if whole else most))]
+        bounds.append(int(within[-1]) if within.size else int(cuts[cuts > bounds[-1]][0]))
+    return list(pairwise(bounds))
+
+
+def slice_term(
+    groups: Groups, chunks: Sequence[tuple[int, int]], student_tokens: IntArray, teacher_tokens: IntArray
+) -> TermBatch:
+    """Sort a batch's groups by chunk and make member indices relative to their chunk's first row.
+
+    Args:
+        student_tokens, teacher_tokens: int64 [rows], the response token that a member in each row is.
+    """
+    first = np.full(groups.count, np.iinfo(np.int64).max)
+    np.minimum.at(first, groups.student_group, groups.student_index)
+    stops = np.asarray([stop for _, stop in chunks])
+    chunk_of_group = np.searchsorted(stops, first, side="right")
+    order = np.argsort(chunk_of_group, kind="stable")
+    number = np.empty(groups.count, dtype=np.int64)
+    number[order] = np.arange(groups.count)
+    group_bounds = np.searchsorted(chunk_of_group[order], np.arange(len(chunks) + 1))
+    student_index, student_group, _ = _reorder(groups.student_index, number[groups.student_group])
+    teacher_index, teacher_group, teacher_order = _reorder(groups.teacher_index, number[groups.teacher_group])
+    students, teachers = student_tokens[student_index], teacher_tokens[teacher_index]
+    spans = [(int(a), int(b)) for a, b in pairwise(group_bounds)]
+    members = [(_members(student_group, span), _members(teacher_group, span)) for span in spans]
+    slices: list[tuple[tuple[int, int], ...]] = []
+    in_order: list[tuple[bool, bool]] = []
+    for (start, stop), span, (s, t) in zip(chunks, spans, members, strict=True):
+        rows = _extent(teacher_index[slice(*t)])
+        student_index[slice(*s)] -= start
+        teacher_index[slice(*t)] -= rows[0]
+        student_group[slice(*s)] -= span[0]
+        teacher_group[slice(*t)] -= span[0]
+        slices.append((s, t, span, rows))
+        student_rows, teacher_rows = student_index[slice(*s)], teacher_index[slice(*t)]
+        in_order.append((_is_range(student_rows, stop - start), _is_range(teacher_rows, rows[1] - rows[0])))
+    return TermBatch(
+        torch.from_numpy(student_index),
+        torch.from_numpy(student_group),
+        torch.from_numpy(teacher_index),
+        torch.from_numpy(teacher_group),
+        torch.from_numpy(students),
+        torch.from_numpy(teachers),
+        slices,
+        in_order,
+        groups.count,
+        None if groups.teacher_weight is None else torch.from_numpy(groups.teacher_weight[teacher_order]),
+        dict(groups.notes),
+    )
+
+
+def _reorder(index: IntArray, group: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    order = np.argsort(group, kind="stable")
+    return index[order].copy(), group[order].copy(), order
+
+
+def _members(group: IntArray, span: tuple[int, int]) -> tuple[int, int]:
+    return int(np.searchsorted(group, span[0])), int(np.searchsorted(group, span[1]))
+
+
+def _extent(index: IntArray) -> tuple[int, int]:
+    return (int(index.min()), int(index.max()) + 1) if index.size else (0, 0)
+
+
+def _is_range(index: IntArray, rows: int) -> bool:
+    return index.size == rows and bool(np.array_equal(index, np.arange(rows)))

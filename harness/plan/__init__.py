@@ -1,0 +1,1 @@
+"""From a recipe to cells and stages with their identities."""

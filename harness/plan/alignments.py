@@ -1,0 +1,34 @@
+"""Which alignments a report shows of a cell, and their identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.base.files import digest_of
+from harness.base.identity import code_digest
+from harness.plan.builder import model_sources
+from harness.plan.stages import Cell, Plan
+from methods.base import Method
+
+KIND = "alignments"  # in the store
+SHOWN = 50  # responses of a task: a page holds them all, method by method
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The alignments of one method on one task."""
+
+    method: Method
+    role: str
+    identity: str
+
+
+def shown(plan: Plan, cell: Cell) -> list[Shown]:
+    """What the page shows of a cell; nothing where its references are not read at all."""
+    if cell.bits is None or cell.seed != plan.recipe.seeds_of(cell.task)[0]:  # seeds align alike
+        return []
+    objective = cell.objective
+    parts = zip(objective.methods, objective.roles, objective.identity()["methods"], strict=False)
+    read = {name: cell.bits.values[name] for name in ("references", "limits", "code")}
+    common = {"read": read, "sides": model_sources(plan.recipe), "shown": SHOWN, "own": code_digest(__name__)}
+    return [Shown(method, role, digest_of({**common, "role": role, "method": own})) for method, role, own in parts]

@@ -1,0 +1,281 @@
+"""Recipe -> cells and stages with their identities. Executes nothing and loads no model.
+
+A stage's identity is a digest of what decides its result (recipe values, sources, code, library versions) and of the
+identities of its input stages, so that a plan knows it beforehand. Stages that mean the same are the same stage:
+all methods share one teacher, one warm start and one set of teacher rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from harness.base.device import compute_dtype
+from harness.base.identity import code_digest, versions
+from harness.data.tokens import STUDENT
+from harness.models.cache import source_digest
+from harness.models.spec import ModelSpec
+from harness.models.uri import parse_uri
+from harness.plan.objectives import ObjectiveSpec, make_objectives
+from harness.plan.stages import Cell, Plan, Reference, Stage
+from harness.recipe.load import name_to_call
+from harness.recipe.schema import Training
+from harness.tasks.base import Task
+from harness.tasks.build import data_folder, task_of
+from methods.base import Start
+
+_TOKENS = (
+    "harness.data.batches",
+    "harness.data.chunks",
+    "harness.data.rows",
+    "harness.data.terms",
+    "harness.data.tokens",
+    "harness.models.gguf",
+    "harness.models.heads",
+    "harness.models.load",
+    "harness.models.packages",
+    "methods.library.alignment",
+    "methods.library.vocabulary",
+)
+_TRAINING = (
+    *_TOKENS,
+    "harness.base.identity",
+    "harness.data.teacher_rows",
+    "harness.models.lora",
+    "harness.training.loss",
+    "harness.training.trainer",
+    "methods.base",
+    "methods.library.closed_form",
+)
+_LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
+
+
+def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
+    """The plan of a recipe.
+
+    Args:
+        made: its tasks by name, where they read other files than those below ``data.root``.
+
+    Raises:
+        HarnessError: a model URI or a data file is wrong, or a method lacks its teacher.
+    """
+    if made is None:
+        if recipe.data.root:
+            data_folder(recipe.data.root, name_to_call(recipe))
+        made = {name: task_of(recipe, name) for name in recipe.tasks}
+    objectives = make_objectives(recipe)
+    cells, references = [], []
+    for task in made.values():
+        builder = _Builder(recipe, task)
+        cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
+        references += builder.references()
+    return Plan(recipe, tuple(cells), made, tuple(references))
+
+
+def model_sources(recipe: Any) -> dict[str, dict[str, Any]]:
+    """What of each model of the pair decides results, by role."""
+    return {role: model_identity(spec) for role, spec in recipe.models_by_role().items()}
+
+
+class _Builder:
+    """Stages of one task."""
+
+    def __init__(self, recipe: Any, task: Task) -> None:
+        self.recipe, self.task = recipe, task
+        self.sources = model_sources(recipe)
+
+    def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
+        student = self._student(objective, seed)
+        stages = self._evaluation(objective.name, {"student": student}, seed=seed, objective=objective)
+        return Cell(self.task.name, seed, *stages, objective, student)
+
+    def references(self) -> list[Reference]:
+        """What the recipe wants to compare with; only the warm start has repetitions."""
+        wanted, seeds = self.recipe.evaluation.references, self.recipe.seeds_of(self.task.name)
+        first = seeds[0]
+        made = []
+        if "untrained" in wanted:
+            model = {
+                "source": self.sources[STUDENT],
+                "code": code_digest(*_TOKENS),  # loading and pruning
+                "versions": versions(*_LIBRARIES),
+            }
+            stages = self._evaluation("the untrained student", {}, model, seed=first)
+            made.append(Reference(self.task.name, first, *stages, "untrained"))
+        if "warm_start" in wanted:
+            for seed in seeds:
+                stages = self._evaluation("the warm start", {"student": self._warm_start(seed)}, seed=seed)
+                made.append(Reference(self.task.name, seed, *stages, "warm start"))
+        if "teachers" in wanted:
+            for role in [role for role in self.sources if role != STUDENT]:
+                title, inputs = f"the {role}-tokenizer teacher", {"teacher": self._teacher(role)}
+                stages = self._evaluation(title, inputs, seed=first, role=role)
+                made.append(Reference(self.task.name, first, *stages, "teacher", role))
+        return made
+
+    def _evaluation(
+        self, title: str, inputs: Mapping[str, Stage], model: Mapping[str, Any] | None = None, **more: Any
+    ) -> tuple[Stage, Stage, Stage | None]:
+        """Answers, scores and bits per byte of a model: one protocol for students, teachers and references.
+
+        Args:
+            inputs: the stage that makes the model; none for a published one.
+            model: what decides a published model.
+        """
+        published = {"model": model} if model is not None else {}
+        answers = self._stage(
+            "answers",
+            f"answers of {title}",
+            {
+                "requests": self._test_values(),
+                "code": code_digest(
+                    "harness.generation.answers",
+                    "harness.generation.decoding",
+                    "harness.base.identity",
+                    *self._task_modules(),
+                    *self.task.askers,
+                ),
+                "versions": versions(*(self.task.libraries if self.task.askers else ())),
+                **self._engine(),
+                **published,
+            },
+            inputs,
+            **more,
+        )
+        scores = self._stage(
+            "scores",
+            f"scores of {title}",
+            {"code": code_digest(*self._task_modules(), *self._scorers()), "versions": versions(*self.task.libraries)},
+            {"answers": answers},
+            **more,
+        )
+        bits = self._stage(
+            "bits",
+            f"bits per byte of {title}",
+            {
+                "references": self._test_values(),
+                "limits": self.recipe.limits.model_dump(),
+                "code": code_digest("harness.evaluate.bits_per_byte", *self._task_modules(), *_TOKENS),
+                **(published | {"sides": self._sides()} if published else {}),  # the data of a trained model holds them
+            },
+            inputs,
+            **more,
+        )
+        return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
+
+    def _engine(self) -> dict[str, Any]:
+        """What generates, where it is not transformers: other numerics. A plan needs no engine, a run does."""
+        if self.recipe.evaluation.engine == "hf":
+            return {}
+        from harness.generation import vllm as vllm_engine
+
+        return {"engine": {"vllm": vllm_engine.installed(), "code": code_digest("harness.generation.vllm")}}
+
+    def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
+        recipe = self.recipe
+        inputs: dict[str, Stage] = {}
+        rows = self.training_rows
+        if objective.start is Start.WARM_START:
+            inputs["start"] = self._warm_start(seed)
+            training, steps = recipe.train, recipe.train.total_steps(rows)
+        else:
+            training = recipe.warm_start
+            steps = recipe.warm_start.total_steps(rows) + recipe.train.total_steps(rows)
+        for role in objective.roles:
+            inputs[role] = self._teacher(role) if objective.needs_live(role) else self._rows(role)
+        return self._stage(
+            "student",
+            f"training of {objective.name}",
+            self._training_values(STUDENT, training, steps)
+            | {"objective": objective.identity(), "seed": seed}
+            # also in what it reads; here for the seconds of a step, which depend on their sizes
+            | {"teachers": {role: self.sources[role] for role in objective.roles}}
+            | (self._rollout_values(training) if objective.samples else {}),
+            inputs,
+            seed=seed,
+            objective=objective,
+        )
+
+    def _rollout_values(self, training: Training) -> dict[str, Any]:
+        """What decides sampled responses: they are drawn a micro-batch at a time."""
+        return {
+            "micro_batch": training.micro_batch_size or training.batch_size,
+            "rollouts": code_digest("harness.training.rollouts", "harness.generation.decoding"),
+        }
+
+    def _warm_start(self, seed: int) -> Stage:
+        training = self.recipe.warm_start
+        steps = training.total_steps(self.training_rows)
+        values = self._training_values(STUDENT, training, steps) | {"seed": seed}
+        return self._stage("warm_start", "warm start of the student", values, {}, seed=seed)
+
+    def _teacher(self, role: str) -> Stage:
+        training = self.recipe.teacher
+        values = self._training_values(role, training, training.total_steps(self.training_rows))
+        title = f"fine-tuning of the {role}-tokenizer teacher"
+        return self._stage("teacher", title, values, {}, role=role)
+
+    def _rows(self, role: str) -> Stage:
+        title = f"rows of the {role}-tokenizer teacher"
+        values = {
+            "code": code_digest("harness.data.teacher_rows", *_TOKENS),
+            "data": self._data_values(),
+            "dtype": compute_dtype(self.recipe.teacher.precision),
+        }
+        if kept := self.recipe.teacher_rows.identity():
+            values |= {"kept": kept | {"code": code_digest("harness.models.top_rows")}}
+        return self._stage("rows", title, values, {"teacher": self._teacher(role)}, role=role)
+
+    def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Any]:
+        return {
+            "model": self.sources[role],
+            "training": training.identity(),
+            "steps": steps,
+            "dtype": compute_dtype(training.precision),
+            "data": self._data_values(),
+            "code": code_digest(*_TRAINING),
+            "versions": versions(*_LIBRARIES, *(["peft"] if training.lora else [])),
+        }
+
+    def _data_values(self) -> dict[str, Any]:
+        """What decides the training tokens: rows, layout, limits, every tokenizer of the pair (cuts are common)."""
+        return {
+            "file": self.task.training_digest(),
+            "settings": self.task.training_identity(),
+            "limits": self.recipe.limits.model_dump(),
+            "sides": self._sides(),
+            "code": code_digest(*self._task_modules()),
+        }
+
+    def _sides(self) -> dict[str, Any]:
+        """What decides which rows are cut: every tokenizer of the pair."""
+        return {role: {"source": its["source"], "template": its["template"]} for role, its in self.sources.items()}
+
+    def _test_values(self) -> dict[str, Any]:
+        return {"files": self.task.test_digests(), "settings": self.task.identity()}
+
+    def _task_modules(self) -> list[str]:
+        return ["harness.tasks.base", "harness.data.rows", "harness.tasks.alpaca", type(self.task).__module__]
+
+    def _scorers(self) -> list[str]:
+        return list(self.task.scorers)
+
+    @cached_property
+    def training_rows(self) -> int:
+        return len(self.task.training_examples())
+
+    def _stage(
+        self, kind: str, title: str, values: Mapping[str, Any], inputs: Mapping[str, Stage], **more: Any
+    ) -> Stage:
+        return Stage(kind, title, self.task.name, values, inputs, **more)
+
+
+def model_identity(spec: ModelSpec) -> dict[str, Any]:
+    """What of a model's entry decides results; its name in tables does not."""
+    return {
+        "source": source_digest(parse_uri(spec.model)),
+        "layers": spec.layers,
+        "template": spec.template,
+        "attention": spec.attention,
+    }

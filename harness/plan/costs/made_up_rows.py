@@ -1,0 +1,81 @@
+"""Rows before the data is there: as many as were published and as long, for a plan to reckon costs with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from harness.base.errors import HarnessError
+from harness.recipe.load import name_to_call
+from harness.tasks.base import Published, Task
+from harness.tasks.build import task_of
+from harness.tasks.files import wanted_of
+
+Unseen = Mapping[str, Sequence[Published]]
+"""The sets of rows that stand in for files, by task."""
+
+
+@contextmanager
+def with_unseen_rows(recipe: Any) -> Iterator[tuple[dict[str, Task], Unseen]]:
+    """A recipe's tasks; one whose files a run would miss reads made-up rows of the published sizes in their place.
+
+    Yields:
+        The tasks by name, and what is made up; its files are there until the block ends.
+    """
+    tasks = {name: task_of(recipe, name) for name in recipe.tasks}
+    with TemporaryDirectory(prefix="harness-plan.") as folder:
+        unseen = {}
+        for name, task in tasks.items():
+            if not _has_files(task):
+                unseen[name] = _make_up(task, Path(folder))
+                tasks[name] = type(task)(task.settings, Path(folder))
+        yield tasks, unseen
+
+
+def in_words(recipe: Any, unseen: Unseen) -> Iterator[str]:
+    """What a plan has to say of made-up rows; nothing where there are none."""
+    if not unseen:
+        return
+    root, names = Path(recipe.data.root), ", ".join(unseen)
+    missing = f"has not all files of {names}" if root.expanduser().is_dir() else "is not there"
+    counted = ", ".join(f"{each.rows:,} of {each.name}" for sets in unseen.values() for each in sets)
+    yield (
+        f"{root}/ {missing}: a run stops here. Counted with rows as many and about as long as published: {counted}. "
+        f"`harness data recipe={name_to_call(recipe)}` says how to get them; what is stored of {names} can't be known "
+        "before."
+    )
+
+
+def _has_files(task: Task) -> bool:
+    """Whether a run finds what it needs; a test set among several may be missing."""
+    if not wanted_of(type(task), task):
+        return True  # it makes its rows
+    try:
+        return task.train_file.is_file() and bool(task.test_digests())
+    except HarnessError:
+        return False
+
+
+def _make_up(task: Task, folder: Path) -> list[Published]:
+    """Write the files that are missing, and link to those that are there."""
+    made = []
+    for one in wanted_of(type(task), task):
+        there = one.there(task.root)
+        name = one.files[0] if there is None else str(there.relative_to(task.root))
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if there is not None:
+            path.symlink_to(there.absolute())
+            continue
+        published = task.published[name]
+        rows = [
+            task.made_up_row(name, number, "x" * prompt, "x" * response)
+            for number, (prompt, response) in enumerate(published.sizes())
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        made.append(published)
+    return made

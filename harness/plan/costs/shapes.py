@@ -1,0 +1,199 @@
+"""Sizes that costs depend on: a model's shape, and the lengths of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from harness.base.errors import HarnessError
+from harness.models.resolve import is_downloaded, resolve
+from harness.models.spec import ModelSpec
+from harness.models.uri import KNOWN_MODELS, parse_uri
+
+PROMPT_BYTES_PER_TOKEN = 4.0
+
+FloatArray = npt.NDArray[np.float64]
+
+
+# --- Shapes -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes.
+
+    Attributes:
+        parameters: all weights, tied ones once.
+        body: weights of the layers, which every token passes: all but embeddings and head.
+        head: weights of the output head, [vocabulary, hidden].
+        layers, hidden, vocabulary: of the decoder.
+        inner: width of the feed-forward part.
+        queries, keys: width of all query heads, and of all key heads.
+        normed: width of all that a layer normalises.
+        gated: whether the feed-forward part multiplies two projections.
+        scores: heads whose attention scores are kept, all of them with eager attention and none with sdpa.
+        bytes_per_token: of a task's responses, by task.
+    """
+
+    parameters: int
+    body: int
+    head: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    inner: int
+    queries: int
+    keys: int
+    normed: int
+    gated: bool
+    scores: int
+    bytes_per_token: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls, config: Any, bytes_per_token: Mapping[str, float], layers: int | None = None, eager: bool = False
+    ) -> Shape:
+        """The sizes of a config's model, built on the meta device: no memory, no weights.
+
+        Args:
+            layers: of a pruned model.
+            eager: whether attention keeps its scores.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        text = config.get_text_config()
+        if layers is not None:
+            text.num_hidden_layers = layers
+            if getattr(text, "layer_types", None):
+                text.layer_types = text.layer_types[:layers]
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        head = model.get_output_embeddings().weight
+        looked_up = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+        outside = sum(weight.numel() for weight in {id(weight): weight for weight in [head, *looked_up]}.values())
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        queries, keys = text.num_attention_heads * width, key_heads * width
+        first = [name for name, _ in model.named_parameters() if ".layers.0." in name]
+        norms = [name for name in first if "norm" in name and name.endswith("weight")]
+        of_heads = [name for name in norms if "q_norm" in name or "k_norm" in name]
+        return cls(
+            parameters=parameters,
+            body=parameters - outside,
+            head=head.numel(),
+            layers=text.num_hidden_layers,
+            hidden=head.shape[1],
+            vocabulary=head.shape[0],
+            inner=getattr(text, "intermediate_size", None) or text.ffn_dim,
+            queries=queries,
+            keys=keys,
+            normed=(len(norms) - len(of_heads)) * head.shape[1] + (queries + keys if of_heads else 0),
+            gated=any("gate" in name for name in first),
+            scores=text.num_attention_heads if eager else 0,
+            bytes_per_token=bytes_per_token,
+        )
+
+    def forward(self, tokens: float, length: float) -> float:
+        """Operations of the layers for so many tokens in sequences of a length: weights, and causal attention."""
+        return tokens * (2.0 * self.body + 2.0 * self.layers * self.queries * length)
+
+    def logits(self, rows: float) -> float:
+        """Operations of the head."""
+        return 2.0 * self.head * rows
+
+    def layer_activations(self, width: int, length: float) -> float:
+        """Bytes that one layer keeps for the backward pass, a token, with matrix products in ``width`` bytes.
+
+        Norms compute in float32, and beside bf16 products they keep more. Measured with tests/test_costs.py.
+
+        Args:
+            length: of the sequences, for scores of eager attention.
+        """
+        norms = (9.0 if width == 2 else 4.0) * self.normed
+        attention = width * (self.hidden + 4.0 * self.queries + 2.0 * self.keys) + 10.0 * self.scores * length
+        return norms + attention + width * (self.hidden + (4.0 if self.gated else 1.0) * self.inner)
+
+
+def architectures() -> dict[str, Any]:
+    """The file of shapes that come with the harness."""
+    loaded: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def shape_of(spec: ModelSpec) -> Shape:
+    """Sizes of a recipe's model: from its config where it is downloaded, else from the file of shapes.
+
+    Raises:
+        HarnessError: neither is there.
+    """
+    from transformers import AutoConfig
+
+    uri = parse_uri(spec.model)
+    known = architectures()
+    repository = uri.repository or next((k.source for k in KNOWN_MODELS.values() if k.uri == spec.model), "")
+    entry = known["models"].get(repository)
+    tokenizer = entry["tokenizer"] if entry else "unknown"
+    ratios = {name: ratio for name, ratio in known["bytes_per_token"][tokenizer].items() if name != "measured_with"}
+    if is_downloaded(uri):
+        config = AutoConfig.from_pretrained(resolve(uri, download=False).folder, local_files_only=True)
+    elif entry:
+        fields = dict(entry["config"])
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    else:
+        raise HarnessError(
+            spec.model, "no config on this machine", "a downloaded model, or one of architectures.yaml", "Download it."
+        )
+    return Shape.of(config, ratios, spec.layers, spec.attention == "eager")
+
+
+# --- Texts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of a task in tokens of one model.
+
+    Attributes:
+        prompts, responses: [rows], cut at the limit, the end of sequence included.
+    """
+
+    prompts: FloatArray
+    responses: FloatArray
+
+    @classmethod
+    def of(cls, sizes: FloatArray, ratio: float, limit: int) -> Texts:
+        """From [rows, 2] bytes of prompts and responses."""
+        prompts = np.ceil(sizes[:, 0] / PROMPT_BYTES_PER_TOKEN) + 1
+        kept = prompts < limit
+        prompts = prompts[kept]
+        return cls(prompts, np.minimum(np.ceil(sizes[kept, 1] / ratio) + 1, limit - prompts))
+
+    @property
+    def tokens(self) -> float:
+        """Of all rows."""
+        return float((self.prompts + self.responses).sum())
+
+    @property
+    def rows(self) -> float:
+        """Response tokens of all rows."""
+        return float(self.responses.sum())
+
+    def batches(self, size: int) -> tuple[float, float]:
+        """Of shuffled batches: mean and largest number of tokens with padding."""
+        lengths = np.random.default_rng(0).permutation(self.prompts + self.responses)
+        size = min(size, len(lengths))
+        whole = lengths[: len(lengths) // size * size].reshape(-1, size)
+        longest = float(np.sort(lengths)[-size:].max()) * size
+        return float(whole.max(1).mean() * size), longest
+
+
+def text_sizes(texts: Sequence[tuple[str, str]]) -> FloatArray:
+    return np.array([[len(a.encode()), len(b.encode())] for a, b in texts], dtype=np.float64).reshape(-1, 2)

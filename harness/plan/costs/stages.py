@@ -1,0 +1,294 @@
+"""What a plan costs: operations, hours and memory by device, disk. From shapes, or from what was measured here.
+
+Every number is an estimate with its assumption beside it. Operations are counted from the models' shapes (2 a weight
+and token forward, 3 times that with the backward pass) and from the bytes of the data. Seconds are the sum of
+
+* operations at :data:`UTILISATION` of what the device multiplies,
+* :data:`LAYER_SECONDS` of launching kernels a layer and forward pass, which rules for small models,
+* the loss's traffic over logits at the device's bandwidth, and what a method computes on the CPU.
+
+The four constants reproduce what was measured on one H100 (see tests/test_costs.py). Where the store holds a training
+like the planned one, made on this machine with any number of steps, its seconds a step are taken instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from harness.data.tokens import STUDENT
+from harness.models.spec import Lora
+from harness.plan.costs.devices import (
+    CE_TRAFFIC,
+    CPU_SECONDS,
+    DECODING_LAYER_SECONDS,
+    DRAW_SECONDS,
+    JUDGE_SECONDS,
+    KD_TRAFFIC,
+    LAYER_SECONDS,
+    SORT_TRAFFIC,
+    SORTING,
+    Cost,
+    Device,
+)
+from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, Texts, shape_of, text_sizes
+from harness.plan.objectives import ObjectiveSpec
+from harness.plan.stages import Plan, Stage
+from harness.recipe.schema import Training
+from methods.base import Method, Need
+
+
+class Coster:
+    """Costs of a plan's stages.
+
+    Args:
+        plan: of a recipe.
+
+    Raises:
+        HarnessError: a model's config is not known.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.recipe = plan, plan.recipe
+        self.shapes = {role: shape_of(spec) for role, spec in plan.recipe.models_by_role().items()}
+
+    def cost(self, stage: Stage, recipe: Any = None) -> Cost:
+        """Of one stage; with another recipe's settings of speed and memory."""
+        makers: dict[str, Callable[[Stage, Any], Cost]] = {
+            "teacher": self._teacher,
+            "warm_start": self._warm_start,
+            "student": self._student,
+            "rows": self._rows,
+            "answers": self._answers,
+            "bits": self._bits,
+            "scores": self._scores,
+        }
+        return makers[stage.kind](stage, recipe or self.recipe)
+
+    def remedy(self, stage: Stage, device: Device) -> str:
+        """The first setting, or several together, with which a stage fits a device; empty where none is known."""
+        student = "train" if "start" in stage.inputs else "warm_start"  # sft trains as the warm start does
+        part = {"teacher": "teacher", "warm_start": "warm_start", "student": student}.get(stage.kind)
+        if stage.kind == "answers":
+            steps = [{"evaluation.batch_size": size} for size in (32, 8, 1)]
+            return self._first_that_fits(stage, device, steps)
+        if part is None:
+            return ""
+        steps = []
+        tried: dict[str, Any] = {}
+        for name, value in (
+            ("micro_batch_size", 1),
+            ("gradient_checkpointing", True),
+            ("chunk_rows", 64),
+            ("lora", Lora(rank=64, alpha=128)),
+        ):
+            if getattr(getattr(self.recipe, part), name) != value:
+                tried[f"{part}.{name}"] = value
+                steps.append(dict(tried))
+        return self._first_that_fits(stage, device, steps)
+
+    def _first_that_fits(self, stage: Stage, device: Device, steps: Sequence[Mapping[str, Any]]) -> str:
+        for changes in steps:
+            if self.cost(stage, _changed(self.recipe, changes)).memory <= device.memory:
+                return " ".join(f"{name}={_said(value)}" for name, value in changes.items())
+        return ""
+
+    # Training
+
+    def _teacher(self, stage: Stage, recipe: Any) -> Cost:
+        return self._training(stage, stage.role, recipe.teacher, None)
+
+    def _warm_start(self, stage: Stage, recipe: Any) -> Cost:
+        return self._training(stage, STUDENT, recipe.warm_start, None)
+
+    def _student(self, stage: Stage, recipe: Any) -> Cost:
+        training = recipe.train if "start" in stage.inputs else recipe.warm_start
+        return self._training(stage, STUDENT, training, stage.objective)
+
+    def _training(self, stage: Stage, role: str, training: Training, objective: ObjectiveSpec | None) -> Cost:
+        shape, texts = self.shapes[role], self._texts(stage.task, role)
+        micro = min(training.micro_batch_size or training.batch_size, training.batch_size)
+        passes = int(stage.values["steps"]) * training.batch_size / micro
+        tokens, longest = texts.batches(micro)
+        rows = texts.rows / max(len(texts.responses), 1) * micro
+        length = tokens / micro
+        # Forward, and twice that backward; without gradients of frozen weights once; recomputed activations once more.
+        frozen, again = training.lora is not None, training.gradient_checkpointing
+        flops = shape.forward(tokens, length) * ((2 if frozen else 3) + again)
+        flops += shape.logits(rows) * (2 if frozen else 3)
+        launches = float(shape.layers * (3 + again))
+        traffic = CE_TRAFFIC * rows * shape.vocabulary + 24.0 * _trained(shape, training) * micro / training.batch_size
+        width = _width(training)
+        memory = float(width * shape.parameters)  # without a step, only what reads its weights needs room for them
+        if passes:
+            memory = self._training_memory(shape, training, longest, texts, objective)
+        cpu = 0.0
+        for method, teacher in zip(objective.methods, objective.roles, strict=False) if objective else ():
+            other, read = self.shapes[teacher], self._texts(stage.task, teacher)
+            theirs = read.rows / max(len(read.responses), 1) * micro
+            flops += other.logits(theirs)
+            if stage.inputs[teacher].kind != "rows":
+                live, _ = read.batches(micro)
+                flops += other.forward(live, live / micro)
+                launches += other.layers
+            if Need.ENTROPY in method.needs:
+                flops += shape.logits(rows) + other.logits(theirs)
+                traffic += CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
+            passed = SORT_TRAFFIC if method.name in SORTING else KD_TRAFFIC
+            traffic += passed * (rows * shape.vocabulary + theirs * other.vocabulary)
+            cpu += rows * _cpu_seconds(method)
+            if Need.ROLLOUTS in method.needs:
+                drawn = self._decoding(shape, micro, method.options.rollout_tokens, 4, sampled=True)
+                share = method.options.rollout_share
+                traffic, cpu = traffic + share * drawn.traffic, cpu + share * drawn.cpu
+                launches += share * drawn.launches
+        disk = 4.0 * _trained(shape, training) if training.lora else 4.0 * shape.parameters
+        if stage.kind == "student" and not self.recipe.keep_students:
+            disk = 0.0
+        return Cost(flops * passes, launches * passes, traffic * passes, cpu * passes, memory, disk, fp32=width == 4)
+
+    def _training_memory(
+        self, shape: Shape, training: Training, tokens: float, texts: Texts, objective: ObjectiveSpec | None
+    ) -> float:
+        trained, width = _trained(shape, training), _width(training)
+        memory = 4.0 * shape.parameters + 12.0 * trained  # float32 weights; gradients and AdamW's two moments
+        if width == 2:  # autocast's copies of weights live until the backward pass; recomputation casts again
+            memory += 2.0 * shape.body / (shape.layers if training.lora and training.gradient_checkpointing else 1)
+        if not training.lora:
+            memory += 8.0 * shape.head  # of the head's gradient: the sum over chunks, and that of one
+        kept = shape.layer_activations(width, float((texts.prompts + texts.responses).max()))
+        memory += tokens * (
+            kept + 4.0 * shape.hidden * shape.layers if training.gradient_checkpointing else kept * shape.layers
+        )
+        memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
+        methods = objective.methods if objective else ()
+        whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
+        most = 256 if training.chunk_rows == "auto" else training.chunk_rows  # auto takes less where memory is short
+        chunk = max(most, float(texts.responses.max()) if whole else 0.0)
+        memory += 4.0 * chunk * shape.vocabulary * 5
+        for method, role in zip(methods, objective.roles if objective else (), strict=False):
+            other = self.shapes[role]
+            live = objective is not None and objective.needs_live(role)
+            memory += 2.0 * (other.parameters if live else other.head)
+            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if method.name in SORTING else 3)
+            memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
+        return memory
+
+    # What a trained model is asked
+
+    def _rows(self, stage: Stage, recipe: Any) -> Cost:
+        shape, texts = self.shapes[stage.role], self._texts(stage.task, stage.role)
+        width = _width(recipe.teacher)
+        longest = float((texts.prompts + texts.responses).max()) * 8
+        memory = width * shape.parameters + 8.0 * longest * (shape.hidden * 4 + shape.inner * 3)
+        batches = -(-len(texts.responses) // 8)
+        disk = self.recipe.teacher_rows.row_bytes(shape.hidden, width) * (texts.rows + len(texts.responses))
+        tokens = texts.tokens
+        flops = shape.forward(tokens, tokens / max(len(texts.responses), 1))
+        return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, disk, fp32=width == 4)
+
+    def _answers(self, stage: Stage, recipe: Any) -> Cost:
+        task, batch = self.plan.tasks[stage.task], recipe.evaluation.batch_size
+        shape = self.shapes[stage.role or STUDENT]
+        width = 2 if stage.role else 4  # students answer in float32, teachers in what they scored in
+        prompts = np.ceil(self._requests(stage.task) / PROMPT_BYTES_PER_TOKEN) + 1
+        limit = getattr(task.settings, "prompt_tokens", None)
+        prompts = np.minimum(prompts, limit) if limit else prompts
+        new_tokens = task.settings.new_tokens
+        batches = -(-len(prompts) // batch)
+        sampled = getattr(task.settings, "decoding", "greedy") == "sampling"
+        decoding = self._decoding(shape, min(batch, len(prompts)), new_tokens, width, sampled)
+        longest = float(prompts.max()) + new_tokens
+        cache_ = min(batch, len(prompts)) * longest * shape.layers * 2 * shape.keys * width
+        memory = width * shape.parameters + cache_ + 16.0 * min(batch, len(prompts)) * shape.vocabulary
+        memory += 4.0 * min(batch, len(prompts)) * float(prompts.max()) * (4 * shape.hidden + 3 * shape.inner)
+        flops = shape.forward(float(prompts.sum()), float(prompts.mean()))
+        flops += (2.0 * shape.body + 2.0 * shape.head) * len(prompts) * new_tokens
+        return Cost(
+            flops,
+            batches * (decoding.launches + shape.layers),
+            batches * decoding.traffic,
+            batches * decoding.cpu,
+            memory,
+            float(len(prompts) * new_tokens * 4),
+            fp32=width == 4,
+        )
+
+    def _bits(self, stage: Stage, recipe: Any) -> Cost:
+        role = stage.role or STUDENT
+        shape, texts = self.shapes[role], self._texts(stage.task, role, "test")
+        width = 2 if stage.role else 4
+        flops = shape.forward(texts.tokens, texts.tokens / max(len(texts.responses), 1)) + shape.logits(texts.rows)
+        batches = -(-len(texts.responses) // 8)
+        memory = width * shape.parameters + 4.0 * 256 * shape.vocabulary * 3
+        longest = float((texts.prompts + texts.responses).max()) * 8 if len(texts.responses) else 0.0
+        memory += longest * 4 * (4 * shape.hidden + 3 * shape.inner)
+        return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, 0.0, fp32=width == 4)
+
+    def _scores(self, stage: Stage, recipe: Any) -> Cost:
+        each = JUDGE_SECONDS if stage.task == "codem" else 1e-3
+        return Cost(cpu=each * len(self._requests(stage.task)))
+
+    def _decoding(self, shape: Shape, batch: int, new_tokens: int, width: int, sampled: bool) -> Cost:
+        """Of one batch that is as long as it may get."""
+        launches = new_tokens * shape.layers * DECODING_LAYER_SECONDS / LAYER_SECONDS
+        traffic = float(new_tokens) * width * (shape.body + shape.head)
+        cpu = new_tokens * batch * shape.vocabulary * DRAW_SECONDS if sampled else 0.0
+        return Cost(launches=launches, traffic=traffic, cpu=cpu)
+
+    def _texts(self, task: str, role: str, split: str = "train") -> Texts:
+        ratio = self.shapes[role].bytes_per_token.get(task, 3.0)
+        return Texts.of(self._bytes[task, split], ratio, self.recipe.limits.length)
+
+    @cached_property
+    def _bytes(self) -> dict[tuple[str, str], FloatArray]:
+        found = {}
+        for name, task in self.plan.tasks.items():
+            for split, examples in (("train", task.training_examples()), ("test", task.reference_examples())):
+                found[name, split] = text_sizes([(example.prompt, example.response) for example in examples])
+        return found
+
+    def _requests(self, task: str) -> FloatArray:
+        """[requests]: bytes of prompts."""
+        if task not in self._prompts:
+            self._prompts[task] = np.array(self.plan.tasks[task].request_sizes(), dtype=np.float64)
+        return self._prompts[task]
+
+    @cached_property
+    def _prompts(self) -> dict[str, FloatArray]:
+        return {}
+
+
+def _width(training: Training) -> int:
+    """Bytes of what a GPU multiplies in."""
+    return 4 if training.precision == "float32" else 2
+
+
+def _trained(shape: Shape, training: Training) -> float:
+    """Weights that are trained: all, or those of adapters at every matrix of the layers."""
+    if training.lora is None:
+        return float(shape.parameters)
+    matrices = 2 * (shape.hidden + shape.queries) + 2 * (shape.hidden + shape.keys) + 3 * (shape.hidden + shape.inner)
+    return float(training.lora.rank * shape.layers * matrices)
+
+
+def _cpu_seconds(method: Method) -> float:
+    seconds = CPU_SECONDS.get(method.name, 0.0)
+    return seconds * (getattr(method.options, "k", 100) / 100) ** 2 if method.name == "cdm" else seconds
+
+
+def _changed(recipe: Any, changes: Mapping[str, Any]) -> Any:
+    """The recipe with other values at dotted paths of two parts."""
+    for path, value in changes.items():
+        part, _, field = path.partition(".")
+        recipe = recipe.model_copy(update={part: getattr(recipe, part).model_copy(update={field: value})})
+    return recipe
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Lora):
+        return f"'{{rank: {value.rank}, alpha: {value.alpha:g}}}'"
+    return str(value).lower()

@@ -1,0 +1,149 @@
+"""The rows of a table as objectives: methods with their options, teachers and weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.base.errors import HarnessError
+from harness.base.identity import code_digest, imported_modules
+from methods.base import Method, Need, Rows, Start, TeacherKind, find
+from methods.library.dual import DualOptions, is_dual, parts_of
+
+ROLE_OF_KIND = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
+KIND_OF_ROLE = {role: kind for kind, role in ROLE_OF_KIND.items()}
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """A row of the table: a method with its options, or the two methods of a dual teacher.
+
+    Attributes:
+        label: in tables; the name that the recipe calls the row by.
+        methods: built with the recipe's options; one, or two.
+        ce_weight: factor of the cross-entropy.
+        kd_weights: factor of each method's distillation term.
+    """
+
+    label: str
+    methods: tuple[Method, ...]
+    ce_weight: float
+    kd_weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, label: str, method: Method) -> ObjectiveSpec:
+        """One method with its own weights."""
+        return cls(label, (method,), method.options.ce_weight, (method.options.kd_weight,))
+
+    @property
+    def fidelity(self) -> str:
+        return str(self.methods[0].options.fidelity) if len(self.methods) == 1 else "described"
+
+    @property
+    def fidelities_differ(self) -> bool:
+        return len(self.methods) == 1 and self.methods[0].fidelities_differ
+
+    @property
+    def name(self) -> str:
+        """The label, with the fidelity where it is not the default."""
+        return f"{self.label} (released)" if self.fidelity == "released" else self.label
+
+    @property
+    def start(self) -> Start:
+        return self.methods[0].start
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Role of the teacher of each method that has one."""
+        return tuple(ROLE_OF_KIND[m.teacher] for m in self.methods if m.teacher in ROLE_OF_KIND)
+
+    @property
+    def teacher_kind(self) -> str:
+        """As tables group rows."""
+        return "both" if len(self.methods) > 1 else self.methods[0].teacher.value
+
+    def needs_live(self, role: str) -> bool:
+        """Whether stored rows are not enough: a method scores the prompt too, or what the student samples."""
+        return any(
+            ROLE_OF_KIND.get(m.teacher) == role and (m.rows is Rows.ALL or Need.ROLLOUTS in m.needs)
+            for m in self.methods
+        )
+
+    @property
+    def samples(self) -> bool:
+        """Whether the student samples responses while it trains."""
+        return any(Need.ROLLOUTS in m.needs for m in self.methods)
+
+    def identity(self) -> dict[str, Any]:
+        weights = {"ce_weight", "kd_weight"}  # those that count stand below; a dual teacher's parts have others
+        return {
+            "methods": [
+                {"method": m.name, "options": m.options.model_dump(mode="json", exclude=weights), "code": _code_of(m)}
+                for m in self.methods
+            ],
+            "weights": [self.ce_weight, *self.kd_weights],
+        }
+
+
+def _code_of(method: Method) -> str:
+    bases = [c.__module__ for c in type(method).__mro__ if issubclass(c, Method) and c is not Method]
+    return code_digest(*sorted({module for base in bases for module in imported_modules(base)}))
+
+
+def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
+    """Methods and variants with their options: a row for each fidelity in which they differ."""
+    objectives = []
+    for name in recipe.methods:
+        if is_dual(name):
+            objectives.append(_dual(recipe, name))
+            continue
+        kind = find(recipe.method_of(name)[0])
+        own = _own_fidelity(recipe, name)
+        # "released" of a method whose code does what its paper says is the same row
+        wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
+        objectives += [ObjectiveSpec.of(name, _method(recipe, name, fidelity)) for fidelity in wanted]
+    return objectives
+
+
+def _dual(recipe: Any, name: str) -> ObjectiveSpec:
+    """Two methods under one cross-entropy; their own weights give way to the pair's."""
+    same, cross = parts_of(name)
+    shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in DualOptions.model_fields}
+    given = [recipe.method_options.get(key, {}) for key in dict.fromkeys(("dual", name, f"dual({same}, {cross})"))]
+    options = DualOptions.model_validate(shared | {k: v for part in given for k, v in part.items()})
+    methods = tuple(_method(recipe, part, _own_fidelity(recipe, part) or "described") for part in (same, cross))
+    parts = [f"{m.name} (released)" if _is_released(m) else m.name for m in methods]
+    share = options.same_weight
+    weights = options.kd_weight * share, options.kd_weight * (1 - share)
+    return ObjectiveSpec(f"dual({', '.join(parts)})", methods, options.ce_weight, weights)
+
+
+def _own_fidelity(recipe: Any, name: str) -> str | None:
+    """The fidelity that a recipe's options ask of a method, if they do; it wins over the recipe's list."""
+    asked: str | None = (recipe.method_options.get("all", {}) | recipe.method_of(name)[1]).get("fidelity")
+    return asked
+
+
+def _is_released(method: Method) -> bool:
+    return method.fidelities_differ and method.options.fidelity == "released"
+
+
+def _method(recipe: Any, name: str, fidelity: str) -> Method:
+    """A method or variant with the recipe's options.
+
+    Raises:
+        HarnessError: the recipe names no teacher for it.
+    """
+    method, own = recipe.method_of(name)
+    kind = find(method)
+    role = ROLE_OF_KIND.get(kind.teacher)
+    if role is not None and getattr(recipe.teachers, role) is None:
+        raise HarnessError(
+            f"teachers.{role}", "none", f"a teacher for method {name}", "Name a model, or leave the method out."
+        )
+    shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in kind.Options.model_fields}
+    if kind.teacher is TeacherKind.NONE:
+        # the control is a distillation run without its KD term: all else that `all` says holds for it too
+        shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and k != "kd_weight"}
+    given = shared | own
+    return kind(kind.Options.model_validate(given | {"fidelity": fidelity}))

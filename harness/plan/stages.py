@@ -1,0 +1,172 @@
+"""What a plan is made of: stages with their identities, and the cells and references that they end in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from harness.base.files import digest_of
+from harness.base.identity import seed_of
+from harness.plan.objectives import KIND_OF_ROLE, ObjectiveSpec
+from harness.tasks.base import Task
+from methods.base import TeacherKind
+
+if TYPE_CHECKING:
+    from harness.store.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A step whose result is stored.
+
+    Attributes:
+        kind: "teacher", "warm_start", "rows", "student", "answers", "bits" or "scores". Answers and bits are a
+            model's: that of the input "student" or "teacher", or the published student where there is neither.
+        title: what a person calls it.
+        task: name of the task.
+        values: what decides the result, beside the inputs.
+        inputs: stages whose results it reads, by name.
+        seed: repetition, where the stage depends on it.
+        role: of the teacher, where the stage is about one.
+        objective: what the stage trains or evaluates, where it is about a student.
+    """
+
+    kind: str
+    title: str
+    task: str
+    values: Mapping[str, Any]
+    inputs: Mapping[str, Stage] = field(default_factory=dict)
+    seed: int = 0
+    role: str = ""
+    objective: ObjectiveSpec | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        inputs = {name: stage.identity for name, stage in self.inputs.items()}
+        return digest_of({"kind": self.kind, "values": dict(self.values), "inputs": inputs})
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """The stages that evaluate one model on one task."""
+
+    task: str
+    seed: int
+    answers: Stage
+    scores: Stage
+    bits: Stage | None
+
+
+@dataclass(frozen=True, eq=False)
+class Cell(Evaluated):
+    """One student: a task, an objective and a seed; its stages end with scores and bits per byte."""
+
+    objective: ObjectiveSpec
+    student: Stage
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} · {self.objective.name} · seed {self.seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference(Evaluated):
+    """A model that no method made, evaluated as students are: a row to compare with.
+
+    Attributes:
+        label: in tables: "untrained", "warm start" or "teacher".
+        teacher: role of the teacher; empty for the student's own references.
+    """
+
+    label: str
+    teacher: str = ""
+
+    @property
+    def role(self) -> str:
+        """As tables call it."""
+        return "teacher" if self.teacher else "reference"
+
+    @property
+    def teacher_kind(self) -> str:
+        """As tables group rows."""
+        return KIND_OF_ROLE[self.teacher].value if self.teacher else TeacherKind.NONE.value
+
+    @property
+    def row(self) -> str:
+        """The label, with what tells one teacher from the other."""
+        return f"{self.teacher}-tokenizer {self.label}" if self.teacher else self.label
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} · {self.row} · seed {self.seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All cells of a recipe and their stages."""
+
+    recipe: Any
+    cells: tuple[Cell, ...]
+    tasks: Mapping[str, Task]
+    references: tuple[Reference, ...] = ()
+
+    @property
+    def evaluated(self) -> tuple[Reference | Cell, ...]:
+        """All that gets numbers: every row of the table, seed by seed."""
+        return (*self.references, *self.cells)
+
+    @property
+    def ends(self) -> list[Stage]:
+        """The stages that are asked for; all others are made where these need them."""
+        if self.recipe.stages:
+            return [stage for stage in self.stages() if stage.kind in ("teacher", "rows")]
+        return [end for cell in self.evaluated for end in (cell.scores, cell.bits) if end is not None]
+
+    @cached_property
+    def identity(self) -> str:
+        return digest_of(sorted(stage.identity for stage in self.stages()))
+
+    def stages(self) -> list[Stage]:
+        """Every stage once, inputs before what reads them, task by task."""
+        seen: dict[str, Stage] = {}
+        for cell in self.evaluated:
+            for last in (cell.scores, cell.bits):
+                if last is not None:
+                    for stage in with_inputs(last):
+                        seen.setdefault(stage.identity, stage)
+        return list(seen.values())
+
+
+def order_seed(stage: Stage) -> int:
+    """Seed of a stage's data order and dropout: the same for every method in the same repetition.
+
+    Distillation does not begin with the rows that the warm start has just seen.
+    """
+    phase = "distillation" if "start" in stage.inputs else "fine-tuning"
+    return seed_of("order", stage.task, phase, stage.seed)
+
+
+def with_inputs(stage: Stage) -> Iterator[Stage]:
+    """A stage after all that it reads, directly or not; what is read twice comes twice."""
+    for needed in stage.inputs.values():
+        yield from with_inputs(needed)
+    yield stage
+
+
+def demanded_stages(plan: Plan, store: Store) -> set[str]:
+    """Identities of stages that would have to run, seen from those that are asked for."""
+    wanted: set[str] = set()
+    pending = plan.ends
+    while pending:
+        stage = pending.pop()
+        if stage.identity not in wanted and store.find(stage.kind, stage.identity) is None:
+            wanted.add(stage.identity)
+            pending.extend(stage.inputs.values())
+    return wanted
+
+
+def stage_line(stage: Stage) -> str:
+    """A stage in a progress line: teachers are the same for all seeds."""
+    return " · ".join([stage.title, stage.task, *([] if stage.role else [f"seed {stage.seed}"])])

@@ -1,0 +1,203 @@
+"""What may be asked for: a typed schema, YAML files that extend one another, ``key=value`` overrides.
+
+Every error of a recipe is reported at once, with its path, the value found and the nearest name that exists.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, create_model, model_validator
+
+from harness.base.device import Precision
+from harness.base.schema import as_list, as_names
+from harness.models.spec import Lora, ModelSpec, Strict
+from harness.models.top_rows import packed_bytes
+from harness.tasks import tasks
+
+Role = Literal["same", "cross"]
+
+
+class Teachers(Strict):
+    """Teachers by what they share with the student."""
+
+    same: ModelSpec | None = Field(None, description="teacher with the student's tokenizer: FKD, RKD")
+    cross: ModelSpec | None = Field(None, description="teacher with another tokenizer: ULD and the other methods")
+
+
+def _on_or_off(value: Any) -> Any:
+    """YAML reads the words as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+class Training(Strict):
+    """A training stage. What only changes speed or memory is marked; it is not part of a stage's identity."""
+
+    steps: int | None = Field(None, ge=0, description="optimiser steps; wins over epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the training rows")
+    batch_size: int = Field(8, ge=1, description="responses per optimiser step, over all devices")
+    micro_batch_size: int | None = Field(None, ge=1, description="(speed) responses per forward pass and device")
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup: float = Field(0.0, ge=0, description="steps of warm-up, or a share of all steps where below 1")
+    weight_decay: float = Field(0.01, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(1.0, gt=0)
+    bucket: Literal["none", "length"] = Field(
+        "none", description="length: steps of responses of like length, so that batches pad little; another order"
+    )
+    packing: bool = Field(
+        False, description="(speed) sequences one behind the other instead of padded, where the model can"
+    )
+    precision: Precision = Field("auto", description="auto: bf16 where the GPU has it")
+    lora: Lora | None = Field(None, description="train adapters only")
+    gradient_checkpointing: bool = Field(False, description="(memory) recompute activations")
+    chunk_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="(memory) response rows whose logits exist at once; auto: by vocabularies and free memory"
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
+        "auto", description="(speed) losses through torch.compile; auto: on a GPU"
+    )
+    checkpoint_every: int | None = Field(None, ge=1, description="(safety) steps between checkpoints; null for none")
+    report_to: tuple[str, ...] = Field((), description="trackers of transformers' Trainer, such as tensorboard")
+
+    @model_validator(mode="after")
+    def _has_length(self) -> Training:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("set steps or epochs")
+        return self
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps over ``rows`` training rows."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * rows / self.batch_size))
+
+    def identity(self) -> dict[str, Any]:
+        """What changes results."""
+        # precision "auto" means something only on a machine: plans say what it comes to
+        speed = {
+            "precision",
+            "micro_batch_size",
+            "packing",
+            "gradient_checkpointing",
+            "chunk_rows",
+            "compile",
+            "checkpoint_every",
+            "report_to",
+        }
+        return self.model_dump(mode="json", exclude=speed)
+
+
+class Limits(Strict):
+    """Lengths, in tokens."""
+
+    length: int = Field(512, ge=2, description="prompt and response together, EOS included, on every side")
+    overlong: Literal["error", "drop"] = Field(
+        "error", description="a prompt that leaves no room: stop, or leave it out"
+    )
+
+
+class TeacherRows(Strict):
+    """What is stored of a teacher at each position of a response, once for all methods."""
+
+    keep: Literal["hidden", "top_k"] = Field(
+        "hidden", description="hidden: the last hidden row, exact; top_k: the likeliest k tokens, the rest as one mass"
+    )
+    k: int = Field(256, ge=1, description="tokens of a position with top_k, 6 bytes each, and 8 for the rest")
+
+    def row_bytes(self, hidden: int, itemsize: int) -> int:
+        """Bytes of a position, of hidden rows with so many numbers of so many bytes."""
+        return hidden * itemsize if self.keep == "hidden" else packed_bytes(self.k)
+
+    def identity(self) -> dict[str, Any]:
+        """What changes results; nothing where rows are exact."""
+        return {} if self.keep == "hidden" else self.model_dump(mode="json")
+
+
+class Data(Strict):
+    """Where the data is."""
+
+    root: str | None = Field(None, description="folder of the data sets; null for the samples that the project ships")
+
+
+References = Annotated[tuple[Literal["untrained", "warm_start", "teachers"], ...], BeforeValidator(as_list)]
+
+
+class Evaluation(Strict):
+    """How students are evaluated, beyond each task's own settings."""
+
+    batch_size: int = Field(16, ge=1, description="(speed) answers that are generated at a time")
+    engine: Literal["hf", "vllm"] = Field("hf", description="what generates: transformers, or vLLM where installed")
+    bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
+    references: References = Field(
+        (), description="rows to compare with: untrained (the student as it was), warm_start, teachers (fine-tuned)"
+    )
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(as_names), Field(min_length=1)]
+Only = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(as_list)]
+Seeds = Annotated[tuple[int, ...], BeforeValidator(as_list), Field(min_length=1)]
+Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(as_list), Field(min_length=1)]
+
+
+class _RecipeBase(Strict):
+    """A comparison: one pair of models, and the methods, tasks and seeds to cross."""
+
+    name: str = Field(description="how runs of it are called")
+    title: str = Field("", description="heading of the report")
+    notes: tuple[str, ...] = Field((), description="sentences printed under the table")
+    student: ModelSpec
+    teachers: Teachers
+    tasks: Names
+    methods: Names
+    fidelity: Fidelities = ("described",)
+    method_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="options by method; those under `all` go to every method that starts from the warm start",
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="further names for `methods`: {gold_on_policy: {method: gold, rollout_share: 0.5}} is a row with "
+        "gold's options and these",
+    )
+    seeds: Seeds = (0,)
+    baseline: str | None = Field(
+        "control", description="the method that tests compare all others with; null for no tests"
+    )
+    paper: str | None = Field(None, description="the pair of models whose published numbers stand beside ours")
+    data: Data = Data()
+    limits: Limits = Limits()
+    teacher: Training = Field(description="fine-tuning of the teachers on the task")
+    warm_start: Training = Field(description="fine-tuning of the student before distillation")
+    train: Training = Field(description="distillation")
+    teacher_rows: TeacherRows = TeacherRows()
+    evaluation: Evaluation = Evaluation()
+    stages: Only = Field((), description="[teacher]: make the teachers and their rows, and stop; empty: everything")
+    keep_students: bool = Field(True, description="keep trained weights; their scores are kept in any case")
+
+    def models_by_role(self) -> dict[str, ModelSpec]:
+        """The models of the pair: "student", and "same" and "cross" where there is such a teacher."""
+        roles = {"student": self.student, "same": self.teachers.same, "cross": self.teachers.cross}
+        return {role: spec for role, spec in roles.items() if spec is not None}
+
+    def seeds_of(self, task: str) -> tuple[int, ...]:
+        """The repetitions of a task: its own, else the recipe's."""
+        own: tuple[int, ...] | None = getattr(self, task).seeds
+        return self.seeds if own is None else own
+
+    def method_of(self, row: str) -> tuple[str, dict[str, Any]]:
+        """The method behind a name in ``methods``, and the options that the recipe gives to it beyond `all`'s."""
+        variant = self.variants.get(row, {"method": row})
+        own = {name: value for name, value in variant.items() if name != "method"}
+        return str(variant["method"]), self.method_options.get(variant["method"], {}) | own
+
+
+# The tasks' own settings are fields of the recipe under the tasks' names: dolly.new_tokens=64.
+Recipe = create_model(  # type: ignore[call-overload]
+    "Recipe",
+    __base__=_RecipeBase,
+    __module__=__name__,
+    **{name: (task.Settings, Field(default_factory=task.Settings)) for name, task in tasks().items()},
+)

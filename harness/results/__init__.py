@@ -1,0 +1,1 @@
+"""From stored stages to what a report is made of."""

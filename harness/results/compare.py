@@ -1,0 +1,36 @@
+"""Two runs beside each other, from their records and the store: no model, no recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.results.record import Run, collect
+from harness.store.store import Store
+from reports import RunComparison, compare
+
+
+def compare_runs(first: Run, second: Run) -> RunComparison:
+    """Settings, versions and digests that differ, and all numbers of both runs; each reads the store beside it."""
+    runs = (first, second)
+    names = [run.folder.name for run in runs] if first.folder.name != second.folder.name else [r.folder for r in runs]
+    results = [collect(run, Store(run.folder.absolute().parent))[0] for run in runs]
+    return compare(
+        (str(names[0]), str(names[1])), (_settings(first.record), _settings(second.record)), (results[0], results[1])
+    )
+
+
+def folder_of(run: Path, runs: Path) -> Path:
+    """The folder of a run that is named by its path, or by its name within ``runs``."""
+    return run if run.exists() or not (runs / run).exists() else runs / run
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What may explain a difference, most likely first; a recipe's fields have the names that overrides have."""
+    return {
+        **record["recipe"],
+        "sources": record["sources"],  # of data and models
+        "protocol": {task: " ".join(lines) for task, lines in record["protocol"].items()},
+        "environment": record["environment"],
+    }

@@ -1,0 +1,184 @@
+"""From a run's record and the store to what its page shows besides the table. No model: all of it is stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from harness.plan.alignments import KIND
+from harness.store.artefacts import ALIGNMENTS, TIMING, TRACES, stored_json
+from harness.store.store import Store
+from reports import Alignment, Answer, Evidence, Item, TokenSide
+from reports.evidence import COST_COLUMNS, STEP_COLUMNS
+
+SHOWN_ITEMS = 12  # of a task, with every row's answer
+
+
+def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
+    """What a page shows besides the table: steps, costs, answers, alignments, manifests, failures. No model."""
+    cells = labelled(record["cells"])
+    trained = [cell for cell in cells if "student" in cell["stages"]]  # nothing is trained for a reference alone
+    alignments, aligned = _alignments(trained, store)
+    return Evidence(
+        steps=_steps(trained, store),
+        costs=_costs(trained, store),
+        items=_items(cells, store, record.get("references", {})),
+        alignments=alignments,
+        aligned=aligned,
+        recipe=yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True, width=110),
+        manifest=_manifest(record, store),
+        stages=_stages(cells, store),
+        failures=_failures(record),
+    )
+
+
+def labelled(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of a record with their row's name under "row": "released" is said beside "described", as in tables."""
+    described = {cell["method"] for cell in cells if cell["fidelity"] == "described"}
+    return [{**cell, "row": _row(cell, cell["method"] in described)} for cell in cells]
+
+
+def _row(cell: Mapping[str, Any], described: bool) -> str:
+    if cell["role"] == "teacher":
+        return f"teacher {cell['teacher']}"
+    released = cell["fidelity"] == "released" and described
+    return str(cell["method"]) + (" (released)" if released else "")
+
+
+def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
+    """What training showed, one row a step; kept where students were dropped."""
+    names = {"kd": "kd_0", "ratio": "kd_ce_ratio_0", "second kd": "kd_1", "second ratio": "kd_ce_ratio_1"}
+    rows = []
+    for cell in cells:
+        own = {"row": cell["row"], "task": cell["task"], "seed": cell["seed"]}
+        for step in store.read_dropped("student", cell["stages"]["student"], "steps.json") or []:
+            rows.append(
+                own
+                | {name: step[name] for name in ("step", "loss", "ce")}
+                | {name: step.get(stored, math.nan) for name, stored in names.items()}
+            )
+    return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
+
+
+def _costs(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
+    rows = [
+        (cell["row"], cell["task"], cell["seed"], timing["seconds"])
+        for cell in cells
+        if (timing := store.read_dropped("student", cell["stages"]["student"], TIMING)) is not None
+    ]
+    return pd.DataFrame(rows, columns=list(COST_COLUMNS))
+
+
+def _items(cells: Sequence[Mapping[str, Any]], store: Store, references: Mapping[str, Mapping[str, str]]) -> list[Item]:
+    """The first test items of each task with their reference and the answers of every row's first seed."""
+    items: dict[tuple[str, str], tuple[str, list[Answer]]] = {}
+    for cell in _first_seeds(cells):
+        scores = stored_json(store, "scores", cell, "scores.json") or {}
+        units = {metric["name"]: metric["unit"] for metric in cell["metrics"]}
+        for answer in _first_answers(stored_json(store, "answers", cell, "answers.json") or []):
+            own = [
+                (name, scores[name][answer["id"]], unit) for name, unit in units.items() if _has(scores, name, answer)
+            ]
+            said = Answer(cell["row"], answer["output"], answer["stop"], tuple(own))
+            items.setdefault((cell["task"], answer["id"]), (answer["prompt"], []))[1].append(said)
+    return [
+        # GSM8K's answers are named after lm-eval's split: gsm8k/test/7 answers gsm8k/7
+        Item(task, name, prompt, tuple(answers), references.get(task, {}).get(name.replace("/test/", "/"), ""))
+        for (task, name), (prompt, answers) in items.items()
+    ]
+
+
+def _first_answers(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One answer, of the first sampling seed, to each of the first items."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for answer in answers:
+        first.setdefault(answer["id"], answer)
+    return list(first.values())[:SHOWN_ITEMS]
+
+
+def _has(scores: Mapping[str, Mapping[str, float]], metric: str, answer: Mapping[str, Any]) -> bool:
+    return answer["id"] in scores.get(metric, {})
+
+
+def _first_seeds(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One cell of each row and task."""
+    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for cell in cells:
+        first.setdefault((cell["task"], cell["row"]), cell)
+    return list(first.values())
+
+
+def _alignments(cells: Sequence[Mapping[str, Any]], store: Store) -> tuple[list[Alignment], list[tuple[str, int, int]]]:
+    """Every alignment that is stored, and of how many responses of each task: (task, shown, all)."""
+    found: list[Alignment] = []
+    counts: dict[str, tuple[int, int]] = {}
+    for cell in _first_seeds(cells):
+        traces = store.read_dropped("student", cell["stages"]["student"], TRACES) or []
+        made = {(trace["method"], trace["item"]): _alignment(cell, trace, trace["kd"]) for trace in traces}
+        places: dict[str, int] = {}  # of the test responses
+        for identity in cell.get("alignments", ()):
+            stored = store.read_dropped(KIND, identity, ALIGNMENTS)
+            if stored is None:
+                continue
+            counts[cell["task"]] = len(stored["items"]), stored["of"]
+            for item in stored["items"]:
+                places.setdefault(item["item"], len(places))
+                made.setdefault((stored["method"], item["item"]), _alignment(cell, item | {"method": stored["method"]}))
+        found += sorted(made.values(), key=lambda alignment: places.get(alignment.item, -1))
+    return found, [(task, *numbers) for task, numbers in counts.items()]
+
+
+def _alignment(
+    cell: Mapping[str, Any], stored: Mapping[str, Any], kd: Sequence[float | None] | None = None
+) -> Alignment:
+    return Alignment(
+        task=cell["task"],
+        item=stored["item"],
+        row=cell["row"],
+        method=stored["method"],
+        student=_token_side(stored["student"]),
+        teacher=_token_side(stored["teacher"]),
+        groups=tuple((tuple(student), tuple(teacher)) for student, teacher in stored["groups"]),
+        kd=() if kd is None else tuple(kd),
+        teacher_kind=cell["teacher_kind"],
+        traced=kd is not None,
+        stand_in=stored.get("stand_in", False),
+    )
+
+
+def _token_side(side: Mapping[str, Any]) -> TokenSide:
+    return TokenSide(side["name"], tuple(side["tokens"]), tuple(side["ends"]))
+
+
+def _manifest(record: Mapping[str, Any], store: Store) -> list[tuple[str, str]]:
+    """The run's identity, what its models came to on the machine that trained, and the versions in use."""
+    lines = [("run", str(record["identity"]))]
+    manifests = (store.read_manifest("scores", cell["stages"]["scores"]) for cell in record["cells"])
+    for role, model in next((m["models"] for m in manifests if m is not None), {}).items():
+        lines.append((f"{role} model", model["uri"]))
+        lines += [(f"{role} {name}", model[name]) for name in ("commit", "sha256") if name in model]
+    return lines + [(name, str(value)) for name, value in record["environment"].items()]
+
+
+def _stages(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
+    """What is stored of each cell, to find it in the store and to check it."""
+    rows = []
+    for cell in cells:
+        for kind, identity in cell["stages"].items():
+            manifest = store.read_manifest(kind, identity)
+            if manifest is not None:
+                row = {"cell": cell["name"], "stage": kind, "identity": identity[:24], "made": manifest["created"]}
+                rows.append(row | {"seconds": manifest["seconds"]})
+    return pd.DataFrame(rows)
+
+
+def _failures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found: dict[tuple[str, str], None] = {}
+    for cell in record["cells"]:
+        for failure in cell["failures"].values():
+            found[f"{cell['name']}: {failure['stage']}", failure["reason"]] = None
+    return list(found)

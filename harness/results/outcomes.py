@@ -1,0 +1,68 @@
+"""From stored stages to counts of what became of answers, programs and rows. No model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from harness.results.evidence import labelled
+from harness.store.artefacts import stored_json
+from harness.store.store import Store
+from reports.outcomes import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
+
+_ENDS = {"eos": "EOS", "length": "length limit"}  # as tables say it
+
+
+def collect_outcomes(record: Mapping[str, Any], store: Store) -> pd.DataFrame:
+    """Counts by row, task and seed, as :data:`reports.outcomes.OUTCOME_COLUMNS`."""
+    rows = [
+        (cell["row"], cell["task"], cell["seed"], *counted)
+        for cell in labelled(record["cells"])
+        for counted in _of_cell(cell, store)
+    ]
+    return pd.DataFrame(rows, columns=list(OUTCOME_COLUMNS))
+
+
+def scoring_lines(cells: list[Mapping[str, Any]], store: Store) -> list[str]:
+    """Where a task's programs ran: the sandbox, cores, and how busy the machine was."""
+    places, cores, loads = [], set(), []
+    for cell in cells:
+        details = stored_json(store, "scores", cell, "details.json")
+        if not details or "ran_in" not in details:  # no programs
+            continue
+        places.append(details["ran_in"])
+        machine = (store.read_manifest("scores", cell["stages"]["scores"]) or {}).get("machine")
+        if machine:
+            cores.add(int(machine["cores"]))
+            loads += machine["load"]
+    if not places:
+        return []
+    line = f"Programs ran in {', '.join(dict.fromkeys(places))}"
+    if cores:
+        counts = " or ".join(map(str, sorted(cores)))
+        line += f", on {counts} core{'s' * (counts != '1')} at a load of {min(loads):.1f} to {max(loads):.1f}"
+    return [line + "."]
+
+
+def _of_cell(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[str, str, int]]:
+    """(of, outcome, count) of one cell."""
+    answers = stored_json(store, "answers", cell, "answers.json") or []
+    yield from _listed(ANSWERS, Counter(_ENDS.get(answer["stop"], answer["stop"]) for answer in answers))
+    yield from _listed(PROMPTS, Counter(CUT if answer["prompt_cut"] else "whole" for answer in answers))
+    details = stored_json(store, "scores", cell, "details.json") or {}
+    for metric, statuses in details.get("statuses", {}).items():
+        yield from _listed(metric, Counter(statuses.values()))
+    yield from _listed(JUDGED, details.get("outcomes", {}))
+    for of, kind in ((TRAINING, "student"), (REFERENCES, "bits")):
+        manifest = store.read_manifest(kind, cell["stages"][kind]) if kind in cell["stages"] else None
+        if manifest is not None and (rows := manifest.get("rows")) is not None:
+            whole = rows["read"] - rows["cut"] - rows["left_out"]
+            yield from _listed(of, {"whole": whole, CUT: rows["cut"], LEFT_OUT: rows["left_out"]})
+
+
+def _listed(of: str, counts: Mapping[str, int]) -> Iterator[tuple[str, str, int]]:
+    for outcome, count in counts.items():
+        yield of, outcome, count

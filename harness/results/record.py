@@ -1,0 +1,389 @@
+"""From stored stages to two tidy tables, and to the report's context. No model, no recipe: a run's record is enough."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.base.errors import HarnessError
+from harness.base.files import disk_errors, write_json
+from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
+from harness.generation import vllm as vllm_engine
+from harness.plan.alignments import shown
+from harness.plan.builder import model_sources
+from harness.plan.stages import Cell, Plan, Reference
+from harness.results.evidence import SHOWN_ITEMS, collect_evidence, labelled
+from harness.results.outcomes import collect_outcomes, scoring_lines
+from harness.store.artefacts import Failure, stored_json
+from harness.store.store import Store
+from harness.tasks.codem import CodeM
+from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
+from reports.folder import FIGURES
+
+RECORD = "run.json"
+FORMAT = 2
+
+BITS_PER_BYTE = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False, "higher_is_better": False}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and record.
+
+    Attributes:
+        folder: holds run.json, the report's files and tracebacks of failures.
+        record: cells with the identities of their stages, protocol, notes, settings, failures, baseline, paper.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+
+
+def run_folder(runs: Path, plan: Plan) -> Path:
+    """Where a plan's run is kept: its recipe's name and its identity."""
+    return runs / f"{plan.recipe.name}-{plan.identity[:10]}"
+
+
+def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], environment: Mapping[str, Any]) -> Run:
+    """Write run.json: all that a report needs beside the store."""
+    recipe = plan.recipe
+    record = {
+        "format": FORMAT,
+        "identity": plan.identity,
+        "recipe": recipe.model_dump(mode="json"),
+        "title": recipe.title or recipe.name,
+        "notes": list(recipe.notes) + _caveats(plan),
+        "protocol": {name: _protocol(plan, name) for name in plan.tasks},
+        "baseline": _baseline(plan),
+        "paper": recipe.paper or "",
+        "settings": _settings(plan),
+        "environment": dict(environment),
+        "sources": {
+            "models": model_sources(recipe),
+            "data": {
+                name: {"train": task.training_digest(), "test": task.test_digests()}
+                for name, task in plan.tasks.items()
+            },
+        },
+        "references": _references(plan),
+        "cells": [_cell(plan, cell, failures) for cell in plan.evaluated],
+    }
+    write_json(folder / RECORD, record)
+    return Run(folder, record)
+
+
+def read_record(folder: Path) -> Run:
+    """A run from its folder.
+
+    Raises:
+        HarnessError: there is no run there, or an other version of the harness wrote it.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        inside = sorted(str(path.parent) for path in folder.glob(f"*/{RECORD}"))
+        known = inside or sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD}"))
+        there = f"There are {', '.join(known)}." if known else ""
+        raise HarnessError("run", f"no {RECORD} in {folder}", "the folder of a run", there) from None
+    except ValueError as error:
+        raise HarnessError(
+            str(folder / RECORD), f"damaged JSON ({error})", "a run's record", "Run the recipe again."
+        ) from error
+    form = record.get("format") if isinstance(record, dict) else None
+    if form != FORMAT:
+        raise HarnessError(str(folder / RECORD), f"format {form}", f"format {FORMAT}", "Run the recipe again.")
+    return Run(folder, record)
+
+
+def write_report(run: Run, store: Store) -> tuple[Table, ReportContext, list[Path]]:
+    """Collect a run's results and write the report's files into its folder; the table is what a terminal shows."""
+    results, items = collect(run, store)
+    analysis = analyse(results, items, run.record["baseline"])
+    context = report_context(run, store)
+    with disk_errors(run.folder):
+        files = write(results, context, run.folder, analysis, items, collect_evidence(run.record, store))
+    return build_table(results, analysis), context, files
+
+
+def files_line(run: Run, files: Sequence[Path]) -> str:
+    """What stands in a run's folder: the report's `files`, the figures' folder with their number, the record."""
+    figures = run.folder / FIGURES
+    count = len(list(figures.glob("*.svg")))
+    return "Files: " + ", ".join([*map(str, files), f"{figures}/ ({count} SVG)", str(run.folder / RECORD)])
+
+
+def collect(run: Run, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tidy tables: one row per cell and metric, failures included; one row per cell, metric and item."""
+    rows: list[dict[str, Any]] = []
+    items: list[tuple[str, str, str, float, float]] = []
+    for cell in run.record["cells"]:
+        for score, scored in _scores(cell, store):
+            rows.append(asdict(score) | {"cell": cell["name"]})
+            if score.status == "done" and math.isfinite(score.value):
+                items += [(cell["name"], score.metric, name, *scored[name]) for name in scored]
+    return pd.DataFrame(rows), pd.DataFrame(items, columns=list(ITEM_COLUMNS))
+
+
+def report_context(run: Run, store: Store) -> ReportContext:
+    """Protocol, notes, settings and diagnostics of a run."""
+    record = run.record
+    return ReportContext(
+        title=record["title"],
+        recipe=record["recipe"]["name"],
+        protocol=_protocol_and_caveats(run, store),
+        settings=[(name, value) for name, value in record["settings"]],
+        notes=record["notes"],
+        appendix=_diagnostics(run, store),
+        paper=record["paper"],
+        recipe_values=record["recipe"],
+        outcomes=collect_outcomes(record, store),
+    )
+
+
+def _protocol_and_caveats(run: Run, store: Store) -> dict[str, list[str]]:
+    """How numbers were made, by task; with what must be said of the scores that are there."""
+    protocol = {task: list(lines) for task, lines in run.record["protocol"].items()}
+    for cell in run.record["cells"]:
+        scores = store.find("scores", cell["stages"]["scores"])
+        caveat = scores.manifest.get("caveat") if scores is not None else None
+        if caveat and caveat not in protocol[cell["task"]]:
+            protocol[cell["task"]].append(caveat)
+    for task, lines in protocol.items():
+        lines += scoring_lines([cell for cell in run.record["cells"] if cell["task"] == task], store)
+    return protocol
+
+
+def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:
+    """What a report must know of a cell or a reference: labels, stage identities, metrics, failures."""
+    recipe = plan.recipe
+    stages = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers}
+    if isinstance(cell, Cell):
+        stages["student"] = cell.student
+        roles, row = cell.objective.roles, _row_of_method(cell)
+    else:
+        roles = (cell.teacher,) if cell.teacher else ()
+        row = {"method": cell.label, "fidelity": "", "role": cell.role, "teacher_kind": cell.teacher_kind}
+    teachers = [getattr(recipe.teachers, role) for role in roles]
+    return {
+        **row,
+        "name": cell.name,
+        "task": cell.task,
+        "seed": cell.seed,
+        "student": recipe.student.name or recipe.student.model,
+        "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
+        "metrics": [asdict(metric) for metric in plan.tasks[cell.task].metrics],
+        "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
+        "alignments": [one.identity for one in shown(plan, cell)] if isinstance(cell, Cell) else [],
+        "failures": {
+            name: asdict(failure)
+            for name, stage in stages.items()
+            if stage is not None and (failure := failures.get(stage.identity)) is not None
+        },
+    }
+
+
+def _references(plan: Plan) -> dict[str, dict[str, str]]:
+    """Reference answers of the test items that a page shows, by task and item."""
+    return {
+        name: {example.id: example.response.strip() for example in task.reference_examples()[:SHOWN_ITEMS]}
+        for name, task in plan.tasks.items()
+    }
+
+
+def _protocol(plan: Plan, task: str) -> list[str]:
+    """How a task's numbers are made, bits per byte included."""
+    lines = plan.tasks[task].protocol()
+    if plan.recipe.evaluation.engine == "vllm":
+        version = vllm_engine.installed() or "(not installed)"
+        lines.append(f"Answers generated by vLLM {version}, with a seed for each that is sampled.")
+    if plan.recipe.evaluation.bits_per_byte:
+        lines += [
+            "bits/byte: Σ -log2 p over Σ UTF-8 bytes of the test items' reference responses (the first of several), "
+            "prompts as in training, end of sequence left out; responses that "
+            f"{plan.recipe.limits.length} tokens would cut are left out."
+        ]
+    if isinstance(plan.tasks[task], CodeM):
+        lines.append(_limits_of_programs())
+    return lines
+
+
+def _limits_of_programs() -> str:
+    from harness.evaluate.programs.evalplus import default_limits
+
+    limits = default_limits()
+    resident = f", {limits.resident_bytes / 2**30:.1f} GiB of memory" if limits.resident_bytes else ""
+    return (
+        f"Limits of one program: {limits.memory_bytes / 2**30:g} GiB of addresses{resident}, "
+        f"{limits.cpu_s:g} s of CPU time, {limits.wall_s:g} s in all, {limits.processes} processes, "
+        f"files of {limits.file_bytes / 2**20:g} MiB."
+    )
+
+
+def _baseline(plan: Plan) -> str:
+    """The recipe's baseline as the table labels it; a dual teacher may be written with or without the space."""
+    asked = plan.recipe.baseline or ""
+    labels = [cell.objective.label for cell in plan.cells]
+    return next((label for label in labels if label.replace(" ", "") == asked.replace(" ", "")), asked)
+
+
+def _row_of_method(cell: Cell) -> dict[str, str]:
+    objective = cell.objective
+    return {
+        "method": objective.label,
+        "fidelity": objective.fidelity if objective.fidelities_differ else "",
+        "role": "student",
+        "teacher_kind": objective.teacher_kind,
+    }
+
+
+def _caveats(plan: Plan) -> list[str]:
+    """What methods want a reader to know of their rows."""
+    methods = {(o.name, m) for o in (cell.objective for cell in plan.cells) for m in o.methods}
+    return sorted({f"{name}: {method.caveat}" for name, method in methods if method.caveat})
+
+
+def _scores(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
+    """All numbers of a cell, or why they are not there, each with its items' values and weights."""
+    stored = stored_json(store, "scores", cell, "scores.json")
+    for metric in cell["metrics"]:
+        items = stored.get(metric["name"], {}) if stored else {}
+        value = sum(items.values()) / len(items) if items else math.nan
+        score = _score(cell, "scores", metric, value, len(items), stored is not None)
+        yield score, {name: (value, 1.0) for name, value in items.items()}
+    if "bits" in cell["stages"]:
+        stored = stored_json(store, "bits", cell, "bits.json")
+        bits = [Bits(**item) for item in stored or []]
+        score = _score(cell, "bits", BITS_PER_BYTE, corpus_bits_per_byte(bits), len(bits), stored is not None)
+        yield score, {item.id: (item.bits / item.bytes, float(item.bytes)) for item in bits if item.bytes}
+
+
+def _score(
+    cell: Mapping[str, Any], stage: str, metric: Mapping[str, Any], value: float, items: int, stored: bool
+) -> Score:
+    failure = cell["failures"].get(stage)
+    status, reason = "done", ""
+    if math.isnan(value):
+        status = "skipped" if failure and failure["skipped"] else "failed"
+        if stored:
+            reason = "not a number: the training diverged" if items else "no item that the limits do not cut"
+        else:
+            reason = failure["reason"] if failure else "no stored result: run the recipe (again)"
+    return Score(
+        student=cell["student"],
+        teacher=cell["teacher"],
+        teacher_kind=cell["teacher_kind"],
+        method=cell["method"],
+        fidelity=cell["fidelity"],
+        role=cell["role"],
+        task=cell["task"],
+        metric=metric["name"],
+        seed=cell["seed"],
+        value=value,
+        n_items=items,
+        higher_is_better=metric["higher_is_better"],
+        headline=metric["headline"],
+        status=status,
+        reason=reason,
+        unit=metric["unit"],
+    )
+
+
+def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
+    """What training showed, per method and task, means over steps and seeds: the table's appendix."""
+    rows = []
+    for cell in labelled(run.record["cells"]):
+        if "student" not in cell["stages"]:  # a reference: nothing trained for it alone
+            continue
+        steps = store.read_dropped("student", cell["stages"]["student"], "steps.json")
+        if not steps:
+            continue
+        frame = pd.DataFrame(steps)
+        row = {
+            "method": cell["row"],
+            "task": cell["task"],
+            "steps": len(frame),
+            "CE, last step": frame["ce"].dropna().tail(1).sum() if frame["ce"].notna().any() else math.nan,
+        }
+        for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
+            if f"kd_{term}" in frame:
+                row[f"{which}KD, last step"] = frame[f"kd_{term}"].iloc[-1]
+                row[f"{which}KD/CE gradient norm"] = frame[f"kd_ce_ratio_{term}"].mean()
+        # what methods report of themselves
+        own = [name for name in frame.columns if name not in _STEP_FIELDS]
+        rows.append(row | {name: frame[name].mean() for name in own})
+    if not rows:
+        return None
+    table = pd.DataFrame(rows).groupby(["method", "task"], sort=False).mean(numeric_only=True).reset_index()
+    table["steps"] = table["steps"].astype(int)
+    return table
+
+
+_STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "ce"}).union(
+    *({f"kd_{term}", f"kd_ce_ratio_{term}"} for term in (0, 1))
+)
+
+
+def _seeds(recipe: Any) -> str:
+    """The recipe's, and those of tasks that have their own."""
+    by_task = {name: ", ".join(map(str, recipe.seeds_of(name))) for name in recipe.tasks}
+    if len(set(by_task.values())) == 1:
+        return next(iter(by_task.values()))
+    return "; ".join(f"{name} {seeds}" for name, seeds in by_task.items())
+
+
+def _settings(plan: Plan) -> list[tuple[str, str]]:
+    """Settings that a reader of the table needs, in words."""
+    recipe = plan.recipe
+    teachers = [
+        f"{role}: {spec.name or spec.model}" for role in ("same", "cross") if (spec := getattr(recipe.teachers, role))
+    ]
+    weights = {cell.objective.label: (cell.objective.ce_weight, *cell.objective.kd_weights) for cell in plan.cells}
+    training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
+    return [
+        ("Teachers", "; ".join(teachers) or "none"),
+        ("Seeds", _seeds(recipe)),
+        (
+            "Weights (CE, KD)",
+            "; ".join(f"{name} {', '.join(f'{w:g}' for w in each)}" for name, each in weights.items()),
+        ),
+        *(
+            (
+                name.replace("_", " ").capitalize(),
+                f"{t.steps if t.steps is not None else f'{t.epochs:g} epochs'}"
+                f"{' steps' if t.steps is not None else ''}, batch {t.batch_size}, learning rate {t.learning_rate:g} "
+                f"({t.schedule}){', steps of like length' if t.bucket == 'length' else ''}"
+                f"{', LoRA rank ' + str(t.lora.rank) if t.lora else ''}",
+            )
+            for name, t in training
+        ),
+        *_kept_rows(plan),
+        ("Data", recipe.data.root or "samples that the project ships"),
+    ]
+
+
+def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What students learned from instead of the teachers' whole distributions, where they did."""
+    kept = plan.recipe.teacher_rows
+    stored = [(cell.objective, role) for cell in plan.cells for role in cell.objective.roles]
+    stored = [(objective, role) for objective, role in stored if not objective.needs_live(role)]
+    if kept.keep == "hidden" or not stored:
+        return []
+    words = f"the likeliest {kept.k} of each position in float16, the rest as one mass spread evenly"
+    softened = dict.fromkeys(
+        objective.name
+        for objective, role in stored
+        for method, own in zip(objective.methods, objective.roles, strict=True)
+        if own == role and getattr(method.options, "temperature", 1.0) > 1.0
+    )
+    if softened:
+        words += f"; at a temperature above 1 ({', '.join(softened)}) that rest weighs more than the teacher's own"
+    live = dict.fromkeys(
+        cell.objective.name for cell in plan.cells if any(map(cell.objective.needs_live, cell.objective.roles))
+    )
+    return [("Teacher rows", f"{words}; whole and live for {', '.join(live)}" if live else words)]

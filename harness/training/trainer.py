@@ -1,0 +1,386 @@
+"""Training: transformers' Trainer around a :class:`~harness.training.loss.Distiller`.
+
+Ours are the batches, the loss and its normalisation (by the whole accumulation window over all ranks); the loop,
+clipping, schedules, mixed precision, checkpoints, resuming and trackers are the Trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object, wait_for_everyone
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from harness.base.device import compute_dtype
+from harness.base.errors import HarnessError
+from harness.base.files import sha256_file, write_json
+from harness.base.identity import seed_of
+from harness.data.batches import Collator
+from harness.data.read_ahead import AheadBatch, ReadAhead
+from harness.data.terms import AlignedExample
+from harness.data.tokens import STUDENT
+from harness.models.heads import check_packing
+from harness.recipe.schema import Training
+from harness.training.loss import Distiller, LossParts
+from harness.training.rollouts import Rollouts
+
+COMPLETE = "complete.json"
+STEPS = "steps.json"
+
+
+class DistillationTrainer(Trainer):  # type: ignore[misc]
+    """The Trainer with our loss: sums over the window are divided by the window's counts over all ranks."""
+
+    def __init__(
+        self,
+        *args: Any,
+        sampler: Sampler[int] | None = None,
+        rollouts: Rollouts | None = None,
+        on_step: Callable[[dict[str, float]], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._sampler = sampler
+        self._order: Any = None
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
+            raise HarnessError(
+                "accelerate launch",
+                f"{name}, which shards weights: they could not be stored, nor what they compare be shown",
+                "whole models on every GPU (DDP)",
+                "Use torchrun, or accelerate launch --multi_gpu.",
+            )
+        self._rollouts = rollouts
+        self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
+        self._window = _Window(len(self.model.objective.terms))
+        self._on_step = on_step
+        self.steps: list[dict[str, float]] = []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Our own order of the examples, or the Trainer's."""
+        return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's, whose order of examples is told the epoch here too.
+
+        Accelerate does not reach it where several processes go on in a later epoch: it stands too deep.
+        """
+        loader = super().get_train_dataloader()
+        batches = loader.batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        self._order = batches.sampler
+        return loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of one accumulation window, and their counts summed over the window and all ranks."""
+        if hasattr(self._order, "set_epoch"):  # read when the epoch's first batch is asked for
+            self._order.set_epoch(int(self.state.epoch or 0))
+        samples = []
+        for _ in range(num_batches):
+            try:
+                samples.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        if not samples:
+            return samples, None
+        sampled = 0.0
+        if self._rollouts is not None:
+            # Ranks take micro-batches in turn: each is drawn by its place among all of the window.
+            world, rank = self.accelerator.num_processes, self.accelerator.process_index
+            places = [place * world + rank for place in range(len(samples))]
+            drawn = [self._rollouts.drawn(self.state.global_step, place) for place in places]
+            samples = [self._sampled(s, device) if draw else s for s, draw in zip(samples, drawn, strict=True)]
+            share = torch.tensor(sum(drawn) / len(drawn), device=device)
+            sampled = float(self.accelerator.reduce(share, reduction="mean"))
+        # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
+        counts = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(device, torch.float32)
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        self._window.begin(self.model.objective.divisors(counts), counts)
+        if self._rollouts is not None:
+            self._window.facts["sampled micro-batches"] = sampled
+        return samples, counts
+
+    def _sampled(self, sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """A micro-batch of the same prompts with responses of the student's own."""
+        assert self._rollouts is not None
+        if isinstance(sample["batch"], AheadBatch):
+            sample["batch"].cancel()
+        with self.accelerator.autocast():  # the Trainer leaves precision to a forward pass of the whole distiller
+            batch = self._rollouts.batch(self.model.student, sample["examples"], self.state.global_step)
+        return sample | {"batch": batch.to(device)}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss of one micro-batch, a part of its window's loss."""
+        assert self._window.divisors is not None
+        batch = inputs["batch"]
+        if isinstance(batch, AheadBatch):
+            batch = batch.ready()
+        parts: LossParts = model(batch, self._window.divisors)
+        self._window.add(parts)
+        # DDP and FSDP average gradients over ranks, the window's loss is their sum.
+        loss = parts.loss * self.accelerator.num_processes
+        return (loss, parts) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the optimiser step did to the Trainer's log, so that trackers see it, and keep it."""
+        if "learning_rate" in logs:
+            logs |= self._window.means(self.accelerator)
+            self.steps.append({"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}})
+            if self._on_step:
+                self._on_step(self.steps[-1])
+        super().log(logs, start_time)
+
+
+class _Window:
+    """Sums over the micro-batches of one optimiser step."""
+
+    def __init__(self, terms: int) -> None:
+        self.terms = terms
+        self.divisors: list[float] | None = None
+
+    def begin(self, divisors: list[float], counts: Tensor) -> None:
+        self.divisors, self.counts = divisors, counts
+        self.sums: Tensor | None = None
+        self.diagnostics: dict[str, Tensor] = {}
+        self.facts: dict[str, float] = {}
+
+    def add(self, parts: LossParts) -> None:
+        loss = parts.loss.detach().to(torch.float64).reshape(1)
+        ce = torch.stack([parts.ce, parts.ce_tokens.to(torch.float64), parts.ce_gradient])
+        values = torch.cat([loss, ce, parts.kd, parts.kd_gradient])
+        self.sums = values if self.sums is None else self.sums + values
+        for name, value in parts.diagnostics.items():
+            self.diagnostics[name] = self.diagnostics.get(name, torch.zeros_like(value)) + value
+
+    def means(self, accelerator: Any) -> dict[str, float]:
+        """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, the methods' own diagnostics.
+
+        Without a token that carries CE there is no mean of it: NaN.
+        """
+        assert self.sums is not None
+        assert self.divisors is not None
+        loss, ce, ce_tokens, ce_gradient, *of_terms = accelerator.reduce(
+            self.sums.to(torch.float32), reduction="sum"
+        ).tolist()
+        tokens = float(self.counts[0])
+        values = {"loss": loss, "ce": ce / ce_tokens if ce_tokens else math.nan, "tokens": tokens, **self.facts}
+        for term, divisor in enumerate(self.divisors[1:]):
+            values[f"kd_{term}"] = of_terms[term] / divisor
+            gradient = of_terms[self.terms + term]
+            values[f"kd_ce_ratio_{term}"] = math.sqrt(gradient / ce_gradient) if ce_gradient else math.nan
+        return values | self._shares(accelerator, tokens)
+
+    def _shares(self, accelerator: Any, tokens: float) -> dict[str, float]:
+        """The methods' own diagnostics. Ranks may know different ones: a chunk without groups has none."""
+        names = sorted(set(gather_object(list(self.diagnostics))))
+        if not names:
+            return {}
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.counts.device)
+        stacked = torch.stack([self.diagnostics.get(name, nothing) for name in names]).to(torch.float32)
+        sums = accelerator.reduce(stacked, reduction="sum").tolist()
+        return {
+            name: part / (tokens if math.isnan(whole) else max(whole, 1.0))
+            for name, (part, whole) in zip(names, sums, strict=True)
+        }
+
+
+class LengthBuckets(Sampler[int]):
+    """Row numbers so that the rows of an optimiser step are of like length, and the steps in random order.
+
+    Rows are shuffled, every ``POOL`` steps of them sorted by length, and the steps shuffled again: every row comes once
+    an epoch. Where the rows don't fill the last step, what is in it is drawn from all.
+
+    Args:
+        lengths: of the rows, in tokens.
+        batch_size: rows of a step, over all ranks.
+        seed: of the order; another one is made of it for each epoch.
+    """
+
+    POOL = 50
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed_of("bucket", self.seed, self.epoch))
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        whole, size = len(order) - len(order) % self.batch_size, self.batch_size
+        steps: list[list[int]] = []
+        for start in range(0, whole, self.POOL * size):
+            pool = sorted(order[start : min(start + self.POOL * size, whole)], key=lambda row: self.lengths[row])
+            steps += [pool[first : first + size] for first in range(0, len(pool), size)]
+        for place in torch.randperm(len(steps), generator=generator).tolist():
+            yield from steps[place]
+        yield from order[whole:]
+
+
+class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]
+    """Marks checkpoints that were written whole, with the digests of their files."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        wait_for_everyone()  # each rank writes the state of its random numbers
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            write_json(folder / STEPS, self.steps)
+            files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
+            write_json(folder / COMPLETE, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
+
+
+def latest_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written whole; broken ones are removed, so that nothing resumes from them."""
+    numbered = sorted(
+        (path for path in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+        reverse=True,
+    )
+    for folder in numbered:
+        if _is_complete(folder):
+            return folder
+        shutil.rmtree(folder)
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        digests = json.loads((folder / COMPLETE).read_text())
+        return all(sha256_file(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def train(
+    distiller: Distiller,
+    examples: Sequence[AlignedExample],
+    collator: Collator,
+    training: Training,
+    *,
+    steps: int,
+    seed: int,
+    work: Path,
+    rollouts: Rollouts | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train in place, going on from the newest whole checkpoint in ``work``.
+
+    Args:
+        examples: in the order of their data set; the seed decides the order of training.
+        steps: optimiser steps of the whole run.
+        seed: of the order of examples and of dropout; a hash of named coordinates.
+        work: folder for checkpoints; the caller removes it when the result is stored.
+        rollouts: makes the micro-batches that the student samples, where an objective asks for them.
+
+    Returns:
+        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
+    """
+    if rollouts is not None and _world_size() > 1 and training.micro_batch_size is None:
+        raise HarnessError(
+            "train.micro_batch_size",
+            f"none, with responses that the student samples and {_world_size()} processes",
+            "a number: whether a micro-batch is sampled is drawn for each, whatever the number of processes",
+        )
+    if collator.packing:
+        check_packing(distiller.student)
+    sampler: LengthBuckets | None = None
+    if training.bucket == "length":  # by the trained model's tokens: the same order for every method
+        lengths = [aligned.example.sides[STUDENT].length for aligned in examples]
+        sampler = LengthBuckets(lengths, training.batch_size, seed)
+    marker = _CheckpointMarker()
+    read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
+    trainer = DistillationTrainer(
+        model=distiller,
+        args=_arguments(training, steps, seed, work),
+        train_dataset=list(examples),
+        data_collator=read_ahead,
+        callbacks=[marker],
+        sampler=sampler,
+        rollouts=rollouts,
+        on_step=on_step,
+    )
+    trainer.remove_callback(PrinterCallback)
+    found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
+    checkpoint: Path | None = broadcast_object_list(found)[0]
+    if checkpoint is not None:
+        trainer.steps = json.loads((checkpoint / STEPS).read_text())
+    marker.steps = trainer.steps
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        read_ahead.close()
+    return trainer.steps
+
+
+def _arguments(training: Training, steps: int, seed: int, work: Path) -> TrainingArguments:
+    world = _world_size()
+    micro = training.micro_batch_size or max(1, training.batch_size // world)
+    per_step = micro * world
+    if training.batch_size % per_step:
+        raise HarnessError(
+            "train.batch_size",
+            f"{training.batch_size}, with micro_batch_size {micro} on {world} process(es)",
+            f"a multiple of {per_step}",
+        )
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=training.batch_size // per_step,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_betas[0],
+        adam_beta2=training.adam_betas[1],
+        max_grad_norm=training.max_grad_norm,
+        bf16=compute_dtype(training.precision) == "bfloat16",
+        gradient_checkpointing=training.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps" if training.checkpoint_every else "no",
+        save_steps=training.checkpoint_every or 500,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        report_to=list(training.report_to) or "none",
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # every step uses all that is trained
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,  # the thread that reads ahead does that
+        use_cpu=not torch.cuda.is_available(),
+        log_level="error",
+        logging_nan_inf_filter=False,  # waits for the device after every micro-batch, for a number that nobody keeps
+    )
+    # Else that of `accelerate launch`, or of its file of settings, where the recipe asks for float32.
+    arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
+    if arguments.n_gpu > 1:  # one process drives one GPU: DataParallel can't scatter our batches
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

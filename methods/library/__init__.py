@@ -1,0 +1,1 @@
+"""What methods are built of: alignment, vocabularies, maps, warping, merging, divergences."""
