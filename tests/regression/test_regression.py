@@ -6,8 +6,8 @@ What is meant to change is recorded again: ``python -m tests.regression.record``
 trajectories.py.
 
 Equivalences that need no recording are held elsewhere too, for every registered method: resumed equals straight,
-accumulation, padding sides and chunks in float64 to the last digits (tests/method_contract.py); one and two gloo
-processes, and two that resume (tests/test_distributed.py).
+accumulation, padding sides and chunks in float64 to the last digits (tests/methods/contract.py); one and two gloo
+processes, and two that resume (tests/harness/run/test_distributed.py).
 
 Constants that decide between discrete choices are out of reach: 1 % of CDM's θ, or of the temperature at which the
 student samples, changes none of the choices on this task.

@@ -112,7 +112,7 @@ class Shape:
     def layer_activations(self, width: int, length: float) -> float:
         """Bytes that one layer keeps for the backward pass, a token, with matrix products in ``width`` bytes.
 
-        Norms compute in float32, and beside bf16 products they keep more. Measured with tests/test_costs.py.
+        Norms compute in float32, and beside bf16 products they keep more. Measured with tests' test_costs.py.
 
         Args:
             length: of the sequences, for scores of eager attention.

@@ -7,7 +7,7 @@ and token forward, 3 times that with the backward pass) and from the bytes of th
 * :data:`LAYER_SECONDS` of launching kernels a layer and forward pass, which rules for small models,
 * the loss's traffic over logits at the device's bandwidth, and what a method computes on the CPU.
 
-The four constants reproduce what was measured on one H100 (see tests/test_costs.py). Where the store holds a training
+The four constants reproduce what was measured on one H100 (see tests' test_costs.py). Where the store holds a training
 like the planned one, made on this machine with any number of steps, its seconds a step are taken instead.
 """
 
