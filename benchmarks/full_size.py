@@ -33,7 +33,7 @@ from harness.plan.costs.devices import DEVICES, GIB
 from harness.plan.costs.stages import Coster
 from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe
-from harness.training.distil import Teachers, distil, pad_ids
+from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.loss import Objective
 from methods.base import Start
 from methods.library.vocabulary import TokenizerPair
@@ -74,9 +74,9 @@ class Bench:
             self.rows[role] = StoredRows(folder), Head.of(model)
         return self.rows[role]
 
-    def teachers(self, stage: Stage, roles: tuple[str, ...]) -> Teachers:
+    def teachers(self, stage: Stage, roles: tuple[str, ...]) -> TeacherSources:
         """Stored rows where the stage reads them, else live models."""
-        given = Teachers()
+        given = TeacherSources()
         for role in roles:
             if stage.inputs[role].kind == "rows":
                 given.stored[role], given.heads[role] = self.stored(role)

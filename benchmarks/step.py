@@ -52,7 +52,7 @@ from harness.data.terms import Term, align
 from harness.data.tokens import STUDENT, TextSide, tokenize
 from harness.models.heads import Head
 from harness.recipe.schema import Training
-from harness.training.distil import Teachers, distil, pad_ids
+from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.loss import Objective
 from methods.base import registered
 from methods.library.vocabulary import TokenizerPair
@@ -237,7 +237,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
     """Train as a run does."""
     terms: tuple[Term, ...] = ()
     method = registered()[way.method](**way.options)
-    teachers, notes = Teachers(), {}
+    teachers, notes = TeacherSources(), {}
     if way.method != "control":
         method.prepare(TokenizerPair(data.sides[STUDENT].vocabulary, data.sides["cross"].vocabulary))
         terms = (Term(method, "cross", method.options.kd_weight),)
@@ -275,7 +275,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
     return notes | {"loss": steps[-1]["loss"]}
 
 
-def store(setting: Setting, data: Data, clock: Clock, teachers: Teachers) -> dict[str, Any]:
+def store(setting: Setting, data: Data, clock: Clock, teachers: TeacherSources) -> dict[str, Any]:
     """Store a teacher's rows and keep its head alone; what that costs."""
     model, folder = model_of(setting, "cross"), setting.folder / f"rows-{setting.batch}"
     folder.mkdir(exist_ok=True)

@@ -102,7 +102,7 @@ def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     """Show cells and stages: what is stored, what would run and what it costs. Executes nothing, needs no data."""
     from harness.generation import vllm as vllm_engine
     from harness.plan.builder import make_plan
-    from harness.plan.costs.made_up_rows import in_words, with_unseen_rows
+    from harness.plan.costs.made_up_rows import in_words, with_made_up_rows
     from harness.plan.stages import demanded_stages
     from harness.store.store import Store
     from harness.tasks.files import shortfalls
@@ -110,7 +110,7 @@ def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     from harness.terminal.progress import plan_table
 
     recipe, store = _recipe(fields), Store(runs)
-    with with_unseen_rows(recipe) as (tasks, unseen):
+    with with_made_up_rows(recipe) as (tasks, unseen):
         made = make_plan(recipe, tasks)
         console.print(plan_table(made, store, unseen))
         seen = {name: task for name, task in tasks.items() if name not in unseen}

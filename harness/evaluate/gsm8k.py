@@ -31,11 +31,11 @@ DEFAULT_FEW_SHOT_SEED = 1234  # lm-eval's own default
 _TASK = "gsm8k_local"
 _FILTERS = {"strict-match": "strict_match", "flexible-extract": "flexible_extract"}  # lm-eval's name -> ours
 
-Answer = Callable[[Sequence["Instance"]], list[str]]
+Answerer = Callable[[Sequence["Instance"]], list[str]]
 
 
 @dataclass(frozen=True)
-class Request:
+class LmEvalRequest:
     """One prompt to generate for, greedily.
 
     Attributes:
@@ -59,7 +59,7 @@ class ItemScore:
     scores: dict[str, float]
 
 
-def requests(train: Path, test: Path, *, few_shot: int, few_shot_seed: int, limit: int | None) -> list[Request]:
+def requests(train: Path, test: Path, *, few_shot: int, few_shot_seed: int, limit: int | None) -> list[LmEvalRequest]:
     """The prompts of the first ``limit`` test rows (None: all), in the order of the file.
 
     Args:
@@ -72,7 +72,7 @@ def requests(train: Path, test: Path, *, few_shot: int, few_shot_seed: int, limi
     Raises:
         HarnessError: a file is missing, or a row of it is not GSM8K's.
     """
-    asked: list[Request] = []
+    asked: list[LmEvalRequest] = []
 
     def write_down(instances: Sequence["Instance"]) -> list[str]:
         asked.extend(_request(instance) for instance in instances)
@@ -88,7 +88,7 @@ def score(
     """Score stored outputs through the same task; the arguments are those given to ``requests``.
 
     Args:
-        outputs: what was generated, by ``Request.id``; cut at the first stop string here if it was not before.
+        outputs: what was generated, by ``LmEvalRequest.id``; cut at the first stop string here if it was not before.
 
     Raises:
         HarnessError: a file is missing or malformed, or an output is missing.
@@ -116,7 +116,7 @@ def task_version() -> str:
 
 
 def _run_task(
-    answer: Answer, train: Path, test: Path, few_shot: int, few_shot_seed: int, limit: int | None
+    answer: Answerer, train: Path, test: Path, few_shot: int, few_shot_seed: int, limit: int | None
 ) -> list[dict[str, Any]]:
     """Run lm-eval's task with a stand-in for the model; its samples, one for each row and filter.
 
@@ -164,7 +164,7 @@ def _official_task() -> Path:
     return Path(spec.origin).parent / "tasks" / "gsm8k" / "gsm8k.yaml"
 
 
-def _stand_in(answer: Answer) -> Any:
+def _stand_in(answer: Answerer) -> Any:
     """A "model" for lm-eval that hands every request to ``answer``. Its class needs lm-eval, so it is made here."""
     from lm_eval.api.model import LM
 
@@ -181,10 +181,10 @@ def _stand_in(answer: Answer) -> Any:
     return StandIn()
 
 
-def _request(instance: "Instance") -> Request:
+def _request(instance: "Instance") -> LmEvalRequest:
     prompt, how = instance.args
     stop = how["until"]
-    return Request(
+    return LmEvalRequest(
         id=_id(instance.doc_id),
         prompt=prompt,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),

@@ -49,7 +49,7 @@ from harness.recipe.schema import Training
 from harness.run.alignments import aligned, write_aligned
 from harness.store.artefacts import ALIGNMENTS, TIMING, TRACES, Failure
 from harness.store.store import Artefact, CorruptArtefactError, Store
-from harness.training.distil import Teachers, distil, pad_ids
+from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.loss import Objective
 from harness.training.traces import Tracer, chosen
 from harness.training.trainer import latest_checkpoint
@@ -497,9 +497,9 @@ class Runner:
         else:
             write_json(folder / TRACES, made)
 
-    def _teachers_of(self, stage: Stage, roles: list[str]) -> Teachers:
+    def _teachers_of(self, stage: Stage, roles: list[str]) -> TeacherSources:
         """Live teachers, stored rows and heads by role, as the stage's inputs say."""
-        given = Teachers()
+        given = TeacherSources()
         for role in roles:
             source = stage.inputs[role]
             if source.kind == "rows":

@@ -34,7 +34,7 @@ class TaskSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedSet:
     """Size of a set of rows as it was published: what a plan reckons with where the file is not there.
 
     Attributes:
@@ -107,7 +107,7 @@ class Task(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     train_files: ClassVar[tuple[str, ...]]
     test_files: ClassVar[tuple[str, ...]]
-    published: ClassVar[Mapping[str, Published]] = {}
+    published: ClassVar[Mapping[str, PublishedSet]] = {}
     """Sizes of the published sets of rows, by the first file that each is read from."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version decides scores."""

@@ -13,7 +13,7 @@ from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
 from harness.data.rows import Example, Request
 from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, Published, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, PublishedSet, Task, TaskSettings
 
 if TYPE_CHECKING:
     from harness.evaluate.programs.evalplus import Verdict
@@ -58,10 +58,10 @@ class CodeM(Task):
     mbpp_files = ("codem/mbpp_test.jsonl", "evalplus/MbppPlus.jsonl.gz")
     # EvalPlus's releases of HumanEval+ (0.1.10) and MBPP+ (0.2.0), CodeAlpaca's of 2,017 rows; lengths of these files.
     # The CDM paper does not say how many rows of CodeM it trains on.
-    published: ClassVar[Mapping[str, Published]] = {
-        "codem/train.jsonl": Published("CodeAlpaca (CodeM's number is unknown)", 2017, (93, 48), (195, 194)),
-        "codem/test.jsonl": Published("HumanEval+", 164, (451, 230), (167, 117)),
-        "codem/mbpp_test.jsonl": Published("MBPP+", 378, (158, 55), (121, 102)),
+    published: ClassVar[Mapping[str, PublishedSet]] = {
+        "codem/train.jsonl": PublishedSet("CodeAlpaca (CodeM's number is unknown)", 2017, (93, 48), (195, 194)),
+        "codem/test.jsonl": PublishedSet("HumanEval+", 164, (451, 230), (167, 117)),
+        "codem/mbpp_test.jsonl": PublishedSet("MBPP+", 378, (158, 55), (121, 102)),
     }
     libraries = ("evalplus",)
     scorers = tuple(f"harness.evaluate.programs.{name}" for name in ("evalplus", "sandbox", "plain", "solve", "judge"))

@@ -19,7 +19,7 @@ from harness.base.files import sha256_file
 from harness.data.rows import Example, Request, answer_key, read_rows
 from harness.tasks import dolly_hub, hub
 from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, Published, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, PublishedSet, Task, TaskSettings
 
 SetName = Literal["dolly", "selfinst", "vicuna", "sinst", "unni"]
 SplitName = Literal["dskd", "hub"]
@@ -127,15 +127,15 @@ class Dolly(Task):
     test_files = SETS["dolly"].files
     # Of DSKD (arXiv 2406.17328) and its files, as the CDM paper takes them (arXiv 2502.11104); lengths of the files, of
     # 5,005 training rows, and for UnNI, which was not at hand, those of S-NI. The hub's Dolly has 15,011 rows.
-    published: ClassVar[Mapping[str, Published]] = {
-        "dolly/train.jsonl": Published("Dolly's training set", 11_435, (173, 420), (470, 557)),
-        "dolly/test.jsonl": Published("Dolly's test set", 500, (167, 241), (429, 688)),
-        dolly_hub.TRAIN: Published("the hub's Dolly to train on", 13_511, (173, 420), (470, 557)),
-        dolly_hub.TEST: Published("the hub's Dolly to test on", dolly_hub.TEST_ROWS, (167, 241), (429, 688)),
-        "selfinst/valid.jsonl": Published("SelfInst", 242, (196, 167), (294, 412)),
-        "vicuna/valid.jsonl": Published("Vicuna", 80, (105, 37), (1207, 460)),
-        "sinst/valid_11_.jsonl": Published("S-NI", 1694, (439, 227), (88, 44)),
-        "unni/valid_11_.jsonl": Published("UnNI", 1000, (439, 227), (88, 44)),
+    published: ClassVar[Mapping[str, PublishedSet]] = {
+        "dolly/train.jsonl": PublishedSet("Dolly's training set", 11_435, (173, 420), (470, 557)),
+        "dolly/test.jsonl": PublishedSet("Dolly's test set", 500, (167, 241), (429, 688)),
+        dolly_hub.TRAIN: PublishedSet("the hub's Dolly to train on", 13_511, (173, 420), (470, 557)),
+        dolly_hub.TEST: PublishedSet("the hub's Dolly to test on", dolly_hub.TEST_ROWS, (167, 241), (429, 688)),
+        "selfinst/valid.jsonl": PublishedSet("SelfInst", 242, (196, 167), (294, 412)),
+        "vicuna/valid.jsonl": PublishedSet("Vicuna", 80, (105, 37), (1207, 460)),
+        "sinst/valid_11_.jsonl": PublishedSet("S-NI", 1694, (439, 227), (88, 44)),
+        "unni/valid_11_.jsonl": PublishedSet("UnNI", 1000, (439, 227), (88, 44)),
     }
     libraries = ("rouge-score",)
     scorers = ("harness.evaluate.rouge",)

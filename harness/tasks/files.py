@@ -26,7 +26,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DataNeed:
     """A set of rows.
 
     Attributes:
@@ -44,7 +44,7 @@ class Wanted:
         return next((root / file for file in self.files if (root / file).is_file()), None)
 
 
-def wanted_of(kind: type[Task], task: Task | None = None) -> list[Wanted]:
+def data_needs(kind: type[Task], task: Task | None = None) -> list[DataNeed]:
     """The sets of rows of a kind of task: those that a task's settings ask for, or all that there can be."""
     train, test = FIELDS.get(kind.name, ("", ""))
     training, sets = {TRAINING: kind.train_files}, {"test": kind.test_files}
@@ -58,15 +58,15 @@ def wanted_of(kind: type[Task], task: Task | None = None) -> list[Wanted]:
         benchmarks = {"humaneval": kind.test_files, "mbpp": kind.mbpp_files}
         asked = benchmarks if task is None else task.settings.benchmarks
         sets = {f"test, {name}": benchmarks[name] for name in asked}
-    found = [Wanted(what, files, train) for what, files in training.items()]
-    found += [Wanted(what, files, test) for what, files in sets.items()]
+    found = [DataNeed(what, files, train) for what, files in training.items()]
+    found += [DataNeed(what, files, test) for what, files in sets.items()]
     return [one for one in found if one.files]  # a task that makes its rows has no files
 
 
 def shortfalls(tasks: Mapping[str, Task]) -> Iterator[str]:
     """A line for each set of rows that is asked for and not there, and for each number that is more than there are."""
     for name, task in tasks.items():
-        for one in wanted_of(type(task), task):
+        for one in data_needs(type(task), task):
             path = one.there(task.root)
             setting = "train_items" if one.what == TRAINING else "test_items"
             asked = getattr(task.settings, setting)

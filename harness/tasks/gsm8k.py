@@ -10,7 +10,7 @@ from pydantic import Field
 
 from harness.base.files import sha256_file
 from harness.data.rows import Example, Request, read_rows
-from harness.tasks.base import ItemScores, Metric, Published, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, PublishedSet, Task, TaskSettings
 
 _FIELDS = {"question": str, "answer": str}
 
@@ -30,9 +30,9 @@ class GSM8K(Task):
     metrics = (Metric("exact_match_strict"), Metric("exact_match_flexible", headline=False))
     train_files = ("gsm8k/train.jsonl",)
     test_files = ("gsm8k/test.jsonl",)
-    published: ClassVar[Mapping[str, Published]] = {  # arXiv 2110.14168; lengths of its files
-        "gsm8k/train.jsonl": Published("GSM8K's training set", 7473, (235, 94), (288, 144)),
-        "gsm8k/test.jsonl": Published("GSM8K's test set", 1319, (240, 98), (293, 142)),
+    published: ClassVar[Mapping[str, PublishedSet]] = {  # arXiv 2110.14168; lengths of its files
+        "gsm8k/train.jsonl": PublishedSet("GSM8K's training set", 7473, (235, 94), (288, 144)),
+        "gsm8k/test.jsonl": PublishedSet("GSM8K's test set", 1319, (240, 98), (293, 142)),
     }
     libraries = ("lm-eval",)
     scorers = ("harness.evaluate.gsm8k",)

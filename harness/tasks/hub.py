@@ -13,10 +13,10 @@ from harness.base.errors import HarnessError
 from harness.base.files import write_text
 from harness.tasks import dolly_hub
 
-Rows = Iterable[Mapping[str, Any]]
+HubRows = Iterable[Mapping[str, Any]]
 
 
-def _as_they_are(rows: Rows) -> Sequence[Rows]:
+def _as_they_are(rows: HubRows) -> Sequence[HubRows]:
     return [rows]
 
 
@@ -37,7 +37,7 @@ class HubSet:
     config: str | None
     files: Mapping[str, tuple[str, ...]]
     fields: tuple[str, ...]
-    make: Callable[[Rows], Sequence[Rows]] = _as_they_are
+    make: Callable[[HubRows], Sequence[HubRows]] = _as_they_are
     digests: Mapping[str, str] = field(default_factory=dict)
     otherwise: str = "other rows than its authors published: a set of its own"
 
@@ -102,7 +102,7 @@ def how_to_get(files: Iterable[str]) -> str:
     return ""
 
 
-def rows_text(rows: Rows, fields: tuple[str, ...]) -> str:
+def rows_text(rows: HubRows, fields: tuple[str, ...]) -> str:
     """Rows as JSON lines with these fields, in this order."""
     return "".join(json.dumps({name: row[name] for name in fields}, ensure_ascii=False) + "\n" for row in rows)
 

@@ -81,13 +81,13 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
     from harness.data.rows import read_rows
     from harness.tasks import tasks
     from harness.tasks.base import samples_folder
-    from harness.tasks.files import shortfalls, wanted_of
+    from harness.tasks.files import data_needs, shortfalls
 
     folder = root if root is not None else samples_folder()
     kinds = {name: kind for name, kind in tasks().items() if asked is None or name in asked}
     table = _table("task", "rows of", "file", "rows", "fields of a row")
     for name, kind in kinds.items():
-        found = wanted_of(kind, None if asked is None else asked[name])
+        found = data_needs(kind, None if asked is None else asked[name])
         for one in found:
             path = one.there(folder)
             if path is None:

@@ -22,7 +22,7 @@ from harness.training.trainer import train
 
 
 @dataclass(frozen=True)
-class Teachers:
+class TeacherSources:
     """What an objective's teachers give, by role.
 
     Attributes:
@@ -44,7 +44,7 @@ def pad_ids(sides: Mapping[str, TextSide]) -> dict[str, int]:
 def distil(
     model: Any,
     objective: Objective,
-    teachers: Teachers,
+    teachers: TeacherSources,
     examples: Sequence[AlignedExample],
     training: Training,
     *,

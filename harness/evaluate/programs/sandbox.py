@@ -64,7 +64,7 @@ class SandboxStatus:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """Bounds of one command.
 
     Attributes:
@@ -149,7 +149,7 @@ def run(
     *,
     work: Path | None,
     read_only: Sequence[Path],
-    limits: Limits,
+    limits: SandboxLimits,
     env: Mapping[str, str],
     sandbox: SandboxStatus,
     unsafe: bool = False,
@@ -237,7 +237,7 @@ except OSError as error:
 """
 
 
-def _how(limits: Limits, folder: str, user: int | None) -> str:
+def _how(limits: SandboxLimits, folder: str, user: int | None) -> str:
     """What the lines above read: whom to become, where to stand, which limits to set."""
     rlimits = {
         "RLIMIT_AS": limits.memory_bytes,
@@ -258,7 +258,7 @@ def _bubblewrap(sandbox: SandboxStatus) -> list[str]:
     return [*call, "--unshare-all", "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
 
 
-def _mounts(work: Path | None, read_only: Sequence[Path], hidden: Sequence[Path], limits: Limits) -> list[str]:
+def _mounts(work: Path | None, read_only: Sequence[Path], hidden: Sequence[Path], limits: SandboxLimits) -> list[str]:
     """The file system inside. Later mounts lie over earlier ones, so their order matters."""
     mounts = [*_system_folders(), "--proc", "/proc", "--dev", "/dev"]
     for scratch in ("/dev/shm", "/tmp"):  # semaphores of multiprocessing live in /dev/shm
@@ -330,7 +330,7 @@ def _hand_over(work: Path, user: int) -> None:
 
 
 def _wait(
-    call: Sequence[str], limits: Limits, env: Mapping[str, str], stdin: bytes, stdout: BinaryIO | None
+    call: Sequence[str], limits: SandboxLimits, env: Mapping[str, str], stdin: bytes, stdout: BinaryIO | None
 ) -> Completed:
     """Start, read what it says, kill the whole group at the end or at a limit."""
     start = looked = time.monotonic()
@@ -453,7 +453,7 @@ def _version(binary: Path) -> str:
 
 def _try(status: SandboxStatus) -> str:
     """Start the sandbox once, fork inside; what went wrong, or an empty string."""
-    limits = Limits(memory_bytes=2**30, cpu_s=10, processes=64, file_bytes=2**20, wall_s=10)
+    limits = SandboxLimits(memory_bytes=2**30, cpu_s=10, processes=64, file_bytes=2**20, wall_s=10)
     check = (
         "import os, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True); open('ok', 'w').close()"
     )

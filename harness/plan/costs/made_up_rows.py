@@ -11,16 +11,16 @@ from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.recipe.load import name_to_call
-from harness.tasks.base import Published, Task
+from harness.tasks.base import PublishedSet, Task
 from harness.tasks.build import task_of
-from harness.tasks.files import wanted_of
+from harness.tasks.files import data_needs
 
-Unseen = Mapping[str, Sequence[Published]]
+MadeUp = Mapping[str, Sequence[PublishedSet]]
 """The sets of rows that stand in for files, by task."""
 
 
 @contextmanager
-def with_unseen_rows(recipe: Any) -> Iterator[tuple[dict[str, Task], Unseen]]:
+def with_made_up_rows(recipe: Any) -> Iterator[tuple[dict[str, Task], MadeUp]]:
     """A recipe's tasks; one whose files a run would miss reads made-up rows of the published sizes in their place.
 
     Yields:
@@ -36,7 +36,7 @@ def with_unseen_rows(recipe: Any) -> Iterator[tuple[dict[str, Task], Unseen]]:
         yield tasks, unseen
 
 
-def in_words(recipe: Any, unseen: Unseen) -> Iterator[str]:
+def in_words(recipe: Any, unseen: MadeUp) -> Iterator[str]:
     """What a plan has to say of made-up rows; nothing where there are none."""
     if not unseen:
         return
@@ -52,7 +52,7 @@ def in_words(recipe: Any, unseen: Unseen) -> Iterator[str]:
 
 def _has_files(task: Task) -> bool:
     """Whether a run finds what it needs; a test set among several may be missing."""
-    if not wanted_of(type(task), task):
+    if not data_needs(type(task), task):
         return True  # it makes its rows
     try:
         return task.train_file.is_file() and bool(task.test_digests())
@@ -60,10 +60,10 @@ def _has_files(task: Task) -> bool:
         return False
 
 
-def _make_up(task: Task, folder: Path) -> list[Published]:
+def _make_up(task: Task, folder: Path) -> list[PublishedSet]:
     """Write the files that are missing, and link to those that are there."""
     made = []
-    for one in wanted_of(type(task), task):
+    for one in data_needs(type(task), task):
         there = one.there(task.root)
         name = one.files[0] if there is None else str(there.relative_to(task.root))
         path = folder / name

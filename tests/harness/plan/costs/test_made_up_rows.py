@@ -12,12 +12,12 @@ import pytest
 
 from harness.plan.builder import make_plan
 from harness.plan.costs.devices import DEVICES
-from harness.plan.costs.made_up_rows import in_words, with_unseen_rows
+from harness.plan.costs.made_up_rows import in_words, with_made_up_rows
 from harness.plan.costs.stages import Coster
 from harness.recipe.load import load_recipe
 from harness.tasks import tasks
 from harness.tasks.base import samples_folder
-from harness.tasks.files import wanted_of
+from harness.tasks.files import data_needs
 from tests.conftest import Command
 
 PAPERS = ("phi_qwen_all", "llama_gemma_all", "llama_opt_all")
@@ -32,20 +32,20 @@ SIZES = {
 
 def test_every_set_of_rows_has_a_published_size() -> None:
     for kind in tasks().values():
-        assert {one.files[0] for one in wanted_of(kind)} == set(kind.published)
+        assert {one.files[0] for one in data_needs(kind)} == set(kind.published)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_rows_that_stand_in_are_as_many_and_as_long_as_published(name: str, tmp_path: Path) -> None:
     fields = [f"tasks=[{name}]", "dolly.decoding=greedy", *EVERY_SET, f"data.root={tmp_path}/nothing"]
-    with with_unseen_rows(load_recipe("phi_qwen_all", fields)) as (made, unseen):
+    with with_made_up_rows(load_recipe("phi_qwen_all", fields)) as (made, unseen):
         rows = made[name].training_examples()
         assert (len(rows), len(made[name].request_sizes())) == SIZES[name]
         mean = fmean(len(row.response.encode()) for row in rows)
         assert mean == pytest.approx(unseen[name][0].responses[0], rel=0.05)
         assert len({row.response for row in rows}) > 100  # padding depends on how lengths differ
     again = load_recipe("phi_qwen_all", fields)
-    with with_unseen_rows(again) as (once, _), with_unseen_rows(again) as (twice, _):
+    with with_made_up_rows(again) as (once, _), with_made_up_rows(again) as (twice, _):
         assert once[name].training_digest() == twice[name].training_digest()
 
 
@@ -53,7 +53,7 @@ def test_files_that_are_there_are_read_and_tasks_that_run_stay_as_they_are(tmp_p
     root = shutil.copytree(samples_folder(), tmp_path / "data")
     (root / "gsm8k/test.jsonl").unlink()
     recipe = load_recipe("phi_qwen_all", [f"data.root={root}", "tasks=[dolly,gsm8k,countdown]", *EVERY_SET])
-    with with_unseen_rows(recipe) as (made, unseen):
+    with with_made_up_rows(recipe) as (made, unseen):
         assert {name: [each.name for each in sets] for name, sets in unseen.items()} == {"gsm8k": ["GSM8K's test set"]}
         assert len(made["gsm8k"].training_examples()) == 200
         assert len(made["gsm8k"].reference_examples()) == 1_319
@@ -113,7 +113,7 @@ def test_gemma_smol_all_fits_a_small_gpu_and_takes_two_hours_a_task_at_most(tmp_
 def costs_of(name: str, folder: Path, *fields: str) -> list[tuple[Any, Any]]:
     """Stages and costs of a recipe whose data is not there."""
     recipe = load_recipe(name, [f"data.root={folder}/nothing", *fields])
-    with with_unseen_rows(recipe) as (made, unseen):
+    with with_made_up_rows(recipe) as (made, unseen):
         assert list(unseen) == list(recipe.tasks)
         plan = make_plan(recipe, made)
         coster = Coster(plan)
