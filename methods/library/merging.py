@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.base import Side
+from methods.library.chunk import Side
 
 Merge = Literal["bayesian", "observed", "product"]
 LOG_FLOOR = math.log(1e-8)
