@@ -46,7 +46,7 @@ from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import fused
 from methods.library.divergences import SortOptions, generalized_jsd_parts, sort_error, sorted_l1_parts
 from methods.library.maps import UNMAPPED, exact_map
-from methods.library.merging import LOG_FLOOR, Merge, merge_with_pullback
+from methods.library.merging import LOG_FLOOR, Merge, Merged
 from methods.library.vocabulary import TokenizerPair
 
 _RELEASED: dict[str, Any] = {"merge": "observed", "match": "string"}
@@ -211,8 +211,8 @@ def _hybrid(
     only_disagreements: bool,
 ) -> _Hybrid:
     """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
-    ours, pullback = merge_with_pullback(*student, groups, how, temperature)
-    theirs, _ = merge_with_pullback(*teacher, groups, how, temperature)
+    merged = Merged(student, groups, how, temperature)
+    ours, theirs = merged.log_masses, Merged(teacher, groups, how, temperature).log_masses
     kept = torch.ones_like(ours[:, 0])
     if only_disagreements:  # the likeliest token differs; one without a partner from every other
         kept *= columns.student_of_teacher[theirs.argmax(-1)] != ours.argmax(-1)
@@ -235,7 +235,9 @@ def _hybrid(
         bound = weights[1] * error
         gradient.index_copy_(1, columns.student_rest, masses.mul_(signs).mul_((weights[1] * kept).unsqueeze(-1)))
     share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)
-    return _Hybrid((value * kept).sum(), pullback(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum())
+    return _Hybrid(
+        (value * kept).sum(), merged.at_logits(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum()
+    )
 
 
 def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:

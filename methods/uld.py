@@ -24,7 +24,7 @@ from methods.base import AlignedChunk, KDOptions, LossSums, Members, Method, Row
 from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.library.closed_form import fused
 from methods.library.divergences import SortOptions, sort_error, sorted_l1_parts
-from methods.library.merging import Merge, merge_with_pullback
+from methods.library.merging import Merge, Merged
 
 
 @register
@@ -61,7 +61,7 @@ def _distance(
     student: Members, teacher: Members, groups: int, how: Merge, top_k: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
-    masses, pullback = merge_with_pullback(*student, groups, how)
-    p, q = masses.exp(), merge_with_pullback(*teacher, groups, how)[0].exp()
+    ours, theirs = Merged(student, groups, how), Merged(teacher, groups, how)
+    p, q = ours.log_masses.exp(), theirs.log_masses.exp()
     distance, signs, bound = sorted_l1_parts(p, q, top_k)
-    return distance.sum(), pullback(p.mul_(signs)), bound.sum()
+    return distance.sum(), ours.at_logits(p.mul_(signs)), bound.sum()
