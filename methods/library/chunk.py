@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from methods.library.closed_form import with_gradient
+from methods.library.alignment import Groups, IntArray
+from methods.library.closed_form import IGNORED, with_gradient
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ class Side:
         self.in_order, self.weight = in_order, weight
         self._log_probs: dict[float, Tensor] = {}
 
+    @classmethod
+    def of(cls, logits: Tensor, tokens: IntArray, index: IntArray, group: IntArray, predicting: bool) -> Side:
+        """One side of :meth:`AlignedChunk.of`."""
+        targets = tokens if predicting else np.append(tokens[1:], IGNORED)
+        found = [torch.from_numpy(part).to(logits.device) for part in (targets, index, group, tokens[index])]
+        return cls(logits, found[0], found[1], found[2], found[3], np.array_equal(index, np.arange(len(logits))))
+
     def log_probs(self, temperature: float = 1.0) -> Tensor:
         """[rows, vocabulary] log-probabilities of ``logits / temperature``; computed once per temperature."""
         if temperature not in self._log_probs:
@@ -139,6 +149,32 @@ class AlignedChunk:
     student: Side
     teacher: Side
     groups: int
+
+    @classmethod
+    def of(
+        cls,
+        groups: Groups,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        student_tokens: IntArray,
+        teacher_tokens: IntArray,
+        predicting: bool = True,
+    ) -> AlignedChunk:
+        """A chunk of logits that somebody made: row i is the one that the groups call i.
+
+        Args:
+            groups: as :meth:`~methods.library.method.Method.align` gives them.
+            student_logits, teacher_logits: [rows, vocabulary], float32 or float64; the teacher's get no gradient.
+            student_tokens, teacher_tokens: int64 [rows], the response token of each row; -100 for one of the prompt.
+            predicting: whether row i predicts token i, else it has consumed it.
+        """
+        student = Side.of(student_logits, student_tokens, groups.student_index, groups.student_group, predicting)
+        teacher = Side.of(
+            teacher_logits.detach(), teacher_tokens, groups.teacher_index, groups.teacher_group, predicting
+        )
+        if groups.teacher_weight is not None:
+            teacher.weight = torch.from_numpy(groups.teacher_weight).to(teacher_logits.device)
+        return cls(student, teacher, groups.count)
 
     def paired_over_shared_columns(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Paired log-probabilities of student and teacher over one vocabulary, both [members, columns].
