@@ -69,6 +69,10 @@ class CDM(Method):
         return not self._released  # τ on one side only: the released term has no zero
 
     @property
+    def reads_ids(self) -> str:
+        return "drops candidates of one vocabulary by the ids of the other" if self._released else ""
+
+    @property
     def _released(self) -> bool:
         return bool(self.options.fidelity == "released")
 

@@ -74,6 +74,12 @@ class MinED(Method):
         return "samples" if self._released else super().normalize
 
     @property
+    def reads_ids(self) -> str:
+        if self._released:
+            return "reads the teacher's columns at the student's ids"
+        return "maps to the lowest id at the minimum distance"
+
+    @property
     def zero_at_identity(self) -> bool:
         return not self._released
 

@@ -133,6 +133,11 @@ class Method(ABC):
         return True
 
     @property
+    def reads_ids(self) -> str:
+        """In what the loss depends on which token has which id; empty where it does not, as it should be."""
+        return ""
+
+    @property
     def rows(self) -> Rows:
         """Which rows the group indices of :meth:`align` count."""
         return Rows.PREDICTING
