@@ -181,7 +181,7 @@ def evaluate(
     sandbox: box.SandboxStatus,
     unsafe: bool = False,
     cache: Path | None = None,
-    limits: box.Limits | None = None,
+    limits: box.SandboxLimits | None = None,
 ) -> list[Verdict]:
     """Judge all solutions of all owners; verdicts in the order of the solutions.
 
@@ -233,9 +233,9 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
-def default_limits() -> box.Limits:
+def default_limits() -> box.SandboxLimits:
     """Limits of one solution, beside the time it may take."""
-    return box.Limits(
+    return box.SandboxLimits(
         memory_bytes=MEMORY_BYTES,
         cpu_s=300,
         processes=32,
@@ -271,7 +271,7 @@ class _Evaluation:
         cache: Path | None,
         sandbox: box.SandboxStatus,
         unsafe: bool,
-        limits: box.Limits,
+        limits: box.SandboxLimits,
     ) -> None:
         self.dataset, self.folder, self.limits = dataset, folder, limits
         self.run = partial(box.run, sandbox=sandbox, unsafe=unsafe)
@@ -388,7 +388,7 @@ class _Evaluation:
             [*_PYTHON, "from harness.evaluate.programs.judge import main; main()"],
             work=self.folder,
             read_only=[*_OWN_FILES, self.expected],
-            limits=box.Limits(MEMORY_BYTES, cpu_s=3600, processes=64, file_bytes=2 * 2**30, wall_s=wall_s),
+            limits=box.SandboxLimits(MEMORY_BYTES, cpu_s=3600, processes=64, file_bytes=2 * 2**30, wall_s=wall_s),
             env=_ENVIRONMENT | {override: "problems.jsonl", "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"},
             stdin=json.dumps(command).encode(),
         )

@@ -187,7 +187,7 @@ def evalplus(
         [sys.executable, "-S", "-P", "-c", program],
         work=work,
         read_only=[],
-        limits=sandbox.Limits(8 * 2**30, cpu_s=3600, processes=64, file_bytes=2**31, wall_s=1800),
+        limits=sandbox.SandboxLimits(8 * 2**30, cpu_s=3600, processes=64, file_bytes=2**31, wall_s=1800),
         env={
             "PYTHONPATH": os.pathsep.join(map(str, sandbox.site_folders())),
             "PYTHONHASHSEED": "0",

@@ -37,7 +37,7 @@ PROBLEM = {
     "atol": 0,
 }
 GOOD = "def double(x):\n    return 2 * x\n"
-LIMITS = sandbox.Limits(
+LIMITS = sandbox.SandboxLimits(
     memory_bytes=2**30,
     cpu_s=60,
     processes=16,

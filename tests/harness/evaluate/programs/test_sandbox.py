@@ -16,7 +16,7 @@ import harness
 from harness.base.errors import HarnessError
 from harness.evaluate.programs import sandbox
 
-LIMITS = sandbox.Limits(memory_bytes=2**30, cpu_s=20, processes=40, file_bytes=2**20, wall_s=20)
+LIMITS = sandbox.SandboxLimits(memory_bytes=2**30, cpu_s=20, processes=40, file_bytes=2**20, wall_s=20)
 STATUS = sandbox.probe()
 NONE = sandbox.SandboxStatus(False, None, "", "namespaces are forbidden here")
 
@@ -26,7 +26,7 @@ needs_sandbox = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)
 def python(
     code: str,
     work: Path | None,
-    limits: sandbox.Limits = LIMITS,
+    limits: sandbox.SandboxLimits = LIMITS,
     read_only: tuple[Path, ...] = (),
     unsafe: bool = False,
     status: sandbox.SandboxStatus = STATUS,
@@ -152,7 +152,7 @@ def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from harness.evaluate import sandbox
-limits = sandbox.Limits(2**30, cpu_s=60, processes=40, file_bytes=2**20, wall_s=60)
+limits = sandbox.SandboxLimits(2**30, cpu_s=60, processes=40, file_bytes=2**20, wall_s=60)
 sandbox.run([sys.executable, "-c", {inside!r}], work=Path({str(tmp_path)!r}), read_only=[], limits=limits, env={{}},
             sandbox=sandbox.probe())
 """
