@@ -32,7 +32,8 @@ from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
 from harness.recipe.schema import Training
-from harness.training.loss import Distiller, LossParts
+from harness.training.loss import Distiller
+from harness.training.objective import LossParts
 from harness.training.rollouts import Rollouts
 
 COMPLETE = "complete.json"

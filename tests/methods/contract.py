@@ -18,10 +18,13 @@ from harness.data.batches import Batch, Collator
 from harness.data.chunks import TEACHER_ROWS, row_bounds
 from harness.data.rows import Example
 from harness.data.terms import AlignedExample, Term, align
-from harness.data.tokens import STUDENT, SideTokens, TextSide, TokenizedExample, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, SideTokens, TokenizedExample, tokenize
 from harness.models.heads import Head
 from harness.recipe.schema import Training
-from harness.training.loss import ChunkWalk, Distiller, LossParts, Objective
+from harness.training.chunk_walk import ChunkWalk
+from harness.training.loss import Distiller
+from harness.training.objective import LossParts, Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.trainer import train
 from methods.base import Method, Rows, TeacherKind
