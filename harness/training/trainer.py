@@ -26,7 +26,7 @@ from harness.base.device import compute_dtype
 from harness.base.errors import HarnessError
 from harness.base.files import sha256_file, write_json
 from harness.base.identity import seed_of
-from harness.data.batches import Collator
+from harness.data.batches import Batch, Collator
 from harness.data.read_ahead import AheadBatch, ReadAhead
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
@@ -38,6 +38,11 @@ from harness.training.rollouts import Rollouts
 
 COMPLETE = "complete.json"
 STEPS = "steps.json"
+LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
+
+
+class DivergedError(Exception):
+    """A training came apart: its loss, its gradients or its weights are no numbers any more, or no model's."""
 
 
 class DistillationTrainer(Trainer):  # type: ignore[misc]
@@ -138,11 +143,42 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         loss = parts.loss * self.accelerator.num_processes
         return (loss, parts) if return_outputs else loss
 
+    def load_weights(self, checkpoint: Path) -> None:
+        """The weights of a checkpoint, and nothing to train: what is left to do where it is the last step's."""
+        self._load_from_checkpoint(str(checkpoint))
+
+    def check_result(self, sample: Batch) -> None:
+        """That a model came out: its weights are numbers, and it still predicts rows that it was trained on.
+
+        One step can throw a model away, and the loss of that step is from before it.
+
+        Args:
+            sample: any batch of the training set, the same one on every rank.
+
+        Raises:
+            DivergedError: it is lost.
+        """
+        after = f"after the last step ({len(self.steps)})"
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad and not weight.isfinite().all():
+                raise DivergedError(f"{name} holds numbers that are not finite {after}")
+        with self.accelerator.autocast():
+            found = self.model.cross_entropy(sample.to(self.args.device))
+        guessing = math.log(self.model.vocabulary)
+        began = next((step["ce"] for step in self.steps if math.isfinite(step["ce"])), guessing)
+        if not found <= LOST * max(began, guessing):
+            raise DivergedError(
+                f"the cross-entropy is {found:.3g} nats a token {after}, and was {began:.3g} at the first"
+            )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the optimiser step did to the Trainer's log, so that trackers see it, and keep it."""
         if "learning_rate" in logs:
             logs |= self._window.means(self.accelerator)
             self.steps.append({"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}})
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(value := self.steps[-1].get(name, 0.0)):
+                    raise DivergedError(f"the {name} of step {self.state.global_step} is {value}")
             if self._on_step:
                 self._on_step(self.steps[-1])
         super().log(logs, start_time)
@@ -298,6 +334,9 @@ def train(
 
     Returns:
         One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
+
+    Raises:
+        DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
     """
     if rollouts is not None and _world_size() > 1 and training.micro_batch_size is None:
         raise HarnessError(
@@ -330,7 +369,11 @@ def train(
         trainer.steps = json.loads((checkpoint / STEPS).read_text())
     marker.steps = trainer.steps
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and len(trainer.steps) >= steps:
+            trainer.load_weights(checkpoint)  # the Trainer would take one step more before it looks at their number
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.check_result(collator.collate(examples[: trainer.args.per_device_train_batch_size]))
     finally:
         read_ahead.close()
     return trainer.steps
