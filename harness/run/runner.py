@@ -50,10 +50,10 @@ from harness.recipe.schema import Training
 from harness.run.alignments import aligned, write_aligned
 from harness.store.artefacts import ALIGNMENTS, TIMING, TRACES, Failure
 from harness.store.store import Artefact, CorruptArtefactError, Store
+from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
 from harness.training.traces import Tracer, chosen
-from harness.training.trainer import latest_checkpoint
 from methods.base import Need
 from methods.library.vocabulary import TokenizerPair
 

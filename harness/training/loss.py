@@ -111,7 +111,7 @@ class Distiller(nn.Module):
         self.student.train(was_training)
         rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
         total = 0.0
-        for piece, targets in zip(rows.split(chunk_rows), batch.targets.split(chunk_rows), strict=True):
+        for piece, targets in zip(torch.split(rows, chunk_rows), torch.split(batch.targets, chunk_rows), strict=True):
             logits = head.logits(piece).float()
             total += float(nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum"))
         return total / max(int(batch.targets.ne(-100).sum()), 1)

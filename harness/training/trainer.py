@@ -9,35 +9,31 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, wait_for_everyone
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from harness.base.device import compute_dtype
 from harness.base.errors import HarnessError
-from harness.base.files import sha256_file, write_json
-from harness.base.identity import seed_of
 from harness.data.batches import Batch, Collator
 from harness.data.read_ahead import AheadBatch, ReadAhead
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
 from harness.recipe.schema import Training
+from harness.training.checkpoints import STEPS, CheckpointMarker, latest_checkpoint
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts
+from harness.training.order import LengthBuckets
 from harness.training.rollouts import Rollouts
 
-COMPLETE = "complete.json"
-STEPS = "steps.json"
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
 
 
@@ -237,80 +233,6 @@ class _Window:
         }
 
 
-class LengthBuckets(Sampler[int]):
-    """Row numbers so that the rows of an optimiser step are of like length, and the steps in random order.
-
-    Rows are shuffled, every ``POOL`` steps of them sorted by length, and the steps shuffled again: every row comes once
-    an epoch. Where the rows don't fill the last step, what is in it is drawn from all.
-
-    Args:
-        lengths: of the rows, in tokens.
-        batch_size: rows of a step, over all ranks.
-        seed: of the order; another one is made of it for each epoch.
-    """
-
-    POOL = 50
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each pass."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(seed_of("bucket", self.seed, self.epoch))
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        whole, size = len(order) - len(order) % self.batch_size, self.batch_size
-        steps: list[list[int]] = []
-        for start in range(0, whole, self.POOL * size):
-            pool = sorted(order[start : min(start + self.POOL * size, whole)], key=lambda row: self.lengths[row])
-            steps += [pool[first : first + size] for first in range(0, len(pool), size)]
-        for place in torch.randperm(len(steps), generator=generator).tolist():
-            yield from steps[place]
-        yield from order[whole:]
-
-
-class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]
-    """Marks checkpoints that were written whole, with the digests of their files."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        wait_for_everyone()  # each rank writes the state of its random numbers
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / STEPS, self.steps)
-            files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
-            write_json(folder / COMPLETE, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
-
-
-def latest_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that was written whole; broken ones are removed, so that nothing resumes from them."""
-    numbered = sorted(
-        (path for path in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()),
-        key=lambda path: int(path.name.rpartition("-")[2]),
-        reverse=True,
-    )
-    for folder in numbered:
-        if _is_complete(folder):
-            return folder
-        shutil.rmtree(folder)
-    return None
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        digests = json.loads((folder / COMPLETE).read_text())
-        return all(sha256_file(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
-        return False
-
-
 def train(
     distiller: Distiller,
     examples: Sequence[AlignedExample],
@@ -350,7 +272,7 @@ def train(
     if training.bucket == "length":  # by the trained model's tokens: the same order for every method
         lengths = [aligned.example.sides[STUDENT].length for aligned in examples]
         sampler = LengthBuckets(lengths, training.batch_size, seed)
-    marker = _CheckpointMarker()
+    marker = CheckpointMarker()
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     trainer = DistillationTrainer(
         model=distiller,

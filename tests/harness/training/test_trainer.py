@@ -23,7 +23,9 @@ from harness.models.heads import check_packing
 from harness.models.lora import add_lora, merge_lora
 from harness.models.spec import Lora
 from harness.recipe.schema import Training
-from harness.training.trainer import COMPLETE, DivergedError, LengthBuckets, latest_checkpoint, train
+from harness.training.checkpoints import COMPLETE, latest_checkpoint
+from harness.training.order import LengthBuckets
+from harness.training.trainer import DivergedError, train
 from methods.base import Method
 from methods.cdm import CDM
 from methods.fkd import FKD
