@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM
 from harness.base.device import compute_dtype, device
 from harness.data.teacher_rows import StoredRows, store_rows
 from harness.data.terms import Term, align
-from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.models.heads import Head
 from harness.plan.builder import make_plan
 from harness.plan.costs.devices import DEVICES, GIB
@@ -34,7 +35,7 @@ from harness.plan.costs.stages import Coster
 from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe
 from harness.training.distil import TeacherSources, distil, pad_ids
-from harness.training.loss import Objective
+from harness.training.objective import Objective
 from methods.base import Start
 from methods.library.vocabulary import TokenizerPair
 

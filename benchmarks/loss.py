@@ -48,10 +48,12 @@ from torch.nn import functional
 from harness.data.batches import Collator
 from harness.data.rows import Example
 from harness.data.terms import Term, align
-from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.models.heads import Head
 from harness.plan.objectives import ROLE_OF_KIND
-from harness.training.loss import Distiller, LossParts, Objective
+from harness.training.loss import Distiller
+from harness.training.objective import LossParts, Objective
 from methods.base import Members, Method, registered
 from methods.base import Rows as RowKind
 from methods.library.alignment import pair_positions

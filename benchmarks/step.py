@@ -49,11 +49,12 @@ from transformers.trainer_callback import PrinterCallback
 from harness.data.rows import Example
 from harness.data.teacher_rows import StoredRows, store_rows
 from harness.data.terms import Term, align
-from harness.data.tokens import STUDENT, TextSide, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, tokenize
 from harness.models.heads import Head
 from harness.recipe.schema import Training
 from harness.training.distil import TeacherSources, distil, pad_ids
-from harness.training.loss import Objective
+from harness.training.objective import Objective
 from methods.base import registered
 from methods.library.vocabulary import TokenizerPair
 

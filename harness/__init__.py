@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from harness.data.align import align
-
-__all__ = ["__version__", "align"]
+from typing import Any
 
 __version__ = "0.1.0"
 

@@ -150,7 +150,8 @@ def align(
     ] = False,
 ) -> None:
     """Show how a recipe's tokenizers cut a text, or a row of `task=NAME`, and how methods align the tokens."""
-    from harness.terminal.align_view import chosen_text, rendered, shown_pairs
+    from harness.terminal.align_block import rendered
+    from harness.terminal.align_view import chosen_text, shown_pairs
 
     _quiet_libraries()
     given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]

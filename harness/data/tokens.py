@@ -6,214 +6,21 @@ bytes: where one of them is over its limit, the response is cut on all sides at 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from harness.base.errors import HarnessError
 from harness.data.rows import Example
-from harness.models.cache import Report
-from harness.models.load import load_tokenizer
-from harness.models.resolve import resolve
-from harness.models.uri import parse_uri
+from harness.data.text_side import ByteTokens, TextSide
 from methods.library.alignment import AlignedResponse, IntArray, cut_at_common_boundary
-from methods.library.vocabulary import TokenKind, UnsupportedTokenizerError, Vocabulary, without_dummy_space
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from harness.models.spec import ModelSpec
+from methods.library.vocabulary import UnsupportedTokenizerError
 
 STUDENT = "student"
-TEMPLATE_DATE = date(2024, 7, 26)
-"""Today, for chat templates that print it: the day that Llama-3.1's takes where it knows none."""
-_RESPONSE = "the assistant's response"
 Overlong = Literal["error", "drop"]
-
-
-@dataclass(frozen=True)
-class ByteTokens:
-    """A byte string in one model's tokens.
-
-    Attributes:
-        ids, ends: int64 [n], the tokens and where each ends, in bytes.
-        cut: whether bytes after the last end are left out, since the model has no tokens that spell them.
-    """
-
-    ids: IntArray
-    ends: IntArray
-    cut: bool
-
-
-class TextSide:
-    """One model's way to turn text into tokens: its tokenizer, its template, its BOS, and how its responses end.
-
-    Attributes:
-        bos: ids before every plain prompt.
-        eos_ids: ids that end a response. The first is what training appends: with the template "chat" what the
-            model's own chat template writes behind an assistant's message, else the tokenizer's EOS. Where the two
-            differ, the other comes second: the model may know it from before.
-        eos: the first of them.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, template: Literal["plain", "chat"], name: str) -> None:
-        self.tokenizer, self.template, self.name = tokenizer, template, name
-        if tokenizer.eos_token_id is None:
-            raise HarnessError(name, "a tokenizer without an EOS token", "one that can end a response")
-        if template == "chat" and not tokenizer.chat_template:
-            raise HarnessError(f"template of {name}", "'chat'", "'plain', since this tokenizer has no chat template")
-        # Whether the tokenizer puts BOS before a text on its own decides whether the model was trained with it.
-        self.bos = [tokenizer.bos_token_id] if self._adds_bos() else []
-        eos, end_of_turn = int(tokenizer.eos_token_id), self._end_of_turn()
-        ordered = (end_of_turn, eos) if template == "chat" else (eos, end_of_turn)
-        self.eos_ids = tuple(dict.fromkeys(index for index in ordered if index is not None))
-        self.eos = self.eos_ids[0]
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        try:
-            return Vocabulary.of(self.tokenizer.backend_tokenizer, self.name, self.eos_ids)
-        except UnsupportedTokenizerError as error:
-            raise HarnessError(
-                f"tokenizer of {self.name}", str(error), "a byte-level or SentencePiece tokenizer"
-            ) from error
-
-    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of the rendered prompts, BOS included; names of control tokens in ``texts`` are text.
-
-        A chat template says itself whether BOS stands at the beginning. Where it prints today's date, that is
-        :data:`TEMPLATE_DATE`, so that a prompt is the same tomorrow.
-        """
-        if self.template == "plain" or not texts:
-            return self.plain_prompts(texts)
-        chats = [[{"role": "user", "content": text}] for text in texts]
-        prompts: list[list[int]] = self._render(chats, add_generation_prompt=True)
-        for place, text in enumerate(texts):
-            if self._control_tokens.search(text):  # transformers can keep them as text, but slowly
-                (prompts[place],) = self._render(
-                    [chats[place]], add_generation_prompt=True, sanitize_control_tokens=True
-                )
-        return prompts
-
-    def plain_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts as they stand, without the chat template, BOS included."""
-        return [self.bos + ids for ids in self._encode(texts)]
-
-    def without_bos(self, prompt: list[int]) -> list[int]:
-        """One of ``prompts`` less its BOS; what a chat template begins with is the template's, and stays."""
-        return prompt[len(self.bos) :] if self.template == "plain" else prompt
-
-    def responses(self, texts: Sequence[str]) -> list[IntArray]:
-        """Token ids of the responses, without special tokens."""
-        return [np.asarray(ids, dtype=np.int64) for ids in self._encode(texts)]
-
-    def responses_of_bytes(self, texts: Sequence[bytes]) -> list[ByteTokens]:
-        """Tokens of responses that another model sampled: bytes that need not be UTF-8.
-
-        Stretches of UTF-8 go through the tokenizer, in one call for those that begin a response and one for the rest;
-        every other byte becomes the token that stands for it alone. Where there is none, or the tokenizer would
-        change the text, the response is cut.
-        """
-        # even places: text; odd places: bytes that are part of no character, which stand as lone surrogates
-        split = [re.split("([\udc80-\udcff]+)", text.decode("utf-8", "surrogateescape")) for text in texts]
-        first = self._encode([parts[0] for parts in split])
-        later = iter(self._encode([text for parts in split for text in parts[2::2]], self._within_a_text))
-        spelled = []
-        for text, parts, begun in zip(texts, split, first, strict=True):
-            found = list(begun)
-            for stray in parts[1::2]:
-                found += self.vocabulary.byte_tokens[[ord(character) - 0xDC00 for character in stray]].tolist()
-                found += next(later)
-            ids = np.asarray(found, dtype=np.int64)
-            no_text = (ids < 0) | (self.vocabulary.kinds[ids] >= TokenKind.SPECIAL)
-            ids = ids[: np.append(no_text, True).argmax()]
-            ends = self.vocabulary.ends_while_equal(ids, text)
-            spelled.append(ByteTokens(ids[: ends.size], ends, cut=ends.max(initial=0).item() < len(text)))
-        return spelled
-
-    def _encode(self, texts: Sequence[str], backend: Tokenizer | None = None) -> list[list[int]]:
-        backend = self.tokenizer.backend_tokenizer if backend is None else backend
-        # "</s>" in a data set is text: it must not end a response
-        backend.encode_special_tokens, before = True, backend.encode_special_tokens
-        try:
-            return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
-        finally:
-            backend.encode_special_tokens = before
-
-    @cached_property
-    def _within_a_text(self) -> Tokenizer:
-        """The tokenizer as it cuts text that goes on: without a dummy space in front."""
-        backend = self.tokenizer.backend_tokenizer
-        return backend if self.vocabulary.dummy_space == "never" else without_dummy_space(backend)
-
-    @cached_property
-    def _control_tokens(self) -> re.Pattern[str]:
-        """Finds names of control tokens in a text."""
-        names = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        return re.compile("|".join(map(re.escape, names)) or "(?!)")
-
-    def _render(self, chats: Sequence[Sequence[Mapping[str, str]]], **options: Any) -> Any:
-        """Chats in the model's own template, as token ids unless ``tokenize=False``."""
-        template, where = self._chat_template, f"chat template of {self.name}"
-        try:
-            return self.tokenizer.apply_chat_template(chats, chat_template=template, return_dict=False, **options)
-        except Exception as error:  # a template is a program of its publisher's, and refuses in its own way
-            expected = "one that renders a user's and an assistant's message"
-            raise HarnessError(where, f"an error ({error})", expected, "Set template: plain.") from error
-
-    @cached_property
-    def _chat_template(self) -> str:
-        """The chat template with a fixed date where it asks for today's."""
-
-        def fixed(call: re.Match[str]) -> str:
-            return call[1] + TEMPLATE_DATE.strftime(call[2]) + call[1]
-
-        template = re.sub(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", fixed, self.tokenizer.get_chat_template())
-        if "strftime_now(" in template:
-            where, expected = f"chat template of {self.name}", "prompts that are the same tomorrow"
-            raise HarnessError(where, "today's date in a form that is computed", expected, "Set template: plain.")
-        return template
-
-    def _end_of_turn(self) -> int | None:
-        """The control token that the chat template writes behind an assistant's message, white space aside."""
-        if not self.tokenizer.chat_template:
-            return None
-        chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _RESPONSE}]
-        try:
-            (rendered,) = self._render([chat], tokenize=False)
-        except HarnessError:
-            if self.template == "chat":
-                raise
-            return None
-        behind = rendered.rpartition(_RESPONSE)[2].lstrip()
-        names = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items()}
-        found = [name for name in names if behind.startswith(name)]
-        return names[max(found, key=len)] if found else None
-
-    def _adds_bos(self) -> bool:
-        bos = self.tokenizer.bos_token_id
-        return bos is not None and self.tokenizer("a")["input_ids"][0] == bos
-
-
-def load_sides(specs: Mapping[str, ModelSpec], report: Report) -> dict[str, TextSide]:
-    """Tokenizers of a pair's models by role; models that are not here are downloaded first.
-
-    Args:
-        report: called with one line of progress at a time.
-    """
-    sides = {}
-    for role, spec in specs.items():
-        local = resolve(parse_uri(spec.model), report=report)
-        tokenizer = load_tokenizer(local.folder)
-        sides[role] = TextSide(tokenizer, template=spec.template, name=spec.name or spec.model)
-    return sides
 
 
 @dataclass(frozen=True)

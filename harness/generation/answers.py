@@ -17,7 +17,7 @@ import torch
 
 from harness.base.errors import HarnessError
 from harness.data.rows import Request
-from harness.data.tokens import TextSide
+from harness.data.text_side import TextSide
 from harness.generation.decoding import GumbelNoise, StopStrings, continue_prompts, cut_at_stop
 
 

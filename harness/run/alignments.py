@@ -14,7 +14,8 @@ from typing import Any
 
 from harness.base.files import write_text
 from harness.data.terms import pairs
-from harness.data.tokens import STUDENT, TextSide, TokenizedExample, token_side
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, TokenizedExample, token_side
 from harness.plan.alignments import SHOWN
 from methods.base import Method, Need, Rows
 from methods.library.alignment import group_bytes

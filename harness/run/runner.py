@@ -31,7 +31,8 @@ from harness.base.ranks import RankLostError, Ranks
 from harness.data.rows import Request, answer_key
 from harness.data.teacher_rows import StoredRows, store_rows
 from harness.data.terms import AlignedExample, Term, align
-from harness.data.tokens import STUDENT, Overlong, TextSide, TokenizedExample, load_sides, tokenize
+from harness.data.text_side import TextSide, load_sides
+from harness.data.tokens import STUDENT, Overlong, TokenizedExample, tokenize
 from harness.evaluate.bits_per_byte import measure
 from harness.evaluate.programs.sandbox import SandboxUnavailable
 from harness.generation import vllm as vllm_engine
@@ -49,10 +50,10 @@ from harness.recipe.schema import Training
 from harness.run.alignments import aligned, write_aligned
 from harness.store.artefacts import ALIGNMENTS, TIMING, TRACES, Failure
 from harness.store.store import Artefact, CorruptArtefactError, Store
+from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
-from harness.training.loss import Objective
+from harness.training.objective import Objective
 from harness.training.traces import Tracer, chosen
-from harness.training.trainer import latest_checkpoint
 from methods.base import Need
 from methods.library.vocabulary import TokenizerPair
 

@@ -111,16 +111,16 @@ class CodeM(Task):
         return examples
 
     def requests(self) -> list[Request]:
-        from harness.evaluate.programs import evalplus as code
+        from harness.evaluate.programs.problems import generation_prompt, stop_strings
 
         requests = []
         for benchmark in self.settings.benchmarks:
             for task_id, problem in self._problems(benchmark).items():
                 if self.settings.prompt == "completion":
-                    prompt, stop = code.generation_prompt(problem), code.stop_strings(benchmark)
+                    prompt, stop = generation_prompt(problem), stop_strings(benchmark)
                 else:
-                    prompt = alpaca_prompt(code.generation_prompt(problem, "response"))
-                    stop = code.stop_strings(benchmark, "response")
+                    prompt = alpaca_prompt(generation_prompt(problem, "response"))
+                    stop = stop_strings(benchmark, "response")
                 rendered = self.settings.prompt == "completion"
                 requests += [Request(item, prompt, stop, rendered) for item in self._items(task_id)]
         return requests
@@ -162,15 +162,17 @@ class CodeM(Task):
     ) -> dict[tuple[str, str], Verdict]:
         """By student and item. To EvalPlus each of a student's samples is another owner's."""
         from harness.evaluate.programs import evalplus as code
+        from harness.evaluate.programs.extraction import solution_code
+        from harness.evaluate.programs.problems import Style
 
-        style: code.Style = "completion" if self.settings.prompt == "completion" else "response"
+        style: Style = "completion" if self.settings.prompt == "completion" else "response"
         problems = self._problems(benchmark)
         asked: list[tuple[str, str]] = []
         solutions = []
         for student, answers in outputs.items():
             for task_id, problem in problems.items():
                 for number, item in enumerate(self._items(task_id)):
-                    text = code.solution_code(problem, answers[item], dataset=benchmark, style=style)
+                    text = solution_code(problem, answers[item], dataset=benchmark, style=style)
                     asked.append((student, item))
                     solutions.append(code.Solution(f"{student} {number}", task_id, text))
         verdicts = code.evaluate(
@@ -205,6 +207,7 @@ class CodeM(Task):
         from importlib.metadata import version
 
         from harness.evaluate.programs import evalplus as code
+        from harness.evaluate.programs.problems import CANNOT_PASS, NEEDS_MEMORY
 
         asked = {
             "completion": "the model continues the function's head (students are trained on Alpaca prompts: a "
@@ -218,11 +221,11 @@ class CodeM(Task):
         lines = []
         for benchmark in self.settings.benchmarks:
             problems = self._problems(benchmark)
-            impossible = sorted(code.CANNOT_PASS & problems.keys())
+            impossible = sorted(CANNOT_PASS & problems.keys())
             ceiling = f"{len(problems)} problems, of which {len(problems) - len(impossible)} can be passed"
             if impossible:
                 ceiling += f" ({', '.join(impossible)} can't in this version of EvalPlus)"
-            if hungry := sorted(code.NEEDS_MEMORY & problems.keys()):
+            if hungry := sorted(NEEDS_MEMORY & problems.keys()):
                 share = (len(problems) - len(impossible) - len(hungry)) / len(problems)
                 ceiling += f" ({', '.join(hungry)} can fail elsewhere, at EvalPlus's default of 4 GB: {share:.3f})"
             lines.append(
@@ -245,9 +248,9 @@ class CodeM(Task):
         return self._first(self.test_files if benchmark == "humaneval" else self.mbpp_files)
 
     def _problems(self, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
-        from harness.evaluate.programs import evalplus as code
+        from harness.evaluate.programs.problems import read_problems
 
-        problems = code.read_problems(self._problem_file(benchmark))
+        problems = read_problems(self._problem_file(benchmark))
         if not problems:
             raise HarnessError(str(self._problem_file(benchmark)), "no problems", "at least one")
         return dict(list(problems.items())[: self.settings.test_items])

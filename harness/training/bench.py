@@ -23,10 +23,12 @@ from transformers import (
 from harness.data.batches import Batch, Collator
 from harness.data.rows import Example
 from harness.data.terms import AlignedExample, Term, align
-from harness.data.tokens import STUDENT, TextSide, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, tokenize
 from harness.models import tiny
 from harness.recipe.schema import Training
-from harness.training.loss import Distiller, LossParts, Objective
+from harness.training.loss import Distiller
+from harness.training.objective import LossParts, Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.trainer import train
 from methods.base import Method, TeacherKind
@@ -77,11 +79,14 @@ class Bench:
 
     def rollouts(self, collator: Collator) -> Rollouts | None:
         settings = RolloutSettings.of(self.objective.terms)
-        return settings and Rollouts(settings, self.objective.terms, self.sides, collator, 128, 5)
+        if settings is None:
+            return None
+        return Rollouts(settings, self.objective.terms, self.sides, collator, 128, 5)
 
     def loss(self, batch: Batch, divisors: Sequence[float] | None = None) -> LossParts:
         wanted = self.objective.divisors(batch.counts) if divisors is None else divisors
-        return self.distiller()(batch, wanted)
+        parts: LossParts = self.distiller()(batch, wanted)
+        return parts
 
 
 def bench(method: Method, *, dtype: torch.dtype = torch.float64, identical: bool = False) -> Bench:

@@ -13,10 +13,11 @@ from harness.base.device import chunk_rows, compiles
 from harness.data.batches import Collator
 from harness.data.teacher_rows import StoredRows
 from harness.data.terms import AlignedExample
-from harness.data.tokens import TextSide
+from harness.data.text_side import TextSide
 from harness.models.heads import Head
 from harness.recipe.schema import Training
-from harness.training.loss import Distiller, Objective
+from harness.training.loss import Distiller
+from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.trainer import train
 

@@ -20,9 +20,11 @@ from harness.data.batches import Batch, Collator
 from harness.data.chunks import Layout
 from harness.data.teacher_rows import StoredRows
 from harness.data.terms import AlignedExample, Term, align, pairs
-from harness.data.tokens import STUDENT, SideTokens, TextSide, TokenizedExample, token_side
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, SideTokens, TokenizedExample, token_side
 from harness.models.heads import Head, entropies, hidden_states
-from harness.training.loss import ChunkWalk, Objective
+from harness.training.chunk_walk import ChunkWalk
+from harness.training.objective import Objective
 from methods.base import Rows
 from methods.library.alignment import AlignedResponse, Groups
 

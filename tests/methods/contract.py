@@ -12,8 +12,9 @@ from harness.data.terms import AlignedExample, Term
 from harness.data.tokens import STUDENT, TokenizedExample
 from harness.models.heads import Head
 from harness.training.bench import Bench, StoppedError, bench, run
+from harness.training.chunk_walk import ChunkWalk
 from harness.training.contract import resumed_equals_straight
-from harness.training.loss import ChunkWalk, Objective
+from harness.training.objective import Objective
 from methods.base import Method
 from methods.library.alignment import Groups
 

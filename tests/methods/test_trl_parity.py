@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from harness.data.rows import Example
-from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from methods.base import Method
 from methods.gold import GOLD, Columns
 from methods.library.alignment import pair_positions

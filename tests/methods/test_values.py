@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from harness.data.batches import Batch, Collator
 from harness.data.rows import Example
 from harness.data.terms import Term, align
-from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
-from harness.training.loss import Distiller, LossParts, Objective
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, TokenizedExample, tokenize
+from harness.training.loss import Distiller
+from harness.training.objective import LossParts, Objective
 from methods.base import AlignedChunk, LossSums, Method, TeacherKind, UnknownMethodError, find, register, registered
 from methods.fkd import FKD
 from methods.library.alignment import AlignedResponse, Groups, pair_identical

@@ -8,7 +8,7 @@ EvalPlus runs a solution, compares its answers and keeps the result in one proce
 can reach all three. Here they are apart:
 
 1. ``judge.py`` has EvalPlus compute the expected answers, once for a problem; they are kept (``cache``).
-2. ``record.py`` runs one solution, alone in a sandbox without expected answers, and its answers come out as plain data.
+2. ``solve.py`` runs one solution, alone in a sandbox without expected answers, and its answers come out as plain data.
 3. ``judge.py``, in a fresh process that never sees a solution, has EvalPlus judge the recorded answers.
 
 The base tests come first; the additional ones are run for what passed them. Differences to EvalPlus: an answer of a
@@ -18,19 +18,14 @@ What to know about the scores of EvalPlus 0.3.1: HumanEval/32 can't be passed (`
 ceiling. What no test can see: a solution that has learnt the tests' answers by heart.
 """
 
-import ast
-import gzip
 import hashlib
 import json
 import math
 import os
 import platform
-import re
 import shutil
 import sys
-import warnings
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,33 +39,16 @@ import psutil
 import harness
 from harness.base.errors import HarnessError
 from harness.base.identity import code_digest
-from harness.evaluate.programs import sandbox as box
-
-Dataset = Literal["humaneval", "mbpp"]
-Style = Literal["completion", "response"]
-Problem = dict[str, Any]
+from harness.evaluate.programs.mounts import site_folders
+from harness.evaluate.programs.problems import Dataset, Problem, read_rows
+from harness.evaluate.programs.sandbox import SandboxStatus, SandboxUnavailable, read_untrusted, run
+from harness.evaluate.programs.watch import Completed, SandboxLimits
 
 MAX_NEW_TOKENS = 768  # EvalPlus's own limit for a generation
 MIN_TIME_LIMIT_S = 4.0  # for one input; given to EvalPlus in so many words, because its default varies (0.3.1: 1 s)
 TIME_LIMIT_FACTOR = 4.0  # times what the data set's own solution takes
 MEMORY_BYTES = 8 * 2**30  # Mbpp/255 fails at EvalPlus's default of 4 GiB
 WORKERS = 2
-CANNOT_PASS = frozenset({"HumanEval/32"})  # its oracle in 0.3.1 never marks an input as passed
-NEEDS_MEMORY = frozenset({"Mbpp/255"})  # its answers take gigabytes
-
-_INSTRUCTION = (  # EvalPlus's wording for models that follow instructions (evalplus/codegen.py)
-    "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
-)
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "task_id": str,
-    "prompt": str,
-    "entry_point": str,
-    "contract": str,
-    "canonical_solution": str,
-    "base_input": list,
-    "plus_input": (list, dict),  # Mbpp/793 has {}: no additional inputs
-    "atol": (int, float),
-}
 _RUN_S = 60.0  # EvalPlus gives one test run at most this, and 2 s to end it
 _STARTING_S = 20.0
 _EXPECTED_ANSWERS_S = 900.0  # of a whole data set; MBPP+ takes one minute
@@ -127,61 +105,16 @@ def protocol() -> dict[str, str | int | float]:
     }
 
 
-def read_problems(path: Path) -> dict[str, Problem]:
-    """Problems in EvalPlus's format (.jsonl or .jsonl.gz) by task id, in the order of the file.
-
-    Raises:
-        HarnessError: the file is missing or unreadable, or a row lacks a field, has it in another type, or repeats an
-            id; it names the line and the field.
-    """
-    return {problem["task_id"]: problem for _, problem in _read_rows(path)}
-
-
-def generation_prompt(problem: Problem, style: Style = "completion") -> str:
-    """What to ask for one problem, as EvalPlus does.
-
-    ``completion``: the head of the function, which the model goes on writing. ``response``: an instruction, to be put
-    into the template that the model was trained on.
-    """
-    head = str(problem["prompt"]).strip()
-    return f"{head}\n" if style == "completion" else f"{_INSTRUCTION}\n```\n{head}\n```"
-
-
-def stop_strings(dataset: Dataset, style: Style = "completion") -> tuple[str, ...]:
-    """EvalPlus's own: an output ends before the first of these.
-
-    A response has no further ones: EvalPlus's "\\n```\\n" supposes that the answer was begun for the model.
-    """
-    from evalplus.provider.utility import EOS, extra_eos_for_direct_completion
-
-    further = extra_eos_for_direct_completion(dataset) if style == "completion" else []
-    return (*EOS, *further)
-
-
-def solution_code(problem: Problem, output: str, *, dataset: Dataset, style: Style = "completion") -> str:
-    """The program in an output, as EvalPlus takes it: cut at the stop strings, then its ``sanitize``.
-
-    For a ``completion`` the prompt stands before it. Of a ``response``, fenced or not, the first code block that
-    defines the function asked for is taken, else the first block, else all of the text.
-    """
-    for stop in stop_strings(dataset, style):
-        output = output.split(stop, 1)[0]
-    output = output.replace("\t", "    ")  # as EvalPlus does after decoding
-    entry_point = str(problem["entry_point"])
-    text = generation_prompt(problem) + output if style == "completion" else _code_block(output, entry_point)
-    return _sanitize(text, entry_point)
-
-
 def evaluate(
     problems: Path,
     solutions: Sequence[Solution],
     *,
     dataset: Dataset,
     work: Path,
-    sandbox: box.SandboxStatus,
+    sandbox: SandboxStatus,
     unsafe: bool = False,
     cache: Path | None = None,
-    limits: box.Limits | None = None,
+    limits: SandboxLimits | None = None,
 ) -> list[Verdict]:
     """Judge all solutions of all owners; verdicts in the order of the solutions.
 
@@ -204,8 +137,8 @@ def evaluate(
         EvaluationFailed: a sandbox did not start, or EvalPlus did not end as it should: never a bad solution's doing.
     """
     if not unsafe and not sandbox.available:
-        raise box.SandboxUnavailable(sandbox.reason)
-    rows = {problem["task_id"]: (line, problem) for line, problem in _read_rows(problems)}
+        raise SandboxUnavailable(sandbox.reason)
+    rows = {problem["task_id"]: (line, problem) for line, problem in read_rows(problems)}
     _check_solutions(solutions, rows, problems)
     if not solutions:
         return []
@@ -233,9 +166,9 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
-def default_limits() -> box.Limits:
+def default_limits() -> SandboxLimits:
     """Limits of one solution, beside the time it may take."""
-    return box.Limits(
+    return SandboxLimits(
         memory_bytes=MEMORY_BYTES,
         cpu_s=300,
         processes=32,
@@ -269,12 +202,12 @@ class _Evaluation:
         asked: Mapping[str, tuple[str, Problem]],
         folder: Path,
         cache: Path | None,
-        sandbox: box.SandboxStatus,
+        sandbox: SandboxStatus,
         unsafe: bool,
-        limits: box.Limits,
+        limits: SandboxLimits,
     ) -> None:
         self.dataset, self.folder, self.limits = dataset, folder, limits
-        self.run = partial(box.run, sandbox=sandbox, unsafe=unsafe)
+        self.run = partial(run, sandbox=sandbox, unsafe=unsafe)
         self.problems = {task_id: problem for task_id, (_, problem) in asked.items()}
         self.keys = {task_id: _key(dataset, line) for task_id, (line, _) in asked.items()}
         self.cache = (cache or folder / "cache").absolute()
@@ -349,7 +282,7 @@ class _Evaluation:
         }
         wall_s = _EXPECTED_ANSWERS_S + len(records) * (_RUN_S + 2)
         output = self._evalplus(command, self.cache, wall_s)
-        content = box.read_untrusted(self.folder / results, 2**26)
+        content = read_untrusted(self.folder / results, 2**26)
         if content is None:
             raise EvaluationFailed("no result file", output)
         verdicts = [(str(status), int(right)) for status, right in json.loads(content)]
@@ -388,7 +321,7 @@ class _Evaluation:
             [*_PYTHON, "from harness.evaluate.programs.judge import main; main()"],
             work=self.folder,
             read_only=[*_OWN_FILES, self.expected],
-            limits=box.Limits(MEMORY_BYTES, cpu_s=3600, processes=64, file_bytes=2 * 2**30, wall_s=wall_s),
+            limits=SandboxLimits(MEMORY_BYTES, cpu_s=3600, processes=64, file_bytes=2 * 2**30, wall_s=wall_s),
             env=_ENVIRONMENT | {override: "problems.jsonl", "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"},
             stdin=json.dumps(command).encode(),
         )
@@ -407,7 +340,7 @@ _OWN_FILES = [
 ]
 _PYTHON = (sys.executable, "-S", "-P", "-c")
 _ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(map(str, [_OWN_FOLDER.parent, *box.site_folders()])),
+    "PYTHONPATH": os.pathsep.join(map(str, [_OWN_FOLDER.parent, *site_folders()])),
     # EvalPlus runs the data set's own solution and a student's in the same process, so with the same order of sets
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -433,7 +366,7 @@ def _files(key: str) -> tuple[str, ...]:
     return (f"{key}.pkl", f"{key}.base.{_suffix()}", f"{key}.plus.{_suffix()}")
 
 
-def _look_at(path: Path, done: box.Completed) -> _Record:
+def _look_at(path: Path, done: Completed) -> _Record:
     """The outline of a record; its answers are not read.
 
     Raises:
@@ -464,105 +397,3 @@ def _check_solutions(solutions: Sequence[Solution], known: Mapping[str, Any], pr
         if (solution.owner, solution.task_id) in seen:
             raise HarnessError(where, f"two for {solution.task_id}", "one for each problem")
         seen.add((solution.owner, solution.task_id))
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, Problem]]:
-    """Each row of a problems file: its line as it stands, and what it says, checked."""
-    seen: set[str] = set()
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise HarnessError(str(path), f"no readable file ({error})", "a .jsonl or .jsonl.gz of EvalPlus") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        problem = _check_problem(f"{path} line {number}", line)
-        if problem["task_id"] in seen:
-            raise HarnessError(f"{path} line {number}, field task_id", f"{problem['task_id']!r} again", "a new one")
-        seen.add(problem["task_id"])
-        yield line, problem
-    if not seen:
-        raise HarnessError(str(path), "no problems", "a .jsonl or .jsonl.gz of EvalPlus")
-
-
-def _check_problem(where: str, line: str) -> Problem:
-    try:
-        problem = json.loads(line)
-    except ValueError as error:
-        raise HarnessError(where, "text that is not JSON", "one JSON object a line") from error
-    if not isinstance(problem, dict):
-        raise HarnessError(where, type(problem).__name__, "a JSON object")
-    for field, kind in _FIELDS.items():
-        value = problem.get(field)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            found = f"a {type(value).__name__}" if field in problem else "nothing"
-            expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            raise HarnessError(f"{where}, field {field}", found, expected)
-    return problem
-
-
-_FENCED = re.compile(r"^[ ]*```[^\n]*\n(.*?)(?:^[ ]*```|\Z)", re.DOTALL | re.MULTILINE)
-
-
-def _code_block(response: str, entry_point: str) -> str:
-    """The part of an answer that holds the function: see ``solution_code``."""
-    blocks = _FENCED.findall(response)
-    defining = [block for block in blocks if re.search(rf"\bdef\s+{re.escape(entry_point)}\b", block)]
-    return str([*defining, *blocks, response][0])
-
-
-def _sanitize(text: str, entry_point: str) -> str:
-    """EvalPlus's ``sanitize``, with the same result in bearable time, and for any text.
-
-    Its ``code_extract`` parses every range of lines: 18 s for 768 empty lines, 86 s for 384 lines ``x``, and small
-    students do write that. ``_longest_valid_range`` finds the same range in about a second at worst.
-    """
-    from evalplus import sanitize as evalplus
-
-    evalplus.code_extract = _longest_valid_range
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a bad escape in generated code is no news
-        try:
-            return str(evalplus.sanitize(text, entry_point))
-        except Exception:  # it parses whatever a model wrote, e.g. lone surrogates: as it stands, that fails its tests
-            return text
-
-
-def _longest_valid_range(text: str) -> str:
-    """What EvalPlus's ``code_extract`` gives: of the ranges of two or more lines that parse, that with the most lines
-    that are not blank, the first of equals; the first line if there is none."""
-    from evalplus.syncheck import syntax_check
-
-    lines = text.split("\n")
-    filled = [0]  # lines that are not blank before line i
-    for line in lines:
-        filled.append(filled[-1] + bool(line.strip()))
-    pairs = [(i, j) for i in range(len(lines)) for j in range(i + 1, len(lines)) if filled[j + 1] > filled[i]]
-    pairs.sort(key=lambda pair: filled[pair[0]] - filled[pair[1] + 1])  # stable: the first of equals stays first
-    last: dict[int, int] = {}  # for a first line: the last line after which what is there could still become valid
-    for i, j in pairs:
-        if j > last.get(i, j):
-            continue
-        if syntax_check(candidate := "\n".join(lines[i : j + 1])):
-            return candidate
-        if i not in last:
-            last[i] = i - 1 + bisect_left(range(i, len(lines)), True, key=lambda end: _hopeless(lines[i : end + 1]))
-    return lines[0]
-
-
-def _hopeless(lines: Sequence[str]) -> bool:
-    """These lines don't parse, and nor do they with any more lines after them: Python stopped before it read the last.
-
-    Python says "incomplete input" where it stopped at the end; what else it says there is told by its words.
-    """
-    try:
-        compile("\n".join(lines), "", "exec", ast.PyCF_ONLY_AST | _ALLOW_INCOMPLETE_INPUT)
-    except SyntaxError as error:
-        return not any(word in str(error.msg) for word in ("incomplete", "unterminated", "EOF"))
-    except (ValueError, MemoryError, RecursionError):
-        pass
-    return False
-
-
-_ALLOW_INCOMPLETE_INPUT = 0x4000  # codeop.PyCF_ALLOW_INCOMPLETE_INPUT, since Python 3.11

@@ -39,7 +39,7 @@ def write_tests(dataset: str, keys: Mapping[str, str], suffix: str) -> None:
 
     The first line of a test set's file holds what is known from running the data set's own solution: ``reference_s``,
     its seconds for each input, ``digests``, that of each large answer and "" for others, ``answer_bytes``, the size of
-    its answers as ``record.py`` writes them, and ``writing_s``, what that took. The second line holds the inputs.
+    its answers as ``solve.py`` writes them, and ``writing_s``, what that took. The second line holds the inputs.
 
     Args:
         dataset: "humaneval" or "mbpp".

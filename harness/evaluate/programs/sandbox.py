@@ -18,30 +18,23 @@ import json
 import os
 import platform
 import secrets
-import select
 import shutil
-import signal
-import site
 import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
-
-import psutil
+from typing import BinaryIO
 
 from harness.base.errors import HarnessError
+from harness.evaluate.programs.mounts import INSIDE, mounts_of, set_variables, site_folders
+from harness.evaluate.programs.watch import Completed, SandboxLimits, processes_of_this_user, wait_for
 
 NOBODY = 65534  # uid and gid of the command in a user namespace
 NAMELESS = range(61184, 65520)  # uids and gids that no account has: one of them, where root starts the command
-OUTPUT_BYTES = 64 * 1024  # of what a command says, the last bytes are kept
-_LOOK_EVERY_S = 0.2  # at the memory in use
-_INSIDE = "/harness-work"  # where the work folder is mounted; a name that hides no folder of the interpreter
 
 
 @dataclass(frozen=True)
@@ -61,52 +54,6 @@ class SandboxStatus:
     version: str
     reason: str
     drops_root: bool = False
-
-
-@dataclass(frozen=True)
-class SandboxLimits:
-    """Bounds of one command.
-
-    Attributes:
-        memory_bytes: address space of each process (RLIMIT_AS).
-        cpu_s: CPU seconds of each process (RLIMIT_CPU).
-        processes: processes and threads of the user inside (RLIMIT_NPROC).
-        file_bytes: size of one written file (RLIMIT_FSIZE).
-        wall_s: seconds until everything is killed.
-        resident_bytes: memory in use by all processes together (what they share counts for each); everything is killed
-            above it. Looked at a few times a second.
-        scratch_bytes: of the private /tmp and of /dev/shm each; they live in memory.
-        stdout_bytes: of an output that is kept whole (``run``'s ``stdout``); everything is killed at the next byte.
-    """
-
-    memory_bytes: int
-    cpu_s: int
-    processes: int
-    file_bytes: int
-    wall_s: float
-    resident_bytes: int | None = None
-    scratch_bytes: int = 2 * 2**30
-    stdout_bytes: int = 2**30
-
-
-KilledFor = Literal["", "time", "memory", "output"]
-
-
-@dataclass(frozen=True)
-class Completed:
-    """How a command ended.
-
-    Attributes:
-        returncode: its exit status; negative for a signal, as in ``subprocess``.
-        output: the end of stdout and stderr together, at most ``OUTPUT_BYTES``; stdout is not in it where it was kept.
-        killed_for: which limit ended it from outside: ``wall_s``, ``resident_bytes`` or ``stdout_bytes``.
-        wall_s: seconds it took.
-    """
-
-    returncode: int
-    output: str
-    killed_for: KilledFor
-    wall_s: float
 
 
 class SandboxUnavailable(HarnessError):  # noqa: N818  a state of the machine, not a fault
@@ -186,16 +133,16 @@ def run(
     }
     limited = [sys.executable, "-I", "-S", "-c", _LIMIT_AND_EXEC]
     if unsafe:
-        limits = replace(limits, processes=limits.processes + _processes_of_this_user())
+        limits = replace(limits, processes=limits.processes + processes_of_this_user())
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if work is None else nullcontext(work) as folder:
             outside = [*limited, _how(limits, str(Path(folder).absolute()), None), *command]
-            return _wait(outside, limits, variables, stdin, stdout)
+            return wait_for(outside, limits, variables, stdin, stdout)
     user = secrets.choice(NAMELESS) if sandbox.drops_root else None
     if user is not None and work is not None:
         _hand_over(work, user)
-    mounts = [*_mounts(work, read_only, hidden, limits), *_variables(variables)]
-    inside = [*limited, _how(limits, "/tmp" if work is None else _INSIDE, user), *command]
-    return _wait([*_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout)
+    mounts = [*mounts_of(work, read_only, hidden, limits), *set_variables(variables)]
+    inside = [*limited, _how(limits, "/tmp" if work is None else INSIDE, user), *command]
+    return wait_for([*_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout)
 
 
 def read_untrusted(path: Path, max_bytes: int) -> bytes | None:
@@ -258,177 +205,10 @@ def _bubblewrap(sandbox: SandboxStatus) -> list[str]:
     return [*call, "--unshare-all", "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
 
 
-def _mounts(work: Path | None, read_only: Sequence[Path], hidden: Sequence[Path], limits: SandboxLimits) -> list[str]:
-    """The file system inside. Later mounts lie over earlier ones, so their order matters."""
-    mounts = [*_system_folders(), "--proc", "/proc", "--dev", "/dev"]
-    for scratch in ("/dev/shm", "/tmp"):  # semaphores of multiprocessing live in /dev/shm
-        mounts += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", scratch]
-    mounts += _read_only(_outermost([*_interpreter_folders(), *read_only], Path("/usr")))
-    for folder in hidden:
-        mounts += ["--perms", "0755", "--tmpfs", str(folder.absolute())]
-        mounts += _read_only(_outermost([path for path in read_only if path.is_relative_to(folder)]))
-        mounts += ["--remount-ro", str(folder.absolute())]
-    if work is not None:
-        mounts += ["--bind", str(work.resolve()), _INSIDE]
-    return [*mounts, "--chdir", "/", "--remount-ro", "/dev", "--remount-ro", "/"]
-
-
-def _read_only(paths: Sequence[Path]) -> list[str]:
-    binds: list[str] = []
-    for path in paths:
-        for parent in reversed(path.parents[:-1]):
-            binds += [*_OPEN_FOLDER, str(parent)]
-        binds += ["--ro-bind", str(path), str(path)]
-    return binds
-
-
-def _variables(env: Mapping[str, str]) -> list[str]:
-    return [argument for name, value in env.items() for argument in ("--setenv", name, value)]
-
-
-_OPEN_FOLDER = ["--perms", "0755", "--dir"]  # without it, bubblewrap closes the folders above a mount to all but root
-
-
-def _system_folders() -> list[str]:
-    """What programs need of the system: its libraries, the linker's cache, and the links Debian puts in between."""
-    binds: list[str] = []
-    for name in ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin"):
-        path = Path(name)
-        if path.is_symlink():
-            binds += ["--symlink", os.readlink(path), name]
-        elif path.is_dir():
-            binds += ["--ro-bind", name, name]
-    binds += [*_OPEN_FOLDER, "/etc"]
-    for name in ("/etc/ld.so.cache", "/etc/alternatives"):
-        binds += ["--ro-bind-try", name, name]
-    return binds
-
-
-def _interpreter_folders() -> list[Path]:
-    """Where this Python and its packages live; the names as used and, behind links, the real ones."""
-    named = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent.parent, *site_folders()]
-    return [path for folder in named for path in (folder.absolute(), folder.resolve())]
-
-
-def site_folders() -> list[Path]:
-    """Folders that packages are imported from, also outside the prefix (``--user``, system packages in a venv)."""
-    known = {*site.getsitepackages(), site.getusersitepackages()}
-    names = {"site-packages", "dist-packages"}
-    return [Path(entry) for entry in sys.path if (entry in known or Path(entry).name in names) and Path(entry).is_dir()]
-
-
-def _outermost(paths: Sequence[Path], *there: Path) -> list[Path]:
-    """Without those that lie in another one or in what is there anyway."""
-    unique = sorted({path.absolute() for path in paths if path.exists() and path != Path("/")})
-    return [p for p in unique if not any(p.is_relative_to(other) for other in [*unique, *there] if other != p)]
-
-
 def _hand_over(work: Path, user: int) -> None:
     """Give the work folder to the user inside. Nothing is followed out of it."""
     for path in [work, *work.rglob("*")]:
         os.chown(path, user, user, follow_symlinks=False)
-
-
-def _wait(
-    call: Sequence[str], limits: SandboxLimits, env: Mapping[str, str], stdin: bytes, stdout: BinaryIO | None
-) -> Completed:
-    """Start, read what it says, kill the whole group at the end or at a limit."""
-    start = looked = time.monotonic()
-    with tempfile.TemporaryFile() as given:
-        given.write(stdin)
-        given.seek(0)
-        process = subprocess.Popen(
-            call,
-            stdin=given,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if stdout is None else subprocess.PIPE,
-            env=dict(env),
-            start_new_session=True,
-        )
-    with process:
-        said = _Said(process, stdout, limits.stdout_bytes)
-        killed_for: KilledFor = ""
-        try:
-            while not killed_for and not _has_ended(process.pid):
-                said.listen(0.02)
-                now = time.monotonic()
-                if now - start > limits.wall_s:
-                    killed_for = "time"
-                elif said.flooded:
-                    killed_for = "output"
-                elif limits.resident_bytes is not None and now - looked > _LOOK_EVERY_S:
-                    looked = now
-                    killed_for = "memory" if _resident_bytes(process.pid) > limits.resident_bytes else ""
-        finally:
-            # Not reaped yet, so the number still means this group. Inside bubblewrap everything dies with it.
-            os.killpg(process.pid, signal.SIGKILL)
-        said.listen_to_the_end()
-        if said.flooded and not killed_for:
-            killed_for = "output"
-        returncode = process.wait()
-    return Completed(returncode, said.tail.decode(errors="replace"), killed_for, time.monotonic() - start)
-
-
-class _Said:
-    """What a command writes: stdout copied to a file where one is given, the end of all else in ``tail``."""
-
-    def __init__(self, process: subprocess.Popen[bytes], stdout: BinaryIO | None, most: int) -> None:
-        assert process.stdout is not None
-        self.tail, self.copy, self.most, self.copied = bytearray(), stdout, most, 0
-        self.kept = process.stdout.fileno() if stdout is not None else -1
-        self.pipes = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe is not None]
-        for pipe in self.pipes:
-            os.set_blocking(pipe, False)
-
-    @property
-    def flooded(self) -> bool:
-        return self.copied > self.most
-
-    def listen(self, wait_s: float) -> None:
-        """Take what is there now, one piece of each pipe: the caller comes back, so its clock is never missed."""
-        for pipe in select.select(self.pipes, [], [], wait_s)[0]:
-            self._take(pipe)
-
-    def listen_to_the_end(self) -> None:
-        """Take what an ended command left in its pipes: 1 MiB each at most."""
-        for _ in range(2**20 // OUTPUT_BYTES + 1):
-            self.listen(0)
-
-    def _take(self, pipe: int) -> None:
-        piece = os.read(pipe, OUTPUT_BYTES)
-        if not piece:
-            self.pipes.remove(pipe)
-        elif pipe == self.kept and self.copy is not None:
-            self.copy.write(piece[: max(self.most - self.copied, 0)])
-            self.copied += len(piece)
-        else:
-            self.tail += piece
-            del self.tail[:-OUTPUT_BYTES]
-
-
-def _processes_of_this_user() -> int:
-    """Processes and threads, which the limit counts too where the command runs as the same user."""
-    count = 0
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # one that has just ended
-            if process.uids().real == os.getuid():
-                count += process.num_threads()
-    return count
-
-
-def _resident_bytes(pid: int) -> int:
-    """Memory in use by a process and all that came from it, also those whose parent has ended."""
-    total = 0
-    with suppress(psutil.Error):  # a process that has just ended
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with suppress(psutil.Error):
-                total += process.memory_info().rss
-    return total
-
-
-def _has_ended(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _binaries() -> list[Path]:

@@ -22,9 +22,11 @@ from harness.data.batches import Batch, Collator
 from harness.data.chunks import TEACHER_ROWS, row_bounds, row_window
 from harness.data.rows import Example
 from harness.data.terms import AlignedExample, Term
-from harness.data.tokens import STUDENT, SideTokens, TextSide, TokenizedExample, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, SideTokens, TokenizedExample, tokenize
 from harness.models.heads import Head, hidden_states
-from harness.training.loss import Distiller, LossParts, Objective
+from harness.training.loss import Distiller
+from harness.training.objective import LossParts, Objective
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, TeacherKind
 from methods.library.alignment import Groups
 from tests import tiny

@@ -18,9 +18,11 @@ from harness.base.errors import HarnessError
 from harness.data.batches import Collator
 from harness.data.rows import Example
 from harness.data.terms import AlignedExample, Term, align
-from harness.data.tokens import STUDENT, TextSide, TokenizedExample, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.recipe.schema import Training
-from harness.training.loss import Distiller, Objective
+from harness.training.loss import Distiller
+from harness.training.objective import Objective
 from harness.training.trainer import train
 from methods.base import Method, TeacherKind, find, registered
 from methods.library.maps import UNMAPPED, exact_map, nearest_map, prefix_map

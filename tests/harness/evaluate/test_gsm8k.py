@@ -36,11 +36,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def asked(data: tuple[Path, Path]) -> list[gsm8k.Request]:
+def asked(data: tuple[Path, Path]) -> list[gsm8k.LmEvalRequest]:
     return gsm8k.requests(*data, **SETTINGS)
 
 
-def test_the_prompt_has_the_official_form(asked: list[gsm8k.Request]) -> None:
+def test_the_prompt_has_the_official_form(asked: list[gsm8k.LmEvalRequest]) -> None:
     for i, request in enumerate(asked):
         *shots, question = request.prompt.split("\n\n")
         assert question == f"Question: How many in box {i}?\nAnswer:"
@@ -49,14 +49,14 @@ def test_the_prompt_has_the_official_form(asked: list[gsm8k.Request]) -> None:
             assert re.fullmatch(r"Question: What is (\d+) \+ \1\?\nAnswer: \1 \+ \1 = (\d+)\.\n#### \2", text)
 
 
-def test_generation_is_asked_as_the_task_says(asked: list[gsm8k.Request]) -> None:
+def test_generation_is_asked_as_the_task_says(asked: list[gsm8k.LmEvalRequest]) -> None:
     assert [request.id for request in asked] == [f"gsm8k/test/{i}" for i in range(5)]
     assert {request.stop for request in asked} == {("Question:", "</s>", "<|im_end|>")}
     assert {request.max_new_tokens for request in asked} == {256}
 
 
 def test_few_shot_examples_follow_the_seed_and_not_the_limit(
-    data: tuple[Path, Path], asked: list[gsm8k.Request]
+    data: tuple[Path, Path], asked: list[gsm8k.LmEvalRequest]
 ) -> None:
     assert gsm8k.requests(*data, few_shot=5, few_shot_seed=1234, limit=2) == asked[:2]
     assert gsm8k.requests(*data, few_shot=5, few_shot_seed=7, limit=2) != asked[:2]
@@ -65,7 +65,7 @@ def test_few_shot_examples_follow_the_seed_and_not_the_limit(
     )
 
 
-def test_scores_are_those_of_the_filters(data: tuple[Path, Path], asked: list[gsm8k.Request]) -> None:
+def test_scores_are_those_of_the_filters(data: tuple[Path, Path], asked: list[gsm8k.LmEvalRequest]) -> None:
     outputs = {request.id: output for request, output in zip(asked, OUTPUTS, strict=True)}
     scored = gsm8k.score(*data, outputs, **SETTINGS)
     assert [item.id for item in scored] == list(outputs)
@@ -90,7 +90,7 @@ def by_hand(output: str, answer: str) -> dict[str, float]:
     }
 
 
-def test_a_missing_output_is_named(data: tuple[Path, Path], asked: list[gsm8k.Request]) -> None:
+def test_a_missing_output_is_named(data: tuple[Path, Path], asked: list[gsm8k.LmEvalRequest]) -> None:
     outputs = {request.id: "" for request in asked[:-1]}
     with pytest.raises(HarnessError, match=r"no output for gsm8k/test/4; expected one for every request"):
         gsm8k.score(*data, outputs, **SETTINGS)

@@ -15,9 +15,11 @@ from harness.base.errors import HarnessError
 from harness.data.batches import Collator
 from harness.data.rows import Example
 from harness.data.terms import Term, align
-from harness.data.tokens import STUDENT, TextSide, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, tokenize
 from harness.models.heads import Head, check_head, hidden_states
-from harness.training.loss import Distiller, Objective
+from harness.training.loss import Distiller
+from harness.training.objective import Objective
 from methods.base import Method
 from methods.fkd import FKD
 from methods.uld import ULD

@@ -23,7 +23,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.mounts import site_folders
+from harness.evaluate.programs.sandbox import probe, read_untrusted, run
+from harness.evaluate.programs.watch import SandboxLimits
 from harness.generation import answers as generation
 from harness.results.record import collect, read_record
 from harness.store.store import Store
@@ -31,7 +33,7 @@ from harness.tasks.base import samples_folder
 from tests.conftest import Command
 from tests.harness.run.by_hand import simple_evaluate
 
-STATUS = sandbox.probe()
+STATUS = probe()
 TEST_FILES = {
     "dolly": ("dolly/test.jsonl", "dolly/valid.jsonl"),
     "gsm8k": ("gsm8k/test.jsonl",),
@@ -183,13 +185,13 @@ def evalplus(
         "evaluate('humaneval', samples='samples-sanitized.jsonl', parallel=1, min_time_limit=4.0)\n"
         "os._exit(0)\n"
     )
-    done = sandbox.run(
+    done = run(
         [sys.executable, "-S", "-P", "-c", program],
         work=work,
         read_only=[],
-        limits=sandbox.Limits(8 * 2**30, cpu_s=3600, processes=64, file_bytes=2**31, wall_s=1800),
+        limits=SandboxLimits(8 * 2**30, cpu_s=3600, processes=64, file_bytes=2**31, wall_s=1800),
         env={
-            "PYTHONPATH": os.pathsep.join(map(str, sandbox.site_folders())),
+            "PYTHONPATH": os.pathsep.join(map(str, site_folders())),
             "PYTHONHASHSEED": "0",
             "HUMANEVAL_OVERRIDE_PATH": "problems.jsonl",
             "MBPP_OVERRIDE_PATH": "mbpp.jsonl",
@@ -200,7 +202,7 @@ def evalplus(
         },
         sandbox=STATUS,
     )
-    content = sandbox.read_untrusted(work / "samples-sanitized_eval_results.json", 2**26)
+    content = read_untrusted(work / "samples-sanitized_eval_results.json", 2**26)
     assert content is not None, done.output
     verdicts: dict[str, list[dict[str, Any]]] = json.loads(content)["eval"]
     return verdicts

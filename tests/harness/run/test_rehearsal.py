@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.sandbox import probe
 from harness.models.heads import Head
 from harness.models.uri import parse_uri
 from harness.plan.objectives import make_objectives
@@ -55,7 +55,7 @@ def test_a_recipe_runs_whole_with_tiny_models(name: str, tmp_path: Path, harness
         f"{paths[role]}=path:{tiny_folder(tmp_path / role, spec.model, tokenizers, seed)}"
         for seed, (role, spec) in enumerate(recipe.models_by_role().items())
     ]
-    tasks = [task for task in recipe.tasks if task != "codem" or sandbox.probe().available]
+    tasks = [task for task in recipe.tasks if task != "codem" or probe().available]
     small = [f"{task}.{limit}" for task in tasks for limit in ("train_items=6", "test_items=2", "new_tokens=4")]
     speed = ("steps=2", "batch_size=2", "micro_batch_size=1")
     short = [f"{stage}.{value}" for stage in ("teacher", "warm_start", "train") for value in speed]

@@ -33,6 +33,7 @@ from harness.base.files import gigabytes
 from harness.base.progress import Silent
 from harness.data.terms import align
 from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.sandbox import SandboxStatus, probe
 from harness.models.resolve import is_downloaded, resolve
 from harness.plan.builder import make_plan
 from harness.plan.stages import Stage
@@ -50,7 +51,7 @@ from tests.conftest import Command, Done
 from tests.patches import replace_everywhere
 from tests.reports.test_reports import NEARLY_EVERYTHING, context
 
-STATUS = sandbox.probe()
+STATUS = probe()
 TASKS = ["dolly", "gsm8k", *(["codem"] if STATUS.available else [])]
 
 
@@ -841,7 +842,7 @@ def test_a_scorer_that_fails_leaves_the_other_tasks_alone(place: Place, monkeypa
 
 
 def test_without_a_sandbox_code_is_not_run_and_the_rest_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = sandbox.SandboxStatus(False, None, "", "user namespaces are forbidden here")
+    none = SandboxStatus(False, None, "", "user namespaces are forbidden here")
     monkeypatch.setattr(sandbox, "probe", lambda: none)
     asked = ["tasks=[codem,dolly]", "methods=[control]", "codem.new_tokens=7"]
     done = place.run(*asked)
@@ -864,7 +865,7 @@ def test_without_a_sandbox_code_is_not_run_and_the_rest_is(place: Place, monkeyp
 
 
 def test_the_table_shows_that_code_ran_without_a_sandbox(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = sandbox.SandboxStatus(False, None, "", "user namespaces are forbidden here")
+    none = SandboxStatus(False, None, "", "user namespaces are forbidden here")
     monkeypatch.setattr(sandbox, "probe", lambda: none)
     done = place.run("tasks=[codem]", "methods=[control]", "codem.new_tokens=7", "--unsafe-execution")
     assert (done.code, place.table(done)["control"]["codem.humaneval_plus.status"]) == (0, "done")

@@ -16,6 +16,8 @@ from harness.base.files import sha256_file
 from harness.data.rows import read_rows
 from harness.evaluate.programs import evalplus as code
 from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.evalplus import Solution, Verdict
+from harness.evaluate.programs.sandbox import SandboxStatus, SandboxUnavailable
 from harness.tasks import tasks
 from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import Task, samples_folder
@@ -364,9 +366,9 @@ def test_codem_samples_give_pass_at_k(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scores.details["statuses"]["humaneval"][good] == "pass"
 
 
-def judge(verdict: Callable[[code.Solution], tuple[Any, Any]]) -> Callable[..., list[code.Verdict]]:
+def judge(verdict: Callable[[Solution], tuple[Any, Any]]) -> Callable[..., list[Verdict]]:
     """In place of an evaluation."""
-    return lambda path, solutions, **_: [code.Verdict(s.owner, s.task_id, *verdict(s)) for s in solutions]
+    return lambda path, solutions, **_: [Verdict(s.owner, s.task_id, *verdict(s)) for s in solutions]
 
 
 @pytest.mark.parametrize(
@@ -380,14 +382,14 @@ def judge(verdict: Callable[[code.Solution], tuple[Any, Any]]) -> Callable[..., 
 def test_codem_says_where_code_runs(
     monkeypatch: pytest.MonkeyPatch, available: bool, unsafe: bool, warned: str, ran_in: str | None
 ) -> None:
-    status = sandbox.SandboxStatus(available, Path("bwrap"), "bubblewrap 1", "" if available else "forbidden here")
+    status = SandboxStatus(available, Path("bwrap"), "bubblewrap 1", "" if available else "forbidden here")
     monkeypatch.setattr(sandbox, "probe", lambda: status)
     task = made("codem", test_items=1)
     assert warned in " ".join(task.warnings(unsafe))
     assert bool(task.warnings(unsafe)) == bool(warned)
     answers = {"one": {request.id: "" for request in task.requests()}}
     if ran_in is None:
-        with pytest.raises(sandbox.SandboxUnavailable):
+        with pytest.raises(SandboxUnavailable):
             task.score(answers, Path(), unsafe)
         return
     monkeypatch.setattr(code, "evaluate", judge(lambda solution: ("fail", "fail")))

@@ -21,7 +21,8 @@ from harness.data.rows import Example
 from harness.models.load import load_model
 from harness.recipe.load import load_recipe
 from harness.tasks.build import task_of
-from harness.terminal.align_view import BUILT_IN, ShownPair, ShownSide, rendered, shown_pairs, visible
+from harness.terminal.align_block import ShownPair, ShownSide, rendered, visible
+from harness.terminal.align_view import BUILT_IN, shown_pairs
 from methods.library.warping import entropy_weights
 from tests import tiny
 from tests.conftest import Command, Done

@@ -19,7 +19,8 @@ from harness.models.heads import Head, hidden_states
 from harness.models.lora import add_lora
 from harness.models.spec import Lora
 from harness.recipe.schema import Training
-from harness.training.loss import ChunkWalk, Objective
+from harness.training.chunk_walk import ChunkWalk
+from harness.training.objective import Objective
 from methods.base import Method
 from methods.fkd import FKD
 from methods.gold import GOLD

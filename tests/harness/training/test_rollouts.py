@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from harness.data.read_ahead import ReadAhead
 from harness.data.rows import Example
-from harness.data.tokens import STUDENT, TextSide, join_sampled, tokenize
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT, join_sampled, tokenize
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.trainer import DistillationTrainer, _Window
 from methods.base import Method, Need, OnPolicyOptions

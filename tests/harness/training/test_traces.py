@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from harness.data.teacher_rows import StoredRows, store_rows
-from harness.data.tokens import STUDENT, TextSide
+from harness.data.text_side import TextSide
+from harness.data.tokens import STUDENT
 from harness.models.heads import Head
 from harness.training.traces import TRACED, Tracer, chosen
 from methods.base import Method, Need, Rows, TeacherKind, registered

