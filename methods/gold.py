@@ -4,14 +4,14 @@ Hugging Face, "Unlocking On-Policy Distillation for Any Model Family" (2025-10-2
 
     L = Σ_g [w_m · GJSD_β(S_g, T_g over the tokens of both vocabularies) + w_u · Σ_k |S_g(k) - T_g(k)| over the others]
 
-g: groups of tokens that end on the same byte; S, T: their merged masses (methods/merging.py), not renormalised, so
+g: groups of tokens that end on the same byte; S, T: their merged masses (methods/library/merging.py), not renormalised, so
 that the matched part may be negative; (k): sorted. This is the loss on given responses.
 
 Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e-8 on both sides, and get no gradient;
 where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of
 many models, are unmatched and count in V_teacher. A temperature brings no factor τ².
 
-``sort: top_k`` shortens the unmatched part, and says by how much it can be wrong (methods/divergences.py).
+``sort: top_k`` shortens the unmatched part, and says by how much it can be wrong (methods/library/divergences.py).
 
 ``released``: what TRL 1.16 computes where its options are left alone: ``observed`` merging, vocabularies matched by
 string, the last token of either side left out, whatever it is (EOS, unless the response was cut), means over the

@@ -4,7 +4,7 @@ Wan et al., arXiv 2401.10491 (FuseLLM), token alignment; as a loss in Zhang et a
 L = CE + w · mean_i KL(p(i) || p_S(i)),   both softened at τ, over the student's vocabulary, without a factor τ²
 
 Two maps by edit distance: time warping links the tokens of the responses, and each teacher token t is mapped to the
-student token M(t) at the minimum edit distance (:func:`~methods.maps.nearest_map`). Let student token y_i be linked to
+student token M(t) at the minimum edit distance (:func:`~methods.library.maps.nearest_map`). Let student token y_i be linked to
 teacher token x_j, and neither to another. Where M(x_j) = y_i, the target p(i) is the teacher's distribution in the row
 that predicts x_j, mapped: a student token has the logit of the teacher token that reaches it, the softmax runs over
 the student tokens that any reaches, and the others have probability 0. Of several teacher tokens that reach one

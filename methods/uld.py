@@ -10,7 +10,7 @@ with zeros; responses are paired by position and cut to the shorter. The paper s
 predict the first response token are never used. It concerns pairing by position only.
 
 ``sort: top_k`` compares the first ``top_k`` ranks one by one and the mass beyond them as one number a side; how much
-that can be wrong is a diagnostic (methods/divergences.py, ``sorted_l1_parts``).
+that can be wrong is a diagnostic (methods/library/divergences.py, ``sorted_l1_parts``).
 """
 
 from __future__ import annotations
