@@ -4,12 +4,18 @@ Wan et al., arXiv 2401.10491 (FuseLLM), token alignment; as a loss in Zhang et a
 L = CE + w · mean_i KL(p(i) || p_S(i)),   both softened at τ, over the student's vocabulary, without a factor τ²
 
 Two maps by edit distance: time warping links the tokens of the responses, and each teacher token t is mapped to the
-student token M(t) at the minimum edit distance (:func:`~methods.library.maps.nearest_map`). Let student token y_i be linked to
-teacher token x_j, and neither to another. Where M(x_j) = y_i, the target p(i) is the teacher's distribution in the row
-that predicts x_j, mapped: a student token has the logit of the teacher token that reaches it, the softmax runs over
-the student tokens that any reaches, and the others have probability 0. Of several teacher tokens that reach one
-student token the lowest id counts (DSKD), or the one with the largest logit. At every other i the target is the gold
-token: KL = -log p_S(y_i), softened too. (DSKD's own code asks this of the token before, in the rows that consume it.)
+student token M(t) at the minimum edit distance (:func:`~methods.library.maps.nearest_map`). Let student token y_i have
+one link, to teacher token x_j, which may have others. Where M(x_j) = y_i, the target p(i) is the teacher's distribution
+in the row that predicts x_j, mapped: a student token has the logit of the teacher token that reaches it, the softmax
+runs over the student tokens that any reaches, and the others have probability 0. At every other i the target is the
+gold token: KL = -log p_S(y_i), softened too.
+
+Whose code was followed in what: the link of y_i alone counts, as in FuseLLM and DSKD. Of several teacher tokens that
+reach one student token the one that spells it counts, else the likeliest (FuseLLM walks the teacher's tokens from the
+likeliest down), so that p(i) gives y_i the teacher's own logit, and a piece of byte fallback, ``<0x30>``, reaches
+nothing that another piece spells. ``collisions: dskd`` is DSKD's choice: the first of its file, over the pieces as they
+are written. The dense loss with gold tokens is DSKD's, but that its code asks all this of the token before, in the rows
+that consume it.
 
 ``released`` (the code of CDM, arXiv 2502.11104) is a control: both sides of its KD term are tensors of the teacher, so
 that no gradient reaches the student. Path, rows and means are those of CDM's released form. Let z be the teacher's
@@ -22,7 +28,6 @@ The value is no more than a number in the log.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,12 +36,12 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
-from methods.library.alignment import AlignedResponse, Groups
+from methods.library.alignment import AlignedResponse, Groups, IntArray
 from methods.library.cdm_released import released_divergence, released_groups
 from methods.library.contextual import MASKED
-from methods.library.maps import UNMAPPED, Tables, stored_map
+from methods.library.maps import UNMAPPED, Tables, exact_map, stored_map
 from methods.library.vocabulary import TokenizerPair
-from methods.library.warping import EditCosts, link_groups, path_notes, warp_all
+from methods.library.warping import EditCosts, path_notes, warp_all
 
 _ROWS_AT_ONCE = 32
 
@@ -48,10 +53,10 @@ class MinED(Method):
     fidelities_differ = True
 
     class Options(SoftenedOptions):
-        collisions: Literal["lowest", "max"] = Field(
-            "lowest",
-            description="of several teacher tokens that are mapped to one student token the lowest id counts, as in "
-            "DSKD, or the largest logit, which keeps more of the teacher's mass (described)",
+        collisions: Literal["max", "dskd"] = Field(
+            "max",
+            description="of several teacher tokens that are mapped to one student token the one that spells it counts, "
+            "else the largest logit; dskd: the first, by a map over the pieces as they are written (described)",
         )
         normalize: Literal["tokens", "samples"] = Field(  # every response token carries KD
             "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
@@ -93,21 +98,29 @@ class MinED(Method):
         )
 
     def prepare(self, pair: TokenizerPair) -> None:
-        student_of_teacher = stored_map("nearest", pair.teacher, pair.student, pair.maps)
+        dskd = self.options.collisions == "dskd" and not self._released
+        student_of_teacher = stored_map("pieces" if dskd else "nearest", pair.teacher, pair.student, pair.maps)
         self.costs = EditCosts(pair.student, pair.teacher)
-        reaching = np.flatnonzero(student_of_teacher != UNMAPPED)
-        columns, lowest, place = np.unique(student_of_teacher[reaching], return_index=True, return_inverse=True)
         self.student_of_teacher = torch.from_numpy(student_of_teacher)
+        counted = student_of_teacher.copy()  # the tokens of the teacher whose logit may count for the one they reach
+        if dskd:
+            reached = np.flatnonzero(counted != UNMAPPED)
+            _, first = np.unique(counted[reached], return_index=True)
+            counted[np.delete(reached, first)] = UNMAPPED
+        else:
+            exact = exact_map(pair.teacher, pair.student)
+            counted[(exact == UNMAPPED) & np.isin(counted, exact[exact != UNMAPPED])] = UNMAPPED
+        reaching = np.flatnonzero(counted != UNMAPPED)
+        columns, place = np.unique(counted[reaching], return_inverse=True)
         self.tables = Tables(
             student_of_teacher=self.student_of_teacher,
             columns=torch.from_numpy(columns),  # student tokens that are reached, ascending
-            lowest=torch.from_numpy(reaching[lowest]),  # the first teacher token that reaches each
-            reaching=torch.from_numpy(reaching),  # teacher tokens that reach one,
-            place=torch.from_numpy(place),  # and its place in `columns`
+            reaching=torch.from_numpy(reaching),  # teacher tokens that may count,
+            place=torch.from_numpy(place),  # and the place of the one that each reaches in `columns`
         )
 
     def align(self, response: AlignedResponse) -> Groups:
-        """Pieces of the path, so that every student token is in one group: 1-1 links are those of two members."""
+        """Every student token with the teacher tokens that it is linked to: one link is a group of two members."""
         return self.align_all([response])[0]
 
     def align_all(self, responses: Sequence[AlignedResponse]) -> list[Groups]:
@@ -116,8 +129,8 @@ class MinED(Method):
             return released_groups(self.costs, responses)
         paths = warp_all([self.costs.costs(one.student_ids, one.teacher_ids) for one in responses])
         return [
-            replace(link_groups(*path), notes=path_notes(*path, response))
-            for path, response in zip(paths, responses, strict=True)
+            _of_each_token(teacher, student, response)
+            for (teacher, student), response in zip(paths, responses, strict=True)
         ]
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
@@ -158,8 +171,6 @@ class MinED(Method):
     def _mapped(self, logits: Tensor, rows: Tensor) -> Tensor:
         """[rows, columns]: for each student token that is reached, the logit of the teacher token that counts."""
         tables = self.tables.on(logits.device)
-        if self.options.collisions == "lowest":
-            return logits.index_select(1, tables["lowest"]).index_select(0, rows)
         reaching = logits.index_select(1, tables["reaching"]).index_select(0, rows)
         place = tables["place"].expand_as(reaching)
         return reaching.new_full((len(rows), len(tables["columns"])), -torch.inf).scatter_reduce(
@@ -180,6 +191,13 @@ class MinED(Method):
                 "teacher mass covered": ((z.softmax(-1) * mapped).sum(), positions),
             },
         )
+
+
+def _of_each_token(teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:
+    """Groups of a path's links by student token; a teacher token may be in several."""
+    count = response.student_ids.size if student.size else 0
+    every = np.arange(count)
+    return Groups(every, every, teacher, student, count, notes=path_notes(teacher, student, response))
 
 
 class _CrossEntropy(torch.autograd.Function):

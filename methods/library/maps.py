@@ -78,7 +78,7 @@ def prefix_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
 
 
 def nearest_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
-    """The target token at the minimum edit distance; ties go to the lowest id (FuseLLM, arXiv 2401.10491; DSKD).
+    """The target token at the minimum edit distance; ties go to the lowest id (FuseLLM, arXiv 2401.10491).
 
     Distances are Levenshtein's over the characters of the canonical text, over bytes where they are no UTF-8. Special
     and unused tokens are mapped as by :func:`exact_map`.
@@ -92,6 +92,32 @@ def nearest_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
         # an exact match stays what it is: of two tokens with one text it takes the ordinary one
         mapped[searched] = np.where(mapped[searched] == UNMAPPED, candidates[found], mapped[searched])
     return mapped
+
+
+def pieces_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
+    """As :func:`nearest_map`, over the tokenizers' own strings as they stand in their files, as in DSKD's code.
+
+    Only the sign for a space is made the target's (``▁the`` to ``Ġthe``); ``<0x30>`` is a string of six characters,
+    and ``é`` reads ``Ã©`` on a byte-level side. Special and unused tokens are mapped as by :func:`exact_map`.
+    """
+    mapped = exact_map(source, target)
+    searched = np.flatnonzero(source.kinds <= TokenKind.FALLBACK)
+    candidates = np.flatnonzero(target.kinds <= TokenKind.FALLBACK)
+    if candidates.size:
+        ours, theirs = _space_sign(source), _space_sign(target)
+        queries = [(source.pieces[i] or "").replace(ours, theirs) for i in searched]
+        found, _ = nearest_strings(queries, [target.pieces[i] or "" for i in candidates])
+        mapped[searched] = candidates[found]
+    return mapped
+
+
+def _space_sign(vocabulary: Vocabulary) -> str:
+    """What the pieces of a vocabulary write for a space: ``Ġ``, ``▁`` or a space itself."""
+    for index in np.flatnonzero(vocabulary.kinds == TokenKind.ORDINARY):
+        piece = vocabulary.pieces[index]
+        if piece and vocabulary.token_bytes[index].startswith(b" "):
+            return piece[0]
+    return " "
 
 
 def nearest_strings(
@@ -128,6 +154,7 @@ def nearest_strings(
 MAPS: Mapping[str, Callable[[Vocabulary, Vocabulary], VocabularyMap]] = {
     "exact": exact_map,
     "nearest": nearest_map,
+    "pieces": pieces_map,
     "prefix": prefix_map,
 }
 """Maps that recipes may name."""
