@@ -27,6 +27,7 @@ from methods.library.vocabulary import TokenKind, Vocabulary
 VocabularyMap = npt.NDArray[np.int64]
 """int64 [source tokens]: id in the target vocabulary, or -1 where a token is unmapped."""
 
+BoolArray = npt.NDArray[np.bool_]
 UNMAPPED = -1
 _QUERIES_AT_ONCE = 1024
 _FAR = np.iinfo(np.int64).max
@@ -179,6 +180,12 @@ def stored_map(kind: str, source: Vocabulary, target: Vocabulary, folder: Path |
     with suppress(OSError):
         _keep(made, path)
     return made
+
+
+def without(mapped: VocabularyMap, source: BoolArray, target: BoolArray) -> VocabularyMap:
+    """A copy in which some source tokens, bool [source tokens], and some target tokens have no partner."""
+    kept = np.where(source, UNMAPPED, mapped)
+    return np.where(target[kept.clip(0)], UNMAPPED, kept)
 
 
 def _keep(made: VocabularyMap, path: Path) -> None:
