@@ -25,6 +25,8 @@ class Request:
         prompt_tokens: longer prompts are cut at their end after so many tokens; None leaves them whole.
         seed: of an answer sampled at T=1 from the whole distribution; None for the greedy one.
         bos: whether a plain prompt begins with BOS, where the model's tokenizer puts one.
+        continues: whether the answer goes on with the prompt's text (the body of a function), so that a space it begins
+            with is its own; else the answer is a text of its own, as responses are in training.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Request:
     prompt_tokens: int | None = None
     seed: int | None = None
     bos: bool = True
+    continues: bool = False
 
     @property
     def key(self) -> str:

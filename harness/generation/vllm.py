@@ -98,7 +98,7 @@ def generate(
             model.to(device)
     on_batch(len(requests))
     return [
-        answer_of(side.tokenizer, side.eos_ids, request, _ids(output.outputs[0]), len(prompt) < len(all_of_it))
+        answer_of(side, request, _ids(output.outputs[0]), len(prompt) < len(all_of_it))
         for request, output, prompt, all_of_it in zip(requests, outputs, prompts, whole, strict=True)
     ]
 

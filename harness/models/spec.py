@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.base.errors import HarnessError
 from harness.models.uri import parse_uri
+
+_RENDERING = frozenset(  # how transformers renders, and what it gives to every template
+    {
+        "conversation",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "padding",
+        "truncation",
+    }
+    | {"continue_final_message", "tokenize", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"}
+    | {"return_assistant_tokens_mask", "sanitize_control_tokens", "bos_token", "eos_token", "pad_token", "unk_token"}
+)
 
 
 class Strict(BaseModel):
@@ -23,6 +39,10 @@ class ModelSpec(Strict):
     template: Literal["plain", "chat"] = Field(
         "plain", description="chat: the model's chat template goes round prompts"
     )
+    template_options: Mapping[str, bool | int | float | str] = Field(
+        {}, description="what the chat template asks for beside messages: {enable_thinking: false} of Qwen3's"
+    )
+    system: str | None = Field(None, description="a system message before each prompt, where the template is chat")
     attention: Literal["sdpa", "eager"] = "sdpa"
 
     @field_validator("model")
@@ -33,6 +53,19 @@ class ModelSpec(Strict):
         except HarnessError as error:
             raise ValueError(f"expected {error.expected}. {error.fix}".strip()) from error
         return text
+
+    @field_validator("template_options")
+    @classmethod
+    def _are_the_templates_own(cls, options: Mapping[str, bool | int | float | str]) -> Any:
+        if odd := sorted(name for name in options if name in _RENDERING or not name.isidentifier()):
+            raise ValueError(f"expected variables of the chat template; {odd[0]!r} is none")
+        return options
+
+    @model_validator(mode="after")
+    def _has_a_template_to_fill(self) -> ModelSpec:
+        if self.template == "plain" and (self.template_options or self.system is not None):
+            raise ValueError("template_options and system belong to `template: chat`")
+        return self
 
 
 class Lora(Strict):

@@ -122,7 +122,7 @@ class CodeM(Task):
                     prompt = alpaca_prompt(generation_prompt(problem, "response"))
                     stop = stop_strings(benchmark, "response")
                 rendered = self.settings.prompt == "completion"
-                requests += [Request(item, prompt, stop, rendered) for item in self._items(task_id)]
+                requests += [Request(item, prompt, stop, rendered, continues=rendered) for item in self._items(task_id)]
         return requests
 
     def warnings(self, unsafe: bool) -> list[str]:
