@@ -93,9 +93,9 @@ class Bench:
         reset_peak(device().type)  # before a live teacher is made: the training before may still hold memory
         teachers = self.teachers(stage, objective.roles)
         terms: list[Term] = []
-        for method, role, weight in zip(objective.methods, objective.roles, objective.kd_weights, strict=False):
-            method.prepare(self.pairs[role])
-            terms.append(Term(method, role, weight))
+        for part in objective.taught:
+            part.method.prepare(self.pairs[part.role])
+            terms.append(Term(part.method, part.role, part.weight))
         student = self.model(STUDENT, "float32")
         reset_peak(device().type)  # what making the teachers' rows took does not count
         ends: list[float] = []

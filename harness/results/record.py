@@ -343,7 +343,8 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
     teachers = [
         f"{role}: {spec.name or spec.model}" for role in ("same", "cross") if (spec := getattr(recipe.teachers, role))
     ]
-    weights = {cell.objective.label: (cell.objective.ce_weight, *cell.objective.kd_weights) for cell in plan.cells}
+    objectives = [cell.objective for cell in plan.cells]
+    weights = {each.label: (each.ce_weight, *(part.weight for part in each.parts)) for each in objectives}
     training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
     return [
         ("Teachers", "; ".join(teachers) or "none"),
@@ -378,8 +379,8 @@ def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
     softened = dict.fromkeys(
         objective.name
         for objective, role in stored
-        for method, own in zip(objective.methods, objective.roles, strict=True)
-        if own == role and getattr(method.options, "temperature", 1.0) > 1.0
+        for part in objective.taught
+        if part.role == role and getattr(part.method.options, "temperature", 1.0) > 1.0
     )
     if softened:
         words += f"; at a temperature above 1 ({', '.join(softened)}) that rest weighs more than the teacher's own"

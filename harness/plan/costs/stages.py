@@ -126,7 +126,8 @@ class Coster:
         if passes:
             memory = self._training_memory(shape, training, longest, texts, objective)
         cpu = 0.0
-        for method, teacher in zip(objective.methods, objective.roles, strict=False) if objective else ():
+        for part in objective.taught if objective else ():
+            method, teacher = part.method, part.role
             other, read = self.shapes[teacher], self._texts(stage.task, teacher)
             theirs = read.rows / max(len(read.responses), 1) * micro
             flops += other.logits(theirs)
@@ -164,16 +165,16 @@ class Coster:
             kept + 4.0 * shape.hidden * shape.layers if training.gradient_checkpointing else kept * shape.layers
         )
         memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
-        methods = objective.methods if objective else ()
-        whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
+        parts = objective.taught if objective else ()
+        whole = any(Need.WHOLE_RESPONSE in part.method.needs for part in parts)
         most = 256 if training.chunk_rows == "auto" else training.chunk_rows  # auto takes less where memory is short
         chunk = max(most, float(texts.responses.max()) if whole else 0.0)
         memory += 4.0 * chunk * shape.vocabulary * 5
-        for method, role in zip(methods, objective.roles if objective else (), strict=False):
-            other = self.shapes[role]
-            live = objective is not None and objective.needs_live(role)
+        for part in parts:
+            other = self.shapes[part.role]
+            live = objective is not None and objective.needs_live(part.role)
             memory += 2.0 * (other.parameters if live else other.head)
-            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if method.name in SORTING else 3)
+            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if part.method.name in SORTING else 3)
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return memory
 
