@@ -168,10 +168,10 @@ class Runner:
                     f"Write @{record['commit']} into the recipe, so that it stays the same model."
                 )
         for objective in {id(cell.objective): cell.objective for cell in self.plan.cells}.values():
-            for method, role in zip(objective.methods, objective.roles, strict=False):
-                if (reason := method.refuses(self.pair(role))) is not None:
+            for part in objective.taught:
+                if (reason := part.method.refuses(self.pair(part.role))) is not None:
                     raise HarnessError(
-                        f"teachers.{role}",
+                        f"teachers.{part.role}",
                         reason,
                         "a teacher that the method can use",
                         "Name another, or leave it out.",
@@ -212,8 +212,8 @@ class Runner:
     def _check_packing(self) -> None:
         """Models that are to be trained on packed sequences must keep them apart."""
         asked = (stage for end in self.plan.ends for stage in with_inputs(end))
-        trainings = [stage for stage in asked if stage.kind in ("teacher", "warm_start", "student")]
-        for role in sorted({stage.role or STUDENT for stage in trainings if self._training(stage).packing}):
+        packed = {stage.role or STUDENT for stage in asked if stage.training is not None and stage.training.packing}
+        for role in sorted(packed):
             check_packing(self._published(self.specs[role]))
 
     def _check_rollouts(self, task: str) -> None:
@@ -421,7 +421,7 @@ class Runner:
 
     def _trainee(self, stage: Stage) -> _Trainee:
         """What a stage trains, before its first step."""
-        training = self._training(stage)
+        assert stage.training is not None
         terms: tuple[Term, ...] = ()
         roles: tuple[str, ...] = (STUDENT,)
         ce_weight = 1.0
@@ -429,30 +429,24 @@ class Runner:
             roles = (stage.role,)
         if stage.objective is not None:
             objective = stage.objective
-            # a method without a teacher has no role, and no term
-            for method, role, weight in zip(objective.methods, objective.roles, objective.kd_weights, strict=False):
-                method.prepare(self.pair(role))
-                terms += (Term(method, role, weight),)
+            for part in objective.taught:
+                part.method.prepare(self.pair(part.role))
+                terms += (Term(part.method, part.role, part.weight),)
             roles, ce_weight = (STUDENT, *objective.roles), objective.ce_weight
         start = stage.inputs.get("start")
         if start is None:
             model = self._load(self.specs[roles[0]])
         else:
             model = self._load_folder(self._need(start).checked() / "model")
+        training = stage.training
         wrapper, model = add_lora(model, training.lora) if training.lora else (None, model)
         if training.gradient_checkpointing and training.lora:
             model.enable_input_require_grads()
         return _Trainee(model, wrapper, training, terms, roles, ce_weight)
 
-    def _training(self, stage: Stage) -> Training:
-        """The recipe's settings that a stage trains with."""
-        name = "teacher" if stage.kind == "teacher" else "train" if "start" in stage.inputs else "warm_start"
-        training: Training = getattr(self.recipe, name)
-        return training
-
     def _optimise(self, stage: Stage, trainee: _Trainee) -> _Done:
         """All steps of a stage's training; on every rank the same, and no files but checkpoints."""
-        count = int(stage.values["steps"])
+        count = stage.steps
         self.progress.begin(stage_line(stage), count)
         if count == 0:
             return _Done([], 0.0, None)

@@ -29,7 +29,7 @@ class Measured:
         if (manifest := self.store.read_manifest(stage.kind, stage.identity)) is not None:
             return float(manifest["seconds"]) if manifest["environment"]["device"] == self.device else None
         pace = self._paces.get(_alike(stage.kind, stage.task, stage.values))
-        return None if pace is None else pace * int(stage.values["steps"])
+        return None if pace is None else pace * stage.steps
 
     @cached_property
     def _paces(self) -> dict[str, float]:

@@ -85,16 +85,16 @@ def test_sft_trains_from_the_pretrained_student_as_long_as_the_others_in_all(pla
     plan = planned(methods=["sft", "control", "uld"], warm_start__steps=3, train__steps=4)
     sft, control, uld = (cell.student for cell in plan.cells)
     assert "start" not in sft.inputs
-    assert sft.values["steps"] == 7
+    assert sft.steps == 7
     assert control.inputs["start"].kind == "warm_start"
     assert control.inputs["start"].identity == uld.inputs["start"].identity
-    assert control.values["steps"] == uld.values["steps"] == 4
+    assert control.steps == uld.steps == 4
     assert set(uld.inputs) == {"start", "cross"}
 
 
 def test_epochs_count_rows(planned: Planner) -> None:
     plan = planned(train__steps=None, train__epochs=3, train__batch_size=4)
-    assert plan.cells[1].student.values["steps"] == 3 * 8 // 4
+    assert plan.cells[1].student.steps == 3 * 8 // 4
 
 
 def test_released_rows_stand_only_where_they_differ(planned: Planner) -> None:
