@@ -232,7 +232,7 @@ class _Builder:
         title: str,
         section: str,
         steps: int,
-        own: Mapping[str, Any],
+        own: dict[str, Any],
         inputs: Mapping[str, Stage],
         *,
         role: str = "",

@@ -8,17 +8,52 @@ seconds, and again where it is lost. What trained models add (KD by token, align
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from harness.base.files import write_text
+from harness.base.progress import Progress
 from harness.data.terms import pairs
 from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, token_side
-from harness.plan.alignments import SHOWN
+from harness.models.resolve import is_downloaded
+from harness.models.uri import parse_uri
+from harness.plan.alignments import KIND, SHOWN, shown
+from harness.plan.stages import Cell, Plan
+from harness.run.demand import circumstances
+from harness.run.workbench import Workbench
+from harness.store.artefacts import ALIGNMENTS
+from harness.store.store import Store
 from methods.base import Method, Need, Rows
 from methods.library.alignment import group_bytes
+
+
+def make_alignments(plan: Plan, cells: Sequence[Cell], bench: Workbench, store: Store, progress: Progress) -> None:
+    """Store what methods compare in the test responses. Nothing is downloaded, and no run ends, for a picture."""
+    missing = {
+        one.identity: (cell, one)
+        for cell in cells
+        for one in shown(plan, cell)
+        if store.find(KIND, one.identity) is None
+    }
+    specs = bench.published.specs.values()
+    if not missing or not all(is_downloaded(parse_uri(spec.model)) for spec in specs):
+        return
+    for identity, (cell, one) in missing.items():
+        started = time.monotonic()
+        manifest = {"title": f"alignments of {cell.objective.name}", "task": cell.task, "method": one.method.name}
+        try:
+            one.method.prepare(bench.pairs.of(one.role))
+            made = aligned(bench.texts.examples(cell.task, "test"), one.method, one.role, bench.published.sides)
+            with store.create(KIND, identity, manifest) as folder:
+                write_aligned(folder / ALIGNMENTS, made)
+                manifest |= circumstances(started)
+        except Exception as error:
+            progress.message(f"[yellow]no alignments to show[/] of {escape(f'{cell.name}: {error!r}')}")
 
 
 def aligned(examples: Sequence[TokenizedExample], method: Method, role: str, sides: Mapping[str, TextSide]) -> Any:
