@@ -84,7 +84,7 @@ def test_another_process_makes_the_same_files(tmp_path: Path) -> None:
     torch.manual_seed(5)
     here = [resolve(parse_uri(uri)).folder for uri in uris]
     code = (
-        "import sys; from harness.models import parse_uri, resolve\n"
+        "import sys; from harness.models.resolve import resolve; from harness.models.uri import parse_uri\n"
         f"for uri in {uris!r}: print(resolve(parse_uri(uri)).folder)"
     )
     environment: Any = __import__("os").environ | {"HARNESS_CACHE": str(tmp_path / "other"), "PYTHONHASHSEED": "7"}

@@ -428,8 +428,8 @@ def refuse(*args, **kwargs):
     raise AssertionError("network")
 
 socket.socket.connect = socket.getaddrinfo = refuse
-from harness.plan import make_plan
-from harness.recipe import load_recipe
+from harness.plan.builder import make_plan
+from harness.recipe.load import load_recipe
 plan = make_plan(load_recipe("quickstart"))
 assert len(plan.stages()) > 20
 print(*sorted({name.partition(".")[0] for name in sys.modules}))

@@ -144,7 +144,9 @@ def test_a_timeout_is_one_only_while_the_answers_before_were_right(problems: Pat
 def test_an_evaluation_that_breaks_is_an_error_and_not_a_score(problems: Path, tmp_path: Path) -> None:
     def evaluate(limits: SandboxLimits | None = None, path: Path = problems) -> list[Verdict]:
         solutions = [solve("a", 900, GOOD)]
-        return code.evaluate(path, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS, cache=cache, limits=limits)
+        return code.evaluate(
+            path, solutions, dataset="humaneval", work=tmp_path, sandbox=STATUS, cache=cache, limits=limits
+        )
 
     cache = tmp_path / "cache"
     evaluate()

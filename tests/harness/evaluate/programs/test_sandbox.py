@@ -162,7 +162,7 @@ def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     outside = f"""
 import sys
 from pathlib import Path
-from harness.evaluate import sandbox
+from harness.evaluate.programs import sandbox
 limits = sandbox.SandboxLimits(2**30, cpu_s=60, processes=40, file_bytes=2**20, wall_s=60)
 sandbox.run([sys.executable, "-c", {inside!r}], work=Path({str(tmp_path)!r}), read_only=[], limits=limits, env={{}},
             sandbox=sandbox.probe())
