@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import set_seed
 
 from harness.base.device import device
-from harness.base.files import write_json
 from harness.base.progress import StageProgress
 from harness.data.rows import answer_key
 from harness.data.tokens import STUDENT
@@ -21,6 +20,7 @@ from harness.generation.answers import generate
 from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import Evaluation
 from harness.run.workbench import Prompts, Published, Texts, TrainedModels, as_student
+from harness.store.artefacts import ANSWERS, BITS, DETAILS, SCORES, Answer
 from harness.tasks.base import ItemScores, Task
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def make_answers(
         new_tokens=task.settings.new_tokens,
         on_batch=progress.advance,
     )
-    write_json(folder / "answers.json", [answer.to_dict() for answer in answers])
+    ANSWERS.write(folder, answers)
     return {"prompts_cut": sum(answer.prompt_cut for answer in answers)}
 
 
@@ -66,13 +66,11 @@ def make_bits(
     progress.begin(len(examples))
     pad = published.sides[role].tokenizer.pad_token_id
     items = measure(model, examples, pad=pad, on_batch=progress.advance)
-    write_json(folder / "bits.json", [vars(item) for item in items])
+    BITS.write(folder, items)
     return {"left_out": len(examples) - len(items), "rows": texts.counts(stage.task, "test")}
 
 
-def score_answers(
-    task: Task, answers: Mapping[str, Sequence[Mapping[str, Any]]], unsafe: bool
-) -> Mapping[str, ItemScores]:
+def score_answers(task: Task, answers: Mapping[str, Sequence[Answer]], unsafe: bool) -> Mapping[str, ItemScores]:
     """Score the stored answers of all models of a task together: EvalPlus starts once.
 
     Args:
@@ -80,7 +78,7 @@ def score_answers(
         unsafe: whether generated code may run without a sandbox.
     """
     outputs = {
-        identity: {answer_key(each["id"], each["seed"]): each["output"] for each in stored}
+        identity: {answer_key(answer.id, answer.seed): answer.output for answer in stored}
         for identity, stored in answers.items()
     }
     with tempfile.TemporaryDirectory(prefix="harness-score-") as work:
@@ -89,9 +87,9 @@ def score_answers(
 
 def store_scores(scores: ItemScores, folder: Path) -> dict[str, object]:
     """Store the scores of one model."""
-    write_json(folder / "scores.json", {k: dict(v) for k, v in scores.values.items()})
+    SCORES.write(folder, {k: dict(v) for k, v in scores.values.items()})
     if scores.details:
-        write_json(folder / "details.json", scores.details)
+        DETAILS.write(folder, scores.details)
     return {"caveat": scores.caveat}
 
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.base.progress import StageProgress
 from harness.base.ranks import Ranks
@@ -26,7 +25,7 @@ from harness.run.trainings import (
     train_warm_start,
 )
 from harness.run.workbench import Workbench
-from harness.store.artefacts import Failure
+from harness.store.artefacts import ANSWERS, Answer, Failure
 
 
 class Makers:
@@ -98,14 +97,14 @@ class Makers:
         """
         demand = self.demand
         stages: dict[str, Stage] = {}
-        answers: dict[str, object] = {}
+        answers: dict[str, list[Answer]] = {}
         for cell in cells:
             if demand.find(cell.scores) is not None:
                 continue
             if (failure := demand.failures.get(cell.answers.identity)) is not None:
                 demand.failures[cell.scores.identity] = failure
                 continue
-            answers[cell.scores.identity] = demand.need(cell.answers).json("answers.json")
+            answers[cell.scores.identity] = ANSWERS.read(demand.need(cell.answers))
             stages[cell.scores.identity] = cell.scores
         if not stages:
             return

@@ -15,7 +15,7 @@ from harness.run.demand import Demand
 from harness.run.makers import Makers
 from harness.run.preflight import preflight
 from harness.run.workbench import Published, Workbench, model_records
-from harness.store.artefacts import TIMING, TRACES, Failure
+from harness.store.artefacts import KEPT_OF_STUDENTS, Failure
 from harness.store.store import Store
 
 
@@ -113,4 +113,4 @@ class Runner:
         done = all(self.store.find(stage.kind, stage.identity) is not None for stage in ends)
         artefact = self.store.find(cell.student.kind, cell.student.identity)
         if done and artefact is not None and not self.plan.recipe.keep_students:
-            self.store.drop_files(artefact, keep={"steps.json", TIMING, TRACES})
+            self.store.drop_files(artefact, keep=KEPT_OF_STUDENTS)

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from transformers import set_seed
 
 from harness.base.device import device, release_memory
-from harness.base.files import write_json
 from harness.base.progress import StageProgress
 from harness.base.ranks import Ranks
 from harness.data.teacher_rows import store_rows
@@ -26,7 +25,7 @@ from harness.models.top_rows import packer
 from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import TeacherRows
 from harness.run.workbench import AlignedRows, Need, Pairs, Published, TeacherSignal, Texts, TrainedModels
-from harness.store.artefacts import TIMING, TRACES
+from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
 from harness.training.traces import Tracer, chosen
@@ -100,9 +99,9 @@ def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: Sta
     """Fine-tune a teacher: adapters are stored where LoRA trains, else the whole model."""
     trained = _recorded(stage, folder, tools, lambda: train_teacher(stage, tools, progress))
     if trained.wrapper is not None:
-        trained.wrapper.save_pretrained(str(folder / "adapter"))
+        trained.wrapper.save_pretrained(str(folder / ADAPTER))
     else:
-        save_model(trained.model, tools.published.sides[stage.role].tokenizer, folder / "model")
+        save_model(trained.model, tools.published.sides[stage.role].tokenizer, folder / MODEL)
     return {}
 
 
@@ -200,7 +199,7 @@ def train_student(stage: Stage, tools: TrainingTools, lessons: StudentTools, pro
     if start is None:
         model = tools.published.model(STUDENT)
     else:
-        model = tools.published.trained(STUDENT, lessons.need(start).checked() / "model")
+        model = tools.published.trained(STUDENT, lessons.need(start).checked() / MODEL)
     return _train(
         stage,
         model.to(device()),
@@ -263,18 +262,18 @@ def _recorded(stage: Stage, folder: Path, tools: TrainingTools, train: Callable[
     with tools.ranks.together(stage.identity):
         trained = train()
     if trained.seconds and not resumed:  # else the seconds before the interruption are not known
-        write_json(folder / TIMING, {"seconds": round(trained.seconds, 2)})
+        TIMING.write(folder, round(trained.seconds, 2))
     diverged = [int(step["step"]) for step in trained.steps if not math.isfinite(step["loss"])]
     if diverged:
         raise FloatingPointError(f"the training diverged: the loss of step {diverged[0]} is not finite")
-    write_json(folder / "steps.json", trained.steps)
+    STEPS.write(folder, trained.steps)
     return trained
 
 
 def _store_student(trained: Trained, tools: TrainingTools, folder: Path) -> PreTrainedModel:
     """Store a student, its adapters merged into it."""
     model = trained.model if trained.wrapper is None else trained.wrapper.merge_and_unload()
-    save_model(model, tools.published.sides[STUDENT].tokenizer, folder / "model")
+    save_model(model, tools.published.sides[STUDENT].tokenizer, folder / MODEL)
     return model
 
 
@@ -294,4 +293,4 @@ def _trace(
     except Exception as error:
         progress.message(f"[yellow]no alignments to show[/] of {escape(f'{stage.title}: {error!r}')}")
     else:
-        write_json(folder / TRACES, made)
+        TRACES.write(folder, made)

@@ -30,6 +30,7 @@ from harness.models.top_rows import TopRowsHead
 from harness.models.uri import parse_uri
 from harness.plan.stages import Plan, Stage
 from harness.recipe.schema import Limits, TeacherRows
+from harness.store.artefacts import ADAPTER, MODEL
 from harness.store.store import Artefact
 from harness.tasks.base import Task
 from harness.training.distil import TeacherSources
@@ -219,7 +220,7 @@ class TrainedModels:
         if self._student is None or self._student[0] != stage.identity:
             self._student = None
             release_memory()
-            folder = self._need(stage).checked() / "model"
+            folder = self._need(stage).checked() / MODEL
             self._student = (stage.identity, self._published.trained(STUDENT, folder).to(device()))
         return self._student[1]
 
@@ -229,10 +230,10 @@ class TrainedModels:
             self.forget_teacher()
             release_memory()
             folder = self._need(stage).checked()
-            if (folder / "adapter").is_dir():
-                model = merge_lora(self._published.model(stage.role), folder / "adapter")
+            if (folder / ADAPTER).is_dir():
+                model = merge_lora(self._published.model(stage.role), folder / ADAPTER)
             else:
-                model = self._published.trained(stage.role, folder / "model")
+                model = self._published.trained(stage.role, folder / MODEL)
             # Merged in float32; a GPU holds it in what it computes with, and never twice as large.
             dtype = getattr(torch, compute_dtype(self._precision))
             self._teacher = (stage.identity, model.to(dtype).to(device()).eval().requires_grad_(False))

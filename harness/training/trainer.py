@@ -32,12 +32,12 @@ from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
 from harness.recipe.schema import Training
+from harness.store.artefacts import STEPS
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts
 from harness.training.rollouts import Rollouts
 
 COMPLETE = "complete.json"
-STEPS = "steps.json"
 
 
 class DistillationTrainer(Trainer):  # type: ignore[misc]
@@ -248,7 +248,7 @@ class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]
         wait_for_everyone()  # each rank writes the state of its random numbers
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / STEPS, self.steps)
+            STEPS.write(folder, self.steps)
             files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
             write_json(folder / COMPLETE, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
 
@@ -327,7 +327,7 @@ def train(
     found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
     checkpoint: Path | None = broadcast_object_list(found)[0]
     if checkpoint is not None:
-        trainer.steps = json.loads((checkpoint / STEPS).read_text())
+        trainer.steps = STEPS.load(checkpoint)
     marker.steps = trainer.steps
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
