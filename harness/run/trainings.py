@@ -26,10 +26,10 @@ from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import TeacherRows
 from harness.run.workbench import AlignedRows, Need, Pairs, Published, TeacherSignal, Texts, TrainedModels
 from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES
+from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
 from harness.training.traces import Tracer, chosen
-from harness.training.trainer import latest_checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel

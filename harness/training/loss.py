@@ -97,6 +97,25 @@ class Distiller(nn.Module):
             hidden = hidden_states(self._teachers[0][role], part.input_ids, part.attention_mask, part.position_ids)
         return hidden.flatten(0, 1).index_select(0, part.row_index)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the student chooses from."""
+        return int(Head.of(self.student).weight.shape[0])
+
+    @torch.no_grad()
+    def cross_entropy(self, batch: Batch, chunk_rows: int = 256) -> float:
+        """Mean cross-entropy of a batch's response tokens, in nats, as the student is now; dropout is off."""
+        was_training, head = self.student.training, Head.of(self.student)
+        self.student.eval()
+        hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
+        self.student.train(was_training)
+        rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
+        total = 0.0
+        for piece, targets in zip(torch.split(rows, chunk_rows), torch.split(batch.targets, chunk_rows), strict=True):
+            logits = head.logits(piece).float()
+            total += float(nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum"))
+        return total / max(int(batch.targets.ne(-100).sum()), 1)
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Parameters without the second name of tied ones, since safetensors refuses shared memory."""
         kept: dict[str, Any] = {}

@@ -6,38 +6,39 @@ clipping, schedules, mixed precision, checkpoints, resuming and trackers are the
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, wait_for_everyone
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from harness.base.device import compute_dtype
 from harness.base.errors import HarnessError
-from harness.base.files import sha256_file, write_json
-from harness.base.identity import seed_of
-from harness.data.batches import Collator
+from harness.data.batches import Batch, Collator
 from harness.data.read_ahead import AheadBatch, ReadAhead
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
 from harness.recipe.schema import Training
 from harness.store.artefacts import STEPS
+from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts
+from harness.training.order import LengthBuckets
 from harness.training.rollouts import Rollouts
 
-COMPLETE = "complete.json"
+LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
+
+
+class DivergedError(Exception):
+    """A training came apart: its loss, its gradients or its weights are no numbers any more, or no model's."""
 
 
 class DistillationTrainer(Trainer):  # type: ignore[misc]
@@ -138,11 +139,42 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         loss = parts.loss * self.accelerator.num_processes
         return (loss, parts) if return_outputs else loss
 
+    def load_weights(self, checkpoint: Path) -> None:
+        """The weights of a checkpoint, and nothing to train: what is left to do where it is the last step's."""
+        self._load_from_checkpoint(str(checkpoint))
+
+    def check_result(self, sample: Batch) -> None:
+        """That a model came out: its weights are numbers, and it still predicts rows that it was trained on.
+
+        One step can throw a model away, and the loss of that step is from before it.
+
+        Args:
+            sample: any batch of the training set, the same one on every rank.
+
+        Raises:
+            DivergedError: it is lost.
+        """
+        after = f"after the last step ({len(self.steps)})"
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad and not weight.isfinite().all():
+                raise DivergedError(f"{name} holds numbers that are not finite {after}")
+        with self.accelerator.autocast():
+            found = self.model.cross_entropy(sample.to(self.args.device))
+        guessing = math.log(self.model.vocabulary)
+        began = next((step["ce"] for step in self.steps if math.isfinite(step["ce"])), guessing)
+        if not found <= LOST * max(began, guessing):
+            raise DivergedError(
+                f"the cross-entropy is {found:.3g} nats a token {after}, and was {began:.3g} at the first"
+            )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the optimiser step did to the Trainer's log, so that trackers see it, and keep it."""
         if "learning_rate" in logs:
             logs |= self._window.means(self.accelerator)
             self.steps.append({"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}})
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(value := self.steps[-1].get(name, 0.0)):
+                    raise DivergedError(f"the {name} of step {self.state.global_step} is {value}")
             if self._on_step:
                 self._on_step(self.steps[-1])
         super().log(logs, start_time)
@@ -201,80 +233,6 @@ class _Window:
         }
 
 
-class LengthBuckets(Sampler[int]):
-    """Row numbers so that the rows of an optimiser step are of like length, and the steps in random order.
-
-    Rows are shuffled, every ``POOL`` steps of them sorted by length, and the steps shuffled again: every row comes once
-    an epoch. Where the rows don't fill the last step, what is in it is drawn from all.
-
-    Args:
-        lengths: of the rows, in tokens.
-        batch_size: rows of a step, over all ranks.
-        seed: of the order; another one is made of it for each epoch.
-    """
-
-    POOL = 50
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each pass."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(seed_of("bucket", self.seed, self.epoch))
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        whole, size = len(order) - len(order) % self.batch_size, self.batch_size
-        steps: list[list[int]] = []
-        for start in range(0, whole, self.POOL * size):
-            pool = sorted(order[start : min(start + self.POOL * size, whole)], key=lambda row: self.lengths[row])
-            steps += [pool[first : first + size] for first in range(0, len(pool), size)]
-        for place in torch.randperm(len(steps), generator=generator).tolist():
-            yield from steps[place]
-        yield from order[whole:]
-
-
-class _CheckpointMarker(TrainerCallback):  # type: ignore[misc]
-    """Marks checkpoints that were written whole, with the digests of their files."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        wait_for_everyone()  # each rank writes the state of its random numbers
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            STEPS.write(folder, self.steps)
-            files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
-            write_json(folder / COMPLETE, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
-
-
-def latest_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that was written whole; broken ones are removed, so that nothing resumes from them."""
-    numbered = sorted(
-        (path for path in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()),
-        key=lambda path: int(path.name.rpartition("-")[2]),
-        reverse=True,
-    )
-    for folder in numbered:
-        if _is_complete(folder):
-            return folder
-        shutil.rmtree(folder)
-    return None
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        digests = json.loads((folder / COMPLETE).read_text())
-        return all(sha256_file(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
-        return False
-
-
 def train(
     distiller: Distiller,
     examples: Sequence[AlignedExample],
@@ -298,6 +256,9 @@ def train(
 
     Returns:
         One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
+
+    Raises:
+        DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
     """
     if rollouts is not None and _world_size() > 1 and training.micro_batch_size is None:
         raise HarnessError(
@@ -311,7 +272,7 @@ def train(
     if training.bucket == "length":  # by the trained model's tokens: the same order for every method
         lengths = [aligned.example.sides[STUDENT].length for aligned in examples]
         sampler = LengthBuckets(lengths, training.batch_size, seed)
-    marker = _CheckpointMarker()
+    marker = CheckpointMarker()
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     trainer = DistillationTrainer(
         model=distiller,
@@ -330,7 +291,11 @@ def train(
         trainer.steps = STEPS.load(checkpoint)
     marker.steps = trainer.steps
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and len(trainer.steps) >= steps:
+            trainer.load_weights(checkpoint)  # the Trainer would take one step more before it looks at their number
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.check_result(collator.collate(examples[: trainer.args.per_device_train_batch_size]))
     finally:
         read_ahead.close()
     return trainer.steps

@@ -24,6 +24,7 @@ from harness.run.workbench import Published
 from harness.tasks.base import samples_folder
 from harness.terminal.progress import TerminalProgress
 from harness.training import trainer as train
+from harness.training.checkpoints import latest_checkpoint
 from tests.conftest import Command, Done
 from tests.patches import replace_everywhere
 
@@ -278,7 +279,7 @@ def test_a_disk_that_fills_up_costs_no_training(tiny_run: Callable[..., Done], m
         replace_everywhere(patch, save_model, _raises(FULL))
         assert "found a full disk (" in error_of(tiny_run(*asked))
     resumed: list[Path | None] = []
-    own = train.latest_checkpoint
+    own = latest_checkpoint
 
     def latest(work: Path) -> Path | None:
         resumed.append(own(work))

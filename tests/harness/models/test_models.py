@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from harness.base.errors import HarnessError
 from harness.models import cache, gguf, packages
 from harness.models.cache import FORMAT, MANIFEST, LocalModel, cache_folder, source_digest
-from harness.models.gguf import CHECK_TEXT, ROUND_TRIP_TEXT, _check_conversion, _tokens, convert_gguf
+from harness.models.gguf import CHECK_TEXT, ROUND_TRIP_TEXT, _check_conversion, _tokens
 from harness.models.load import _decoder_layers, kept_layers, load_model, load_tokenizer, save_model
 from harness.models.packages import converted_folder
 from harness.models.resolve import is_downloaded, resolve
@@ -129,7 +129,8 @@ def test_identity_and_folder_of_a_package_hold_all_that_decides_its_contents(mon
     assert len({converted_folder(u) for u in [uri, *others]}) == 4
     digest, folder = source_digest(uri), converted_folder(uri)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "FORMAT", FORMAT + 1)
+        for module in (cache, packages):
+            patch.setattr(module, "FORMAT", FORMAT + 1)
         assert source_digest(uri) != digest
         assert converted_folder(uri) != folder
     monkeypatch.setattr("importlib.metadata.version", lambda name: "5.17.0")
@@ -450,7 +451,7 @@ def test_interrupted_conversion_leaves_nothing(
     shelf: Shelf, conversions: list[bytes], monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
 ) -> None:
     shelf.add("tiny", {"m.gguf": b"GGUF"})
-    uri, convert = _package("tiny", b"GGUF"), convert_gguf
+    uri, convert = _package("tiny", b"GGUF"), packages.convert_gguf
 
     def interrupted(gguf: Path, folder: Path, *rest: Any) -> dict[str, Any]:
         convert(gguf, folder, *rest)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.base import ranks as ranks_module
 from harness.cli import main
-from harness.training import trainer as training_module
+from harness.training.trainer import DistillationTrainer
 from methods.base import find
 from methods.uld import ULD
 from tests.methods import contract
@@ -26,13 +26,13 @@ from tests.methods import contract
 def train_with_ddp(method: str, folder: Path) -> None:
     """The trainer's own path; fails unless the module that computes the loss is the one that DDP wraps."""
     wrapped: list[type] = []
-    original = training_module.DistillationTrainer.compute_loss
+    original = DistillationTrainer.compute_loss
 
     def spy(self, model, *args, **kwargs):  # type: ignore[no-untyped-def]
         wrapped.append(type(model))
         return original(self, model, *args, **kwargs)
 
-    training_module.DistillationTrainer.compute_loss = spy  # type: ignore[method-assign]
+    DistillationTrainer.compute_loss = spy  # type: ignore[method-assign]
     rank = int(os.environ["RANK"])
     steps = contract.run(find(method)(), folder / f"work-{rank}", batch_size=4, micro_batch_size=1)
     assert set(wrapped) == {DistributedDataParallel}, wrapped

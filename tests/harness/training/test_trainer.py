@@ -23,7 +23,9 @@ from harness.models.heads import check_packing
 from harness.models.lora import add_lora, merge_lora
 from harness.models.spec import Lora
 from harness.recipe.schema import Training
-from harness.training.trainer import COMPLETE, LengthBuckets, latest_checkpoint, train
+from harness.training.checkpoints import COMPLETE, latest_checkpoint
+from harness.training.order import LengthBuckets
+from harness.training.trainer import DivergedError, train
 from methods.base import Method
 from methods.cdm import CDM
 from methods.fkd import FKD
@@ -308,3 +310,67 @@ def test_bfloat16_computes_nearly_the_same_and_trains_float32_weights(method: Me
     assert {p.dtype for p in distiller.parameters()} == {torch.float32}
     moved = (made.student.get_input_embeddings().weight.detach() - before).abs()
     assert 0 < float(moved[moved > 0].min()) < 1e-4  # steps that bf16 weights would lose
+
+
+# --- Ends of trainings ------------------------------------------------------------------------------------------------
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _weights(
+    folder: Path, *, killed_at: int | None = None, steps: int = 4, **settings: Any
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """What a training logged, and the student's weights after it; with a checkpoint at each step."""
+    made = contract.bench(ULD(), dtype=torch.float32)
+    distiller = made.distiller()
+
+    def on_step(step: dict[str, float]) -> None:
+        if step["step"] == killed_at:
+            raise _KilledError
+
+    logged: list[dict[str, float]] = []
+    with contextlib.suppress(_KilledError):
+        logged = train(
+            distiller,
+            made.examples,
+            made.collator(chunk_rows=16),
+            Training(steps=steps, **({"batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 1} | settings)),
+            steps=steps,
+            seed=3,
+            work=folder,
+            on_step=on_step,
+        )
+    return logged, {name: value.clone() for name, value in distiller.student.state_dict().items()}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_training_resumed_at_any_step_ends_with_the_same_weights(schedule: str, tmp_path: Path) -> None:
+    """A checkpoint at step k, for every k: the last one's too, as where a kill comes between training and storing."""
+    straight, expected = _weights(tmp_path / "straight", schedule=schedule)
+    assert len(straight) == 4
+    for k in range(1, 5):
+        _weights(tmp_path / str(k), schedule=schedule, killed_at=k + 1)  # in the step after: checkpoint k is the last
+        assert (latest_checkpoint(tmp_path / str(k)) or tmp_path).name == f"checkpoint-{k}"
+        resumed, found = _weights(tmp_path / str(k), schedule=schedule)
+        assert [step["step"] for step in resumed] == [1, 2, 3, 4]
+        assert _losses(resumed) == _losses(straight)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected), k
+
+
+def test_a_training_that_came_apart_is_no_result(tmp_path: Path) -> None:
+    """A loss that is no number ends it at its step; so does a last step that threw the model away."""
+    with pytest.raises(DivergedError, match="of step 2 is"):
+        _weights(tmp_path / "loss", learning_rate=1e30)
+    with pytest.raises(DivergedError, match=r"after the last step \(1\)"):
+        _weights(tmp_path / "weights", learning_rate=1e30, steps=1)
+    with pytest.raises(DivergedError, match="not finite"):
+        _weights(tmp_path / "infinite", learning_rate=3e38, steps=1, weight_decay=1e3)
+
+
+def test_a_training_that_learns_badly_is_a_result(tmp_path: Path) -> None:
+    """Only what no reader would take for a model is refused."""
+    logged, _ = _weights(tmp_path, learning_rate=0.1)
+    assert len(logged) == 4

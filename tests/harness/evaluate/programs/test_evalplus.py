@@ -184,7 +184,7 @@ def test_expected_answers_are_kept_for_each_problem(problems: Path, tmp_path: Pa
         texts = {900: GOOD, 901: "def size(x):\n    return len(x)"}
         solutions = [solve("a", number, texts[number]) for number in numbers]
         with mock.patch.object(_Evaluation, "_evalplus", spied):
-            verdicts = evaluate(
+            verdicts = code.evaluate(
                 path, solutions, dataset="humaneval", work=work, sandbox=STATUS, cache=tmp_path / "cache"
             )
         assert [verdict.plus for verdict in verdicts] == ["pass"] * len(numbers)
@@ -275,7 +275,7 @@ def test_unsafe_evaluates_without_a_sandbox(problems: Path, tmp_path: Path) -> N
 def test_solutions_that_do_not_fit_are_errors(problems: Path, tmp_path: Path) -> None:
     def evaluate(*solutions: Solution) -> list[Verdict]:
         status = SandboxStatus(True, Path("/no/bwrap"), "", "")
-        return evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=status)
+        return code.evaluate(problems, solutions, dataset="humaneval", work=tmp_path, sandbox=status)
 
     assert evaluate() == []
     with pytest.raises(HarnessError, match=r"solution of a: found task id 'HumanEval/1'"):
