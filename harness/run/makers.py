@@ -42,14 +42,14 @@ class Makers:
         self.plan, self.bench, self.demand = plan, bench, demand
         recipe, store = plan.recipe, demand.store
         traces = recipe.evaluation.bits_per_byte  # then held-out responses are read
-        self.training = TrainingTools(
+        self.tools = TrainingTools(
             bench.published,
             bench.aligned,
             recipe.limits.length,
             lambda stage: store.work_folder(stage.kind, stage.identity),
             ranks,
         )
-        self.student = StudentTools(demand.need, bench.pairs, bench.signal, bench.texts, traces)
+        self.lessons = StudentTools(demand.need, bench.pairs, bench.signal, bench.texts, traces)
 
     def free(self, stage: Stage) -> None:
         """Free memory that a stage does not use; what evaluates keeps the student that was just trained."""
@@ -62,15 +62,15 @@ class Makers:
         published, texts, trained = bench.published, bench.texts, bench.trained
         match stage.kind:
             case "teacher":
-                return make_teacher(stage, folder, self.training, told)
+                return make_teacher(stage, folder, self.tools, told)
             case "warm_start":
-                return make_warm_start(stage, folder, self.training, told)
+                return make_warm_start(stage, folder, self.tools, told)
             case "rows":
-                keep, traces = recipe.teacher_rows, self.student.traces
+                keep, traces = recipe.teacher_rows, self.lessons.traces
                 return make_rows(stage, folder, published, texts, trained, bench.signal, keep, told, traces=traces)
             case "student":
                 traced = stage.seed == recipe.seeds_of(stage.task)[0]
-                return make_student(stage, folder, self.training, self.student, trained, told, traced=traced)
+                return make_student(stage, folder, self.tools, self.lessons, trained, told, traced=traced)
             case "answers":
                 task = self.plan.tasks[stage.task]
                 return make_answers(stage, folder, task, bench.prompts, published, trained, recipe.evaluation, told)
@@ -81,10 +81,10 @@ class Makers:
     def train(self, stage: Stage) -> None:
         """What the other ranks do of a stage while rank 0 makes it."""
         if stage.kind == "student":
-            train_student(stage, self.training, self.student, self._told(stage))
+            train_student(stage, self.tools, self.lessons, self._told(stage))
         else:
             train = {"teacher": train_teacher, "warm_start": train_warm_start}[stage.kind]
-            train(stage, self.training, self._told(stage))
+            train(stage, self.tools, self._told(stage))
 
     def _told(self, stage: Stage) -> StageProgress:
         return StageProgress(self.demand.progress, stage_line(stage))

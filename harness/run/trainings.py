@@ -23,7 +23,7 @@ from harness.models.lora import add_lora
 from harness.models.top_rows import packer
 from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import TeacherRows
-from harness.run.workbench import AlignedRows, Need, Pairs, Published, TeacherSignal, Texts, TrainedModels
+from harness.run.workbench import AlignedRows, Fetch, Pairs, Published, TeacherSignal, Texts, TrainedModels
 from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES
 from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
@@ -59,14 +59,14 @@ class StudentTools:
     """What the training of a student takes beside that.
 
     Attributes:
-        need: see :data:`~harness.run.workbench.Need`.
+        need: see :data:`~harness.run.workbench.Fetch`.
         pairs: vocabularies.
         signal: what teachers give.
         texts: rows, of which some are traced.
         traces: whether held-out responses are read at all.
     """
 
-    need: Need
+    need: Fetch
     pairs: Pairs
     signal: TeacherSignal
     texts: Texts

@@ -39,7 +39,7 @@ from methods.library.vocabulary import TokenizerPair
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-Need = Callable[[Stage], Artefact]
+Fetch = Callable[[Stage], Artefact]
 """The stored result of a stage, made first where it is missing."""
 
 
@@ -52,12 +52,12 @@ class Published:
     """
 
     def __init__(self, specs: Mapping[str, ModelSpec], report: Report) -> None:
-        self.specs, self._report = specs, report
+        self.specs, self.report = specs, report
 
     @cached_property
     def sides(self) -> dict[str, TextSide]:
         """Tokenizers by role."""
-        return load_sides(self.specs, self._report)
+        return load_sides(self.specs, self.report)
 
     def config(self, role: str) -> PretrainedConfig:
         """A model's config."""
@@ -72,7 +72,7 @@ class Published:
     def model(self, role: str) -> PreTrainedModel:
         """In float32, pruned where the recipe says so, on the CPU; its head is checked."""
         spec = self.specs[role]
-        local = resolve(parse_uri(spec.model), report=self._report)
+        local = resolve(parse_uri(spec.model), report=self.report)
         model = load_model(local.folder, attention=spec.attention, layers=spec.layers)
         check_head(model, spec.name or spec.model)
         return model
@@ -86,7 +86,7 @@ def model_records(published: Published) -> dict[str, dict[str, str]]:
     """URI of each model by role, and the commit or digest that it came to on this machine."""
     records: dict[str, dict[str, str]] = {}
     for role, spec in published.specs.items():
-        local = resolve(parse_uri(spec.model), report=published._report)
+        local = resolve(parse_uri(spec.model), report=published.report)
         records[role] = {"uri": spec.model}
         records[role] |= {k: str(v) for k, v in local.manifest.items() if k in ("commit", "sha256")}
     return records
@@ -202,11 +202,11 @@ class TrainedModels:
 
     Args:
         published: the models of the pair.
-        need: see :data:`Need`.
+        need: see :data:`Fetch`.
         precision: that frozen teachers compute in.
     """
 
-    def __init__(self, published: Published, need: Need, precision: Precision) -> None:
+    def __init__(self, published: Published, need: Fetch, precision: Precision) -> None:
         self._published, self._need, self._precision = published, need, precision
         self._student: tuple[str, PreTrainedModel] | None = None
         self._teacher: tuple[str, PreTrainedModel] | None = None
@@ -262,11 +262,11 @@ class TeacherSignal:
     Args:
         published: the models of the pair.
         trained: the models that stages trained.
-        need: see :data:`Need`.
+        need: see :data:`Fetch`.
         kept: what is stored of a position.
     """
 
-    def __init__(self, published: Published, trained: TrainedModels, need: Need, kept: TeacherRows) -> None:
+    def __init__(self, published: Published, trained: TrainedModels, need: Fetch, kept: TeacherRows) -> None:
         self._published, self._trained, self._need, self._kept = published, trained, need, kept
         self._heads: dict[str, Head] = {}
         self._checked: set[str] = set()
@@ -323,7 +323,7 @@ class Workbench:
     signal: TeacherSignal
 
     @classmethod
-    def of(cls, plan: Plan, published: Published, need: Need, maps: Path) -> Workbench:
+    def of(cls, plan: Plan, published: Published, need: Fetch, maps: Path) -> Workbench:
         """An empty one for a plan.
 
         Args:
