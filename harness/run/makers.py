@@ -20,9 +20,8 @@ from harness.run.trainings import (
     make_student,
     make_teacher,
     make_warm_start,
+    train_published,
     train_student,
-    train_teacher,
-    train_warm_start,
 )
 from harness.run.workbench import Workbench
 from harness.store.artefacts import ANSWERS, Answer, Failure
@@ -83,8 +82,7 @@ class Makers:
         if stage.kind == "student":
             train_student(stage, self.tools, self.lessons, self._told(stage))
         else:
-            train = {"teacher": train_teacher, "warm_start": train_warm_start}[stage.kind]
-            train(stage, self.tools, self._told(stage))
+            train_published(stage, self.tools, self._told(stage))
 
     def _told(self, stage: Stage) -> StageProgress:
         return StageProgress(self.demand.progress, stage_line(stage))

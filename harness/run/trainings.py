@@ -96,7 +96,7 @@ class Trained:
 
 def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
     """Fine-tune a teacher: adapters are stored where LoRA trains, else the whole model."""
-    trained = _recorded(stage, folder, tools, lambda: train_teacher(stage, tools, progress))
+    trained = _recorded(stage, folder, tools, lambda: train_published(stage, tools, progress))
     if trained.wrapper is not None:
         trained.wrapper.save_pretrained(str(folder / ADAPTER))
     else:
@@ -106,7 +106,7 @@ def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: Sta
 
 def make_warm_start(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
     """Fine-tune the student that distillation starts from."""
-    trained = _recorded(stage, folder, tools, lambda: train_warm_start(stage, tools, progress))
+    trained = _recorded(stage, folder, tools, lambda: train_published(stage, tools, progress))
     _store_student(trained, tools, folder)
     return {}
 
@@ -172,18 +172,12 @@ def make_rows(
 # --- Trainings, on every rank the same --------------------------------------------------------------------------------
 
 
-def train_teacher(stage: Stage, tools: TrainingTools, progress: StageProgress) -> Trained:
-    """Fine-tune a teacher as it was published; no files but checkpoints."""
+def train_published(stage: Stage, tools: TrainingTools, progress: StageProgress) -> Trained:
+    """Fine-tune a teacher or the student as it was published; no files but checkpoints."""
     set_seed(order_seed(stage))  # what is drawn must not depend on what ran before in this process
-    model = tools.published.model(stage.role).to(device())
-    return _train(stage, model, stage.role, Objective(stage.title, 1.0), TeacherSources, tools, progress)
-
-
-def train_warm_start(stage: Stage, tools: TrainingTools, progress: StageProgress) -> Trained:
-    """Fine-tune the student as it was published; no files but checkpoints."""
-    set_seed(order_seed(stage))
-    model = tools.published.model(STUDENT).to(device())
-    return _train(stage, model, STUDENT, Objective(stage.title, 1.0), TeacherSources, tools, progress)
+    role = stage.role or STUDENT
+    model = tools.published.model(role).to(device())
+    return _train(stage, model, role, Objective(stage.title, 1.0), TeacherSources, tools, progress)
 
 
 def train_student(stage: Stage, tools: TrainingTools, lessons: StudentTools, progress: StageProgress) -> Trained:
