@@ -10,7 +10,6 @@ read once, and answers that have ended leave their rows to the next prompts (:mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,32 +18,7 @@ from harness.base.errors import HarnessError
 from harness.data.rows import Request
 from harness.data.text_side import TextSide
 from harness.generation.decoding import GumbelNoise, StopStrings, continue_prompts, text_until_stop
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a student said.
-
-    Attributes:
-        id: of the test item.
-        seed: of the sampling; None for a greedy answer.
-        prompt: what it was given, in text, before the model's own template.
-        output: decoded answer, cut before the first stop string; special tokens left out.
-        tokens: generated tokens, the one that ended the answer included.
-        stop: "eos", "stop string" or "length".
-        prompt_cut: whether the prompt was longer than the request allows, and lost its end.
-    """
-
-    id: str
-    seed: int | None
-    prompt: str
-    output: str
-    tokens: int
-    stop: str
-    prompt_cut: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from harness.store.artefacts import Answer
 
 
 @torch.no_grad()

@@ -24,8 +24,9 @@ from harness.base.errors import HarnessError
 from harness.base.identity import seed_of
 from harness.data.rows import Request
 from harness.data.text_side import TextSide
-from harness.generation.answers import Answer, answer_of, cut_prompt, prompt_tokens
+from harness.generation.answers import answer_of, cut_prompt, prompt_tokens
 from harness.models.load import save_model
+from harness.store.artefacts import Answer
 
 MEMORY_SHARE = 0.8  # of the GPU's; the rest is for what this process keeps there
 

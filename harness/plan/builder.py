@@ -175,23 +175,24 @@ class _Builder:
     def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
         recipe = self.recipe
         inputs: dict[str, Stage] = {}
-        rows = self.training_rows
+        steps = recipe.train.total_steps(self.training_rows)
         if objective.start is Start.WARM_START:
             inputs["start"] = self._warm_start(seed)
-            training, steps = recipe.train, recipe.train.total_steps(rows)
+            section = "train"
         else:
-            training = recipe.warm_start
-            steps = recipe.warm_start.total_steps(rows) + recipe.train.total_steps(rows)
+            section = "warm_start"
+            steps += recipe.warm_start.total_steps(self.training_rows)
         for role in objective.roles:
             inputs[role] = self._teacher(role) if objective.needs_live(role) else self._rows(role)
-        return self._stage(
+        return self._training(
             "student",
             f"training of {objective.name}",
-            self._training_values(STUDENT, training, steps)
-            | {"objective": objective.identity(), "seed": seed}
+            section,
+            steps,
+            {"objective": objective.identity(), "seed": seed}
             # also in what it reads; here for the seconds of a step, which depend on their sizes
             | {"teachers": {role: self.sources[role] for role in objective.roles}}
-            | (self._rollout_values(training) if objective.samples else {}),
+            | (self._rollout_values(getattr(recipe, section)) if objective.samples else {}),
             inputs,
             seed=seed,
             objective=objective,
@@ -205,16 +206,14 @@ class _Builder:
         }
 
     def _warm_start(self, seed: int) -> Stage:
-        training = self.recipe.warm_start
-        steps = training.total_steps(self.training_rows)
-        values = self._training_values(STUDENT, training, steps) | {"seed": seed}
-        return self._stage("warm_start", "warm start of the student", values, {}, seed=seed)
+        steps = self.recipe.warm_start.total_steps(self.training_rows)
+        title = "warm start of the student"
+        return self._training("warm_start", title, "warm_start", steps, {"seed": seed}, {}, seed=seed)
 
     def _teacher(self, role: str) -> Stage:
-        training = self.recipe.teacher
-        values = self._training_values(role, training, training.total_steps(self.training_rows))
+        steps = self.recipe.teacher.total_steps(self.training_rows)
         title = f"fine-tuning of the {role}-tokenizer teacher"
-        return self._stage("teacher", title, values, {}, role=role)
+        return self._training("teacher", title, "teacher", steps, {}, {}, role=role)
 
     def _rows(self, role: str) -> Stage:
         title = f"rows of the {role}-tokenizer teacher"
@@ -226,6 +225,29 @@ class _Builder:
         if kept := self.recipe.teacher_rows.identity():
             values |= {"kept": kept | {"code": code_digest("harness.models.top_rows")}}
         return self._stage("rows", title, values, {"teacher": self._teacher(role)}, role=role)
+
+    def _training(
+        self,
+        kind: str,
+        title: str,
+        section: str,
+        steps: int,
+        own: dict[str, Any],
+        inputs: Mapping[str, Stage],
+        *,
+        role: str = "",
+        **more: Any,
+    ) -> Stage:
+        """A stage that trains with a section of the recipe.
+
+        Args:
+            own: what decides its result beyond what all trainings have.
+            role: of the model that is trained; empty for the student.
+        """
+        training: Training = getattr(self.recipe, section)
+        values = self._training_values(role or STUDENT, training, steps) | own
+        more |= {"training": training, "section": section, "steps": steps}
+        return self._stage(kind, title, values, inputs, role=role, **more)
 
     def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from harness.tasks.base import Task
 from methods.base import TeacherKind
 
 if TYPE_CHECKING:
+    from harness.recipe.schema import Training
     from harness.store.store import Store
 
 
@@ -31,6 +32,9 @@ class Stage:
         seed: repetition, where the stage depends on it.
         role: of the teacher, where the stage is about one.
         objective: what the stage trains or evaluates, where it is about a student.
+        training: settings that it trains with, where it trains.
+        section: of the recipe, where these stand: "teacher", "warm_start" or "train".
+        steps: of the optimiser.
     """
 
     kind: str
@@ -41,6 +45,9 @@ class Stage:
     seed: int = 0
     role: str = ""
     objective: ObjectiveSpec | None = None
+    training: Training | None = None
+    section: str = ""
+    steps: int = 0
 
     @cached_property
     def identity(self) -> str:

@@ -13,14 +13,14 @@ import pandas as pd
 
 from harness.base.errors import HarnessError
 from harness.base.files import disk_errors, write_json
-from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
+from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.generation import vllm as vllm_engine
 from harness.plan.alignments import shown
 from harness.plan.builder import model_sources
 from harness.plan.stages import Cell, Plan, Reference
 from harness.results.evidence import SHOWN_ITEMS, collect_evidence, labelled
 from harness.results.outcomes import collect_outcomes, scoring_lines
-from harness.store.artefacts import Failure, stored_json
+from harness.store.artefacts import BITS, SCORES, STEPS, Failure
 from harness.store.store import Store
 from harness.tasks.codem import CodeM
 from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
@@ -250,16 +250,16 @@ def _caveats(plan: Plan) -> list[str]:
 
 def _scores(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
     """All numbers of a cell, or why they are not there, each with its items' values and weights."""
-    stored = stored_json(store, "scores", cell, "scores.json")
+    stored = SCORES.find(store, "scores", cell["stages"]["scores"])
     for metric in cell["metrics"]:
         items = stored.get(metric["name"], {}) if stored else {}
         value = sum(items.values()) / len(items) if items else math.nan
         score = _score(cell, "scores", metric, value, len(items), stored is not None)
         yield score, {name: (value, 1.0) for name, value in items.items()}
     if "bits" in cell["stages"]:
-        stored = stored_json(store, "bits", cell, "bits.json")
-        bits = [Bits(**item) for item in stored or []]
-        score = _score(cell, "bits", BITS_PER_BYTE, corpus_bits_per_byte(bits), len(bits), stored is not None)
+        found = BITS.find(store, "bits", cell["stages"]["bits"])
+        bits = found or []
+        score = _score(cell, "bits", BITS_PER_BYTE, corpus_bits_per_byte(bits), len(bits), found is not None)
         yield score, {item.id: (item.bits / item.bytes, float(item.bytes)) for item in bits if item.bytes}
 
 
@@ -300,7 +300,7 @@ def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
     for cell in labelled(run.record["cells"]):
         if "student" not in cell["stages"]:  # a reference: nothing trained for it alone
             continue
-        steps = store.read_dropped("student", cell["stages"]["student"], "steps.json")
+        steps = STEPS.kept(store, "student", cell["stages"]["student"])
         if not steps:
             continue
         frame = pd.DataFrame(steps)
@@ -343,7 +343,8 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
     teachers = [
         f"{role}: {spec.name or spec.model}" for role in ("same", "cross") if (spec := getattr(recipe.teachers, role))
     ]
-    weights = {cell.objective.label: (cell.objective.ce_weight, *cell.objective.kd_weights) for cell in plan.cells}
+    objectives = [cell.objective for cell in plan.cells]
+    weights = {each.label: (each.ce_weight, *(part.weight for part in each.parts)) for each in objectives}
     training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
     return [
         ("Teachers", "; ".join(teachers) or "none"),
@@ -378,8 +379,8 @@ def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
     softened = dict.fromkeys(
         objective.name
         for objective, role in stored
-        for method, own in zip(objective.methods, objective.roles, strict=True)
-        if own == role and getattr(method.options, "temperature", 1.0) > 1.0
+        for part in objective.taught
+        if part.role == role and getattr(part.method.options, "temperature", 1.0) > 1.0
     )
     if softened:
         words += f"; at a temperature above 1 ({', '.join(softened)}) that rest weighs more than the teacher's own"

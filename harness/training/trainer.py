@@ -6,7 +6,6 @@ clipping, schedules, mixed precision, checkpoints, resuming and trackers are the
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,8 @@ from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
 from harness.recipe.schema import Training
-from harness.training.checkpoints import STEPS, CheckpointMarker, latest_checkpoint
+from harness.store.artefacts import STEPS
+from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts
 from harness.training.order import LengthBuckets
@@ -288,7 +288,7 @@ def train(
     found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
     checkpoint: Path | None = broadcast_object_list(found)[0]
     if checkpoint is not None:
-        trainer.steps = json.loads((checkpoint / STEPS).read_text())
+        trainer.steps = STEPS.load(checkpoint)
     marker.steps = trainer.steps
     try:
         if checkpoint is not None and len(trainer.steps) >= steps:

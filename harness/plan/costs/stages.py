@@ -58,9 +58,9 @@ class Coster:
     def cost(self, stage: Stage, recipe: Any = None) -> Cost:
         """Of one stage; with another recipe's settings of speed and memory."""
         makers: dict[str, Callable[[Stage, Any], Cost]] = {
-            "teacher": self._teacher,
-            "warm_start": self._warm_start,
-            "student": self._student,
+            "teacher": self._training,
+            "warm_start": self._training,
+            "student": self._training,
             "rows": self._rows,
             "answers": self._answers,
             "bits": self._bits,
@@ -70,12 +70,10 @@ class Coster:
 
     def remedy(self, stage: Stage, device: Device) -> str:
         """The first setting, or several together, with which a stage fits a device; empty where none is known."""
-        student = "train" if "start" in stage.inputs else "warm_start"  # sft trains as the warm start does
-        part = {"teacher": "teacher", "warm_start": "warm_start", "student": student}.get(stage.kind)
         if stage.kind == "answers":
             steps = [{"evaluation.batch_size": size} for size in (32, 8, 1)]
             return self._first_that_fits(stage, device, steps)
-        if part is None:
+        if stage.training is None:
             return ""
         steps = []
         tried: dict[str, Any] = {}
@@ -85,8 +83,8 @@ class Coster:
             ("chunk_rows", 64),
             ("lora", Lora(rank=64, alpha=128)),
         ):
-            if getattr(getattr(self.recipe, part), name) != value:
-                tried[f"{part}.{name}"] = value
+            if getattr(stage.training, name) != value:
+                tried[f"{stage.section}.{name}"] = value
                 steps.append(dict(tried))
         return self._first_that_fits(stage, device, steps)
 
@@ -98,20 +96,12 @@ class Coster:
 
     # Training
 
-    def _teacher(self, stage: Stage, recipe: Any) -> Cost:
-        return self._training(stage, stage.role, recipe.teacher, None)
-
-    def _warm_start(self, stage: Stage, recipe: Any) -> Cost:
-        return self._training(stage, STUDENT, recipe.warm_start, None)
-
-    def _student(self, stage: Stage, recipe: Any) -> Cost:
-        training = recipe.train if "start" in stage.inputs else recipe.warm_start
-        return self._training(stage, STUDENT, training, stage.objective)
-
-    def _training(self, stage: Stage, role: str, training: Training, objective: ObjectiveSpec | None) -> Cost:
+    def _training(self, stage: Stage, recipe: Any) -> Cost:
+        training: Training = getattr(recipe, stage.section)
+        role, objective = stage.role or STUDENT, stage.objective
         shape, texts = self.shapes[role], self._texts(stage.task, role)
         micro = min(training.micro_batch_size or training.batch_size, training.batch_size)
-        passes = int(stage.values["steps"]) * training.batch_size / micro
+        passes = stage.steps * training.batch_size / micro
         tokens, longest = texts.batches(micro)
         rows = texts.rows / max(len(texts.responses), 1) * micro
         length = tokens / micro
@@ -126,7 +116,8 @@ class Coster:
         if passes:
             memory = self._training_memory(shape, training, longest, texts, objective)
         cpu = 0.0
-        for method, teacher in zip(objective.methods, objective.roles, strict=False) if objective else ():
+        for part in objective.taught if objective else ():
+            method, teacher = part.method, part.role
             other, read = self.shapes[teacher], self._texts(stage.task, teacher)
             theirs = read.rows / max(len(read.responses), 1) * micro
             flops += other.logits(theirs)
@@ -164,16 +155,16 @@ class Coster:
             kept + 4.0 * shape.hidden * shape.layers if training.gradient_checkpointing else kept * shape.layers
         )
         memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
-        methods = objective.methods if objective else ()
-        whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
+        parts = objective.taught if objective else ()
+        whole = any(Need.WHOLE_RESPONSE in part.method.needs for part in parts)
         most = 256 if training.chunk_rows == "auto" else training.chunk_rows  # auto takes less where memory is short
         chunk = max(most, float(texts.responses.max()) if whole else 0.0)
         memory += 4.0 * chunk * shape.vocabulary * 5
-        for method, role in zip(methods, objective.roles if objective else (), strict=False):
-            other = self.shapes[role]
-            live = objective is not None and objective.needs_live(role)
+        for part in parts:
+            other = self.shapes[part.role]
+            live = objective is not None and objective.needs_live(part.role)
             memory += 2.0 * (other.parameters if live else other.head)
-            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if method.name in SORTING else 3)
+            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if part.method.name in SORTING else 3)
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return memory
 

@@ -351,7 +351,7 @@ def test_a_variant_is_a_row_of_its_own_with_its_methods_options_and_its_own() ->
     assert type(half.methods[0]) is type(gold.methods[0])
     values = {name: getattr(half.methods[0].options, name) for name in ("beta", "rollout_tokens", "rollout_share")}
     assert values == {"beta": 0.25, "rollout_tokens": 9, "rollout_share": 0.5}
-    assert (gold.kd_weights, half.kd_weights, hot.kd_weights) == ((0.3,), (1.0,), (0.3,))
+    assert [[part.weight for part in made.parts] for made in (gold, half, hot)] == [[0.3], [1.0], [0.3]]
     assert gold.methods[0].options.rollout_share == 0
     assert (gold.samples, half.samples, hot.roles) == (False, True, ("same",))
 
