@@ -54,7 +54,6 @@ from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
 from harness.training.traces import Tracer, chosen
-from methods.base import Need
 from methods.library.vocabulary import TokenizerPair
 
 
@@ -218,8 +217,8 @@ class Runner:
 
     def _check_rollouts(self, task: str) -> None:
         """The student must be able to read the longest prompt and what it may sample after it."""
-        methods = [method for cell in self.plan.cells for method in cell.objective.methods]
-        asked = [method.options.rollout_tokens for method in methods if Need.ROLLOUTS in method.needs]
+        sampling = [method.sampling for cell in self.plan.cells for method in cell.objective.methods]
+        asked = [options.rollout_tokens for options in sampling if options is not None]
         if not asked:
             return
         room = getattr(self._config(STUDENT).get_text_config(), "max_position_embeddings", None)

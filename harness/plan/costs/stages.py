@@ -140,9 +140,9 @@ class Coster:
             passed = SORT_TRAFFIC if method.name in SORTING else KD_TRAFFIC
             traffic += passed * (rows * shape.vocabulary + theirs * other.vocabulary)
             cpu += rows * _cpu_seconds(method)
-            if Need.ROLLOUTS in method.needs:
-                drawn = self._decoding(shape, micro, method.options.rollout_tokens, 4, sampled=True)
-                share = method.options.rollout_share
+            if method.sampling is not None:
+                drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
+                share = method.sampling.rollout_share
                 traffic, cpu = traffic + share * drawn.traffic, cpu + share * drawn.cpu
                 launches += share * drawn.launches
         disk = 4.0 * _trained(shape, training) if training.lora else 4.0 * shape.parameters
