@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeVar
 
 from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
@@ -92,8 +93,13 @@ class ItemScores:
     caveat: str = ""
 
 
-class Task(ABC):
+S_co = TypeVar("S_co", bound=TaskSettings, default=TaskSettings, covariant=True)
+
+
+class Task(ABC, Generic[S_co]):
     """A data set with its prompt layout and its measure.
+
+    It is generic over its settings: ``class GSM8K(Task[GSM8KSettings])``.
 
     Args:
         settings: the task's part of the recipe.
@@ -103,7 +109,7 @@ class Task(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
-    Settings: ClassVar[type[TaskSettings]]
+    Settings: type[S_co]  # no ClassVar, which can't be generic
     metrics: ClassVar[tuple[Metric, ...]]
     train_files: ClassVar[tuple[str, ...]]
     test_files: ClassVar[tuple[str, ...]]
@@ -116,8 +122,8 @@ class Task(ABC):
     askers: ClassVar[tuple[str, ...]] = ()
     """Modules of ours that decide prompts, with the libraries above."""
 
-    def __init__(self, settings: TaskSettings, root: Path | None) -> None:
-        self.settings: Any = settings
+    def __init__(self, settings: S_co, root: Path | None) -> None:
+        self.settings = settings
         self.root = root if root is not None else samples_folder()
         self.built_in = root is None
 
