@@ -218,7 +218,7 @@ def data(
     """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""
     from harness.tasks import hub
     from harness.tasks.base import samples_folder
-    from harness.tasks.build import data_folder, task_of
+    from harness.tasks.build import data_folder
     from harness.tasks.dev import write_dev_folder
     from harness.terminal.listings import data_table
 
@@ -243,7 +243,7 @@ def data(
             console.print(line, markup=False)
         root = str(dev)
         recipe = recipe and _recipe([*(fields or ()), f"data.root={root}"])
-    asked = recipe and {name: task_of(recipe, name) for name in recipe.tasks}
+    asked = recipe and {name: recipe.task(name) for name in recipe.tasks}
     console.print(data_table(Path(root).expanduser() if root else None, asked))
 
 

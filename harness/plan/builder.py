@@ -22,7 +22,7 @@ from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
 from harness.recipe.schema import Training
 from harness.tasks.base import Task
-from harness.tasks.build import data_folder, task_of
+from harness.tasks.build import data_folder
 from methods.base import Start
 
 _TOKENS = (
@@ -63,7 +63,7 @@ def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
     if made is None:
         if recipe.data.root:
             data_folder(recipe.data.root, name_to_call(recipe))
-        made = {name: task_of(recipe, name) for name in recipe.tasks}
+        made = {name: recipe.task(name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
     cells, references = [], []
     for task in made.values():

@@ -10,21 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypeVar
 
 from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
+from harness.base.schema import Strict
 from harness.data.rows import Request
 
 if TYPE_CHECKING:
     from harness.data.rows import Example
 
 
-class TaskSettings(BaseModel):
+class TaskSettings(Strict):
     """Settings that every task has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     train_items: int | None = Field(None, ge=1, description="train on the first N rows; null for all")
     test_items: int | None = Field(None, ge=1, description="evaluate on the first N items; null for all")

@@ -22,7 +22,6 @@ from harness.models.load import load_model
 from harness.models.resolve import resolve
 from harness.models.uri import parse_uri
 from harness.tasks import tasks
-from harness.tasks.build import task_of
 from harness.terminal.align_block import ShownPair, ShownSide, visible
 from methods.library.alignment import AlignedResponse, IntArray, group_bytes
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map
@@ -60,7 +59,7 @@ def chosen_text(recipe: Any, task: str | None, row: int | None, text: str | None
         raise HarnessError("--text", f"a text beside task={task}", "either of them")
     if task not in tasks():
         raise HarnessError("task", repr(task), f"one of {', '.join(tasks())}", suggest(task, tasks()))
-    examples = task_of(recipe, task).training_examples()
+    examples = recipe.task(task).training_examples()
     if not 0 <= (row or 0) < len(examples):
         raise HarnessError("--row", str(row), f"0 to {len(examples) - 1}, the training rows of {task}")
     return examples[row or 0]

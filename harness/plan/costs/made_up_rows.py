@@ -12,7 +12,6 @@ from typing import Any
 from harness.base.errors import HarnessError
 from harness.recipe.load import name_to_call
 from harness.tasks.base import PublishedSet, Task
-from harness.tasks.build import task_of
 from harness.tasks.files import data_needs
 
 MadeUp = Mapping[str, Sequence[PublishedSet]]
@@ -26,7 +25,7 @@ def with_made_up_rows(recipe: Any) -> Iterator[tuple[dict[str, Task], MadeUp]]:
     Yields:
         The tasks by name, and what is made up; its files are there until the block ends.
     """
-    tasks = {name: task_of(recipe, name) for name in recipe.tasks}
+    tasks = {name: recipe.task(name) for name in recipe.tasks}
     with TemporaryDirectory(prefix="harness-plan.") as folder:
         unseen = {}
         for name, task in tasks.items():

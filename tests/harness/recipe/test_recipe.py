@@ -57,13 +57,13 @@ def problems(folder: Path, *overrides: str, **fields: Any) -> list[str]:
         ("title=a=b", "title", "a=b"),
         ("data.root=~/data", "data.root", "~/data"),
         ("keep_students=false", "keep_students", False),
-        ("dolly.new_tokens=64", "dolly.new_tokens", 64),
+        ("dolly.new_tokens=64", "task_settings.dolly.new_tokens", 64),
     ],
 )
 def test_an_override_replaces_a_field(tmp_path: Path, override: str, path: str, value: Any) -> None:
     found: Any = load_recipe(written(tmp_path, **MINIMAL), [override])
     for part in path.split("."):
-        found = getattr(found, part)
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
     assert found == value
     assert type(found) is type(value)
 
@@ -429,8 +429,8 @@ def test_the_papers_recipes_have_the_settings_that_are_published(name: str) -> N
 
 def _metrics(recipe: Any) -> list[tuple[str, str]]:
     """What the recipe's tasks measure where all their data is there."""
-    names = [f"rouge_l_{name}" if name != "dolly" else "rouge_l" for name in recipe.dolly.sets]
-    code = [f"{name}_plus" for name in recipe.codem.benchmarks]
+    names = [f"rouge_l_{name}" if name != "dolly" else "rouge_l" for name in recipe.settings_of("dolly").sets]
+    code = [f"{name}_plus" for name in recipe.settings_of("codem").benchmarks]
     found = {"dolly": names, "codem": code, "gsm8k": ["exact_match_strict"]}
     return [(task, metric) for task in recipe.tasks for metric in found[task]]
 
