@@ -18,6 +18,7 @@ from harness.generation import vllm as vllm_engine
 from harness.plan.alignments import shown
 from harness.plan.builder import model_sources
 from harness.plan.stages import Cell, Plan, Reference
+from harness.recipe.schema import Recipe
 from harness.results.evidence import SHOWN_ITEMS, collect_evidence, labelled
 from harness.results.outcomes import collect_outcomes, scoring_lines
 from harness.store.artefacts import Failure, stored_json
@@ -329,7 +330,7 @@ _STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate",
 )
 
 
-def _seeds(recipe: Any) -> str:
+def _seeds(recipe: Recipe) -> str:
     """The recipe's, and those of tasks that have their own."""
     by_task = {name: ", ".join(map(str, recipe.seeds_of(name))) for name in recipe.tasks}
     if len(set(by_task.values())) == 1:

@@ -741,7 +741,7 @@ class Runner:
     @property
     def _packs(self) -> bool:
         """Whether teacher rows are stored as their likeliest tokens."""
-        return self.recipe.teacher_rows.keep == "top_k"  # type: ignore[no-any-return]
+        return self.recipe.teacher_rows.keep == "top_k"
 
     def _rows_head(self, stage: Stage) -> Head:
         """What makes logits of a stage's stored rows."""
