@@ -255,6 +255,23 @@ def doctor(runs: Runs = Path("runs")) -> None:
     console.print(doctor_table(runs))
 
 
+@app.command()
+def fields(
+    part: Annotated[
+        str | None, typer.Argument(metavar="[PART]", help="train, limits.length, dolly, gold; all without one.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of the documentation.")] = False,
+) -> None:
+    """List what a recipe may set: of all of it, or of a part, task or method."""
+    from harness.recipe.fields import parts
+    from harness.terminal.fields_table import fields_page, fields_tables
+
+    if markdown:
+        console.file.write(fields_page(parts(part)))
+    else:
+        console.print(fields_tables(parts(part)))
+
+
 def _plan(fields: list[str] | None) -> Any:
     from harness.plan.builder import make_plan
 

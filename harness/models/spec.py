@@ -20,7 +20,9 @@ class ModelSpec(Strict):
     template: Literal["plain", "chat"] = Field(
         "plain", description="chat: the model's chat template goes round prompts"
     )
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa", description="implementation of attention; eager for architectures without the other"
+    )
 
     @field_validator("model")
     @classmethod
@@ -35,7 +37,9 @@ class ModelSpec(Strict):
 class Lora(Strict):
     """Low-rank adapters (peft), merged before the model is used."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    rank: int = Field(16, ge=1, description="of the adapters")
+    alpha: float = Field(32, gt=0, description="adapters are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into adapters, in training")
+    targets: tuple[str, ...] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the matrices with adapters; all-linear: all but the head"
+    )

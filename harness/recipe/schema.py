@@ -52,12 +52,14 @@ class Training(Strict):
         ge=1,
         description="(memory) the most responses per forward pass and device; fewer where so many don't fit in",
     )
-    learning_rate: float = Field(2e-5, gt=0)
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    learning_rate: float = Field(2e-5, gt=0, description="AdamW's, at its highest")
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="how the learning rate goes on after the warm-up"
+    )
     warmup: float = Field(0.0, ge=0, description="steps of warm-up, or a share of all steps where below 1")
-    weight_decay: float = Field(0.01, ge=0)
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's β₁ and β₂")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
     bucket: Literal["none", "length"] = Field(
         "none", description="length: steps of responses of like length, so that batches pad little; another order"
     )
@@ -199,11 +201,14 @@ class Recipe(Strict):
     name: Annotated[str, AfterValidator(_as_folder)] = Field(description="how runs of it are called")
     title: str = Field("", description="heading of the report")
     notes: tuple[str, ...] = Field((), description="sentences printed under the table")
-    student: ModelSpec
+    student: ModelSpec = Field(description="the model that learns")
     teachers: Teachers
-    tasks: Names
-    methods: Names
-    fidelity: Fidelities = ("described",)
+    tasks: Names = Field(description="what students learn and are tested on, such as dolly")
+    methods: Names = Field(description="rows of the table: methods by name (`harness methods`), variants, dual(A, B)")
+    fidelity: Fidelities = Field(
+        ("described",),
+        description="methods as papers describe them, or as their authors' code computes them; both: two rows",
+    )
     method_options: dict[str, Options] = Field(
         default_factory=dict,
         description="options by method; those under `all` go to every method that starts from the warm start",
@@ -213,7 +218,7 @@ class Recipe(Strict):
         description="further names for `methods`: {gold_on_policy: {method: gold, rollout_share: 0.5}} is a row with "
         "gold's options and these",
     )
-    seeds: Seeds = (0,)
+    seeds: Seeds = Field((0,), description="repetitions, each with its own order of rows, start and draws")
     baseline: str | None = Field(
         "control", description="the method that tests compare all others with; null for no tests"
     )
