@@ -200,7 +200,7 @@ class _Builder:
     def _rollout_values(self, training: Training) -> dict[str, Any]:
         """What decides sampled responses: they are drawn a micro-batch at a time."""
         return {
-            "micro_batch": training.micro_batch_size or training.batch_size,
+            "micro_batch": training.drawn_together,
             "rollouts": code_digest("harness.training.rollouts", "harness.generation.decoding"),
         }
 

@@ -92,17 +92,27 @@ class Training(Strict):
         return max(1, round(self.epochs * rows / self.batch_size))
 
     def micro_batch(self, processes: int = 1, sampled: bool = False) -> int:
-        """Responses per forward pass and process: no more than ``micro_batch_size``, and whole numbers of them a step.
+        """Responses per forward pass and process: at most ``micro_batch_size``, whole numbers of them a step.
 
         Args:
-            processes: that share a step's responses; ``batch_size`` must be a multiple of it.
-            sampled: whether the student samples some: drawn for ``micro_batch_size`` at a time, so that no pass may
-                hold responses of two draws.
+            processes: that share a step's responses.
+            sampled: whether the student samples some: no pass may hold responses of two draws.
+
+        Raises:
+            ValueError: the processes can't have equal shares.
         """
-        share, most = self.batch_size // processes, self.micro_batch_size or self.batch_size
+        if self.batch_size % processes:
+            raise ValueError(f"found {self.batch_size}, on {processes} processes; expected a multiple of {processes}")
+        share = self.batch_size // processes
         if sampled:
-            return math.gcd(share, most)
-        return max(size for size in range(1, min(share, most) + 1) if share % size == 0)
+            return math.gcd(share, self.drawn_together)
+        most = min(share, self.micro_batch_size or share)
+        return next(size for size in range(most, 0, -1) if share % size == 0)
+
+    @property
+    def drawn_together(self) -> int:
+        """How many responses of a step are sampled by the student or not by one draw, on any number of devices."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
 
     def identity(self) -> dict[str, object]:
         """What changes results."""

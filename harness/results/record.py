@@ -13,8 +13,10 @@ import pandas as pd
 
 from harness.base.errors import HarnessError
 from harness.base.files import disk_errors, write_json
+from harness.data.tokens import STUDENT
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
 from harness.generation import vllm as vllm_engine
+from harness.models.spec import ModelSpec
 from harness.plan.alignments import shown
 from harness.plan.builder import model_sources
 from harness.plan.stages import Cell, Plan, Reference
@@ -338,15 +340,21 @@ def _seeds(recipe: Recipe) -> str:
     return "; ".join(f"{name} {seeds}" for name, seeds in by_task.items())
 
 
+def _model_in_words(spec: ModelSpec) -> str:
+    """As tables call it, with what the recipe keeps of it."""
+    name = spec.name or spec.model
+    return name if spec.layers is None else f"{name}, {spec.layers} layers kept"
+
+
 def _settings(plan: Plan) -> list[tuple[str, str]]:
     """Settings that a reader of the table needs, in words."""
     recipe = plan.recipe
-    teachers = [
-        f"{role}: {spec.name or spec.model}" for role in ("same", "cross") if (spec := getattr(recipe.teachers, role))
-    ]
+    models = recipe.models_by_role()
+    teachers = [f"{role}: {_model_in_words(spec)}" for role, spec in models.items() if role != STUDENT]
     weights = {cell.objective.label: (cell.objective.ce_weight, *cell.objective.kd_weights) for cell in plan.cells}
     training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
     return [
+        ("Student", _model_in_words(recipe.student)),
         ("Teachers", "; ".join(teachers) or "none"),
         ("Seeds", _seeds(recipe)),
         (

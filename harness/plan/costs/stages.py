@@ -110,7 +110,7 @@ class Coster:
 
     def _training(self, stage: Stage, role: str, training: Training, objective: ObjectiveSpec | None) -> Cost:
         shape, texts = self.shapes[role], self._texts(stage.task, role)
-        micro = min(training.micro_batch_size or training.batch_size, training.batch_size)
+        micro = training.micro_batch()
         passes = int(stage.values["steps"]) * training.batch_size / micro
         tokens, longest = texts.batches(micro)
         rows = texts.rows / max(len(texts.responses), 1) * micro
