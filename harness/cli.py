@@ -218,7 +218,7 @@ def data(
     """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""
     from harness.tasks import hub
     from harness.tasks.base import samples_folder
-    from harness.tasks.build import data_folder, task_of
+    from harness.tasks.build import data_folder
     from harness.tasks.dev import write_dev_folder
     from harness.terminal.listings import data_table
 
@@ -243,7 +243,7 @@ def data(
             console.print(line, markup=False)
         root = str(dev)
         recipe = recipe and _recipe([*(fields or ()), f"data.root={root}"])
-    asked = recipe and {name: task_of(recipe, name) for name in recipe.tasks}
+    asked = recipe and {name: recipe.task(name) for name in recipe.tasks}
     console.print(data_table(Path(root).expanduser() if root else None, asked))
 
 
@@ -253,6 +253,23 @@ def doctor(runs: Runs = Path("runs")) -> None:
     from harness.terminal.listings import doctor_table
 
     console.print(doctor_table(runs))
+
+
+@app.command()
+def fields(
+    part: Annotated[
+        str | None, typer.Argument(metavar="[PART]", help="train, limits.length, dolly, gold; all without one.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of the documentation.")] = False,
+) -> None:
+    """List what a recipe may set: of all of it, or of a part, task or method."""
+    from harness.recipe.fields import parts
+    from harness.terminal.fields_table import fields_page, fields_tables
+
+    if markdown:
+        console.file.write(fields_page(parts(part)))
+    else:
+        console.print(fields_tables(parts(part)))
 
 
 def _plan(fields: list[str] | None) -> Any:

@@ -43,22 +43,24 @@ _SLACK = 0.01
 _ENTRIES_AT_ONCE = 1 << 22
 
 
+class CDMOptions(SoftenedOptions):
+    k: int = Field(100, ge=1, description="likeliest tokens of each side that are compared")
+    theta: float = Field(0.3, ge=0, description="θ: edit distance over both lengths below which tokens are mapped")
+    static_map: Literal["exact", "nearest", "prefix"] = Field("exact", description="map that is made once a pair")
+    alignment: Literal["dtw", "bytes"] = Field(
+        "dtw", description="time warping as in the paper, or groups on shared byte boundaries"
+    )
+    normalize: Literal["tokens", "samples"] = Field(  # positions are known only after warping
+        "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
+    )
+
+
 @register
-class CDM(Method):
+class CDM(Method[CDMOptions]):
     name, paper, teacher = "cdm", "arXiv 2502.11104", TeacherKind.CROSS_TOKENIZER
     summary = "entropy-weighted time warping, KL over the k likeliest tokens, mapped at each position"
     fidelities_differ = True
-
-    class Options(SoftenedOptions):
-        k: int = Field(100, ge=1, description="likeliest tokens of each side that are compared")
-        theta: float = Field(0.3, ge=0, description="θ: edit distance over both lengths below which tokens are mapped")
-        static_map: Literal["exact", "nearest", "prefix"] = Field("exact", description="map that is made once a pair")
-        alignment: Literal["dtw", "bytes"] = Field(
-            "dtw", description="time warping as in the paper, or groups on shared byte boundaries"
-        )
-        normalize: Literal["tokens", "samples"] = Field(  # positions are known only after warping
-            "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
-        )
+    Options = CDMOptions
 
     @property
     def needs(self) -> frozenset[Need]:

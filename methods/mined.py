@@ -41,21 +41,23 @@ from methods.library.warping import EditCosts, link_groups, path_notes, warp_all
 _ROWS_AT_ONCE = 32
 
 
+class MinEDOptions(SoftenedOptions):
+    collisions: Literal["lowest", "max"] = Field(
+        "lowest",
+        description="of several teacher tokens that are mapped to one student token the lowest id counts, as in "
+        "DSKD, or the largest logit, which keeps more of the teacher's mass (described)",
+    )
+    normalize: Literal["tokens", "samples"] = Field(  # every response token carries KD
+        "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
+    )
+
+
 @register
-class MinED(Method):
+class MinED(Method[MinEDOptions]):
     name, paper, teacher = "mined", "arXiv 2401.10491", TeacherKind.CROSS_TOKENIZER
     summary = "forward KL to the teacher's distribution mapped by edit distance, the gold token where tokens differ"
     fidelities_differ = True
-
-    class Options(SoftenedOptions):
-        collisions: Literal["lowest", "max"] = Field(
-            "lowest",
-            description="of several teacher tokens that are mapped to one student token the lowest id counts, as in "
-            "DSKD, or the largest logit, which keeps more of the teacher's mass (described)",
-        )
-        normalize: Literal["tokens", "samples"] = Field(  # every response token carries KD
-            "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
-        )
+    Options = MinEDOptions
 
     @property
     def _released(self) -> bool:

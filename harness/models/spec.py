@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.base.errors import HarnessError
+from harness.base.schema import Strict
 from harness.models.uri import parse_uri
 
 _RENDERING = frozenset(  # how transformers renders, and what it gives to every template
@@ -26,10 +27,6 @@ _RENDERING = frozenset(  # how transformers renders, and what it gives to every 
 )
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class ModelSpec(Strict):
     """A model of the pair."""
 
@@ -43,7 +40,9 @@ class ModelSpec(Strict):
         {}, description="what the chat template asks for beside messages: {enable_thinking: false} of Qwen3's"
     )
     system: str | None = Field(None, description="a system message before each prompt, where the template is chat")
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa", description="implementation of attention; eager for architectures without the other"
+    )
 
     @field_validator("model")
     @classmethod
@@ -71,7 +70,9 @@ class ModelSpec(Strict):
 class Lora(Strict):
     """Low-rank adapters (peft), merged before the model is used."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    rank: int = Field(16, ge=1, description="of the adapters")
+    alpha: float = Field(32, gt=0, description="adapters are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into adapters, in training")
+    targets: tuple[str, ...] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the matrices with adapters; all-linear: all but the head"
+    )

@@ -20,9 +20,9 @@ from harness.models.uri import parse_uri
 from harness.plan.objectives import ObjectiveSpec, make_objectives
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
-from harness.recipe.schema import Training
+from harness.recipe.schema import Recipe, Training
 from harness.tasks.base import Task
-from harness.tasks.build import data_folder, task_of
+from harness.tasks.build import data_folder
 from methods.base import Start
 
 _TOKENS = (
@@ -51,7 +51,7 @@ _TRAINING = (
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 
 
-def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
+def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None) -> Plan:
     """The plan of a recipe.
 
     Args:
@@ -63,7 +63,7 @@ def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
     if made is None:
         if recipe.data.root:
             data_folder(recipe.data.root, name_to_call(recipe))
-        made = {name: task_of(recipe, name) for name in recipe.tasks}
+        made = {name: recipe.task(name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
     cells, references = [], []
     for task in made.values():
@@ -73,7 +73,7 @@ def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
     return Plan(recipe, tuple(cells), made, tuple(references))
 
 
-def model_sources(recipe: Any) -> dict[str, dict[str, Any]]:
+def model_sources(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """What of each model of the pair decides results, by role."""
     return {role: model_identity(spec) for role, spec in recipe.models_by_role().items()}
 
@@ -81,7 +81,7 @@ def model_sources(recipe: Any) -> dict[str, dict[str, Any]]:
 class _Builder:
     """Stages of one task."""
 
-    def __init__(self, recipe: Any, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: Task) -> None:
         self.recipe, self.task = recipe, task
         self.sources = model_sources(recipe)
 
@@ -201,7 +201,7 @@ class _Builder:
     def _rollout_values(self, training: Training) -> dict[str, Any]:
         """What decides sampled responses: they are drawn a micro-batch at a time."""
         return {
-            "micro_batch": training.micro_batch_size or training.batch_size,
+            "micro_batch": training.drawn_together,
             "rollouts": code_digest("harness.training.rollouts", "harness.generation.decoding"),
         }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.base.identity import code_digest, imported_modules
+from harness.recipe.schema import Recipe
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.library.dual import DualOptions, is_dual, parts_of
 
@@ -120,7 +121,7 @@ def _code_of(method: Method) -> str:
     return code_digest(*sorted({module for base in bases for module in imported_modules(base)}))
 
 
-def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
+def make_objectives(recipe: Recipe) -> list[ObjectiveSpec]:
     """Methods and variants with their options: a row for each fidelity in which they differ."""
     objectives = []
     for name in recipe.methods:
@@ -135,7 +136,7 @@ def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
     return objectives
 
 
-def _dual(recipe: Any, name: str) -> ObjectiveSpec:
+def _dual(recipe: Recipe, name: str) -> ObjectiveSpec:
     """Two methods under one cross-entropy; their own weights give way to the pair's."""
     same, cross = parts_of(name)
     shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in DualOptions.model_fields}
@@ -148,17 +149,17 @@ def _dual(recipe: Any, name: str) -> ObjectiveSpec:
     return ObjectiveSpec(f"dual({', '.join(names)})", parts, options.ce_weight)
 
 
-def _own_fidelity(recipe: Any, name: str) -> str | None:
+def _own_fidelity(recipe: Recipe, name: str) -> str | None:
     """The fidelity that a recipe's options ask of a method, if they do; it wins over the recipe's list."""
-    asked: str | None = (recipe.method_options.get("all", {}) | recipe.method_of(name)[1]).get("fidelity")
-    return asked
+    asked = (recipe.method_options.get("all", {}) | recipe.method_of(name)[1]).get("fidelity")
+    return None if asked is None else str(asked)
 
 
 def _is_released(method: Method) -> bool:
     return method.fidelities_differ and method.options.fidelity == "released"
 
 
-def _method(recipe: Any, name: str, fidelity: str) -> Method:
+def _method(recipe: Recipe, name: str, fidelity: str) -> Method:
     """A method or variant with the recipe's options.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.base.files import digest_of
 from harness.base.identity import seed_of
 from harness.plan.objectives import KIND_OF_ROLE, ObjectiveSpec
+from harness.recipe.schema import Recipe
 from harness.tasks.base import Task
 from methods.base import TeacherKind
 
@@ -114,7 +115,7 @@ class Reference(Evaluated):
 class Plan:
     """All cells of a recipe and their stages."""
 
-    recipe: Any
+    recipe: Recipe
     cells: tuple[Cell, ...]
     tasks: Mapping[str, Task]
     references: tuple[Reference, ...] = ()

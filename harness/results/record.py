@@ -13,11 +13,14 @@ import pandas as pd
 
 from harness.base.errors import HarnessError
 from harness.base.files import disk_errors, write_json
+from harness.data.tokens import STUDENT
 from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.generation import vllm as vllm_engine
+from harness.models.spec import ModelSpec
 from harness.plan.alignments import shown
 from harness.plan.builder import model_sources
 from harness.plan.stages import Cell, Plan, Reference
+from harness.recipe.schema import Recipe
 from harness.results.evidence import SHOWN_ITEMS, collect_evidence, labelled
 from harness.results.outcomes import collect_outcomes, scoring_lines
 from harness.store.artefacts import BITS, SCORES, STEPS, Failure
@@ -329,7 +332,7 @@ _STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate",
 )
 
 
-def _seeds(recipe: Any) -> str:
+def _seeds(recipe: Recipe) -> str:
     """The recipe's, and those of tasks that have their own."""
     by_task = {name: ", ".join(map(str, recipe.seeds_of(name))) for name in recipe.tasks}
     if len(set(by_task.values())) == 1:
@@ -337,16 +340,22 @@ def _seeds(recipe: Any) -> str:
     return "; ".join(f"{name} {seeds}" for name, seeds in by_task.items())
 
 
+def _model_in_words(spec: ModelSpec) -> str:
+    """As tables call it, with what the recipe keeps of it."""
+    name = spec.name or spec.model
+    return name if spec.layers is None else f"{name}, {spec.layers} layers kept"
+
+
 def _settings(plan: Plan) -> list[tuple[str, str]]:
     """Settings that a reader of the table needs, in words."""
     recipe = plan.recipe
-    teachers = [
-        f"{role}: {spec.name or spec.model}" for role in ("same", "cross") if (spec := getattr(recipe.teachers, role))
-    ]
     objectives = [cell.objective for cell in plan.cells]
     weights = {each.label: (each.ce_weight, *(part.weight for part in each.parts)) for each in objectives}
+    models = recipe.models_by_role()
+    teachers = [f"{role}: {_model_in_words(spec)}" for role, spec in models.items() if role != STUDENT]
     training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
     return [
+        ("Student", _model_in_words(recipe.student)),
         ("Teachers", "; ".join(teachers) or "none"),
         ("Seeds", _seeds(recipe)),
         (

@@ -12,7 +12,6 @@ from harness.generation.answers import check_room
 from harness.models.heads import check_packing
 from harness.plan.stages import Plan, with_inputs
 from harness.run.workbench import Published, Workbench, model_records
-from methods.base import Need
 
 
 def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) -> None:
@@ -100,8 +99,8 @@ def _check_lengths(plan: Plan, bench: Workbench, task: str) -> None:
 
 def _check_rollouts(plan: Plan, bench: Workbench, task: str) -> None:
     """The student must be able to read the longest prompt and what it may sample after it."""
-    methods = [method for cell in plan.cells for method in cell.objective.methods]
-    asked = [method.options.rollout_tokens for method in methods if Need.ROLLOUTS in method.needs]
+    sampling = [method.sampling for cell in plan.cells for method in cell.objective.methods]
+    asked = [options.rollout_tokens for options in sampling if options is not None]
     if not asked:
         return
     room = _room(bench.published, STUDENT)

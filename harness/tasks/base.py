@@ -8,22 +8,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import TypeVar
 
 from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
+from harness.base.schema import Strict
 from harness.data.rows import Request
 
 if TYPE_CHECKING:
     from harness.data.rows import Example
 
 
-class TaskSettings(BaseModel):
+class TaskSettings(Strict):
     """Settings that every task has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     train_items: int | None = Field(None, ge=1, description="train on the first N rows; null for all")
     test_items: int | None = Field(None, ge=1, description="evaluate on the first N items; null for all")
@@ -92,8 +92,13 @@ class ItemScores:
     caveat: str = ""
 
 
-class Task(ABC):
+S_co = TypeVar("S_co", bound=TaskSettings, default=TaskSettings, covariant=True)
+
+
+class Task(ABC, Generic[S_co]):
     """A data set with its prompt layout and its measure.
+
+    It is generic over its settings: ``class GSM8K(Task[GSM8KSettings])``.
 
     Args:
         settings: the task's part of the recipe.
@@ -103,7 +108,7 @@ class Task(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
-    Settings: ClassVar[type[TaskSettings]]
+    Settings: type[S_co]  # no ClassVar, which can't be generic
     metrics: ClassVar[tuple[Metric, ...]]
     train_files: ClassVar[tuple[str, ...]]
     test_files: ClassVar[tuple[str, ...]]
@@ -116,8 +121,8 @@ class Task(ABC):
     askers: ClassVar[tuple[str, ...]] = ()
     """Modules of ours that decide prompts, with the libraries above."""
 
-    def __init__(self, settings: TaskSettings, root: Path | None) -> None:
-        self.settings: Any = settings
+    def __init__(self, settings: S_co, root: Path | None) -> None:
+        self.settings = settings
         self.root = root if root is not None else samples_folder()
         self.built_in = root is None
 

@@ -45,7 +45,7 @@ class CodeMSettings(TaskSettings):
         return "greedy" if self.samples == 1 else "sampling"
 
 
-class CodeM(Task):
+class CodeM(Task[CodeMSettings]):
     name = "codem"
     source = (
         "CodeM is from github.com/NL2Code/CodeM; of the CDM paper's selection 50 rows are public; CodeAlpaca stands in "

@@ -114,7 +114,7 @@ class DollySettings(TaskSettings):
         return values
 
 
-class Dolly(Task):
+class Dolly(Task[DollySettings]):
     name = "dolly"
     source = (
         "databricks-dolly-15k, CC BY-SA 3.0, in the split of github.com/songmzhang/DSKD, or, with dolly.split=hub, in "

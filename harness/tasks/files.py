@@ -56,7 +56,7 @@ def data_needs(kind: type[Task], task: Task | None = None) -> list[DataNeed]:
         sets = {f"test, {each.label}": each.files for each in SETS.values()}
     elif issubclass(kind, CodeM):
         benchmarks = {"humaneval": kind.test_files, "mbpp": kind.mbpp_files}
-        asked = benchmarks if task is None else task.settings.benchmarks
+        asked = task.settings.benchmarks if isinstance(task, CodeM) else benchmarks
         sets = {f"test, {name}": benchmarks[name] for name in asked}
     found = [DataNeed(what, files, train) for what, files in training.items()]
     found += [DataNeed(what, files, test) for what, files in sets.items()]

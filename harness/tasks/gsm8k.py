@@ -23,7 +23,7 @@ class GSM8KSettings(TaskSettings):
     few_shot_seed: int = Field(1234, description="lm-eval's seed for choosing them")
 
 
-class GSM8K(Task):
+class GSM8K(Task[GSM8KSettings]):
     name, source = "gsm8k", "github.com/openai/grade-school-math, MIT"
     summary = "grade-school mathematics, exact match"
     Settings = GSM8KSettings

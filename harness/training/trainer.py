@@ -49,10 +49,12 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         *args: Any,
         sampler: Sampler[int] | None = None,
         rollouts: Rollouts | None = None,
+        draws_share: int = 1,
         on_step: Callable[[dict[str, float]], None] | None = None,
         **kwargs: Any,
     ) -> None:
         self._sampler = sampler
+        self._draws_share = draws_share
         self._order: Any = None
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -103,7 +105,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if self._rollouts is not None:
             # Ranks take micro-batches in turn: each is drawn by its place among all of the window.
             world, rank = self.accelerator.num_processes, self.accelerator.process_index
-            places = [place * world + rank for place in range(len(samples))]
+            # Those that a smaller memory or more processes cut out of one have its draw.
+            places = [(place * world + rank) // self._draws_share for place in range(len(samples))]
             drawn = [self._rollouts.drawn(self.state.global_step, place) for place in places]
             samples = [self._sampled(s, device) if draw else s for s, draw in zip(samples, drawn, strict=True)]
             share = torch.tensor(sum(drawn) / len(drawn), device=device)
@@ -260,12 +263,6 @@ def train(
     Raises:
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
     """
-    if rollouts is not None and _world_size() > 1 and training.micro_batch_size is None:
-        raise HarnessError(
-            "train.micro_batch_size",
-            f"none, with responses that the student samples and {_world_size()} processes",
-            "a number: whether a micro-batch is sampled is drawn for each, whatever the number of processes",
-        )
     if collator.packing:
         check_packing(distiller.student)
     sampler: LengthBuckets | None = None
@@ -274,14 +271,16 @@ def train(
         sampler = LengthBuckets(lengths, training.batch_size, seed)
     marker = CheckpointMarker()
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
+    micro = training.micro_batch(_world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
         model=distiller,
-        args=_arguments(training, steps, seed, work),
+        args=_arguments(training, micro, steps, seed, work),
         train_dataset=list(examples),
         data_collator=read_ahead,
         callbacks=[marker],
         sampler=sampler,
         rollouts=rollouts,
+        draws_share=training.drawn_together // micro,
         on_step=on_step,
     )
     trainer.remove_callback(PrinterCallback)
@@ -301,21 +300,12 @@ def train(
     return trainer.steps
 
 
-def _arguments(training: Training, steps: int, seed: int, work: Path) -> TrainingArguments:
-    world = _world_size()
-    micro = training.micro_batch_size or max(1, training.batch_size // world)
-    per_step = micro * world
-    if training.batch_size % per_step:
-        raise HarnessError(
-            "train.batch_size",
-            f"{training.batch_size}, with micro_batch_size {micro} on {world} process(es)",
-            f"a multiple of {per_step}",
-        )
+def _arguments(training: Training, micro: int, steps: int, seed: int, work: Path) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=training.batch_size // per_step,
+        gradient_accumulation_steps=training.batch_size // (micro * _world_size()),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup,

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.recipe.load import name_to_call
+from harness.recipe.schema import Recipe
 from harness.tasks.base import PublishedSet, Task
-from harness.tasks.build import task_of
 from harness.tasks.files import data_needs
 
 MadeUp = Mapping[str, Sequence[PublishedSet]]
@@ -20,13 +19,13 @@ MadeUp = Mapping[str, Sequence[PublishedSet]]
 
 
 @contextmanager
-def with_made_up_rows(recipe: Any) -> Iterator[tuple[dict[str, Task], MadeUp]]:
+def with_made_up_rows(recipe: Recipe) -> Iterator[tuple[dict[str, Task], MadeUp]]:
     """A recipe's tasks; one whose files a run would miss reads made-up rows of the published sizes in their place.
 
     Yields:
         The tasks by name, and what is made up; its files are there until the block ends.
     """
-    tasks = {name: task_of(recipe, name) for name in recipe.tasks}
+    tasks = {name: recipe.task(name) for name in recipe.tasks}
     with TemporaryDirectory(prefix="harness-plan.") as folder:
         unseen = {}
         for name, task in tasks.items():
@@ -36,9 +35,9 @@ def with_made_up_rows(recipe: Any) -> Iterator[tuple[dict[str, Task], MadeUp]]:
         yield tasks, unseen
 
 
-def in_words(recipe: Any, unseen: MadeUp) -> Iterator[str]:
+def in_words(recipe: Recipe, unseen: MadeUp) -> Iterator[str]:
     """What a plan has to say of made-up rows; nothing where there are none."""
-    if not unseen:
+    if not unseen or recipe.data.root is None:  # without a folder the samples are read
         return
     root, names = Path(recipe.data.root), ", ".join(unseen)
     missing = f"has not all files of {names}" if root.expanduser().is_dir() else "is not there"

@@ -37,7 +37,7 @@ from harness.plan.costs.devices import (
 from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, Texts, shape_of, text_sizes
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
-from harness.recipe.schema import Training
+from harness.recipe.schema import Recipe, Training
 from methods.base import Method, Need
 
 
@@ -55,9 +55,9 @@ class Coster:
         self.plan, self.recipe = plan, plan.recipe
         self.shapes = {role: shape_of(spec) for role, spec in plan.recipe.models_by_role().items()}
 
-    def cost(self, stage: Stage, recipe: Any = None) -> Cost:
+    def cost(self, stage: Stage, recipe: Recipe | None = None) -> Cost:
         """Of one stage; with another recipe's settings of speed and memory."""
-        makers: dict[str, Callable[[Stage, Any], Cost]] = {
+        makers: dict[str, Callable[[Stage, Recipe], Cost]] = {
             "teacher": self._training,
             "warm_start": self._training,
             "student": self._training,
@@ -96,11 +96,11 @@ class Coster:
 
     # Training
 
-    def _training(self, stage: Stage, recipe: Any) -> Cost:
+    def _training(self, stage: Stage, recipe: Recipe) -> Cost:
         training: Training = getattr(recipe, stage.section)
         role, objective = stage.role or STUDENT, stage.objective
         shape, texts = self.shapes[role], self._texts(stage.task, role)
-        micro = min(training.micro_batch_size or training.batch_size, training.batch_size)
+        micro = training.micro_batch()
         passes = stage.steps * training.batch_size / micro
         tokens, longest = texts.batches(micro)
         rows = texts.rows / max(len(texts.responses), 1) * micro
@@ -131,9 +131,9 @@ class Coster:
             passed = SORT_TRAFFIC if method.name in SORTING else KD_TRAFFIC
             traffic += passed * (rows * shape.vocabulary + theirs * other.vocabulary)
             cpu += rows * _cpu_seconds(method)
-            if Need.ROLLOUTS in method.needs:
-                drawn = self._decoding(shape, micro, method.options.rollout_tokens, 4, sampled=True)
-                share = method.options.rollout_share
+            if method.sampling is not None:
+                drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
+                share = method.sampling.rollout_share
                 traffic, cpu = traffic + share * drawn.traffic, cpu + share * drawn.cpu
                 launches += share * drawn.launches
         disk = 4.0 * _trained(shape, training) if training.lora else 4.0 * shape.parameters
@@ -170,7 +170,7 @@ class Coster:
 
     # What a trained model is asked
 
-    def _rows(self, stage: Stage, recipe: Any) -> Cost:
+    def _rows(self, stage: Stage, recipe: Recipe) -> Cost:
         shape, texts = self.shapes[stage.role], self._texts(stage.task, stage.role)
         width = _width(recipe.teacher)
         longest = float((texts.prompts + texts.responses).max()) * 8
@@ -181,7 +181,7 @@ class Coster:
         flops = shape.forward(tokens, tokens / max(len(texts.responses), 1))
         return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, disk, fp32=width == 4)
 
-    def _answers(self, stage: Stage, recipe: Any) -> Cost:
+    def _answers(self, stage: Stage, recipe: Recipe) -> Cost:
         task, batch = self.plan.tasks[stage.task], recipe.evaluation.batch_size
         shape = self.shapes[stage.role or STUDENT]
         width = 2 if stage.role else 4  # students answer in float32, teachers in what they scored in
@@ -208,7 +208,7 @@ class Coster:
             fp32=width == 4,
         )
 
-    def _bits(self, stage: Stage, recipe: Any) -> Cost:
+    def _bits(self, stage: Stage, recipe: Recipe) -> Cost:
         role = stage.role or STUDENT
         shape, texts = self.shapes[role], self._texts(stage.task, role, "test")
         width = 2 if stage.role else 4
@@ -219,7 +219,7 @@ class Coster:
         memory += longest * 4 * (4 * shape.hidden + 3 * shape.inner)
         return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, 0.0, fp32=width == 4)
 
-    def _scores(self, stage: Stage, recipe: Any) -> Cost:
+    def _scores(self, stage: Stage, recipe: Recipe) -> Cost:
         each = JUDGE_SECONDS if stage.task == "codem" else 1e-3
         return Cost(cpu=each * len(self._requests(stage.task)))
 
@@ -271,7 +271,7 @@ def _cpu_seconds(method: Method) -> float:
     return seconds * (getattr(method.options, "k", 100) / 100) ** 2 if method.name == "cdm" else seconds
 
 
-def _changed(recipe: Any, changes: Mapping[str, Any]) -> Any:
+def _changed(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     """The recipe with other values at dotted paths of two parts."""
     for path, value in changes.items():
         part, _, field = path.partition(".")
