@@ -4,14 +4,14 @@ Hugging Face, "Unlocking On-Policy Distillation for Any Model Family" (2025-10-2
 
     L = Σ_g [w_m · GJSD_β(S_g, T_g over the tokens of both vocabularies) + w_u · Σ_k |S_g(k) - T_g(k)| over the others]
 
-g: groups of tokens that end on the same byte; S, T: their merged masses (methods/merging.py), not renormalised, so
-that the matched part may be negative; (k): sorted. This is the loss on given responses.
+g: groups of tokens that end on the same byte; S, T: their merged masses (methods/library/merging.py), not renormalised,
+so that the matched part may be negative; (k): sorted. This is the loss on given responses.
 
 Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e-8 on both sides, and get no gradient;
 where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of
 many models, are unmatched and count in V_teacher. A temperature brings no factor τ².
 
-``sort: top_k`` shortens the unmatched part, and says by how much it can be wrong (methods/divergences.py).
+``sort: top_k`` shortens the unmatched part, and says by how much it can be wrong (methods/library/divergences.py).
 
 ``released``: what TRL 1.16 computes where its options are left alone: ``observed`` merging, vocabularies matched by
 string, the last token of either side left out, whatever it is (EOS, unless the response was cut), means over the
@@ -46,7 +46,7 @@ from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import fused
 from methods.library.divergences import SortOptions, generalized_jsd_parts, sort_error, sorted_l1_parts
 from methods.library.maps import UNMAPPED, exact_map
-from methods.library.merging import LOG_FLOOR, Merge, merge_with_pullback
+from methods.library.merging import LOG_FLOOR, Merge, Merged
 from methods.library.vocabulary import TokenizerPair
 
 _RELEASED: dict[str, Any] = {"merge": "observed", "match": "string"}
@@ -213,8 +213,8 @@ def _hybrid(
     only_disagreements: bool,
 ) -> _Hybrid:
     """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
-    ours, pullback = merge_with_pullback(*student, groups, how, temperature)
-    theirs, _ = merge_with_pullback(*teacher, groups, how, temperature)
+    merged = Merged(student, groups, how, temperature)
+    ours, theirs = merged.log_masses, Merged(teacher, groups, how, temperature).log_masses
     kept = torch.ones_like(ours[:, 0])
     if only_disagreements:  # the likeliest token differs; one without a partner from every other
         kept *= columns.student_of_teacher[theirs.argmax(-1)] != ours.argmax(-1)
@@ -237,7 +237,9 @@ def _hybrid(
         bound = weights[1] * error
         gradient.index_copy_(1, columns.student_rest, masses.mul_(signs).mul_((weights[1] * kept).unsqueeze(-1)))
     share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)
-    return _Hybrid((value * kept).sum(), pullback(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum())
+    return _Hybrid(
+        (value * kept).sum(), merged.at_logits(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum()
+    )
 
 
 def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:

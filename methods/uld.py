@@ -10,7 +10,7 @@ with zeros; responses are paired by position and cut to the shorter. The paper s
 predict the first response token are never used. It concerns pairing by position only.
 
 ``sort: top_k`` compares the first ``top_k`` ranks one by one and the mass beyond them as one number a side; how much
-that can be wrong is a diagnostic (methods/divergences.py, ``sorted_l1_parts``).
+that can be wrong is a diagnostic (methods/library/divergences.py, ``sorted_l1_parts``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from methods.base import AlignedChunk, KDOptions, LossSums, Members, Method, Row
 from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.library.closed_form import fused
 from methods.library.divergences import SortOptions, sort_error, sorted_l1_parts
-from methods.library.merging import Merge, merge_with_pullback
+from methods.library.merging import Merge, Merged
 
 
 class ULDOptions(SortOptions, KDOptions):
@@ -63,7 +63,7 @@ def _distance(
     student: Members, teacher: Members, groups: int, how: Merge, top_k: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
-    masses, pullback = merge_with_pullback(*student, groups, how)
-    p, q = masses.exp(), merge_with_pullback(*teacher, groups, how)[0].exp()
+    ours, theirs = Merged(student, groups, how), Merged(teacher, groups, how)
+    p, q = ours.log_masses.exp(), theirs.log_masses.exp()
     distance, signs, bound = sorted_l1_parts(p, q, top_k)
-    return distance.sum(), pullback(p.mul_(signs)), bound.sum()
+    return distance.sum(), ours.at_logits(p.mul_(signs)), bound.sum()

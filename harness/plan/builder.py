@@ -45,8 +45,9 @@ _TRAINING = (
     "harness.models.lora",
     "harness.training.loss",
     "harness.training.trainer",
-    "methods.base",
+    "methods.library.chunk",
     "methods.library.closed_form",
+    "methods.library.method",
 )
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 

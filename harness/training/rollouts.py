@@ -27,7 +27,7 @@ from methods.library.alignment import Groups
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How the student samples; the fields of :class:`methods.base.OnPolicyOptions`."""
+    """How the student samples; the fields of :class:`methods.library.method.OnPolicyOptions`."""
 
     share: float
     temperature: float

@@ -90,6 +90,15 @@ class EditCosts:
         costs: IntArray = distances.take(our_place, axis=1).take(their_place, axis=0)
         return costs
 
+    def weighted(self, response: AlignedResponse) -> IntArray:
+        """int64 [m, n]: the costs times the :func:`entropy_weights` of both tokens (CDM)."""
+        assert response.student_entropy is not None
+        assert response.teacher_entropy is not None
+        costs = self.costs(response.student_ids, response.teacher_ids)
+        costs *= entropy_weights(response.teacher_entropy)[:, None]
+        costs *= entropy_weights(response.student_entropy)
+        return costs
+
 
 def entropy_weights(entropy: FloatArray) -> IntArray:
     """int64 [n], 3 to 5: f = int(3 g + 3), g = sigmoid(4 x - 2), x the entropy scaled to [0, 1] over the sequence.

@@ -234,7 +234,7 @@ def test_buckets_decide_the_order_of_training(tmp_path: Path) -> None:
 def test_a_bucketed_training_resumes_in_its_second_epoch(method: type[Method], tmp_path: Path) -> None:
     settings = {"bucket": "length", "checkpoint_every": 1, "batch_size": 2}
     straight = contract.run(method(), tmp_path / "a", **settings)
-    with contextlib.suppress(contract._StoppedError):
+    with contextlib.suppress(contract.StoppedError):
         contract.run(method(), tmp_path / "b", stop_after=4, **settings)
     assert latest_checkpoint(tmp_path / "b") == tmp_path / "b" / "checkpoint-3"
     resumed = contract.run(method(), tmp_path / "b", **settings)
