@@ -39,7 +39,7 @@ from harness.plan.builder import make_plan
 from harness.plan.stages import Stage
 from harness.recipe.load import validate
 from harness.results.evidence import collect_evidence
-from harness.results.record import Run, files_line, read_record
+from harness.results.record import RunRecord, files_line, read_record
 from harness.run.runner import Runner
 from harness.store.store import Store
 from harness.training.traces import Tracer
@@ -222,7 +222,7 @@ def test_the_line_of_files_names_all_that_stands_in_the_runs_folder(tmp_path: Pa
     (tmp_path / "run.json").touch()
     figures = len(list((tmp_path / "figures").glob("*.svg")))
     assert figures > 1
-    line = files_line(Run(tmp_path, {}), files)
+    line = files_line(RunRecord(tmp_path, {}), files)
     assert line.startswith(f"Files: {tmp_path / 'report.html'}, ")
     assert line.endswith(f", {tmp_path / 'figures'}/ ({figures} SVG), {tmp_path / 'run.json'}")
     named = line.removeprefix("Files: ").replace(f"/ ({figures} SVG)", "").split(", ")
