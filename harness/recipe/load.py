@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from harness.base.beside import folder_beside
 from harness.base.errors import HarnessError, suggest
 from harness.recipe.problems import name_problems, problem_line, truth_problems
 from harness.recipe.references import MAX_DEPTH, resolved, resolved_at
@@ -31,12 +32,7 @@ class RecipeError(HarnessError):
 
 def recipes_folder() -> Path:
     """The recipes that the project ships."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("recipes")
-    if spec is None or not spec.submodule_search_locations:
-        raise HarnessError("package recipes", "no such package", "an installed ctkd-harness", "Install it again.")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return folder_beside("recipes")
 
 
 def recipe_names() -> list[str]:

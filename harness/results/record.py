@@ -21,9 +21,10 @@ from harness.plan.alignments import shown
 from harness.plan.builder import model_sources
 from harness.plan.stages import Cell, Plan, Reference
 from harness.recipe.schema import Recipe
-from harness.results.evidence import SHOWN_ITEMS, collect_evidence, labelled
+from harness.results.diagnostics import diagnostics
+from harness.results.evidence import SHOWN_ITEMS, collect_evidence
 from harness.results.outcomes import collect_outcomes, scoring_lines
-from harness.store.artefacts import BITS, SCORES, STEPS, Failure
+from harness.store.artefacts import BITS, SCORES, Failure
 from harness.store.store import Store
 from harness.tasks.codem import CodeM
 from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
@@ -36,7 +37,7 @@ BITS_PER_BYTE = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A run's folder and record.
 
     Attributes:
@@ -53,15 +54,27 @@ def run_folder(runs: Path, plan: Plan) -> Path:
     return runs / f"{plan.recipe.name}-{plan.identity[:10]}"
 
 
-def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], environment: Mapping[str, Any]) -> Run:
-    """Write run.json: all that a report needs beside the store."""
+def write_record(
+    folder: Path,
+    plan: Plan,
+    failures: Mapping[str, Failure],
+    environment: Mapping[str, Any],
+    heard: Sequence[str] = (),
+) -> RunRecord:
+    """Write run.json: all that a report needs beside the store.
+
+    Args:
+        heard: warnings of this call; those of earlier ones stay, as what they were about is stored.
+    """
     recipe = plan.recipe
+    warnings = list(dict.fromkeys([*_earlier_warnings(folder), *heard]))
     record = {
         "format": FORMAT,
         "identity": plan.identity,
         "recipe": recipe.model_dump(mode="json"),
         "title": recipe.title or recipe.name,
-        "notes": list(recipe.notes) + _caveats(plan),
+        "notes": list(recipe.notes) + _caveats(plan) + warnings,
+        "warnings": warnings,
         "protocol": {name: _protocol(plan, name) for name in plan.tasks},
         "baseline": _baseline(plan),
         "paper": recipe.paper or "",
@@ -78,10 +91,18 @@ def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], envi
         "cells": [_cell(plan, cell, failures) for cell in plan.evaluated],
     }
     write_json(folder / RECORD, record)
-    return Run(folder, record)
+    return RunRecord(folder, record)
 
 
-def read_record(folder: Path) -> Run:
+def _earlier_warnings(folder: Path) -> list[str]:
+    """What earlier calls of the same run heard."""
+    try:
+        return list(read_record(folder).record.get("warnings", ()))
+    except HarnessError:  # none, or one of another version
+        return []
+
+
+def read_record(folder: Path) -> RunRecord:
     """A run from its folder.
 
     Raises:
@@ -101,27 +122,32 @@ def read_record(folder: Path) -> Run:
     form = record.get("format") if isinstance(record, dict) else None
     if form != FORMAT:
         raise HarnessError(str(folder / RECORD), f"format {form}", f"format {FORMAT}", "Run the recipe again.")
-    return Run(folder, record)
+    return RunRecord(folder, record)
 
 
-def write_report(run: Run, store: Store) -> tuple[Table, ReportContext, list[Path]]:
-    """Collect a run's results and write the report's files into its folder; the table is what a terminal shows."""
+def write_report(run: RunRecord, store: Store, folder: Path | None = None) -> tuple[Table, ReportContext, list[Path]]:
+    """Collect a run's results and write the report's files; the table is what a terminal shows.
+
+    Args:
+        folder: where to write; None for the run's own.
+    """
     results, items = collect(run, store)
     analysis = analyse(results, items, run.record["baseline"])
     context = report_context(run, store)
-    with disk_errors(run.folder):
-        files = write(results, context, run.folder, analysis, items, collect_evidence(run.record, store))
+    folder = folder or run.folder
+    with disk_errors(folder):
+        files = write(results, context, folder, analysis, items, collect_evidence(run.record, store))
     return build_table(results, analysis), context, files
 
 
-def files_line(run: Run, files: Sequence[Path]) -> str:
+def files_line(run: RunRecord, files: Sequence[Path]) -> str:
     """What stands in a run's folder: the report's `files`, the figures' folder with their number, the record."""
-    figures = run.folder / FIGURES
+    figures = files[0].parent / FIGURES
     count = len(list(figures.glob("*.svg")))
     return "Files: " + ", ".join([*map(str, files), f"{figures}/ ({count} SVG)", str(run.folder / RECORD)])
 
 
-def collect(run: Run, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(run: RunRecord, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tidy tables: one row per cell and metric, failures included; one row per cell, metric and item."""
     rows: list[dict[str, Any]] = []
     items: list[tuple[str, str, str, float, float]] = []
@@ -133,7 +159,7 @@ def collect(run: Run, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows), pd.DataFrame(items, columns=list(ITEM_COLUMNS))
 
 
-def report_context(run: Run, store: Store) -> ReportContext:
+def report_context(run: RunRecord, store: Store) -> ReportContext:
     """Protocol, notes, settings and diagnostics of a run."""
     record = run.record
     return ReportContext(
@@ -142,14 +168,14 @@ def report_context(run: Run, store: Store) -> ReportContext:
         protocol=_protocol_and_caveats(run, store),
         settings=[(name, value) for name, value in record["settings"]],
         notes=record["notes"],
-        appendix=_diagnostics(run, store),
+        appendix=diagnostics(run.record, store),
         paper=record["paper"],
         recipe_values=record["recipe"],
         outcomes=collect_outcomes(record, store),
     )
 
 
-def _protocol_and_caveats(run: Run, store: Store) -> dict[str, list[str]]:
+def _protocol_and_caveats(run: RunRecord, store: Store) -> dict[str, list[str]]:
     """How numbers were made, by task; with what must be said of the scores that are there."""
     protocol = {task: list(lines) for task, lines in run.record["protocol"].items()}
     for cell in run.record["cells"]:
@@ -295,41 +321,6 @@ def _score(
         reason=reason,
         unit=metric["unit"],
     )
-
-
-def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
-    """What training showed, per method and task, means over steps and seeds: the table's appendix."""
-    rows = []
-    for cell in labelled(run.record["cells"]):
-        if "student" not in cell["stages"]:  # a reference: nothing trained for it alone
-            continue
-        steps = STEPS.kept(store, "student", cell["stages"]["student"])
-        if not steps:
-            continue
-        frame = pd.DataFrame(steps)
-        row = {
-            "method": cell["row"],
-            "task": cell["task"],
-            "steps": len(frame),
-            "CE, last step": frame["ce"].dropna().tail(1).sum() if frame["ce"].notna().any() else math.nan,
-        }
-        for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
-            if f"kd_{term}" in frame:
-                row[f"{which}KD, last step"] = frame[f"kd_{term}"].iloc[-1]
-                row[f"{which}KD/CE gradient norm"] = frame[f"kd_ce_ratio_{term}"].mean()
-        # what methods report of themselves
-        own = [name for name in frame.columns if name not in _STEP_FIELDS]
-        rows.append(row | {name: frame[name].mean() for name in own})
-    if not rows:
-        return None
-    table = pd.DataFrame(rows).groupby(["method", "task"], sort=False).mean(numeric_only=True).reset_index()
-    table["steps"] = table["steps"].astype(int)
-    return table
-
-
-_STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "ce"}).union(
-    *({f"kd_{term}", f"kd_ce_ratio_{term}"} for term in (0, 1))
-)
 
 
 def _seeds(recipe: Recipe) -> str:

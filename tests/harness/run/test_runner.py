@@ -21,7 +21,7 @@ from harness import tasks
 from harness.base.files import gigabytes
 from harness.models.resolve import resolve
 from harness.results.evidence import collect_evidence
-from harness.results.record import Run, files_line, read_record
+from harness.results.record import RunRecord, files_line, read_record
 from harness.store.store import Store
 from methods.base import TeacherKind, registered
 from reports import write
@@ -93,7 +93,7 @@ def test_the_line_of_files_names_all_that_stands_in_the_runs_folder(tmp_path: Pa
     (tmp_path / "run.json").touch()
     figures = len(list((tmp_path / "figures").glob("*.svg")))
     assert figures > 1
-    line = files_line(Run(tmp_path, {}), files)
+    line = files_line(RunRecord(tmp_path, {}), files)
     assert line.startswith(f"Files: {tmp_path / 'report.html'}, ")
     assert line.endswith(f", {tmp_path / 'figures'}/ ({figures} SVG), {tmp_path / 'run.json'}")
     named = line.removeprefix("Files: ").replace(f"/ ({figures} SVG)", "").split(", ")
