@@ -23,7 +23,6 @@ from harness.results.evidence import SHOWN_ITEMS, collect_evidence, labelled
 from harness.results.outcomes import collect_outcomes, scoring_lines
 from harness.store.artefacts import Failure, stored_json
 from harness.store.store import Store
-from harness.tasks.codem import CodeM
 from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
 from reports.folder import FIGURES
 
@@ -209,21 +208,7 @@ def _protocol(plan: Plan, task: str) -> list[str]:
             "prompts as in training, end of sequence left out; responses that "
             f"{plan.recipe.limits.length} tokens would cut are left out."
         ]
-    if isinstance(plan.tasks[task], CodeM):
-        lines.append(_limits_of_programs())
     return lines
-
-
-def _limits_of_programs() -> str:
-    from harness.evaluate.programs.evalplus import default_limits
-
-    limits = default_limits()
-    resident = f", {limits.resident_bytes / 2**30:.1f} GiB of memory" if limits.resident_bytes else ""
-    return (
-        f"Limits of one program: {limits.memory_bytes / 2**30:g} GiB of addresses{resident}, "
-        f"{limits.cpu_s:g} s of CPU time, {limits.wall_s:g} s in all, {limits.processes} processes, "
-        f"files of {limits.file_bytes / 2**20:g} MiB."
-    )
 
 
 def _baseline(plan: Plan) -> str:

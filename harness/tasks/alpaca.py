@@ -21,6 +21,8 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     return f"{_PREAMBLE}. {_REQUEST}### Instruction:\n{instruction}\n\n### Response:\n"
 
 
+FIELDS = "instruction, output, optionally input; or prompt, output; or prefix, text"
+"""Fields of a training row in each of its forms, in words."""
 _FORMS = (("instruction", "output"), ("prompt", "output"), ("prefix", "text"))
 
 

@@ -6,7 +6,7 @@ a split of this project is another data set: `dolly.split` takes one or the othe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,9 +17,10 @@ from pydantic import BeforeValidator, Field, field_validator
 from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
 from harness.data.rows import Example, Request, answer_key, read_rows
-from harness.tasks import dolly_hub, hub
-from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, PublishedSet, Task, TaskSettings
+from harness.tasks import dolly_hub
+from harness.tasks.alpaca import FIELDS, alpaca_examples, alpaca_prompt
+from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.sets import TRAINING, DataNeed, DevSplit, HubSet, PublishedSet
 
 SetName = Literal["dolly", "selfinst", "vicuna", "sinst", "unni"]
 SplitName = Literal["dskd", "hub"]
@@ -125,6 +126,7 @@ class Dolly(Task[DollySettings]):
     Settings = DollySettings
     train_files = SPLITS["dskd"].train_files
     test_files = SETS["dolly"].files
+    fields = (FIELDS, "instruction, output (a text, or a list of references), optionally input")
     # Of DSKD (arXiv 2406.17328) and its files, as the CDM paper takes them (arXiv 2502.11104); lengths of the files, of
     # 5,005 training rows, and for UnNI, which was not at hand, those of S-NI. The hub's Dolly has 15,011 rows.
     published: ClassVar[Mapping[str, PublishedSet]] = {
@@ -137,13 +139,34 @@ class Dolly(Task[DollySettings]):
         "sinst/valid_11_.jsonl": PublishedSet("S-NI", 1694, (439, 227), (88, 44)),
         "unni/valid_11_.jsonl": PublishedSet("UnNI", 1000, (439, 227), (88, 44)),
     }
+    hub_sets: ClassVar[Mapping[str, HubSet]] = {
+        "dolly_hub": HubSet(
+            dolly_hub.REPOSITORY,
+            None,
+            {"train": dolly_hub.FILES},
+            dolly_hub.FIELDS,
+            make=dolly_hub.split_rows,
+            otherwise="a split of this project, not DSKD's",
+        )
+    }
+    dev_splits: ClassVar[Mapping[str, DevSplit]] = {
+        "dolly": DevSplit(SPLITS["dskd"].train_files, "dolly/train.jsonl", "dolly/test.jsonl", "dolly/dev.jsonl"),
+        "dolly_hub": DevSplit(SPLITS["hub"].train_files, dolly_hub.TRAIN, dolly_hub.TEST, dolly_hub.DEV),
+    }
     libraries = ("rouge-score",)
     scorers = ("harness.evaluate.rouge",)
+    text = "instructions"
 
     @classmethod
-    def files(cls) -> tuple[str, ...]:
-        trained = (name for split in SPLITS.values() for name in split.train_files)
-        return (*trained, *(name for each in SETS.values() for name in each.files))
+    def data_needs(cls, settings: TaskSettings | None = None) -> list[DataNeed]:
+        train, test = cls.fields
+        if isinstance(settings, DollySettings):
+            trained, sets = {TRAINING: SPLITS[settings.split]}, [SETS[name] for name in _sets(settings)]
+        else:
+            trained = {f"{TRAINING}, {SETS[each.own_set].label}": each for each in SPLITS.values()}
+            sets = list(SETS.values())
+        training = [DataNeed(what, each.train_files, train) for what, each in trained.items()]
+        return training + [DataNeed(f"test, {each.label}", each.files, test) for each in sets]
 
     @property
     def split(self) -> Split:
@@ -152,8 +175,16 @@ class Dolly(Task[DollySettings]):
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Names in `SETS` of the test sets that are asked for: `dolly` means the split's own."""
-        return tuple(self.split.own_set if name == "dolly" else name for name in self.settings.sets)
+        """Names in `SETS` of the test sets that are asked for."""
+        return _sets(self.settings)
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return self.settings.prompt_tokens
+
+    @property
+    def samples_answers(self) -> bool:
+        return self.settings.decoding == "sampling"
 
     @property
     def train_file(self) -> Path:
@@ -277,13 +308,6 @@ class Dolly(Task[DollySettings]):
         there = {name: path for name, path in found.items() if path is not None}
         return there or {name: self._first(SETS[name].files) for name in self.sets[:1]}  # which raises
 
-    def _first(self, names: Sequence[str]) -> Path:
-        try:
-            return super()._first(names)
-        except HarnessError as error:
-            fix = f"{hub.how_to_get(names)} {error.fix}".strip()
-            raise HarnessError(error.where, error.found, error.expected, fix) from None
-
     def _items(self, name: str) -> dict[str, dict[str, Any]]:
         """Rows of a test set by the id of their item."""
         limits = [self.settings.test_items, self.settings.unni_items if name == "unni" else None]
@@ -293,6 +317,11 @@ class Dolly(Task[DollySettings]):
             if not _references(row) or not all(isinstance(text, str) and text for text in _references(row)):
                 raise HarnessError(f"{row['source']}, field 'output'", f"{row['output']!r:.40}", "one or more texts")
         return {f"{name}/{number}": row for number, row in enumerate(rows)}
+
+
+def _sets(settings: DollySettings) -> tuple[str, ...]:
+    """Names in `SETS` of the test sets that are asked for: `dolly` means the split's own."""
+    return tuple(SPLITS[settings.split].own_set if name == "dolly" else name for name in settings.sets)
 
 
 def _prompt(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from harness.base.files import sha256_file
 from harness.data.rows import Example, Request, read_rows
-from harness.tasks.base import ItemScores, Metric, PublishedSet, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.sets import DevSplit, HubSet, PublishedSet
 
 _FIELDS = {"question": str, "answer": str}
 
@@ -30,13 +31,31 @@ class GSM8K(Task[GSM8KSettings]):
     metrics = (Metric("exact_match_strict"), Metric("exact_match_flexible", headline=False))
     train_files = ("gsm8k/train.jsonl",)
     test_files = ("gsm8k/test.jsonl",)
+    fields = ("question, answer", "question, answer")
     published: ClassVar[Mapping[str, PublishedSet]] = {  # arXiv 2110.14168; lengths of its files
         "gsm8k/train.jsonl": PublishedSet("GSM8K's training set", 7473, (235, 94), (288, 144)),
         "gsm8k/test.jsonl": PublishedSet("GSM8K's test set", 1319, (240, 98), (293, 142)),
     }
+    hub_sets: ClassVar[Mapping[str, HubSet]] = {
+        "gsm8k": HubSet(
+            "openai/gsm8k",
+            "main",
+            {"train": train_files, "test": test_files},
+            ("question", "answer"),
+            # of github.com/openai/grade-school-math, commit 3101c7d5
+            digests={
+                "gsm8k/train.jsonl": "6043ef64147b59871f4fd3adf669c306fe0a4c27e5a5c4bfb761f3f084895a13",
+                "gsm8k/test.jsonl": "752adc99f23132275139f1f7be57126b08735a55daf0c56859ee6df70abafbac",
+            },
+        )
+    }
+    dev_splits: ClassVar[Mapping[str, DevSplit]] = {
+        "gsm8k": DevSplit(train_files, "gsm8k/train.jsonl", "gsm8k/test.jsonl")
+    }
     libraries = ("lm-eval",)
     scorers = ("harness.evaluate.gsm8k",)
     askers = ("harness.evaluate.gsm8k",)
+    text = "mathematics"
 
     @classmethod
     def made_up_row(cls, file: str, number: int, prompt: str, response: str) -> dict[str, Any]:
@@ -46,7 +65,7 @@ class GSM8K(Task[GSM8KSettings]):
         return self._examples(self.train_file, "gsm8k/train", self.settings.train_items)
 
     def reference_examples(self) -> list[Example]:
-        return self._examples(self.test_file, "gsm8k", self.settings.test_items)
+        return self._examples(self.test_file, "gsm8k/test", self.settings.test_items)
 
     def training_identity(self) -> dict[str, Any]:
         return super().training_identity() | {"template": self.settings.template}

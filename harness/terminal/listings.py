@@ -81,19 +81,20 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
     from harness.data.rows import read_rows
     from harness.tasks import tasks
     from harness.tasks.base import samples_folder
-    from harness.tasks.files import data_needs, shortfalls
+    from harness.tasks.files import shortfalls
 
     folder = root if root is not None else samples_folder()
     kinds = {name: kind for name, kind in tasks().items() if asked is None or name in asked}
     table = _table("task", "rows of", "file", "rows", "fields of a row")
     for name, kind in kinds.items():
-        found = data_needs(kind, None if asked is None else asked[name])
+        found = kind.data_needs(None if asked is None else asked[name].settings)
+        place = root if root is not None else kind.samples()
         for one in found:
-            path = one.there(folder)
+            path = one.there(place)
             if path is None:
                 table.add_row(name, one.what, Text(f"missing: {' or '.join(one.files)}", "yellow"), "-", one.fields)
             else:
-                shown, count = path.relative_to(folder), len(read_rows(path, {}))
+                shown, count = path.relative_to(place), len(read_rows(path, {}))
                 table.add_row(name, one.what, str(shown), f"{count:,}", one.fields)
         if not found:
             table.add_row(name, "all", "none needed", "-", "")
@@ -127,17 +128,10 @@ def _python() -> list[Row]:
 
 
 def _libraries() -> list[Row]:
-    names = (
-        "ctkd-harness",
-        "torch",
-        "transformers",
-        "tokenizers",
-        "accelerate",
-        "peft",
-        "lm-eval",
-        "evalplus",
-        "rouge-score",
-    )
+    from harness.tasks import tasks
+
+    ours = ("ctkd-harness", "torch", "transformers", "tokenizers", "accelerate", "peft")
+    names = dict.fromkeys([*ours, *(library for kind in tasks().values() for library in kind.libraries)])
     rows: list[Row] = []
     for name in names:
         try:

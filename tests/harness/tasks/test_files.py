@@ -13,7 +13,8 @@ import pytest
 from harness.base.errors import HarnessError
 from harness.tasks import tasks
 from harness.tasks.base import samples_folder
-from harness.tasks.files import TRAINING, data_needs, shortfalls
+from harness.tasks.files import shortfalls
+from harness.tasks.sets import TRAINING
 from tests.conftest import Command
 
 
@@ -27,7 +28,7 @@ def forms(fields: str) -> list[list[str]]:
     return [[name for name in re.split(r"[,\s]+", form) if name and name != "or"] for form in plain.split(";")]
 
 
-CASES = [(name, one) for name, kind in tasks().items() for one in data_needs(kind) if name != "countdown"]
+CASES = [(name, one) for name, kind in tasks().items() for one in kind.data_needs()]
 
 
 @pytest.mark.parametrize(("name", "one"), CASES, ids=[f"{name} {one.what}" for name, one in CASES])
@@ -89,7 +90,7 @@ def test_what_is_missing_and_on_the_hub_is_named_with_its_download(harness: Comm
         "gsm8k: no rows of test, as the data folder has no gsm8k/test.jsonl. "
         "`harness data --root FOLDER --download gsm8k` puts it there.",
     ]
-    assert next(one.files for one in data_needs(type(hub), hub)) == ("dolly_hub/train.jsonl",)
+    assert next(one.files for one in hub.data_needs(hub.settings)) == ("dolly_hub/train.jsonl",)
     fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly]", "methods=[sft]", "dolly.split=hub"]
     listed = " ".join(harness("data", *fields).out.split())
     assert "no dolly_hub/test.jsonl. `harness data --root FOLDER --download dolly_hub`" in listed

@@ -347,9 +347,11 @@ def test_codem_samples_give_pass_at_k(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 programs 1 passes: pass@1 is 1/4; two drawn of them hold it in 3 of 6 cases."""
     task = made("codem", test_items=2, samples=4, pass_at=(1, 2))
     requests = task.requests()
-    assert len({request.id for request in requests}) == 8  # each draws for itself
+    assert len({request.key for request in requests}) == 8  # each draws for itself
+    assert {request.seed for request in requests} == {10}
+    assert {request.seed for request in made("codem").requests()} == {None}  # greedy
     assert len({request.prompt for request in requests}) == 2
-    assert (task.settings.decoding, made("codem").settings.decoding) == ("sampling", "greedy")
+    assert (task.samples_answers, made("codem").samples_answers) == (True, False)
     assert [metric.name for metric in task.metrics] == [
         "humaneval",
         "humaneval_pass_at_2",
@@ -357,7 +359,7 @@ def test_codem_samples_give_pass_at_k(monkeypatch: pytest.MonkeyPatch) -> None:
         "humaneval_plus_pass_at_2",
     ]
     good = requests[1].id
-    answers = {request.id: f"    return {request.id == good}" for request in requests}
+    answers = {request.key: f"    return {request.id == good}" for request in requests}
     monkeypatch.setattr(code, "evaluate", judge(lambda s: ("pass", "pass") if "True" in s.code else ("fail", "fail")))
     scores = task.score({"one": answers}, Path(), False)["one"]
     first, second = (request.id.partition("#")[0] for request in (requests[0], requests[4]))
@@ -516,7 +518,7 @@ def test_a_test_row_without_reference_is_named(tmp_path: Path, output: Any) -> N
     assert str(error.value).startswith(f"{path} line 1, field 'output': found {output!r}")
 
 
-@pytest.mark.parametrize("name", [name for name, task in tasks().items() if task.files()])
+@pytest.mark.parametrize("name", [name for name, task in tasks().items() if task.train_files])
 def test_missing_data_says_which_files_and_what_to_do(tmp_path: Path, name: str) -> None:
     task = made(name, tmp_path)
     for call in (task.training_examples, task.reference_examples, task.test_digests):
