@@ -29,7 +29,7 @@ def with_made_up_rows(recipe: Recipe) -> Iterator[tuple[dict[str, Task], MadeUp]
     with TemporaryDirectory(prefix="harness-plan.") as folder:
         unseen = {}
         for name, task in tasks.items():
-            if not _has_files(task):
+            if task.published and not _has_files(task):
                 unseen[name] = _make_up(task, Path(folder))
                 tasks[name] = type(task)(task.settings, Path(folder))
         yield tasks, unseen
