@@ -256,8 +256,11 @@ def _score(
     status, reason = "done", ""
     if math.isnan(value):
         status = "skipped" if failure and failure["skipped"] else "failed"
-        if stored:
-            reason = "not a number: the training diverged" if items else "no item that the limits do not cut"
+        if stored and items:
+            reason = "not a number: the training diverged"
+        elif stored:
+            status = "skipped"
+            reason = "no item that any answer scores on" if stage == "scores" else "no item that the limits do not cut"
         else:
             reason = failure["reason"] if failure else "no stored result: run the recipe (again)"
     return Score(

@@ -15,8 +15,8 @@ from typing_extensions import TypeVar
 from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
 from harness.base.schema import Strict
-from harness.data.rows import Request
-from harness.tasks.sets import TRAINING, DataNeed, DevSplit, HubSet, PublishedSet
+from harness.data.rows import Request, read_rows
+from harness.tasks.sets import TRAINING, DataNeed, DevSplit, HubSet, PublishedSet, Reader
 
 if TYPE_CHECKING:
     from harness.data.rows import Example
@@ -55,7 +55,7 @@ class ItemScores:
     """Scores of one student on one task.
 
     Attributes:
-        values: metric -> item -> value (0 to 100 where the unit is %).
+        values: metric -> item -> value (0 to 100 where the unit is %). An item that no answer could score is left out.
         details: what else is worth keeping of how they came about, as JSON: stored beside the scores.
         caveat: what a reader must be told of these scores; printed with the task's protocol.
     """
@@ -92,6 +92,8 @@ class Task(ABC, Generic[S_co]):
     test_files: ClassVar[tuple[str, ...]]
     fields: ClassVar[tuple[str, str]] = ("", "")
     """Fields of a row of the training files, and of one of the test files, in words."""
+    readers: ClassVar[tuple[Reader, Reader]] = (read_rows, read_rows)
+    """What reads the rows of a training file, and those of a test file: `harness data` counts rows with them."""
     published: ClassVar[Mapping[str, PublishedSet]] = {}
     """Sizes of the published sets of rows, by the first file that each is read from."""
     hub_sets: ClassVar[Mapping[str, HubSet]] = {}
@@ -100,6 +102,8 @@ class Task(ABC, Generic[S_co]):
     """What `harness data --dev FOLDER` holds out, by the name that it is listed under."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version decides scores."""
+    scoring: ClassVar[frozenset[str]] = frozenset()
+    """Settings that decide scores and no answer: with others, stored answers are scored again."""
     scorers: ClassVar[tuple[str, ...]] = ()
     """Modules that decide scores, beside the task's own."""
     askers: ClassVar[tuple[str, ...]] = ()
@@ -139,8 +143,8 @@ class Task(ABC, Generic[S_co]):
     @classmethod
     def data_needs(cls, settings: TaskSettings | None = None) -> list[DataNeed]:
         """The sets of rows that settings ask for; without settings, all there can be. Empty where it makes rows."""
-        train, test = cls.fields
-        both = (DataNeed(TRAINING, cls.train_files, train), DataNeed("test", cls.test_files, test))
+        files, whats = (cls.train_files, cls.test_files), (TRAINING, "test")
+        both = map(DataNeed, whats, files, cls.fields, cls.readers)
         return [one for one in both if one.files]
 
     @classmethod
@@ -188,8 +192,12 @@ class Task(ABC, Generic[S_co]):
         """How the numbers are made, in words: printed under every table that shows them."""
 
     def identity(self) -> dict[str, Any]:
-        """Settings that decide generation and scores."""
-        return dict(self.settings.model_dump(mode="json", exclude={"train_items", "seeds"}))
+        """Settings that decide prompts and answers."""
+        return self.settings.model_dump(mode="json", exclude={"train_items", "seeds", *self.scoring})
+
+    def scoring_identity(self) -> dict[str, Any]:
+        """Settings that decide what answers score."""
+        return self.settings.model_dump(mode="json", include=set(self.scoring))
 
     def training_identity(self) -> dict[str, Any]:
         """Settings that decide the training rows."""

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
 from harness.data.rows import Example, Request, answer_key
-from harness.tasks.alpaca import FIELDS, alpaca_examples, alpaca_prompt
+from harness.tasks.alpaca import FIELDS, alpaca_examples, alpaca_prompt, read_training
 from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
 from harness.tasks.sets import TRAINING, DataNeed, PublishedSet
 
@@ -42,6 +41,12 @@ class CodeMSettings(TaskSettings):
         return self
 
 
+def _read_problems(path: Path) -> list[str]:
+    from harness.evaluate.programs.problems import read_problems
+
+    return list(read_problems(path))
+
+
 class CodeM(Task[CodeMSettings]):
     name = "codem"
     source = (
@@ -65,18 +70,21 @@ class CodeM(Task[CodeMSettings]):
         "codem/mbpp_test.jsonl": PublishedSet("MBPP+", 378, (158, 55), (121, 102)),
     }
     libraries = ("evalplus",)
+    scoring = frozenset({"pass_at"})
     scorers = tuple(f"harness.evaluate.programs.{name}" for name in ("evalplus", "sandbox", "plain", "solve", "judge"))
     askers = ("harness.evaluate.programs.evalplus",)
     text = "code"
     judge_seconds = 0.35  # of one program in EvalPlus, on 2 cores
 
+    readers = (read_training, _read_problems)
+
     @classmethod
     def data_needs(cls, settings: TaskSettings | None = None) -> list[DataNeed]:
-        train, test = cls.fields
+        (train, test), (read, read_test) = cls.fields, cls.readers
         benchmarks = {"humaneval": cls.test_files, "mbpp": cls.mbpp_files}
         asked = settings.benchmarks if isinstance(settings, CodeMSettings) else benchmarks
-        tests = [DataNeed(f"test, {name}", benchmarks[name], test) for name in asked]
-        return [DataNeed(TRAINING, cls.train_files, train), *tests]
+        tests = [DataNeed(f"test, {name}", benchmarks[name], test, read_test) for name in asked]
+        return [DataNeed(TRAINING, cls.train_files, train, read), *tests]
 
     @property
     def samples_answers(self) -> bool:
@@ -204,8 +212,9 @@ class CodeM(Task[CodeMSettings]):
         return dict(zip(asked, verdicts, strict=True))
 
     def _pass_at(self, statuses: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, float]]:
-        """Metrics of one student: for each problem, pass@k in %."""
+        """Metrics of one student: for each problem, pass@k in %; nothing where no program could pass any."""
         from harness.evaluate.programs import evalplus as code
+        from harness.evaluate.programs.problems import CANNOT_PASS
 
         values: dict[str, dict[str, float]] = {}
         for column, by_item in statuses.items():
@@ -215,7 +224,7 @@ class CodeM(Task[CodeMSettings]):
             for k in self.settings.pass_at:
                 values[_metric(column, k)] = {
                     task_id: 100.0 * code.pass_at_k(self.settings.samples, count, k)
-                    for task_id, count in passed.items()
+                    for task_id, count in (passed.items() if passed.keys() - CANNOT_PASS else ())
                 }
         return values
 
@@ -272,10 +281,7 @@ class CodeM(Task[CodeMSettings]):
     def _problems(self, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
         from harness.evaluate.programs.problems import read_problems
 
-        problems = read_problems(self._problem_file(benchmark))
-        if not problems:
-            raise HarnessError(str(self._problem_file(benchmark)), "no problems", "at least one")
-        return dict(list(problems.items())[: self.settings.test_items])
+        return dict(list(read_problems(self._problem_file(benchmark)).items())[: self.settings.test_items])
 
 
 def _limits_of_programs() -> str:

@@ -45,9 +45,9 @@ def write_dev_folder(root: Path, folder: Path, items: int = 500) -> list[str]:
         for name, source in sources.items():
             if source is None:
                 continue
-            split, rows = splits[name], read_rows(source, {})
+            split, rows = splits[name], read_rows(source)
             if split.own is not None and (root / split.own).is_file():
-                kept, held = rows, read_rows(root / split.own, {}, items)
+                kept, held = rows, read_rows(root / split.own, limit=items)
             else:
                 every = max(5, len(rows) // items)
                 held = rows[every - 1 :: every][:items]

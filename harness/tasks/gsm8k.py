@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from harness.base.files import sha256_file
-from harness.data.rows import Example, Request, read_rows
+from harness.data.rows import Example, Request
+from harness.evaluate import gsm8k
 from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
 from harness.tasks.sets import DevSplit, HubSet, PublishedSet
-
-_FIELDS = {"question": str, "answer": str}
 
 
 class GSM8KSettings(TaskSettings):
@@ -32,6 +31,7 @@ class GSM8K(Task[GSM8KSettings]):
     train_files = ("gsm8k/train.jsonl",)
     test_files = ("gsm8k/test.jsonl",)
     fields = ("question, answer", "question, answer")
+    readers = (gsm8k.read_training, gsm8k.read_tests)
     published: ClassVar[Mapping[str, PublishedSet]] = {  # arXiv 2110.14168; lengths of its files
         "gsm8k/train.jsonl": PublishedSet("GSM8K's training set", 7473, (235, 94), (288, 144)),
         "gsm8k/test.jsonl": PublishedSet("GSM8K's test set", 1319, (240, 98), (293, 142)),
@@ -59,13 +59,13 @@ class GSM8K(Task[GSM8KSettings]):
 
     @classmethod
     def made_up_row(cls, file: str, number: int, prompt: str, response: str) -> dict[str, Any]:
-        return {"question": prompt, "answer": response}
+        return {"question": prompt, "answer": f"{response[7:]}\n#### 1"}
 
     def training_examples(self) -> list[Example]:
-        return self._examples(self.train_file, "gsm8k/train", self.settings.train_items)
+        return self._examples(gsm8k.read_training(self.train_file, self.settings.train_items), "gsm8k/train")
 
     def reference_examples(self) -> list[Example]:
-        return self._examples(self.test_file, "gsm8k/test", self.settings.test_items)
+        return self._examples(gsm8k.read_tests(self.test_file, self.settings.test_items), "gsm8k/test")
 
     def training_identity(self) -> dict[str, Any]:
         return super().training_identity() | {"template": self.settings.template}
@@ -75,8 +75,6 @@ class GSM8K(Task[GSM8KSettings]):
         return [*super().test_digests(), *([sha256_file(self.train_file)] if self.settings.few_shot else [])]
 
     def requests(self) -> list[Request]:
-        from harness.evaluate import gsm8k
-
         settings = self.settings
         return [
             Request(request.id, request.prompt, request.stop, rendered=True)
@@ -96,8 +94,6 @@ class GSM8K(Task[GSM8KSettings]):
         return [len(example.prompt.encode()) + shots for example in self.reference_examples()]
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
-        from harness.evaluate import gsm8k
-
         settings = self.settings
         scores = {}
         for student, answers in outputs.items():
@@ -118,17 +114,15 @@ class GSM8K(Task[GSM8KSettings]):
         return scores
 
     def protocol(self) -> list[str]:
-        from harness.evaluate import gsm8k
-
         trained = "as lm-eval asks" if self.settings.template == "lm_eval" else "the bare question"
-        count = len(read_rows(self.test_file, _FIELDS, self.settings.test_items))
+        count = len(gsm8k.read_tests(self.test_file, self.settings.test_items))
         return [
             f"lm-evaluation-harness's gsm8k, version {gsm8k.task_version()}, {self.settings.few_shot}-shot (seed "
             f"{self.settings.few_shot_seed}), greedy, {count} items, at most {self.settings.new_tokens} new tokens; "
             f"exact match, strict and flexible filters; trained with the prompt {trained}."
         ]
 
-    def _examples(self, path: Path, prefix: str, limit: int | None) -> list[Example]:
+    def _examples(self, rows: Sequence[Mapping[str, Any]], prefix: str) -> list[Example]:
         asked = self.settings.template == "lm_eval"
         return [
             Example(
@@ -138,5 +132,5 @@ class GSM8K(Task[GSM8KSettings]):
                 f" {row['answer']}" if asked and row["answer"] else row["answer"],
                 row["source"],
             )
-            for number, row in enumerate(read_rows(path, _FIELDS, limit))
+            for number, row in enumerate(rows)
         ]

@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.data.rows import read_rows
+
 TRAINING = "training"
 HubRows = Iterable[Mapping[str, Any]]
+Reader = Callable[[Path], Sequence[Any]]
+"""Reads all rows of a file, and raises a HarnessError with file, line and field for the first that is wrong."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class DataNeed:
         what: "training", with the split where several are listed, or a test set as tables call it.
         files: below the data folder; the first one there is read.
         fields: of a row, in words.
+        read: holds each row of a file to what the task reads.
     """
 
     what: str
     files: tuple[str, ...]
     fields: str
+    read: Reader = read_rows
 
     def there(self, root: Path) -> Path | None:
         """The file that is read."""

@@ -14,12 +14,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from harness.base.errors import HarnessError
 from harness.models.cache import cache_folder
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.uri import KNOWN_MODELS, parse_uri
 
 if TYPE_CHECKING:
     from harness.tasks.base import Task
+    from harness.tasks.sets import DataNeed
 
 
 def methods_table() -> Group:
@@ -78,7 +80,6 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
         root: folder of the data sets; None for the samples that the project ships.
         asked: the tasks of a recipe; None for all that there are, with all test sets.
     """
-    from harness.data.rows import read_rows
     from harness.tasks import tasks
     from harness.tasks.base import samples_folder
     from harness.tasks.files import shortfalls
@@ -94,8 +95,7 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
             if path is None:
                 table.add_row(name, one.what, Text(f"missing: {' or '.join(one.files)}", "yellow"), "-", one.fields)
             else:
-                shown, count = path.relative_to(place), len(read_rows(path, {}))
-                table.add_row(name, one.what, str(shown), f"{count:,}", one.fields)
+                table.add_row(name, one.what, str(path.relative_to(place)), _count_of(one, path), one.fields)
         if not found:
             table.add_row(name, "all", "none needed", "-", "")
     samples = (
@@ -109,6 +109,14 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
         *(Text(line, "yellow") for line in shortfalls(asked or {})),
         Text(f"In {folder}{absent}.{samples if root is None else ''}"),
     )
+
+
+def _count_of(one: DataNeed, path: Path) -> Text:
+    """The number of a file's rows, each read as a run reads it; or what is wrong with the first that can't be."""
+    try:
+        return Text(f"{len(one.read(path)):,}")
+    except HarnessError as error:
+        return Text(f"wrong: {error}", "red")
 
 
 def doctor_table(runs: Path) -> Group:

@@ -33,7 +33,6 @@ CASES = [(name, one) for name, kind in tasks().items() for one in kind.data_need
 
 @pytest.mark.parametrize(("name", "one"), CASES, ids=[f"{name} {one.what}" for name, one in CASES])
 def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any, tmp_path: Path) -> None:
-    sample = json.loads((samples_folder() / name / "test.jsonl").read_text().splitlines()[0])
     dolly = {"Dolly": {}, "Dolly (hub split)": {"split": "hub"}}
     sets = {"SelfInst": "selfinst", "Vicuna": "vicuna", "S-NI": "sinst", "UnNI": "unni"}
     training, _, label = one.what.partition(", ")
@@ -41,8 +40,10 @@ def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any,
     settings: dict[str, Any] = dolly.get(label) or ({"sets": sets[label]} if label in sets else {})
     if name == "codem" and not training:
         settings = {"benchmarks": (label,)}
+    split = "train" if training else "test"
+    sample = json.loads((samples_folder() / f"{name}/{split}.jsonl").read_text().splitlines()[0])
     for form in forms(one.fields):
-        row = {field: f"a {field}" if training else sample[field] for field in form}
+        row = {field: sample.get(field, f"a {field}") for field in form}
         for file in one.files:
             path = tmp_path / file
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +54,12 @@ def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any,
                 task = made(name, tmp_path, **settings)
                 read = task.training_examples if training else task.reference_examples
                 if left_out is None:
-                    assert len(read()) == 1
+                    assert len(read()) == len(one.read(path)) == 1
                 else:
-                    with pytest.raises(HarnessError):
+                    with pytest.raises(HarnessError) as error:
                         read()
+                    with pytest.raises(HarnessError, match=re.escape(str(error.value))):  # `harness data` says the same
+                        one.read(path)
             path.unlink()
 
 
