@@ -176,7 +176,7 @@ def data(
         Path | None, typer.Option("--dev", help="Write a folder whose test sets are held-out training rows of these.")
     ] = None,
     download: Annotated[
-        str | None, typer.Option("--download", help="Put a set of the hub into the folder first: gsm8k or dolly_hub.")
+        str | None, typer.Option("--download", help="Put a set of the hub into the folder first, by its name.")
     ] = None,
 ) -> None:
     """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""

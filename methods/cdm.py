@@ -54,6 +54,11 @@ class CDM(Method[CDMOptions]):
     Options = CDMOptions
 
     @property
+    def align_seconds(self) -> float:
+        """Of the best k of the vocabulary on both sides, compared with one another (benchmarks/alignment.py)."""
+        return 4e-4 * (float(self.options.k) / 100) ** 2
+
+    @property
     def needs(self) -> frozenset[Need]:
         needed = {Need.WHOLE_RESPONSE} if self._released else set()
         return frozenset(needed | ({Need.ENTROPY} if self.options.alignment == "dtw" else set()))

@@ -114,7 +114,7 @@ class GOLDOptions(SortOptions, OnPolicyOptions):
 class GOLD(Method[GOLDOptions]):
     name, paper, teacher = "gold", "TRL GOLD, Hugging Face blog 2025-10-29", TeacherKind.CROSS_TOKENIZER
     summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
-    fidelities_differ = True
+    fidelities_differ = sorts = True
     Options = GOLDOptions
 
     @property

@@ -6,10 +6,11 @@ L = CE + w · mean_i KL(p(i) || p_S(i)),   both softened at τ, over the student
 Two maps by edit distance: time warping links the tokens of the responses, and each teacher token t is mapped to the
 student token M(t) at the minimum edit distance (``nearest_map`` of methods/library/maps.py). Let student token y_i be
 linked to teacher token x_j, and neither to another. Where M(x_j) = y_i, the target p(i) is the teacher's distribution
-in the row that predicts x_j, mapped: a student token has the logit of the teacher token that reaches it, the softmax runs over
-the student tokens that any reaches, and the others have probability 0. Of several teacher tokens that reach one
-student token the lowest id counts (DSKD), or the one with the largest logit. At every other i the target is the gold
-token: KL = -log p_S(y_i), softened too. (DSKD's own code asks this of the token before, in the rows that consume it.)
+in the row that predicts x_j, mapped: a student token has the logit of the teacher token that reaches it, the softmax
+runs over the student tokens that any reaches, and the others have probability 0. Of several teacher tokens that reach
+one student token the lowest id counts (DSKD), or the one with the largest logit. At every other i the target is the
+gold token: KL = -log p_S(y_i), softened too. (DSKD's own code asks this of the token before, in the rows that consume
+it.)
 
 ``released`` (the code of CDM, arXiv 2502.11104) is a control: both sides of its KD term are tensors of the teacher, so
 that no gradient reaches the student. Path, rows and means are those of CDM's released form. Let z be the teacher's
@@ -62,6 +63,10 @@ class MinED(Method[MinEDOptions]):
     @property
     def _released(self) -> bool:
         return bool(self.options.fidelity == "released")
+
+    @property
+    def align_seconds(self) -> float:
+        return 2e-5  # benchmarks/alignment.py
 
     @property
     def needs(self) -> frozenset[Need]:

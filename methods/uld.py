@@ -38,7 +38,7 @@ class ULDOptions(SortOptions, KDOptions):
 class ULD(Method[ULDOptions]):
     name, paper, teacher = "uld", "arXiv 2402.12030", TeacherKind.CROSS_TOKENIZER
     summary = "L1 distance of sorted next-token distributions"
-    fidelities_differ = True
+    fidelities_differ = sorts = True
     Options = ULDOptions
 
     @property

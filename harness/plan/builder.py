@@ -147,7 +147,11 @@ class _Builder:
         scores = self._stage(
             "scores",
             f"scores of {title}",
-            {"code": code_digest(*self._task_modules(), *self._scorers()), "versions": versions(*self.task.libraries)},
+            {
+                "settings": self.task.scoring_identity(),
+                "code": code_digest(*self._task_modules(), *self._scorers()),
+                "versions": versions(*self.task.libraries),
+            },
             {"answers": answers},
             **more,
         )

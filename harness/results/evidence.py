@@ -99,8 +99,7 @@ def _items(cells: Sequence[Mapping[str, Any]], store: Store, references: Mapping
             said = ShownAnswer(cell["row"], answer.output, answer.stop, tuple(own))
             items.setdefault((cell["task"], answer.id), (answer.prompt, []))[1].append(said)
     return [
-        # GSM8K's answers are named after lm-eval's split: gsm8k/test/7 answers gsm8k/7
-        Item(task, name, prompt, tuple(answers), references.get(task, {}).get(name.replace("/test/", "/"), ""))
+        Item(task, name, prompt, tuple(answers), references.get(task, {}).get(name, ""))
         for (task, name), (prompt, answers) in items.items()
     ]
 

@@ -26,7 +26,6 @@ from harness.results.evidence import SHOWN_ITEMS, collect_evidence
 from harness.results.outcomes import collect_outcomes, scoring_lines
 from harness.store.artefacts import BITS, SCORES, Failure
 from harness.store.store import Store
-from harness.tasks.codem import CodeM
 from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
 from reports.folder import FIGURES
 
@@ -237,21 +236,7 @@ def _protocol(plan: Plan, task: str) -> list[str]:
             "prompts as in training, end of sequence left out; responses that "
             f"{plan.recipe.limits.length} tokens would cut are left out."
         ]
-    if isinstance(plan.tasks[task], CodeM):
-        lines.append(_limits_of_programs())
     return lines
-
-
-def _limits_of_programs() -> str:
-    from harness.evaluate.programs.evalplus import default_limits
-
-    limits = default_limits()
-    resident = f", {limits.resident_bytes / 2**30:.1f} GiB of memory" if limits.resident_bytes else ""
-    return (
-        f"Limits of one program: {limits.memory_bytes / 2**30:g} GiB of addresses{resident}, "
-        f"{limits.cpu_s:g} s of CPU time, {limits.wall_s:g} s in all, {limits.processes} processes, "
-        f"files of {limits.file_bytes / 2**20:g} MiB."
-    )
 
 
 def _baseline(plan: Plan) -> str:
@@ -299,8 +284,11 @@ def _score(
     status, reason = "done", ""
     if math.isnan(value):
         status = "skipped" if failure and failure["skipped"] else "failed"
-        if stored:
-            reason = "not a number: the training diverged" if items else "no item that the limits do not cut"
+        if stored and items:
+            reason = "not a number: the training diverged"
+        elif stored:
+            status = "skipped"
+            reason = "no item that any answer scores on" if stage == "scores" else "no item that the limits do not cut"
         else:
             reason = failure["reason"] if failure else "no stored result: run the recipe (again)"
     return Score(

@@ -16,7 +16,7 @@ from rich.text import Text
 from harness.base.errors import HarnessError
 from harness.results.evidence import labelled
 from harness.results.record import RunRecord, collect, files_line, read_record, write_report
-from harness.store.artefacts import ANSWERS, MODEL, SCORES, STEPS, TRACES, Failure, JsonFile, Trace
+from harness.store.artefacts import ANSWERS, MODEL, SCORES, STEPS, TRACES, Answer, Failure, JsonFile, Trace
 from harness.store.store import Store
 from reports import ReportContext, Table, analyse, build_table, csv_wide, terminal
 
@@ -177,7 +177,8 @@ class CellResult:
         Raises:
             HarnessError: none are stored.
         """
-        return pd.DataFrame(map(vars, self._stored(ANSWERS, "answers")))
+        answers: list[Answer] = self._stored(ANSWERS, "answers")
+        return pd.DataFrame(map(vars, answers))
 
     def scores(self) -> pd.DataFrame:
         """A row for each test item, a column for each metric of the task, in the metric's unit.

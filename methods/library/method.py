@@ -112,6 +112,7 @@ class Method(ABC, Generic[O_co]):
         teacher: which teacher it needs.
         start: which weights the student starts from.
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
+        sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
         Options: the fields that a recipe may set, with their defaults: what the class is generic over.
     """
 
@@ -121,6 +122,7 @@ class Method(ABC, Generic[O_co]):
     teacher: ClassVar[TeacherKind]
     start: ClassVar[Start] = Start.WARM_START
     fidelities_differ: ClassVar[bool] = False
+    sorts: ClassVar[bool] = False
 
     # no ClassVar, which can't be generic: so mypy holds `Options = ULDOptions` to the parameter of the class
     Options: type[O_co] = KDOptions  # type: ignore[assignment]
@@ -158,6 +160,11 @@ class Method(ABC, Generic[O_co]):
     def normalize(self) -> str:
         """What the engine divides the KD sum by: "tokens", "rows" or "samples"."""
         return str(self.options.normalize)
+
+    @property
+    def align_seconds(self) -> float:
+        """What :meth:`align` and mapping take on the CPU for one response token, for a plan's costs."""
+        return 0.0
 
     @property
     def caveat(self) -> str:

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from harness.base.errors import HarnessError
 from harness.recipe.load import name_to_call
 from harness.recipe.schema import Recipe
-from harness.tasks.base import PublishedSet, Task
-from harness.tasks.files import data_needs
+from harness.tasks.base import Task
+from harness.tasks.sets import PublishedSet
 
 MadeUp = Mapping[str, Sequence[PublishedSet]]
 """The sets of rows that stand in for files, by task."""
@@ -29,7 +29,7 @@ def with_made_up_rows(recipe: Recipe) -> Iterator[tuple[dict[str, Task], MadeUp]
     with TemporaryDirectory(prefix="harness-plan.") as folder:
         unseen = {}
         for name, task in tasks.items():
-            if not _has_files(task):
+            if task.published and not _has_files(task):
                 unseen[name] = _make_up(task, Path(folder))
                 tasks[name] = type(task)(task.settings, Path(folder))
         yield tasks, unseen
@@ -51,7 +51,7 @@ def in_words(recipe: Recipe, unseen: MadeUp) -> Iterator[str]:
 
 def _has_files(task: Task) -> bool:
     """Whether a run finds what it needs; a test set among several may be missing."""
-    if not data_needs(type(task), task):
+    if not task.data_needs(task.settings):
         return True  # it makes its rows
     try:
         return task.train_file.is_file() and bool(task.test_digests())
@@ -62,7 +62,7 @@ def _has_files(task: Task) -> bool:
 def _make_up(task: Task, folder: Path) -> list[PublishedSet]:
     """Write the files that are missing, and link to those that are there."""
     made = []
-    for one in data_needs(type(task), task):
+    for one in task.data_needs(task.settings):
         there = one.there(task.root)
         name = one.files[0] if there is None else str(there.relative_to(task.root))
         path = folder / name

@@ -23,14 +23,11 @@ from harness.data.tokens import STUDENT
 from harness.models.spec import Lora
 from harness.plan.costs.devices import (
     CE_TRAFFIC,
-    CPU_SECONDS,
     DECODING_LAYER_SECONDS,
     DRAW_SECONDS,
-    JUDGE_SECONDS,
     KD_TRAFFIC,
     LAYER_SECONDS,
     SORT_TRAFFIC,
-    SORTING,
     Cost,
     Device,
 )
@@ -38,7 +35,7 @@ from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape,
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
 from harness.recipe.schema import Recipe, Training
-from methods.base import Method, Need
+from methods.base import Need
 
 
 class Coster:
@@ -128,9 +125,9 @@ class Coster:
             if Need.ENTROPY in method.needs:
                 flops += shape.logits(rows) + other.logits(theirs)
                 traffic += CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
-            passed = SORT_TRAFFIC if method.name in SORTING else KD_TRAFFIC
+            passed = SORT_TRAFFIC if method.sorts else KD_TRAFFIC
             traffic += passed * (rows * shape.vocabulary + theirs * other.vocabulary)
-            cpu += rows * _cpu_seconds(method)
+            cpu += rows * method.align_seconds
             if method.sampling is not None:
                 drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
                 share = method.sampling.rollout_share
@@ -164,7 +161,7 @@ class Coster:
             other = self.shapes[part.role]
             live = objective is not None and objective.needs_live(part.role)
             memory += 2.0 * (other.parameters if live else other.head)
-            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if part.method.name in SORTING else 3)
+            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if part.method.sorts else 3)
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return memory
 
@@ -186,12 +183,10 @@ class Coster:
         shape = self.shapes[stage.role or STUDENT]
         width = 2 if stage.role else 4  # students answer in float32, teachers in what they scored in
         prompts = np.ceil(self._requests(stage.task) / PROMPT_BYTES_PER_TOKEN) + 1
-        limit = getattr(task.settings, "prompt_tokens", None)
-        prompts = np.minimum(prompts, limit) if limit else prompts
+        prompts = np.minimum(prompts, task.prompt_tokens) if task.prompt_tokens else prompts
         new_tokens = task.settings.new_tokens
         batches = -(-len(prompts) // batch)
-        sampled = getattr(task.settings, "decoding", "greedy") == "sampling"
-        decoding = self._decoding(shape, min(batch, len(prompts)), new_tokens, width, sampled)
+        decoding = self._decoding(shape, min(batch, len(prompts)), new_tokens, width, task.samples_answers)
         longest = float(prompts.max()) + new_tokens
         cache_ = min(batch, len(prompts)) * longest * shape.layers * 2 * shape.keys * width
         memory = width * shape.parameters + cache_ + 16.0 * min(batch, len(prompts)) * shape.vocabulary
@@ -220,8 +215,7 @@ class Coster:
         return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, 0.0, fp32=width == 4)
 
     def _scores(self, stage: Stage, recipe: Recipe) -> Cost:
-        each = JUDGE_SECONDS if stage.task == "codem" else 1e-3
-        return Cost(cpu=each * len(self._requests(stage.task)))
+        return Cost(cpu=self.plan.tasks[stage.task].judge_seconds * len(self._requests(stage.task)))
 
     def _decoding(self, shape: Shape, batch: int, new_tokens: int, width: int, sampled: bool) -> Cost:
         """Of one batch that is as long as it may get."""
@@ -231,7 +225,7 @@ class Coster:
         return Cost(launches=launches, traffic=traffic, cpu=cpu)
 
     def _texts(self, task: str, role: str, split: str = "train") -> Texts:
-        ratio = self.shapes[role].bytes_per_token.get(task, 3.0)
+        ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
         return Texts.of(self._bytes[task, split], ratio, self.recipe.limits.length)
 
     @cached_property
@@ -264,11 +258,6 @@ def _trained(shape: Shape, training: Training) -> float:
         return float(shape.parameters)
     matrices = 2 * (shape.hidden + shape.queries) + 2 * (shape.hidden + shape.keys) + 3 * (shape.hidden + shape.inner)
     return float(training.lora.rank * shape.layers * matrices)
-
-
-def _cpu_seconds(method: Method) -> float:
-    seconds = CPU_SECONDS.get(method.name, 0.0)
-    return seconds * (getattr(method.options, "k", 100) / 100) ** 2 if method.name == "cdm" else seconds
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
