@@ -265,10 +265,6 @@ def train(
     """
     if collator.packing:
         check_packing(distiller.student)
-    sampler: LengthBuckets | None = None
-    if training.bucket == "length":  # by the trained model's tokens: the same order for every method
-        lengths = [aligned.example.sides[STUDENT].length for aligned in examples]
-        sampler = LengthBuckets(lengths, training.batch_size, seed)
     marker = CheckpointMarker()
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     micro = training.micro_batch(_world_size(), sampled=rollouts is not None)
@@ -278,7 +274,7 @@ def train(
         train_dataset=list(examples),
         data_collator=read_ahead,
         callbacks=[marker],
-        sampler=sampler,
+        sampler=_order(examples, training, seed),
         rollouts=rollouts,
         draws_share=training.drawn_together // micro,
         on_step=on_step,
@@ -298,6 +294,13 @@ def train(
     finally:
         read_ahead.close()
     return trainer.steps
+
+
+def _order(examples: Sequence[AlignedExample], training: Training, seed: int) -> LengthBuckets | None:
+    """Buckets by the trained model's tokens, so that the order is the same for every method; None for the Trainer's."""
+    if training.bucket != "length":
+        return None
+    return LengthBuckets([each.example.sides[STUDENT].length for each in examples], training.batch_size, seed)
 
 
 def _arguments(training: Training, micro: int, steps: int, seed: int, work: Path) -> TrainingArguments:
