@@ -1,4 +1,4 @@
-"""Reproducibility harness for cross-tokenizer knowledge distillation."""
+"""Reproducibility harness for cross-tokenizer knowledge distillation; from Python, see ``harness.api``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """``harness.align``, once it is asked for: ``harness --help`` loads neither torch nor transformers."""
+    """``harness.api`` and ``harness.align``, imported when they are asked for: ``import harness`` loads no torch."""
+    if name == "api":
+        return importlib.import_module("harness.api")
     if name == "align":
         return importlib.import_module("harness.data.align").align
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

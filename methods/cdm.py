@@ -43,27 +43,34 @@ _CAVEATS = {
 }
 
 
+class CDMOptions(SoftenedOptions):
+    k: int = Field(100, ge=1, description="likeliest tokens of each side that are compared")
+    theta: float = Field(0.3, ge=0, description="θ: edit distance over both lengths below which tokens are mapped")
+    static_map: Literal["exact", "nearest", "prefix"] = Field("exact", description="map that is made once a pair")
+    pieces: Literal["one_to_one", "first", "mean"] = Field(
+        "one_to_one",
+        description="what is compared where a token stands for several: nothing, the rows of both first tokens, or "
+        "means of logits as in the paper's code (described)",
+    )
+    alignment: Literal["dtw", "bytes"] = Field(
+        "dtw", description="time warping as in the paper, or groups on shared byte boundaries"
+    )
+    normalize: Literal["tokens", "samples"] = Field(  # positions are known only after warping
+        "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
+    )
+
+
 @register
-class CDM(Method):
+class CDM(Method[CDMOptions]):
     name, paper, teacher = "cdm", "arXiv 2502.11104", TeacherKind.CROSS_TOKENIZER
     summary = "entropy-weighted time warping, KL over the k likeliest tokens, mapped at each position"
     fidelities_differ = True
+    Options = CDMOptions
 
-    class Options(SoftenedOptions):
-        k: int = Field(100, ge=1, description="likeliest tokens of each side that are compared")
-        theta: float = Field(0.3, ge=0, description="θ: edit distance over both lengths below which tokens are mapped")
-        static_map: Literal["exact", "nearest", "prefix"] = Field("exact", description="map that is made once a pair")
-        pieces: Literal["one_to_one", "first", "mean"] = Field(
-            "one_to_one",
-            description="what is compared where a token stands for several: nothing, the rows of both first tokens, or "
-            "means of logits as in the paper's code (described)",
-        )
-        alignment: Literal["dtw", "bytes"] = Field(
-            "dtw", description="time warping as in the paper, or groups on shared byte boundaries"
-        )
-        normalize: Literal["tokens", "samples"] = Field(  # positions are known only after warping
-            "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
-        )
+    @property
+    def align_seconds(self) -> float:
+        """Of the best k of the vocabulary on both sides, compared with one another (benchmarks/alignment.py)."""
+        return 4e-4 * (float(self.options.k) / 100) ** 2
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -84,39 +84,41 @@ class Columns(NamedTuple):
         return cls(partner, student_matched, teacher_matched, alone.nonzero().squeeze(1), teacher_rest)
 
 
+class GOLDOptions(SortOptions, TemperatureOptions, OnPolicyOptions):
+    merge: Merge = Field(
+        "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
+    )
+    beta: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); TRL's default is 0.5",
+    )
+    matched_weight: NonNegative | None = Field(
+        None,
+        description="w_m; none: |matched| / V_teacher, as in TRL where nothing is set, so that the parts count by "
+        "how much of the vocabulary is shared; the blog's recipe sets both weights to 1",
+    )
+    unmatched_weight: NonNegative | None = Field(None, description="w_u; none: 1 - |matched| / V_teacher")
+    match: Literal["bytes", "string"] = Field(
+        "bytes", description="which tokens are the same: equal bytes, or equal strings as in TRL (Ġ is not ▁)"
+    )
+    positions: Literal["all", "disagreement"] = Field(
+        "all",
+        description="all groups, or those where the student's first choice is not the teacher's; others count 0",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_released(cls, given: Any) -> Any:
+        is_released = isinstance(given, dict) and given.get("fidelity") == "released"
+        return _RELEASED | given if is_released else given
+
+
 @register
-class GOLD(Method):
+class GOLD(Method[GOLDOptions]):
     name, paper, teacher = "gold", "TRL GOLD, Hugging Face blog 2025-10-29", TeacherKind.CROSS_TOKENIZER
     summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
-    fidelities_differ = True
-
-    class Options(SortOptions, TemperatureOptions, OnPolicyOptions):
-        merge: Merge = Field(
-            "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
-        )
-        beta: Annotated[float, Field(ge=0, le=1)] = Field(
-            0.5,
-            description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); TRL's default is 0.5",
-        )
-        matched_weight: NonNegative | None = Field(
-            None,
-            description="w_m; none: |matched| / V_teacher, as in TRL where nothing is set, so that the parts count by "
-            "how much of the vocabulary is shared; the blog's recipe sets both weights to 1",
-        )
-        unmatched_weight: NonNegative | None = Field(None, description="w_u; none: 1 - |matched| / V_teacher")
-        match: Literal["bytes", "string"] = Field(
-            "bytes", description="which tokens are the same: equal bytes, or equal strings as in TRL (Ġ is not ▁)"
-        )
-        positions: Literal["all", "disagreement"] = Field(
-            "all",
-            description="all groups, or those where the student's first choice is not the teacher's; others count 0",
-        )
-
-        @model_validator(mode="before")
-        @classmethod
-        def _fill_in_released(cls, given: Any) -> Any:
-            is_released = isinstance(given, dict) and given.get("fidelity") == "released"
-            return _RELEASED | given if is_released else given
+    fidelities_differ = sorts = True
+    Options = GOLDOptions
 
     @property
     def needs(self) -> frozenset[Need]:

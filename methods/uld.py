@@ -38,17 +38,19 @@ from methods.library.divergences import SortOptions, sort_error, sorted_l1_parts
 from methods.library.merging import Merge, Merged
 
 
+class ULDOptions(SortOptions, TemperatureOptions, KDOptions):
+    pairing: Literal["position", "bytes"] = Field(
+        "position", description="the i-th tokens, as in the paper, or groups on shared byte boundaries"
+    )
+    merge: Merge = Field("bayesian", description="how the rows of a group become one, where pairing is bytes")
+
+
 @register
-class ULD(Method):
+class ULD(Method[ULDOptions]):
     name, paper, teacher = "uld", "arXiv 2402.12030", TeacherKind.CROSS_TOKENIZER
     summary = "L1 distance of sorted next-token distributions"
-    fidelities_differ = True
-
-    class Options(SortOptions, TemperatureOptions, KDOptions):
-        pairing: Literal["position", "bytes"] = Field(
-            "position", description="the i-th tokens, as in the paper, or groups on shared byte boundaries"
-        )
-        merge: Merge = Field("bayesian", description="how the rows of a group become one, where pairing is bytes")
+    fidelities_differ = sorts = True
+    Options = ULDOptions
 
     @property
     def rows(self) -> Rows:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.results.record import Run, collect
+from harness.results.record import RunRecord, collect
 from harness.store.store import Store
 from reports import RunComparison, compare
 
 
-def compare_runs(first: Run, second: Run) -> RunComparison:
+def compare_runs(first: RunRecord, second: RunRecord) -> RunComparison:
     """Settings, versions and digests that differ, and all numbers of both runs; each reads the store beside it."""
     runs = (first, second)
     names = [run.folder.name for run in runs] if first.folder.name != second.folder.name else [r.folder for r in runs]

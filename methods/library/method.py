@@ -9,10 +9,11 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+from typing_extensions import TypeVar
 
 from methods.library.alignment import AlignedResponse, Groups
 from methods.library.chunk import AlignedChunk, LossSums
@@ -110,8 +111,13 @@ class OnPolicyOptions(KDOptions):
     rollout_tokens: Annotated[int, Field(ge=1)] = Field(128, description="the most tokens of a sampled response")
 
 
-class Method(ABC):
+O_co = TypeVar("O_co", bound=KDOptions, default=KDOptions, covariant=True)
+
+
+class Method(ABC, Generic[O_co]):
     """A distillation method: one file of this folder, or of a plug-in that declares an entry point.
+
+    It is generic over its options: ``class ULD(Method[ULDOptions])``; without any of its own, ``class Mine(Method)``.
 
     Class attributes:
         name: how recipes call it.
@@ -120,7 +126,8 @@ class Method(ABC):
         teacher: which teacher it needs.
         start: which weights the student starts from.
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
-        Options: the fields that a recipe may set, with their defaults.
+        sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
+        Options: the fields that a recipe may set, with their defaults: what the class is generic over.
     """
 
     name: ClassVar[str]
@@ -129,17 +136,24 @@ class Method(ABC):
     teacher: ClassVar[TeacherKind]
     start: ClassVar[Start] = Start.WARM_START
     fidelities_differ: ClassVar[bool] = False
+    sorts: ClassVar[bool] = False
 
-    Options: ClassVar[type[KDOptions]] = KDOptions
+    # no ClassVar, which can't be generic: so mypy holds `Options = ULDOptions` to the parameter of the class
+    Options: type[O_co] = KDOptions  # type: ignore[assignment]
 
-    def __init__(self, options: KDOptions | None = None, **values: Any) -> None:
-        self.options: Any = options if options is not None else self.Options(**values)
+    def __init__(self, options: O_co | None = None, **values: Any) -> None:
+        self.options = options if options is not None else self.Options(**values)
 
     @property
     def needs(self) -> frozenset[Need]:
         """What the method asks of the engine."""
-        samples = isinstance(self.options, OnPolicyOptions) and self.options.rollout_share > 0
-        return frozenset({Need.ROLLOUTS}) if samples else frozenset()
+        return frozenset() if self.sampling is None else frozenset({Need.ROLLOUTS})
+
+    @property
+    def sampling(self) -> OnPolicyOptions | None:
+        """The options that say how the student samples responses to learn from; None where it doesn't."""
+        options: KDOptions = self.options
+        return options if isinstance(options, OnPolicyOptions) and options.rollout_share > 0 else None
 
     @property
     def zero_at_identity(self) -> bool:
@@ -162,6 +176,11 @@ class Method(ABC):
         return str(self.options.normalize)
 
     @property
+    def align_seconds(self) -> float:
+        """What :meth:`align` and mapping take on the CPU for one response token, for a plan's costs."""
+        return 0.0
+
+    @property
     def caveat(self) -> str:
         """What a reader of the method's row must know, such as that its KD term moves nothing; printed under tables."""
         return ""
@@ -180,7 +199,7 @@ class Method(ABC):
             )
         return None
 
-    def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most methods need nothing
+    def prepare(self, pair: TokenizerPair) -> None:  # most methods need nothing
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
     def align(self, response: AlignedResponse) -> Groups:

@@ -217,7 +217,7 @@ def test_a_model_is_at_no_distance_from_itself_with_padded_logits(method: Method
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_with_one_tokenizer_there_is_no_floor(beta: float) -> None:
-    """GKD's JSD has none. With one, at logits of spread 5 that have nothing to do with each other, the gradient was 53 %
+    """GKD's JSD has none. With one, at logits of spread 5 that know nothing of each other, the gradient was 53 %
     away where β is 0, and 35 % where it is 1.
     """
     generator = torch.Generator().manual_seed(0)

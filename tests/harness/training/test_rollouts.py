@@ -264,6 +264,7 @@ def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> 
 
     stub: Any = SimpleNamespace(
         _order=None,
+        _draws_share=1,
         _rollouts=SimpleNamespace(
             drawn=lambda step, place: place == 0, batch=lambda student, examples, step: made.batch(examples)
         ),

@@ -77,9 +77,11 @@ def test_steps_log_what_the_report_shows(tmp_path: Path) -> None:
         assert step["tokens"] == int(step["tokens"]) > 0
 
 
-def test_batch_size_must_fit_the_micro_batches(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match=r"train\.batch_size: found 4.*multiple of 3"):
-        contract.run(ULD(), tmp_path, batch_size=4, micro_batch_size=3)
+def test_micro_batches_that_do_not_fit_into_a_batch_shrink_and_change_nothing(tmp_path: Path) -> None:
+    whole = contract.run(ULD(), tmp_path / "a", batch_size=4, micro_batch_size=2)
+    for size in (3, 8):
+        shrunk = contract.run(ULD(), tmp_path / str(size), batch_size=4, micro_batch_size=size)
+        assert _losses(shrunk) == pytest.approx(_losses(whole), rel=1e-5)
 
 
 def test_the_precision_is_the_recipes_whatever_the_launcher_says(
