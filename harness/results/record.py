@@ -19,9 +19,10 @@ from harness.generation import vllm as vllm_engine
 from harness.models.spec import ModelSpec
 from harness.plan.alignments import shown
 from harness.plan.builder import model_sources
+from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Cell, Plan, Reference
 from harness.recipe.schema import Recipe
-from harness.results.diagnostics import diagnostics
+from harness.results.diagnostics import diagnostics, hardly_heard
 from harness.results.evidence import SHOWN_ITEMS, collect_evidence
 from harness.results.outcomes import collect_outcomes, scoring_lines
 from harness.store.artefacts import BITS, SCORES, Failure
@@ -166,7 +167,7 @@ def report_context(run: RunRecord, store: Store) -> ReportContext:
         recipe=record["recipe"]["name"],
         protocol=_protocol_and_caveats(run, store),
         settings=[(name, value) for name, value in record["settings"]],
-        notes=record["notes"],
+        notes=[*record["notes"], *hardly_heard(record, store)],
         appendix=diagnostics(run.record, store),
         paper=record["paper"],
         recipe_values=record["recipe"],
@@ -206,6 +207,7 @@ def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -
         "student": recipe.student.name or recipe.student.model,
         "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
         "metrics": [asdict(metric) for metric in plan.tasks[cell.task].metrics],
+        "weights": _weights(cell.objective) if isinstance(cell, Cell) else [],
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
         "alignments": [one.identity for one in shown(plan, cell)] if isinstance(cell, Cell) else [],
         "failures": {
@@ -254,6 +256,11 @@ def _row_of_method(cell: Cell) -> dict[str, str]:
         "role": "student",
         "teacher_kind": objective.teacher_kind,
     }
+
+
+def _weights(objective: ObjectiveSpec) -> list[float]:
+    """Of the cross-entropy and of each teacher's term."""
+    return [objective.ce_weight, *(part.weight for part in objective.taught)]
 
 
 def _caveats(plan: Plan) -> list[str]:
