@@ -5,19 +5,21 @@ import io
 
 from reports.table import Cell, Table
 
-PARTS = ("mean", "std", "n", "status", "low", "high", "mark", "difference", "p", "p_corrected", "p_seeds")
+PARTS = ("mean", "std", "n", "status", "low", "high", "mark")
+TESTED = ("difference", "error", "df", "p", "p_corrected", "p_pooled", "p_welch")
+OF_ITEMS = ("items_p", "items_p_corrected")
 
 
 def csv_wide(table: Table) -> str:
-    """Per column of the table those of `PARTS`: the cell, its interval, and its comparison with the baseline.
+    """Per column `PARTS`, `TESTED` and `OF_ITEMS`: the cell, and how it differs from the baseline.
 
-    mean, std (over n seeds), low, high (95 % interval over items) and difference (from the baseline) are in the
-    column's unit; p and p_corrected are over items, p_seeds over seeds: see `reports.analysis.Comparison`.
+    mean, std (over n seeds), low, high (95 % interval over items), difference and error (its standard error) are in
+    the column's unit; `TESTED` are of methods, see `reports.analysis.Comparison`, `OF_ITEMS` of these students.
     What does not exist is empty; a status is one of `reports.table.CellStatus`.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    parts = [f"{column.key}.{part}" for column in table.columns for part in PARTS]
+    parts = [f"{column.key}.{part}" for column in table.columns for part in (*PARTS, *TESTED, *OF_ITEMS)]
     writer.writerow(["student", "teacher_kind", "teacher", "method", "fidelity", "role", "seeds", *parts])
     for group in table.groups:
         for row in group.rows:
@@ -29,5 +31,6 @@ def csv_wide(table: Table) -> str:
 def _values(cell: Cell) -> list[object]:
     low, high = cell.interval or (None, None)
     c = cell.comparison
-    tests = (None,) * 4 if c is None else (c.difference, c.p, c.p_corrected, c.p_seeds)
-    return [cell.mean, cell.std, cell.n_seeds, cell.status, low, high, cell.mark, *tests]
+    tests = [None if c is None else getattr(c, name) for name in TESTED]
+    items = [None, None] if c is None or c.items is None else [c.items.p, c.items.p_corrected]
+    return [cell.mean, cell.std, cell.n_seeds, cell.status, low, high, cell.mark, *tests, *items]

@@ -24,7 +24,7 @@ from harness.store.artefacts import (
 from harness.store.store import Store
 from reports import Alignment, Evidence, Item, TokenSide
 from reports import Answer as ShownAnswer
-from reports.evidence import COST_COLUMNS, STEP_COLUMNS
+from reports.exhibits import COST_COLUMNS, STEP_COLUMNS
 
 SHOWN_ITEMS = 12  # of a task, with every row's answer
 

@@ -20,8 +20,9 @@ import pandas as pd
 import pytest
 
 from reports import Alignment, Answer, Evidence, Item, ReportContext, TokenSide, build_table, html, write
-from reports.evidence import COST_COLUMNS, STEP_COLUMNS
+from reports.exhibits import COST_COLUMNS, STEP_COLUMNS
 from reports.to_html import LONGEST_TEXT, MOST_BYTES
+from tests.reports.test_analysis import three_seeds
 from tests.reports.test_reports import NEARLY_EVERYTHING, context, frame, score
 
 HOSTILE = "</pre></script><script>document.title = 'taken'</script><img src=x onerror=alert(1)> & \"'"
@@ -144,9 +145,39 @@ def test_the_summary_counts_the_seeds_of_each_task(seeds_of_codem: tuple[int, ..
     assert f"1 way to train small {said}" in page(results=results)
 
 
-def test_the_best_is_strong_and_sorting_has_full_precision() -> None:
+def page_of_tests(**effects: float) -> str:
+    frames = three_seeds(**effects)
+    return html(frames.table(), context(references=["@misc{uld, title = {<b>}}"], command="harness run recipe=smoke"))
+
+
+def test_what_can_not_be_told_from_the_best_is_strong() -> None:
+    table = three_seeds(top=20, close=19.9, down=-20).table()
+    made = Page(html(table, context()))
+    assert made.texts["strong"] == [cell.number for *_, cell in table.cells() if cell.best]
+    assert len(made.texts["strong"]) == 3
+
+
+def test_the_page_begins_with_a_verdict_and_its_figure() -> None:
+    text = page_of_tests(up=20, down=-20)
+    assert text.index('<h2 id="verdict-heading">') < text.index('<h2 id="results-heading">')
+    section = text[text.index('<section id="verdict"') : text.index('<section id="results"')]
+    assert section.count("<figure>") == 2
+    assert "Better than control: up by 2" in section
+    assert "Intervals: dolly ROUGE-L, %: row minus control" in section
+    assert text.count("Intervals: dolly ROUGE-L, %: row minus control") == 1  # not among the other figures again
+    assert "@misc{uld, title = {&lt;b&gt;}}" in text
+    assert "harness run recipe=smoke" in text
+
+
+def test_a_hostile_name_stays_text_in_the_verdict() -> None:
+    text = page_of_tests(**{HOSTILE: 20.0, "down": -20.0})
+    made = Page(text)
+    assert len(made.of("script")) == 1
+    assert not made.of("img")
+
+
+def test_sorting_has_full_precision() -> None:
     made = Page(page())
-    assert made.texts["strong"] == ["24.50", "0.700"]
     values = [attributes.get("data-value") for attributes in made.of("td")]
     assert "24.5" in values
     assert "21.0" in values
