@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from reports.analysis import INTERVAL
-from reports.counts import empty_outcomes, verdict_lines
+from reports.counts import empty_outcomes, outcome_tables, verdict_lines
 from reports.published import PaperComparison
 from reports.table import DASH, Table
+from reports.training_costs import EXPLAINED, cost_table, empty_costs, shared_device
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class ReportContext:
     command: str = ""  # that made the run, to type again
     references: Sequence[str] = ()  # BibTeX entries of the methods
     outcomes: pd.DataFrame = field(default_factory=empty_outcomes, compare=False)  # `reports.counts.OUTCOME_COLUMNS`
+    costs: pd.DataFrame = field(default_factory=empty_costs, compare=False)  # `training_costs.COST_COLUMNS`
+
+
+def counted_tables(context: ReportContext) -> list[tuple[str, str, pd.DataFrame]]:
+    """(heading, what to know, frame) of what was counted: outcomes, and what trainings cost."""
+    costs = cost_table(context.costs)
+    device = shared_device(context.costs)
+    said = f"{EXPLAINED} Device: {device}." if device else EXPLAINED
+    return [*outcome_tables(context.outcomes), *([("Costs of training", said, costs)] if not costs.empty else [])]
 
 
 def protocols(table: Table, context: ReportContext) -> list[tuple[str, list[str]]]:

@@ -54,7 +54,7 @@ def _alone(svg: str) -> str:
     return svg.replace("<svg ", '<svg font-family="sans-serif" ', 1).replace("currentColor", PAGE_INK)
 
 
-def draw(table: Table, evidence: Evidence) -> list[Part]:
+def draw(table: Table, evidence: Evidence, costs: pd.DataFrame) -> list[Part]:
     """The parts of a report's figures, without those that have nothing to show."""
     look_of = looks(table)
     several = len(table.students()) > 1
@@ -78,7 +78,7 @@ def draw(table: Table, evidence: Evidence) -> list[Part]:
             "Seconds that the training of a student took, without loading and storing; teachers and their rows, which "
             "all methods share, are left out. Means over seeds. They are wall-clock times of the machine of this run, "
             "which may have had other work at the same time: compare them with care, and not with those of other runs.",
-            _speed_figures(scores, evidence.costs, table.columns, look_of),
+            _speed_figures(scores, costs, table.columns, look_of),
         ),
     ]
     return [Part(heading, text, shown) for heading, text, shown in known if shown]

@@ -34,13 +34,13 @@ def write(
 
     Returns their paths, the page first.
 
-    With `items` items.csv.gz comes too, outcomes.csv where the context has outcomes, and published.csv where it names
-    a paper. The page's figures stand in figures/ as SVG files, too.
+    With `items` items.csv.gz comes too, outcomes.csv and costs.csv where the context has them, and published.csv where
+    it names a paper. The page's figures stand in figures/ as SVG files, too.
     Each file is complete or not there. Raises ValueError, before anything is written, for results that can not be
     laid out or a task without protocol lines; OSError where writing fails.
     """
     table, whole = build_table(results, analysis), build_table(results, analysis, all_metrics=True)
-    figures = drawn.draw(table, evidence)
+    figures = drawn.draw(table, evidence, context.costs)
     pictures = [
         (caption, f"{FIGURES}/{drawn.file_name(part, caption)}")
         for part in figures
@@ -52,11 +52,13 @@ def write(
         "report.md": markdown(table, context, pictures),
         "report.tex": latex(table, context),
         TABLE: latex_table(table, context),
-        "table.csv": csv_wide(whole),
+        "table.csv": csv_wide(whole, context.costs),
         "results.csv": _tidy(checked(results)),
     }
     if not context.outcomes.empty:
         texts["outcomes.csv"] = _tidy(context.outcomes)
+    if not context.costs.empty:
+        texts["costs.csv"] = _tidy(context.costs)
     if context.paper:
         texts["published.csv"] = csv_published(beside_published(whole, context.paper, context.recipe_values))
     contents = {name: text.encode() for name, text in texts.items()}

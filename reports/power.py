@@ -85,7 +85,7 @@ def power_frame(table: Table, difference: float | None = None) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def power_lines(table: Table) -> list[str]:
+def power_lines() -> list[str]:
     """What to know to read `power_frame`."""
     return [
         f"N seeds find: the difference from the baseline that N seeds of every row would mark in {100 * POWER:g} % of "

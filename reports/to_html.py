@@ -18,8 +18,7 @@ from markupsafe import Markup
 
 from reports import drawn
 from reports.appendix import appendices
-from reports.context import PAPER_HEADER, ReportContext, paper_grid, protocols
-from reports.counts import outcome_tables
+from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
 from reports.drawn import Part
 from reports.exhibits import NO_EVIDENCE, Alignment, Evidence, Item
 from reports.figures import Style
@@ -44,7 +43,7 @@ def html(
     figures: Sequence[Part] | None = None,
 ) -> str:
     """The whole page; its figures are drawn if not given. Raises ValueError naming a task without protocol lines."""
-    looks, parts = drawn.looks(table), drawn.draw(table, evidence) if figures is None else figures
+    looks, parts = drawn.looks(table), drawn.draw(table, evidence, context.costs) if figures is None else figures
     items = _within(list(map(_cut, evidence.items)), ITEM_BYTES)
     alignments = _packed(evidence.alignments, ALIGNMENT_BYTES)
     values: dict[str, Any] = {
@@ -63,7 +62,7 @@ def html(
         "items_left_out": _left_out(len(evidence.items) - len(items), "items"),
         "alignments": alignments,
         "alignment_notes": _alignment_notes(evidence, len(alignments["alignments"])),
-        "outcomes": outcome_tables(context.outcomes),
+        "outcomes": counted_tables(context),
         "frames": _frames(table, context),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),

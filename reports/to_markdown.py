@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from reports.appendix import appendices
-from reports.context import PAPER_HEADER, ReportContext, paper_grid, protocols
-from reports.counts import outcome_tables
+from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
 from reports.legends import explanations
 from reports.published import PaperComparison, beside_published
 from reports.table import DASH, Cell, Group, Row, Table
@@ -45,7 +44,7 @@ def markdown(table: Table, context: ReportContext, pictures: Sequence[tuple[str,
         blocks += ["## Beside the published numbers", *_paper(comparison)]
     if context.settings:
         blocks += ["## Settings", _grid(["setting", "value"], [[escape(k), escape(v)] for k, v in context.settings], 2)]
-    for heading, explanation, frame in (*appendices(table), *outcome_tables(context.outcomes)):
+    for heading, explanation, frame in (*appendices(table), *counted_tables(context)):
         left = 1 if frame.columns[0] == "row" else 2  # columns of text
         blocks += [f"## Appendix: {escape(_begun(heading))}", escape(explanation), _frame(frame, left)]
     if context.appendix is not None and not context.appendix.empty:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from transformers import set_seed
 
-from harness.base.device import device, release_memory
+from harness.base.device import device, forget_gpu_peak, gpu_peak_bytes, release_memory
 from harness.base.progress import StageProgress
 from harness.base.ranks import Ranks
 from harness.data.teacher_rows import store_rows
@@ -24,7 +24,7 @@ from harness.models.top_rows import packer
 from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import TeacherRows
 from harness.run.workbench import AlignedRows, Fetch, Pairs, Published, TeacherSignal, Texts, TrainedModels
-from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES
+from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES, Timing
 from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
@@ -252,10 +252,13 @@ def _train(
 def _recorded(stage: Stage, folder: Path, tools: TrainingTools, train: Callable[[], Trained]) -> Trained:
     """Train on all ranks, and store what the steps showed."""
     resumed = latest_checkpoint(tools.work(stage)) is not None
+    forget_gpu_peak()
     with tools.ranks.together(stage.identity):
         trained = train()
     if trained.seconds and not resumed:  # else the seconds before the interruption are not known
-        TIMING.write(folder, round(trained.seconds, 2))
+        peak = gpu_peak_bytes()
+        gpus = 0 if peak is None else tools.ranks.world
+        TIMING.write(folder, Timing(round(trained.seconds, 2), gpus, peak))
     STEPS.write(folder, trained.steps)
     return trained
 

@@ -11,10 +11,10 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.base.errors import HarnessError
-from harness.results.kept import with_kept
-from harness.results.record import collect, named_columns, read_record
+from harness.results.record import read_record
+from harness.results.report import gather
 from harness.store.store import Store
-from reports import analyse, build_table, power_frame, power_lines
+from reports import build_table, power_frame, power_lines
 
 
 def power_view(folder: Path, difference: float | None, column: str | None) -> Group:
@@ -29,14 +29,12 @@ def power_view(folder: Path, difference: float | None, column: str | None) -> Gr
         HarnessError: there is no such run or column, or no column with two seeds.
     """
     run = read_record(folder)
-    failed = any(cell["failures"] for cell in run.record["cells"])
-    results, items, _ = with_kept(folder, *collect(run, Store(folder.absolute().parent)), failed=failed)
-    named = named_columns(run.record, results)[0] if column is None else [column]
+    gathered = gather(run, Store(folder.absolute().parent))
     try:
-        analysis = analyse(results, items, run.record["baseline"], named)
+        analysis = gathered.analysed(run.record, None if column is None else [column])
     except ValueError as error:
         raise HarnessError("--column", str(column), "a column of the run", f"{error}.") from error
-    table = build_table(results, analysis)
+    table = build_table(gathered.results, analysis)
     frame = power_frame(table, difference)
     if frame.empty:
         raise HarnessError(

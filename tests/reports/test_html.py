@@ -20,8 +20,9 @@ import pandas as pd
 import pytest
 
 from reports import Alignment, Answer, Evidence, Item, ReportContext, TokenSide, build_table, html, write
-from reports.exhibits import COST_COLUMNS, STEP_COLUMNS
+from reports.exhibits import STEP_COLUMNS
 from reports.to_html import LONGEST_TEXT, MOST_BYTES
+from reports.training_costs import COST_COLUMNS
 from tests.reports.test_analysis import three_seeds
 from tests.reports.test_reports import NEARLY_EVERYTHING, context, frame, score
 
@@ -42,11 +43,16 @@ def alignment(row: str = "uld", text: str = "ab", item: str = "x/0") -> Alignmen
     return Alignment("dolly", item, row, "uld", student, teacher, (((0, 1), (0,)),), (0.25, 0.5, None))
 
 
+def costs() -> pd.DataFrame:
+    seconds = {"uld": 12.5, "sft": 9.5}
+    lines = [(row, "dolly", 0, s, 1000, 0, np.nan, 1.5, "a machine") for row, s in seconds.items()]
+    return pd.DataFrame(lines, columns=list(COST_COLUMNS))
+
+
 def evidence(**more: object) -> Evidence:
     steps = [("uld", "dolly", 0, step, 2.0 / step, 1.0 / step, 3.0, 0.5, np.nan, np.nan) for step in (1, 2, 3)]
     given: dict[str, object] = {
         "steps": pd.DataFrame(steps, columns=list(STEP_COLUMNS)),
-        "costs": pd.DataFrame([("uld", "dolly", 0, 12.5), ("sft", "dolly", 0, 9.5)], columns=list(COST_COLUMNS)),
         "items": [
             Item(
                 "dolly",
@@ -71,6 +77,7 @@ def page(given: Evidence | None = None, results: pd.DataFrame = RESULTS, **more:
         "notes": ["Mind the noise."],
         "settings": settings,
         "appendix": pd.DataFrame({"method": ["uld"], "x": [0.5]}),
+        "costs": costs(),
     }
     return html(build_table(results), context(**(notes | more)), evidence() if given is None else given)
 
@@ -221,7 +228,7 @@ def test_figures_are_of_every_column_and_every_part_of_the_training() -> None:
 
 
 def test_the_pages_figures_are_files_too_and_old_ones_go(tmp_path: Path) -> None:
-    write(RESULTS, context(), tmp_path, evidence=evidence())
+    write(RESULTS, context(costs=costs()), tmp_path, evidence=evidence())
     of_page = [label for attributes in Page(page()).of("svg") if (label := attributes.get("aria-label"))]
     made = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "figures").iterdir()}
     assert sorted(ElementTree.fromstring(svg).attrib["aria-label"] for svg in made.values()) == sorted(of_page)

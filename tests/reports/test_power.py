@@ -68,7 +68,7 @@ def test_the_table_says_what_seeds_find_and_what_a_difference_needs() -> None:
     assert comparisons_of(table, table.pairwise[0]) == 6  # three rows, two columns
     assert frame.loc[0, "3 seeds find"] == f"{findable(noise, 3, 6):.2f}"
     assert str(frame.loc[0, "seeds for 6"]).startswith(str(seeds_for(noise, 6.0, 6)))
-    assert all("80 %" in line or "Error over items" in line for line in power_lines(table))
+    assert all("80 %" in line or "Error over items" in line for line in power_lines())
 
 
 def test_a_difference_that_items_hide_needs_more_items() -> None:
