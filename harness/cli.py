@@ -154,10 +154,10 @@ def power(
     runs: Runs = Path("runs"),
 ) -> None:
     """Show which differences from the baseline a run's seeds would find, and what more of them would."""
-    from harness.results.compare import folder_of
+    from harness import api
     from harness.terminal.power_view import power_view
 
-    console.print(power_view(folder_of(run, runs), difference, column))
+    console.print(power_view(api.open_run(run, runs).power(difference, column)))
 
 
 @app.command()
