@@ -141,6 +141,26 @@ def compare(
 
 
 @app.command()
+def power(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with two training seeds or more.", show_default=False)],
+    difference: Annotated[
+        float | None,
+        typer.Option("--difference", help="Also say how many seeds it needs; in the column's unit.", min=1e-12),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", help="Such as gsm8k.bits_per_byte.", show_default="all that the run tests"),
+    ] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show which differences from the baseline a run's seeds would find, and what more of them would."""
+    from harness import api
+    from harness.terminal.power_view import power_view
+
+    console.print(power_view(api.open_run(run, runs).power(difference, column)))
+
+
+@app.command()
 def methods() -> None:
     """List the methods."""
     from harness.terminal.listings import methods_table

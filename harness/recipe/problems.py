@@ -83,6 +83,7 @@ def name_problems(values: object) -> list[str]:
         if isinstance(listed, list) and len(set(map(str, listed))) < len(listed):
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
+    problems += _primary_problems(values.get("primary"), as_names(values.get("tasks")))
     return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
 
 
@@ -91,6 +92,17 @@ def _baseline_problems(name: object, known: Iterable[str]) -> list[str]:
     if not isinstance(name, str) or name in known:
         return []
     return _dual_problems("baseline", name) if is_dual(name) else [_unknown("baseline", "method", name, known)]
+
+
+def _primary_problems(names: object, chosen: object) -> list[str]:
+    """Columns of tasks that the recipe has; which metrics a task has, its data says."""
+    problems = []
+    for place, name in enumerate(names if isinstance(names, list) else [names] if isinstance(names, str) else []):
+        task, _, metric = str(name).partition(".")
+        if isinstance(chosen, list) and (task not in chosen or not metric):
+            there = ", ".join(f"{one}.bits_per_byte" for one in chosen)
+            problems.append(f"primary.{place}: found {name!r}; expected TASK.METRIC of a task of the recipe: {there}.")
+    return problems
 
 
 def _paper_problems(name: object) -> list[str]:

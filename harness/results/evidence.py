@@ -15,7 +15,6 @@ from harness.store.artefacts import (
     ANSWERS,
     SCORES,
     STEPS,
-    TIMING,
     TRACES,
     Answer,
     ShownPair,
@@ -24,19 +23,18 @@ from harness.store.artefacts import (
 from harness.store.store import Store
 from reports import Alignment, Evidence, Item, TokenSide
 from reports import Answer as ShownAnswer
-from reports.evidence import COST_COLUMNS, STEP_COLUMNS
+from reports.exhibits import STEP_COLUMNS
 
 SHOWN_ITEMS = 12  # of a task, with every row's answer
 
 
 def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
-    """What a page shows besides the table: steps, costs, answers, alignments, manifests, failures. No model."""
+    """What a page shows besides the table: steps, answers, alignments, manifests, failures. No model."""
     cells = labelled(record["cells"])
     trained = [cell for cell in cells if "student" in cell["stages"]]  # nothing is trained for a reference alone
     alignments, aligned = _alignments(trained, store)
     return Evidence(
         steps=_steps(trained, store),
-        costs=_costs(trained, store),
         items=_items(cells, store, record.get("references", {})),
         alignments=alignments,
         aligned=aligned,
@@ -73,15 +71,6 @@ def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
                 | {name: step.get(stored, math.nan) for name, stored in names.items()}
             )
     return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
-
-
-def _costs(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
-    rows = [
-        (cell["row"], cell["task"], cell["seed"], seconds)
-        for cell in cells
-        if (seconds := TIMING.kept(store, "student", cell["stages"]["student"])) is not None
-    ]
-    return pd.DataFrame(rows, columns=list(COST_COLUMNS))
 
 
 def _items(cells: Sequence[Mapping[str, Any]], store: Store, references: Mapping[str, Mapping[str, str]]) -> list[Item]:

@@ -11,13 +11,13 @@ import pandas as pd
 from harness.results.evidence import labelled
 from harness.store import artefacts
 from harness.store.store import Store
-from reports.outcomes import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
+from reports.counts import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
 
 _ENDS = {"eos": "EOS", "length": "length limit"}  # as tables say it
 
 
 def collect_outcomes(record: Mapping[str, Any], store: Store) -> pd.DataFrame:
-    """Counts by row, task and seed, as :data:`reports.outcomes.OUTCOME_COLUMNS`."""
+    """Counts by row, task and seed, as :data:`reports.counts.OUTCOME_COLUMNS`."""
     rows = [
         (cell["row"], cell["task"], cell["seed"], *counted)
         for cell in labelled(record["cells"])

@@ -1,4 +1,4 @@
-"""From stored stages to two tidy tables, and to the report's context. No model, no recipe: a run's record is enough."""
+"""A run's record: what it was, and where its results are stored; from both to two tidy tables, without a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from harness.base.errors import HarnessError
-from harness.base.files import disk_errors, write_json
+from harness.base.files import write_json
 from harness.data.tokens import STUDENT
 from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.generation import vllm as vllm_engine
@@ -22,13 +22,11 @@ from harness.plan.builder import model_sources
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Cell, Plan, Reference
 from harness.recipe.schema import Recipe
-from harness.results.diagnostics import diagnostics, hardly_heard
-from harness.results.evidence import SHOWN_ITEMS, collect_evidence
-from harness.results.outcomes import collect_outcomes, scoring_lines
+from harness.results.citation import bibtex, command_line
+from harness.results.evidence import SHOWN_ITEMS
 from harness.store.artefacts import BITS, SCORES, Failure
 from harness.store.store import Store
-from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
-from reports.folder import FIGURES
+from reports import ITEM_COLUMNS, Score
 
 RECORD = "run.json"
 FORMAT = 2
@@ -77,6 +75,7 @@ def write_record(
         "warnings": warnings,
         "protocol": {name: _protocol(plan, name) for name in plan.tasks},
         "baseline": _baseline(plan),
+        "primary": list(recipe.primary),
         "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),
@@ -88,6 +87,8 @@ def write_record(
             },
         },
         "references": _references(plan),
+        "command": command_line(),
+        "bibtex": bibtex((m.name, m.paper) for cell in plan.cells for m in cell.objective.methods),
         "cells": [_cell(plan, cell, failures) for cell in plan.evaluated],
     }
     write_json(folder / RECORD, record)
@@ -125,28 +126,6 @@ def read_record(folder: Path) -> RunRecord:
     return RunRecord(folder, record)
 
 
-def write_report(run: RunRecord, store: Store, folder: Path | None = None) -> tuple[Table, ReportContext, list[Path]]:
-    """Collect a run's results and write the report's files; the table is what a terminal shows.
-
-    Args:
-        folder: where to write; None for the run's own.
-    """
-    results, items = collect(run, store)
-    analysis = analyse(results, items, run.record["baseline"])
-    context = report_context(run, store)
-    folder = folder or run.folder
-    with disk_errors(folder):
-        files = write(results, context, folder, analysis, items, collect_evidence(run.record, store))
-    return build_table(results, analysis), context, files
-
-
-def files_line(run: RunRecord, files: Sequence[Path]) -> str:
-    """What stands in a run's folder: the report's `files`, the figures' folder with their number, the record."""
-    figures = files[0].parent / FIGURES
-    count = len(list(figures.glob("*.svg")))
-    return "Files: " + ", ".join([*map(str, files), f"{figures}/ ({count} SVG)", str(run.folder / RECORD)])
-
-
 def collect(run: RunRecord, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tidy tables: one row per cell and metric, failures included; one row per cell, metric and item."""
     rows: list[dict[str, Any]] = []
@@ -157,35 +136,6 @@ def collect(run: RunRecord, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
             if score.status == "done" and math.isfinite(score.value):
                 items += [(cell["name"], score.metric, name, *scored[name]) for name in scored]
     return pd.DataFrame(rows), pd.DataFrame(items, columns=list(ITEM_COLUMNS))
-
-
-def report_context(run: RunRecord, store: Store) -> ReportContext:
-    """Protocol, notes, settings and diagnostics of a run."""
-    record = run.record
-    return ReportContext(
-        title=record["title"],
-        recipe=record["recipe"]["name"],
-        protocol=_protocol_and_caveats(run, store),
-        settings=[(name, value) for name, value in record["settings"]],
-        notes=[*record["notes"], *hardly_heard(record, store)],
-        appendix=diagnostics(run.record, store),
-        paper=record["paper"],
-        recipe_values=record["recipe"],
-        outcomes=collect_outcomes(record, store),
-    )
-
-
-def _protocol_and_caveats(run: RunRecord, store: Store) -> dict[str, list[str]]:
-    """How numbers were made, by task; with what must be said of the scores that are there."""
-    protocol = {task: list(lines) for task, lines in run.record["protocol"].items()}
-    for cell in run.record["cells"]:
-        scores = store.find("scores", cell["stages"]["scores"])
-        caveat = scores.manifest.get("caveat") if scores is not None else None
-        if caveat and caveat not in protocol[cell["task"]]:
-            protocol[cell["task"]].append(caveat)
-    for task, lines in protocol.items():
-        lines += scoring_lines([cell for cell in run.record["cells"] if cell["task"] == task], store)
-    return protocol
 
 
 def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from transformers import set_seed
 
-from harness.base.device import device, release_memory
+from harness.base.device import device, forget_gpu_peak, gpu_peak_bytes, release_memory
 from harness.base.progress import StageProgress
 from harness.base.ranks import Ranks
 from harness.data.teacher_rows import store_rows
@@ -24,7 +25,7 @@ from harness.models.top_rows import packer
 from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import TeacherRows
 from harness.run.workbench import AlignedRows, Fetch, Pairs, Published, TeacherSignal, Texts, TrainedModels
-from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES
+from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES, Timing
 from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
@@ -97,11 +98,28 @@ class Trained:
 def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
     """Fine-tune a teacher: adapters are stored where LoRA trains, else the whole model."""
     trained = _recorded(stage, folder, tools, lambda: train_published(stage, tools, progress))
+    if (worse := got_worse(trained.steps)) is not None:
+        progress.message(f"[yellow]a poor teacher[/]: {escape(stage.title)} on {stage.task} {worse}")
     if trained.wrapper is not None:
         trained.wrapper.save_pretrained(str(folder / ADAPTER))
     else:
         save_model(trained.model, tools.published.sides[stage.role].tokenizer, folder / MODEL)
     return {}
+
+
+def got_worse(steps: Sequence[Mapping[str, float]]) -> str | None:
+    """In words, that a training ended with a higher cross-entropy than it began with; None where it didn't.
+
+    The first and the last quarter of the steps are compared: single steps differ by their rows.
+    """
+    found = [step["ce"] for step in steps if math.isfinite(step["ce"])]
+    if len(found) < 2:
+        return None
+    some = max(1, len(found) // 4)
+    began, ended = sum(found[:some]) / some, sum(found[-some:]) / some
+    if ended <= began:
+        return None
+    return f"ended worse than it began: its cross-entropy went from {began:.3f} to {ended:.3f} nats a token"
 
 
 def make_warm_start(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
@@ -252,10 +270,13 @@ def _train(
 def _recorded(stage: Stage, folder: Path, tools: TrainingTools, train: Callable[[], Trained]) -> Trained:
     """Train on all ranks, and store what the steps showed."""
     resumed = latest_checkpoint(tools.work(stage)) is not None
+    forget_gpu_peak()
     with tools.ranks.together(stage.identity):
         trained = train()
     if trained.seconds and not resumed:  # else the seconds before the interruption are not known
-        TIMING.write(folder, round(trained.seconds, 2))
+        peak = gpu_peak_bytes()
+        gpus = 0 if peak is None else tools.ranks.world
+        TIMING.write(folder, Timing(round(trained.seconds, 2), gpus, peak))
     STEPS.write(folder, trained.steps)
     return trained
 

@@ -69,6 +69,22 @@ class Bits:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What a training took on the machine that made it, without loading and storing.
+
+    Attributes:
+        seconds: of its steps.
+        gpus: that it ran on, all ranks together; 0 for the CPU.
+        gpu_peak_bytes: the most that torch allocated on the first rank's GPU; None on the CPU. Both are None where an
+            earlier version stored the training.
+    """
+
+    seconds: float
+    gpus: int | None = None
+    gpu_peak_bytes: int | None = None
+
+
 class ShownTokens(TypedDict):
     """A response in one model's tokens: the model's name, the text of each token, and where it ends, in bytes."""
 
@@ -191,8 +207,8 @@ def _records(kind: Callable[..., T]) -> tuple[Callable[[Json], list[T]], Callabl
 STEPS: JsonFile[list[dict[str, float]]] = JsonFile("steps.json", _as_it_is, _as_it_is)
 """What a training showed at each optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, learning_rate, tokens."""
 
-TIMING: JsonFile[float] = JsonFile("timing.json", lambda read: float(read["seconds"]), lambda value: {"seconds": value})
-"""Seconds of a training's steps on the machine that made it, without loading and storing."""
+TIMING: JsonFile[Timing] = JsonFile("timing.json", lambda read: Timing(**read), asdict)
+"""What a training took."""
 
 TRACES: JsonFile[list[Trace]] = JsonFile("traces.json", _as_it_is, _as_it_is)
 """Of a student: what it compared in a few responses."""

@@ -38,7 +38,7 @@ class Measured:
         for manifest, folder in self._trainings():
             steps = int(manifest["values"]["steps"])
             if steps and (folder / TIMING.name).is_file() and manifest["environment"]["device"] == self.device:
-                pace = TIMING.load(folder) / steps
+                pace = TIMING.load(folder).seconds / steps
                 paces[_alike(manifest["kind"], manifest["task"], manifest["values"])] = pace
         return paces
 

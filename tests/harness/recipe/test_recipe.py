@@ -321,6 +321,12 @@ def test_a_wrong_baseline_or_paper(tmp_path: Path, override: str, words: list[st
     assert [word for word in words if word not in problem] == []
 
 
+@pytest.mark.parametrize("name", ["gsm8k.bits_per_byte", "dolly"])
+def test_a_primary_column_is_one_of_the_recipes_tasks(tmp_path: Path, name: str) -> None:
+    (problem,) = problems(tmp_path, f"primary=[dolly.rouge_l,{name}]")
+    assert f"primary.1: found '{name}'; expected TASK.METRIC of a task of the recipe" in problem
+
+
 @pytest.mark.parametrize("override", ["baseline=null", "baseline=uld", "baseline=dual(fkd,uld)", "paper=llama_opt"])
 def test_a_baseline_is_any_method_whether_it_runs_or_not(tmp_path: Path, override: str) -> None:
     """Else every run of fewer methods would have to change the baseline too."""

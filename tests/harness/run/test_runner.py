@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from harness import tasks
 from harness.base.files import gigabytes
 from harness.models.resolve import resolve
 from harness.results.evidence import collect_evidence
-from harness.results.record import RunRecord, files_line, read_record
+from harness.results.record import RunRecord, read_record
+from harness.results.report import files_line
 from harness.store.store import Store
 from methods.base import TeacherKind, registered
 from reports import write
@@ -137,16 +139,53 @@ def test_the_page_shows_training_answers_and_alignments_of_every_row(whole: tupl
 def test_every_method_is_compared_with_the_recipes_baseline(whole: tuple[Place, Done]) -> None:
     place, done = whole
     for method, row in place.table(done).items():
-        assert bool(row["dolly.bits_per_byte.p_corrected"]) == (method != "control")
+        assert bool(row["dolly.bits_per_byte.items_p_corrected"]) == (method != "control")
         assert row["dolly.bits_per_byte.low"]
-    assert "worse than control" in " ".join(done.out.split())
-    assert "## Appendix: tests against control" in place.file(done, "report.md")
+        assert row["dolly.bits_per_byte.p_corrected"] == row["dolly.bits_per_byte.mark"] == ""  # one seed
+    assert "dolly bits/byte: one training seed, so that no row can be told" in " ".join(done.out.split())
+    assert "## Appendix: other items, these students" in place.file(done, "report.md")
+
+
+def test_a_copy_of_the_folder_without_its_store_loses_no_number(whole: tuple[Place, Done], tmp_path: Path) -> None:
+    place, done = whole
+    folder = tmp_path / "copy"
+    shutil.copytree(place.folder_of(done), folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    reported = place.harness("report", folder)
+    assert reported.code == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert "Built from results.csv and items.csv.gz" in " ".join(reported.out.split())
+    for name in ("table.csv", "results.csv", "items.csv.gz", "outcomes.csv", "costs.csv"):
+        assert (folder / "rebuilt" / name).read_bytes() == before[name], name
+    compared = place.harness("compare", folder, place.folder_of(done))
+    assert compared.code == 0
+    assert "no stored result" not in compared.out
+    for name in ("results.csv", "items.csv.gz"):
+        (folder / name).unlink()
+    refused = place.harness("report", folder)
+    assert refused.code == 2
+    assert "no stored result of this run, and no results.csv" in " ".join(refused.err.split())
+
+
+def test_a_report_says_whom_to_cite_and_what_trainings_cost(whole: tuple[Place, Done]) -> None:
+    place, done = whole
+    text = place.file(done, "report.md")
+    assert "eprint = {2402.12030}" in text
+    assert "## Appendix: costs of training" in text
+    costs = pd.read_csv(place.folder_of(done) / "costs.csv")
+    assert (costs["tokens"] > 0).all()
+    assert (costs["gpus"] == 0).all()
+    assert {"control", "uld", "gold"} <= set(costs["row"])
+    assert float(place.table(done)["uld"]["dolly.tokens_per_second"]) > 0
 
 
 def test_another_baseline_makes_nothing_new(place: Place, made: list[str]) -> None:
     done = place.run("methods=[sft,uld]", "baseline=sft")
     assert made == []
-    assert [bool(row["dolly.rouge_l.p"]) for row in place.table(done).values()] == [False, True]
+    assert [bool(row["dolly.rouge_l.items_p"]) for row in place.table(done).values()] == [False, True]
+    named = place.run("methods=[sft,uld]", "baseline=sft", "seeds=[0,1]", "primary=[dolly.bits_per_byte]")
+    uld = place.table(named)["uld"]
+    assert (bool(uld["dolly.bits_per_byte.p_corrected"]), bool(uld["dolly.rouge_l.p_corrected"])) == (True, False)
     none = place.run("methods=[sft,uld]", "baseline=null")
     assert "significance" not in place.file(none, "report.md")
     left_out = place.run("methods=[sft,uld]")

@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 
 from harness.store import artefacts
-from harness.store.artefacts import ANSWERS, BITS, KEPT_OF_STUDENTS, STEPS, TIMING, Answer, Bits, JsonFile, rows_shard
+from harness.store.artefacts import (
+    ANSWERS,
+    BITS,
+    KEPT_OF_STUDENTS,
+    STEPS,
+    TIMING,
+    Answer,
+    Bits,
+    JsonFile,
+    Timing,
+    rows_shard,
+)
 from harness.store.store import CorruptArtefactError, Store
 
 ONE = "1" * 64
@@ -19,7 +30,7 @@ WHAT = {"name": "student", "tokens": ["a"], "ends": [1]}
 SEEN = {"item": "dolly/0", "student": WHAT, "teacher": WHAT, "groups": [[[0], [0]]]}
 VALUES: list[tuple[JsonFile[Any], Any]] = [
     (artefacts.STEPS, [{"step": 1.0, "loss": 0.5}]),
-    (artefacts.TIMING, 2.5),
+    (artefacts.TIMING, Timing(2.5, 1, 4096)),
     (artefacts.TRACES, [{**SEEN, "method": "uld", "kd": [None, 0.5]}]),
     (artefacts.ALIGNMENTS, {"of": 3, "method": "uld", "items": [{**SEEN, "cut": False, "stand_in": True}]}),
     (artefacts.ANSWERS, SAID),
@@ -61,8 +72,8 @@ def test_records_are_stored_by_the_names_of_their_fields(tmp_path: Path) -> None
             "prompt_cut": False,
         }
     ]
-    TIMING.write(tmp_path, 2.5)
-    assert json.loads((tmp_path / "timing.json").read_text()) == {"seconds": 2.5}
+    (tmp_path / "timing.json").write_text('{"seconds": 2.5}')
+    assert TIMING.load(tmp_path) == Timing(2.5)
 
 
 def test_a_damaged_or_missing_file_is_none(tmp_path: Path) -> None:
