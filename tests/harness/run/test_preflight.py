@@ -73,7 +73,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(
     tokenizer.save_pretrained(folder)
     with pytest.raises(
         HarnessError,
-        match=r"model of cross teacher: found an embedding of \d+ rows, and 1 tokens of its tokenizer beyond it",
+        match=r"model of cross teacher: found .* 1 tokens of its tokenizer",
     ):
         checked(recipe, tmp_path / "again")
 
