@@ -25,6 +25,7 @@ from harness import __version__
 from harness.base.beside import claim_packages
 from harness.base.errors import HarnessError
 from harness.base.heard import hear_warnings
+from harness.base.provenance import commit
 
 if TYPE_CHECKING:
     from harness.base.progress import Progress
@@ -45,6 +46,7 @@ __all__ = [
     "Run",
     "WrittenReport",
     "__version__",
+    "commit",
     "compare",
     "data_folder",
     "download_data",

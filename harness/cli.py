@@ -39,6 +39,23 @@ Fields = Annotated[
 ]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from harness import api
+
+        commit = api.commit()
+        console.print(f"harness {api.__version__}{f', commit {commit}' if commit else ''}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version and commit, and exit.")
+    ] = False,
+) -> None: ...
+
+
 def main() -> None:
     """Entry point: errors that a user can act on are printed without a traceback, with exit code 2."""
     from harness.terminal.quiet import quiet_libraries
