@@ -50,9 +50,9 @@ class StageProgress:
         """The stage starts; ``total`` in its own units."""
         self.progress.begin(self.line, total)
 
-    def advance(self, done: int) -> None:
-        """So many units are done."""
-        self.progress.advance(done)
+    def advance(self, done: int, loss: float | None = None) -> None:
+        """So many units are done; ``loss`` is that of the last step, where the stage trains."""
+        self.progress.advance(done, loss)
 
     def message(self, text: str) -> None:
         """A line that stays."""
