@@ -7,11 +7,11 @@ import functools
 import hashlib
 import importlib.util
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.base.provenance import commit, plug_ins
 
 
 def seed_of(*coordinates: str | int) -> int:
@@ -86,25 +86,11 @@ def environment() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "harness": __version__,
-        "git": _git_commit(),
+        "git": commit(),
+        "plug-ins": plug_ins(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
         "threads": torch.get_num_threads(),
         **versions(*libraries),
     }
-
-
-def _git_commit() -> str:
-    """Commit of the harness's own checkout, with "+changes" where files differ; "" outside a checkout."""
-    here = Path(__file__).parents[1]
-    try:
-        commit = _git("rev-parse", "HEAD", cwd=here)
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", cwd=here) else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _git(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()

@@ -78,13 +78,7 @@ def write_record(
         "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),
-        "sources": {
-            "models": model_sources(recipe),
-            "data": {
-                name: {"train": task.training_digest(), "test": task.test_digests()}
-                for name, task in plan.tasks.items()
-            },
-        },
+        "sources": sources_of(plan),
         "references": _references(plan),
         "command": command_line(),
         "bibtex": bibtex((m.name, m.paper) for cell in plan.cells for m in cell.objective.methods),
@@ -92,6 +86,12 @@ def write_record(
     }
     write_json(folder / RECORD, record)
     return RunRecord(folder, record)
+
+
+def sources_of(plan: Plan) -> dict[str, Any]:
+    """Digests of what results are made from: models by role, data by task."""
+    data = {name: {"train": task.training_digest(), "test": task.test_digests()} for name, task in plan.tasks.items()}
+    return {"models": model_sources(plan.recipe), "data": data}
 
 
 def _earlier_warnings(folder: Path) -> list[str]:

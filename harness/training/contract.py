@@ -10,22 +10,19 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from harness.base.promises import BrokenPromiseError, Checked
 from harness.data.batches import Batch
 from harness.data.terms import align
 from harness.data.tokens import STUDENT, SideTokens
 from harness.training.bench import Bench, StoppedError, bench, run
 from methods.base import Method, Rows, TeacherKind, find
 from methods.library.vocabulary import TokenizerPair, Vocabulary
-
-
-class BrokenPromiseError(Exception):
-    """A method does not keep its contract; the message says in what."""
 
 
 def _promise(kept: Any, detail: str) -> None:
@@ -309,20 +306,6 @@ def keep(promise: str, method: Method, folder: Path) -> None:
         check(method, folder)
     else:
         check(method)
-
-
-class Checked(NamedTuple):
-    """How a method did on one promise.
-
-    Attributes:
-        promise: with the fidelity, where a method has two.
-        ok: whether it keeps it; None where the promise is none of its.
-        detail: what was found, or why nothing was checked.
-    """
-
-    promise: str
-    ok: bool | None
-    detail: str = ""
 
 
 def check_method(name: str) -> Iterator[Checked]:
