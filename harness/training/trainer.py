@@ -7,7 +7,6 @@ clipping, schedules, mixed precision, checkpoints, resuming and trackers are the
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from harness.base.device import compute_dtype
 from harness.base.errors import HarnessError
+from harness.base.ranks import world_size
 from harness.data.batches import Batch, Collator
 from harness.data.read_ahead import AheadBatch, ReadAhead
 from harness.data.terms import AlignedExample
@@ -271,7 +271,7 @@ def train(
         sampler = LengthBuckets(lengths, training.batch_size, seed)
     marker = CheckpointMarker()
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
-    micro = training.micro_batch(_world_size(), sampled=rollouts is not None)
+    micro = training.micro_batch(world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
         model=distiller,
         args=_arguments(training, micro, steps, seed, work),
@@ -305,7 +305,7 @@ def _arguments(training: Training, micro: int, steps: int, seed: int, work: Path
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=training.batch_size // (micro * _world_size()),
+        gradient_accumulation_steps=training.batch_size // (micro * world_size()),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup,
@@ -336,7 +336,3 @@ def _arguments(training: Training, micro: int, steps: int, seed: int, work: Path
     if arguments.n_gpu > 1:  # one process drives one GPU: DataParallel can't scatter our batches
         arguments._n_gpu = 1
     return arguments
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
