@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from harness.base.errors import HarnessError
+from harness.base.files import Json
 from harness.base.identity import code_digest, imported_modules
 from harness.recipe.schema import Recipe
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
@@ -105,7 +105,7 @@ class ObjectiveSpec:
         """Whether the student samples responses while it trains."""
         return any(Need.ROLLOUTS in m.needs for m in self.methods)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         weights = {"ce_weight", "kd_weight"}  # those that count stand below; a dual teacher's parts have others
         return {
             "methods": [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.base.files import digest_of
+from harness.base.files import Json, digest_of
 from harness.base.identity import seed_of
 from harness.plan.objectives import KIND_OF_ROLE, ObjectiveSpec
 from harness.recipe.schema import Recipe
@@ -41,7 +41,7 @@ class Stage:
     kind: str
     title: str
     task: str
-    values: Mapping[str, Any]
+    values: Mapping[str, Json]
     inputs: Mapping[str, Stage] = field(default_factory=dict)
     seed: int = 0
     role: str = ""

@@ -176,7 +176,7 @@ def _variant_problems(variants: object, known: Mapping[str, type[Method]]) -> li
     problems = []
     for name, given in _named(variants).items():
         where = f"variants.{name}"
-        if name in (*known, *_OTHER_ROWS, "all", "dual") or not re.fullmatch(r"[\w.-]+", str(name)):
+        if name in (*known, *_OTHER_ROWS, "all", "dual") or not re.fullmatch(r"[\w.-]{1,100}", name):
             problems.append(f"{where}: found {name!r}; expected a name of its own, of letters, digits and _ . -")
         if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
             problems.append(f"{where}: found {given!r:.60}; expected a mapping with the method and options of its own.")

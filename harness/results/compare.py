@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from harness.results.layout import Record
 from harness.results.record import RECORD, RunRecord
 from harness.results.report import gather
 from harness.store.store import Store
@@ -29,7 +28,7 @@ def folder_of(run: Path, runs: Path) -> Path:
     return run if run.exists() or not (runs / run).exists() else runs / run
 
 
-def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(record: Record) -> dict[str, object]:
     """What may explain a difference, most likely first; a recipe's fields have the names that overrides have."""
     return {
         **record["recipe"],

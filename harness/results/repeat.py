@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from harness.plan.stages import Plan
 from harness.recipe.load import recipe_from
@@ -23,10 +22,10 @@ def recipe_of(run: RunRecord, overrides: Sequence[str] = ()) -> Recipe:
         HarnessError: this version of the harness has no such fields, or an override is wrong.
     """
     values = run.record["recipe"]
-    return recipe_from(values["name"], values, overrides)
+    return recipe_from(str(values["name"]), values, overrides)
 
 
-def changes_since(run: RunRecord, plan: Plan, environment: Mapping[str, Any]) -> list[Difference]:
+def changes_since(run: RunRecord, plan: Plan, environment: Mapping[str, object]) -> list[Difference]:
     """What differs now from what a run's record says: fields of the recipe, digests of models and data, versions.
 
     "identity" is among them where a stage means something else than it did.

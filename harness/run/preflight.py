@@ -6,6 +6,7 @@ from rich.markup import escape
 
 from harness.base.errors import HarnessError
 from harness.base.progress import Progress
+from harness.base.ranks import world_size
 from harness.data.tokens import STUDENT
 from harness.generation import vllm as vllm_engine
 from harness.generation.answers import check_room
@@ -28,6 +29,7 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
         vllm_engine.check_installed()
     _warn_of_models_without_commit(bench.published, progress)
     _check_vocabularies(plan, bench, progress)
+    _check_batches(plan)
     _check_methods(plan, bench)
     _check_rows(plan, bench.published)
     _check_packing(plan, bench.published)
@@ -70,6 +72,16 @@ def _check_vocabularies(plan: Plan, bench: Workbench, progress: Progress) -> Non
             "[yellow]teachers.cross has the student's own tokenizer[/]: methods for two tokenizers run, but what they "
             "learn here says nothing of pairs that cut text differently. teachers.same may be what you mean."
         )
+
+
+def _check_batches(plan: Plan) -> None:
+    """The processes must be able to share every stage's batches."""
+    asked = (stage for end in plan.ends for stage in with_inputs(end))
+    for section, training in {stage.section: stage.training for stage in asked if stage.training is not None}.items():
+        try:
+            training.micro_batch(world_size())
+        except ValueError as error:
+            raise HarnessError(f"{section}.batch_size", *error.args) from error
 
 
 def _check_methods(plan: Plan, bench: Workbench) -> None:

@@ -25,12 +25,14 @@ from methods.base import Method, Rows, TeacherKind, find
 from methods.library.vocabulary import TokenizerPair, Vocabulary
 
 
-def _promise(kept: Any, detail: str) -> None:
+def _promise(kept: bool | torch.Tensor, detail: str) -> None:
     if not kept:
         raise BrokenPromiseError(detail)
 
 
-def _close(name: str, found: Any, expected: Any, tolerance: float, least: float = 0.0) -> None:
+def _close(
+    name: str, found: float | torch.Tensor, expected: float | torch.Tensor, tolerance: float, least: float = 0.0
+) -> None:
     """Numbers that differ by at most ``tolerance`` of the expected one, or of ``least`` where that is more."""
     left, right = float(found), float(expected)
     near = abs(left - right) <= tolerance * max(abs(right), least)  # NaN is not near
@@ -184,7 +186,7 @@ def nothing_is_changed(method: Method) -> None:
     _promise(_same(weights, [dict(model.state_dict()) for model in models]), "weights have been changed")
 
 
-def _same(left: Any, right: Any) -> bool:
+def _same(left: Any, right: Any) -> bool:  # Any: of one type, which is found out here
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, np.ndarray):
