@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from harness.base.files import gigabytes
+from harness.plan.reasons import reasons
 from harness.plan.stages import demanded_stages
 from harness.terminal.listing import Listing
 from harness.terminal.stage_log import StageLog
@@ -128,7 +129,12 @@ def plan_table(plan: Plan, store: Store, unknown: Container[str] = ()) -> Group:
         cells.add_row(cell.task, cell.objective.name, str(cell.seed), *states)
     counts = Counter(str(_state(stage, store, demanded)) for stage in plan.stages())
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
-    return Group(shared, cells, Text(f"{len(plan.stages())} stages: {summary}. Nothing was executed."))
+    lines = [f"{len(plan.stages())} stages: {summary}. Nothing was executed."]
+    if why := reasons(plan, store, unknown):
+        lines += ["New beside what is stored, by", *(f"  {reason}" for reason in why)]
+    if left := store.left_alone():
+        lines.append(left)
+    return Group(shared, cells, Text("\n".join(lines)))
 
 
 def stored_table(plan: Plan, store: Store) -> Group:
