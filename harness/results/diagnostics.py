@@ -26,6 +26,7 @@ def diagnostics(record: Record, store: Store) -> pd.DataFrame | None:
             "method": cell["row"],
             "task": cell["task"],
             "steps": len(frame),
+            "passes": _passes(store.read_manifest("student", cell["stages"]["student"])),
             "CE, last step": frame["ce"].dropna().tail(1).sum() if frame["ce"].notna().any() else math.nan,
         }
         for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
@@ -40,6 +41,16 @@ def diagnostics(record: Record, store: Store) -> pd.DataFrame | None:
     table = pd.DataFrame(rows).groupby(["method", "task"], sort=False).mean(numeric_only=True).reset_index()
     table["steps"] = table["steps"].astype(int)
     return table
+
+
+def _passes(manifest: Mapping[str, Any] | None) -> float:
+    """How often a training went through the rows that were not left out; NaN where they were not counted."""
+    rows = (manifest or {}).get("rows")
+    if manifest is None or rows is None:
+        return math.nan
+    kept = rows["read"] - rows["left_out"] - rows.get("unreadable", 0)
+    steps_a_pass: int = -(-kept // int(manifest["values"]["training"]["batch_size"]))
+    return float(manifest["values"]["steps"]) / max(steps_a_pass, 1)
 
 
 _STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "ce"}).union(

@@ -115,7 +115,7 @@ def test_a_recipe_that_is_no_yaml(harness: Command, tmp_path: Path) -> None:
     [
         ("{", "line 3: found '{'"),
         ('{"instruction": "a"}', "line 3, field 'output': found no such field"),
-        ('{"instruction": "a", "output": 3}', "line 3, field 'output': found 3; expected str"),
+        ('{"instruction": "a", "output": 3}', "line 3, field 'output': found 3; expected a text"),
         ('{"instruction": "a", "output": ""}', "line 3: found an empty response"),
         ('{"instruction": "' + "long " * 400 + '", "output": "b"}', "line 3: found a prompt of "),
     ],
@@ -133,7 +133,7 @@ def test_a_wrong_training_row(tiny_run: Callable[..., Done], samples: Path, line
     ("task", "row", "words"),
     [
         ("dolly", {"instruction": "a", "output": []}, "line 1, field 'output': found []"),
-        ("gsm8k", {"question": "a", "answer": "no number"}, "line 1, field answer: found no final answer"),
+        ("gsm8k", {"question": "a", "answer": "no number"}, "line 1, field 'answer': found no final answer"),
         ("codem", {"task_id": "HumanEval/1"}, "line 1, field prompt"),
     ],
 )
