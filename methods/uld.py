@@ -2,7 +2,8 @@
 
 Boizard et al., arXiv 2402.12030, section 3:   L = CE + w · mean_i Σ_k |p_(k)(i) - q_(k)(i)|
 p, q: next-token distributions of student and teacher, each sorted in descending order, the smaller vocabulary padded
-with zeros; responses are paired by position and cut to the shorter. The paper sets w = 1.5 beside a CE of weight 1.
+with zeros; responses are paired by position and cut to the shorter. The paper sets w = 1.5 beside a CE of weight 1, and
+no temperature.
 
 ``pairing: bytes`` is GOLD's extended form (methods/gold.py): groups that end on the same byte, their rows merged.
 
@@ -20,14 +21,24 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, KDOptions, LossSums, Members, Method, Rows, TeacherKind, register
+from methods.base import (
+    AlignedChunk,
+    KDOptions,
+    LossSums,
+    Members,
+    Method,
+    Rows,
+    TeacherKind,
+    TemperatureOptions,
+    register,
+)
 from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.library.closed_form import fused
 from methods.library.divergences import SortOptions, sort_error, sorted_l1_parts
 from methods.library.merging import Merge, Merged
 
 
-class ULDOptions(SortOptions, KDOptions):
+class ULDOptions(SortOptions, TemperatureOptions, KDOptions):
     pairing: Literal["position", "bytes"] = Field(
         "position", description="the i-th tokens, as in the paper, or groups on shared byte boundaries"
     )
@@ -54,16 +65,21 @@ class ULD(Method[ULDOptions]):
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         sides, top_k = chunk.members(), self.options.compared_ranks
-        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, top_k)
+        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, self.options.temperatures, top_k)
         return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, top_k))
 
 
 @fused
 def _distance(
-    student: Members, teacher: Members, groups: int, how: Merge, top_k: int | None
+    student: Members,
+    teacher: Members,
+    groups: int,
+    how: Merge,
+    temperatures: tuple[float, float],
+    top_k: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
-    ours, theirs = Merged(student, groups, how), Merged(teacher, groups, how)
+    ours, theirs = (Merged(side, groups, how, tau) for side, tau in zip((student, teacher), temperatures, strict=True))
     p, q = ours.log_masses.exp(), theirs.log_masses.exp()
     distance, signs, bound = sorted_l1_parts(p, q, top_k)
     return distance.sum(), ours.at_logits(p.mul_(signs)), bound.sum()
