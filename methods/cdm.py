@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,12 @@ from torch import Tensor
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, IntArray, group_bytes
 from methods.library.divergences import forward_kl, reverse_kl
+from methods.library.edit_distance import TextTable
 from methods.library.maps import UNMAPPED, Tables, VocabularyMap, exact_map, stored_map
+from methods.library.near_tokens import nearest_partners
 from methods.library.vocabulary import TokenizerPair
 from methods.library.warping import EditCosts, EditDistances, entropy_weights, link_groups, path_notes, warp_all
+from methods.library.warping_device import DeviceCosts
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -93,6 +97,7 @@ class CDM(Method):
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.costs = EditCosts(pair.student, pair.teacher)
+        self._device_costs = DeviceCosts(self.costs)
         distances, kind = pair.shared(EditDistances), self.options.static_map
         student, teacher = (
             _Spellings(self.costs.student_texts, distances),
@@ -114,7 +119,10 @@ class CDM(Method):
         """All paths of the batch are searched at once."""
         if self.options.alignment == "bytes":
             return [self._by_bytes(response) for response in responses]
-        paths = warp_all([self._costs(response) for response in responses])
+        if any(_on_device(response.student_entropy) for response in responses):
+            paths = self._device_costs.paths(responses)
+        else:
+            paths = warp_all([self._costs(response) for response in responses])
         return [self._by_path(*path, response) for path, response in zip(paths, responses, strict=True)]
 
     def _by_bytes(self, response: AlignedResponse) -> Groups:
@@ -219,12 +227,17 @@ class _Spellings:
     """
 
     def __init__(self, texts: Sequence[str], distances: EditDistances) -> None:
-        self.distances, self.numbers = distances, distances.numbers(texts)
+        self.texts, self.distances, self.numbers = texts, distances, distances.numbers(texts)
         self.lengths: IntArray = np.fromiter(map(len, texts), np.int64, len(texts))
         self.tables = Tables(
             lengths=torch.from_numpy(self.lengths.astype(np.float32)),
             characters=torch.from_numpy(_character_sets(texts, self.lengths)),
         )
+
+    @cached_property
+    def points(self) -> TextTable:
+        """The texts for a device that measures pairs itself."""
+        return TextTable(self.texts)
 
 
 class _Direction:
@@ -310,7 +323,13 @@ def contextual(
     to_student, to_teacher = _static_one_to_one(theirs, ahead), _static_one_to_one(ours, back)
     there = to_student == UNMAPPED, ~_among(ours, to_student)  # source tokens that seek, target tokens that are free
     back_again = ~_among(theirs, to_teacher), to_teacher == UNMAPPED
-    # Distances are the same both ways: one search, and one transfer from the device, for both directions.
+    # Distances are the same both ways: one search for both directions.
+    if _on_device(theirs):
+        flags = [torch.stack(side).any(0) for side in zip(there, back_again, strict=True)]
+        candidates = _may_be_near(theirs, ours, *flags, ahead, theta)
+        points = ahead.source.points, ahead.target.points
+        found = nearest_partners(theirs, ours, candidates, there, back_again, points, theta)
+        return torch.maximum(to_student, found[0]), torch.maximum(to_teacher, found[1])
     near = _near(theirs, ours, [there, back_again], ahead, theta)
     a, b = (near.kept(use) for use in near.uses)
     k = theirs.shape[-1], ours.shape[-1]
@@ -462,6 +481,11 @@ def _may_be_near(
     shared = (ours[0] @ theirs[0].mT).float()  # small whole numbers, exact in autocast's precision too; the sums aren't
     near = shared + theirs[1][:, None, :] > ours[2][:, :, None]
     return near.logical_and_(shared.add_(ours[1][:, :, None]) > theirs[2][:, None, :])
+
+
+def _on_device(where: Any) -> bool:
+    """Whether work on these numbers stays on their device, which is not the CPU."""
+    return isinstance(where, Tensor) and where.device.type != "cpu"
 
 
 def _on(ids: IntArray, like: Tensor) -> Tensor:
