@@ -270,6 +270,7 @@ class Method(ABC):
         teacher: which teacher it needs.
         start: which weights the student starts from.
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
+        aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
         Options: the fields that a recipe may set, with their defaults.
     """
 
@@ -279,6 +280,7 @@ class Method(ABC):
     teacher: ClassVar[TeacherKind]
     start: ClassVar[Start] = Start.WARM_START
     fidelities_differ: ClassVar[bool] = False
+    aligns_on_device: ClassVar[bool] = False
 
     Options: ClassVar[type[KDOptions]] = KDOptions
 

@@ -52,6 +52,7 @@ class CDM(Method):
     name, paper, teacher = "cdm", "arXiv 2502.11104", TeacherKind.CROSS_TOKENIZER
     summary = "entropy-weighted time warping, KL over the k likeliest tokens, mapped at each position"
     fidelities_differ = True
+    aligns_on_device = True
 
     class Options(SoftenedOptions):
         k: int = Field(100, ge=1, description="likeliest tokens of each side that are compared")
@@ -135,8 +136,8 @@ class CDM(Method):
         assert response.student_entropy is not None
         assert response.teacher_entropy is not None
         costs = self.costs.costs(response.student_ids, response.teacher_ids)
-        costs *= entropy_weights(response.teacher_entropy)[:, None]
-        costs *= entropy_weights(response.student_entropy)
+        costs *= entropy_weights(np.asarray(response.teacher_entropy))[:, None]
+        costs *= entropy_weights(np.asarray(response.student_entropy))
         return costs
 
     def _by_path(self, teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:
@@ -325,8 +326,8 @@ def contextual(
     back_again = ~_among(theirs, to_teacher), to_teacher == UNMAPPED
     # Distances are the same both ways: one search for both directions.
     if _on_device(theirs):
-        flags = [torch.stack(side).any(0) for side in zip(there, back_again, strict=True)]
-        candidates = _may_be_near(theirs, ours, *flags, ahead, theta)
+        of_theirs, of_ours = (torch.stack(side).any(0) for side in zip(there, back_again, strict=True))
+        candidates = _may_be_near(theirs, ours, of_theirs, of_ours, ahead, theta)
         points = ahead.source.points, ahead.target.points
         found = nearest_partners(theirs, ours, candidates, there, back_again, points, theta)
         return torch.maximum(to_student, found[0]), torch.maximum(to_teacher, found[1])

@@ -64,7 +64,7 @@ def edit_distances(
     at_once = max(1, _CELLS_AT_ONCE // max(longest[1], 1))
     parts = [
         measure(*left.of(ours, longest[0]), *right.of(theirs, longest[1]))
-        for ours, theirs in zip(left_ids.split(at_once), right_ids.split(at_once), strict=True)
+        for ours, theirs in zip(torch.split(left_ids, at_once), torch.split(right_ids, at_once), strict=True)
     ]
     return torch.cat(parts)
 
@@ -97,7 +97,7 @@ def _bit_parallel(text: Tensor, text_length: Tensor, pattern: Tensor, pattern_le
         right_up = down | ~(diagonal | up)
         right_down = up & diagonal
         change = ((right_up >> last) & 1) - ((right_down >> last) & 1)
-        distance += torch.where(place < text_length, change, 0)
+        distance += change.masked_fill(text_length <= place, 0)
         right_up = (right_up << 1) | 1
         right_down = right_down << 1
         up = right_down | ~(vertical | right_up)
@@ -119,5 +119,5 @@ def _by_columns(text: Tensor, text_length: Tensor, pattern: Tensor, pattern_leng
         ahead = torch.cat([ahead[:, :1], torch.minimum(ahead[:, 1:], diagonal)], 1)
         column = (ahead - numbers).cummin(-1).values + numbers
         at_end = column.gather(1, pattern_length[:, None]).squeeze(1)
-        distance = torch.where(place + 1 == text_length, at_end, distance)
+        distance = at_end.where(text_length == place + 1, distance)
     return distance

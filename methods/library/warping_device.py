@@ -7,6 +7,7 @@ in one copy: from them the chunks are laid.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,8 +25,12 @@ class DeviceCosts:
     """What :class:`EditCosts` gives, on the device of the entropies."""
 
     def __init__(self, costs: EditCosts) -> None:
-        self.student, self.teacher = TextTable(costs.student_texts), TextTable(costs.teacher_texts)
         self._costs = costs
+
+    @cached_property
+    def _tables(self) -> tuple[TextTable, TextTable]:
+        """The teacher's texts and the student's; a training on the CPU needs none."""
+        return TextTable(self._costs.teacher_texts), TextTable(self._costs.student_texts)
 
     def paths(self, responses: Sequence[AlignedResponse]) -> list[Path]:
         """The cheapest path of each response, its costs weighted by both models' entropies, tensors on one device."""
@@ -52,8 +57,8 @@ class DeviceCosts:
         """int64 [responses, m, n]: edit distances of all tokens; each pair of ids is measured once in the batch."""
         sides = []
         for table, lists in (
-            (self.teacher, [each.teacher_ids for each in responses]),
-            (self.student, [each.student_ids for each in responses]),
+            (self._tables[0], [each.teacher_ids for each in responses]),
+            (self._tables[1], [each.student_ids for each in responses]),
         ):
             unique, place = np.unique(np.concatenate(lists), return_inverse=True)
             longest = int(table.tables.on(torch.device("cpu"))["lengths"][torch.from_numpy(unique)].max())
@@ -64,13 +69,13 @@ class DeviceCosts:
         (theirs, their_longest, their_place), (ours, our_longest, our_place) = sides
         left = torch.from_numpy(np.repeat(theirs, ours.size)).to(device, non_blocking=True)
         right = torch.from_numpy(np.tile(ours, theirs.size)).to(device, non_blocking=True)
-        distances = edit_distances(self.teacher, self.student, left, right, (their_longest, our_longest))
-        table = distances.view(theirs.size, ours.size)
+        distances = edit_distances(*self._tables, left, right, (their_longest, our_longest))
+        between = distances.view(theirs.size, ours.size)
         special = self._costs.student_of_special[theirs]
         if (special != UNMAPPED).any():
             same = torch.from_numpy(special[:, None] == ours).to(device, non_blocking=True)
-            table = table.masked_fill(same, 0)
-        return table[their_place.unsqueeze(2), our_place.unsqueeze(1)]
+            between = between.masked_fill(same, 0)
+        return between[their_place.unsqueeze(2), our_place.unsqueeze(1)]
 
 
 def padded_weights(entropies: Sequence[Tensor], sizes: Tensor) -> Tensor:
@@ -122,7 +127,7 @@ def _accumulated(costs: Tensor) -> Tensor:
 
 
 def _predecessors(total: Tensor) -> Tensor:
-    """int64 [responses, m, n]: the cell that a path comes from, diagonally if nothing is cheaper; cell 0 from itself."""
+    """int64 [responses, m, n]: where a path comes from, diagonally if nothing is cheaper; to the first cell from itself."""
     _, high, wide = total.shape
     row = torch.arange(high, device=total.device).unsqueeze(1)
     column = torch.arange(wide, device=total.device)

@@ -122,9 +122,7 @@ def described(
 @pytest.mark.parametrize(
     ("k", "kind"), [(1, "exact"), (7, "exact"), (60, "exact"), (100, "exact"), (60, "nearest"), (60, "prefix")]
 )
-def test_described_equals_loops_over_positions(
-    k: int, kind: str, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_described_equals_loops_over_positions(k: int, kind: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stay(where, monkeypatch)
     method = CDM(k=k, static_map=kind)
     method.prepare(PAIR)
