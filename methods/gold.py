@@ -11,7 +11,7 @@ Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e
 where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of
 many models, are unmatched and count in V_teacher. A temperature brings no factor τ².
 
-``sort: top_k`` shortens the unmatched part, and says by how much it can be wrong (methods/divergences.py).
+``sort: counted`` and ``top_k`` shorten the unmatched part, and say by how much it can be wrong (methods/uld.py).
 
 ``released``: what TRL 1.16 computes where its options are left alone: ``observed`` merging, vocabularies matched by
 string, the last token of either side left out, whatever it is (EOS, unless the response was cut), means over the
@@ -44,7 +44,7 @@ from methods.base import (
 )
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import fused
-from methods.library.divergences import SortOptions, generalized_jsd_parts, sort_error, sorted_l1_parts
+from methods.library.divergences import Sort, SortOptions, distance_by, generalized_jsd_parts, sort_error
 from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import LOG_FLOOR, Merge, merge_with_pullback
 from methods.library.vocabulary import TokenizerPair
@@ -142,7 +142,7 @@ class GOLD(Method):
     def loss(self, chunk: AlignedChunk) -> LossSums:
         options, (student, teacher) = self.options, chunk.members()
         columns = self._columns_of(student.logits, teacher.logits)
-        top_k = options.compared_ranks
+        sort = options.sort_of(student.logits)
         made = _hybrid(
             student,
             teacher,
@@ -152,14 +152,14 @@ class GOLD(Method):
             options.beta,
             options.merge,
             options.temperature,
-            top_k,
+            sort,
             options.positions == "disagreement",
         )
         diagnostics = _group_shares(chunk)
         if options.positions == "disagreement":
             diagnostics["positions kept"] = made.kept, torch.full_like(made.kept, chunk.groups)
         diagnostics["teacher mass covered"] = made.covered, made.kept
-        diagnostics |= sort_error(made.bound, chunk.groups, top_k)
+        diagnostics |= sort_error(made.bound, chunk.groups, sort)
         kd, gradient = made.value, made.gradient
         if self._released:
             kd, gradient = kd / chunk.groups, gradient / chunk.groups
@@ -207,7 +207,7 @@ def _hybrid(
     beta: float,
     how: Merge,
     temperature: float,
-    top_k: int | None,
+    sort: Sort,
     only_disagreements: bool,
 ) -> _Hybrid:
     """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
@@ -230,7 +230,7 @@ def _hybrid(
     if unmatched:
         masses = ours.index_select(1, columns.student_rest).exp_()
         rest = theirs.index_select(1, columns.teacher_rest).exp_()
-        distance, signs, error = sorted_l1_parts(masses, rest, top_k)
+        distance, signs, error = distance_by(sort, masses, rest)
         value += weights[1] * distance
         bound = weights[1] * error
         gradient.index_copy_(1, columns.student_rest, masses.mul_(signs).mul_((weights[1] * kept).unsqueeze(-1)))

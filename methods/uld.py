@@ -9,8 +9,9 @@ with zeros; responses are paired by position and cut to the shorter. The paper s
 ``released`` (the code of CDM, arXiv 2502.11104) compares the rows after a token is consumed, so that the rows that
 predict the first response token are never used. It concerns pairing by position only.
 
-``sort: top_k`` compares the first ``top_k`` ranks one by one and the mass beyond them as one number a side; how much
-that can be wrong is a diagnostic (methods/divergences.py, ``sorted_l1_parts``).
+``sort: counted`` counts masses in bins instead of sorting them (methods/library/counted.py); ``top_k`` compares the
+first ``top_k`` ranks one by one and the mass beyond them as one number (methods/library/divergences.py). How much
+either can be wrong is a diagnostic.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from methods.base import AlignedChunk, KDOptions, LossSums, Members, Method, Rows, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.library.closed_form import fused
-from methods.library.divergences import SortOptions, sort_error, sorted_l1_parts
+from methods.library.divergences import Sort, SortOptions, distance_by, sort_error
 from methods.library.merging import Merge, merge_with_pullback
 
 
@@ -51,17 +52,15 @@ class ULD(Method):
         return pair_positions(response.student_ids.size, response.teacher_ids.size)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        sides, top_k = chunk.members(), self.options.compared_ranks
-        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, top_k)
-        return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, top_k))
+        sides, sort = chunk.members(), self.options.sort_of(chunk.student.logits)
+        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, sort)
+        return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, sort))
 
 
 @fused
-def _distance(
-    student: Members, teacher: Members, groups: int, how: Merge, top_k: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _distance(student: Members, teacher: Members, groups: int, how: Merge, sort: Sort) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
     masses, pullback = merge_with_pullback(*student, groups, how)
     p, q = masses.exp(), merge_with_pullback(*teacher, groups, how)[0].exp()
-    distance, signs, bound = sorted_l1_parts(p, q, top_k)
+    distance, signs, bound = distance_by(sort, p, q)
     return distance.sum(), pullback(p.mul_(signs)), bound.sum()

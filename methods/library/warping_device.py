@@ -127,7 +127,7 @@ def _accumulated(costs: Tensor) -> Tensor:
 
 
 def _predecessors(total: Tensor) -> Tensor:
-    """int64 [responses, m, n]: where a path comes from, diagonally if nothing is cheaper; to the first cell from itself."""
+    """int64 [responses, m, n]: the cell before each on a path, diagonally if nothing is cheaper; of the first, it."""
     _, high, wide = total.shape
     row = torch.arange(high, device=total.device).unsqueeze(1)
     column = torch.arange(wide, device=total.device)
