@@ -61,6 +61,7 @@ from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from methods.base import Method, registered
 from methods.base import Rows as RowKind
+from methods.library import kernels
 from methods.library.alignment import pair_positions
 from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import merge_with_pullback
@@ -90,6 +91,8 @@ OURS |= {name + RELEASED: {name: {"fidelity": "released"}} for name in ("fkd", "
 """Options of each method by the name of a way; two methods learn from a teacher each."""
 
 COMPILED = " compiled"
+PLAIN = " without kernels"
+"""As where there is no Triton."""
 CLOSED = ("sft", "gold counted", "gold", "gold top_k", "uld counted", "uld", "uld top_k", "fkd", "rkd")
 """Losses with gradients in closed form, which torch.compile may fuse."""
 PEERS = ("cross-entropy", "TRL GOLD", "TRL ULD", "full sort")
@@ -240,7 +243,7 @@ class Inputs:
 def methods_of(name: str, top_k: int | None = None) -> list[Method]:
     """The methods of one of :data:`OURS`."""
     found = []
-    for key, options in OURS[name.removesuffix(COMPILED)].items():
+    for key, options in OURS[name.removesuffix(PLAIN).removesuffix(COMPILED)].items():
         more = {"top_k": top_k} if top_k and options.get("sort") == "top_k" else {}
         found.append(registered()[key](**options, **more))
     return found
@@ -408,7 +411,8 @@ def measure(setting: Setting, name: str) -> dict[str, Any]:
     else:
         methods = methods_of(name, setting.top_k)
         roles = {ROLE_OF_KIND[method.teacher] for method in methods if method.teacher in ROLE_OF_KIND}
-        step = our_step(inputs, methods, name.endswith(COMPILED))
+        step = our_step(inputs, methods, COMPILED in name)
+        kernels.enabled = PLAIN not in name
     found: list[Any] = []
     spent: Cost = cost(lambda: found.append(step()) or found.clear(), setting.device, setting.budget)
     if name not in PEERS:
@@ -432,7 +436,8 @@ def profile(setting: Setting, name: str) -> str:
     """The kernels of one step that take longest, and how often each ran; of what the host calls on the CPU."""
     torch.manual_seed(0)
     inputs = _inputs(replace(setting, text_like=TEXT_LIKE in name))
-    step = our_step(inputs, methods_of(name, setting.top_k), name.endswith(COMPILED))
+    step = our_step(inputs, methods_of(name, setting.top_k), COMPILED in name)
+    kernels.enabled = PLAIN not in name
     step()
     on_gpu = setting.device == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_gpu]
@@ -587,6 +592,7 @@ def command_line() -> argparse.Namespace:
     parser = preset_parser(__doc__.splitlines()[0], PRESETS)
     add_real_inputs(parser)
     ways = [*OURS, *(name + COMPILED for name in CLOSED), *PEERS]
+    ways += [name + PLAIN for name in ways if name not in PEERS]
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument(
         "--rows", "--ways", dest="ways", nargs="+", choices=ways, metavar="ROW", help=f"of {', '.join(ways)}; else all"
@@ -705,7 +711,7 @@ class Bench:
             return known
         try:
             found: dict[str, Any] = self.place.run(measure, self.tokenizers(setting), name)
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # whatever it is, the other rows are worth having
             found = {"name": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
             print(f"{name}: {found['error']}", file=sys.stderr)
             if setting.device == "cuda":

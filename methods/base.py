@@ -114,11 +114,13 @@ class LossSums:
             for the response tokens.
         gradient: of ``kd`` at the chunk's student logits, [rows, vocabulary], where the method has it in closed form;
             then ``kd`` needs no graph. See :meth:`LossSums.closed`.
+        squared_norm: scalar, of that gradient, where :meth:`Method.loss_into` has added it already.
     """
 
     kd: Tensor
     diagnostics: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     gradient: Tensor | None = None
+    squared_norm: Tensor | None = None
 
     @classmethod
     def closed(
@@ -179,14 +181,15 @@ class Side:
 
     def first_columns(self, columns: int) -> Side:
         """The same rows over the first ``columns`` entries of the vocabulary."""
-        return self._with(self.logits[:, :columns])
+        return self.with_logits(self.logits[:, :columns])
 
     def over_columns(self, columns: Tensor) -> Side:
         """The same rows over chosen entries of the vocabulary, int64 [columns], in their order."""
         chosen = self.logits.index_select(1, columns.to(self.logits.device))
-        return self._with(chosen)
+        return self.with_logits(chosen)
 
-    def _with(self, logits: Tensor) -> Side:
+    def with_logits(self, logits: Tensor) -> Side:
+        """The same rows and groups over other logits."""
         return Side(logits, self.targets, self.index, self.group, self.tokens, self.in_order, self.weight)
 
     def paired_logits(self) -> Tensor:
@@ -344,6 +347,18 @@ class Method(ABC):
     @abstractmethod
     def loss(self, chunk: AlignedChunk) -> LossSums:
         """The sum of the distillation loss over the chunk, differentiable with respect to ``chunk.student``."""
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        """As :meth:`loss`, by a kernel that adds ``scale`` times the gradient to ``upstream``.
+
+        None where the method has no such form, as by default; then :meth:`loss` is asked. It runs without a graph.
+
+        Args:
+            chunk: logits as the heads give them, in bfloat16 too.
+            lse: float32 [rows], log of the sum of the exponentials of each of the student's rows.
+            upstream: [rows, vocabulary], the gradient at the student's logits so far, in their dtype.
+        """
+        return None
 
     def trainable(self) -> nn.Module | None:
         """Parameters of the method's own that are trained with the student."""

@@ -45,6 +45,7 @@ from methods.base import (
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import fused
 from methods.library.divergences import Sort, SortOptions, distance_by, generalized_jsd_parts, sort_error
+from methods.library.kernels import compare_into, kernels_for, raw_sides
 from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import LOG_FLOOR, Merge, merge_with_pullback
 from methods.library.vocabulary import TokenizerPair
@@ -134,6 +135,7 @@ class GOLD(Method):
     def prepare(self, pair: TokenizerPair) -> None:
         self.student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student, self.options.match))
         self._columns: dict[tuple[int, int, torch.device], Columns] = {}
+        self._hybrids: dict[tuple[int, int, torch.device], Any] = {}
 
     def align(self, response: AlignedResponse) -> Groups:
         kept = slice(-1 if self._released else None)
@@ -164,6 +166,32 @@ class GOLD(Method):
         if self._released:
             kd, gradient = kd / chunk.groups, gradient / chunk.groups
         return LossSums.closed(chunk.student.logits, kd, gradient, diagnostics)
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        options, sort = self.options, self.options.sort_of(upstream)
+        kernels = kernels_for(upstream, chunk.teacher.logits)
+        plain = options.temperature == 1.0 and options.positions == "all" and options.merge != "product"
+        if kernels is None or sort.how != "counted" or not plain:
+            return None
+        sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1.0
+        hybrid = self._hybrid_of(kernels, upstream, chunk.teacher.logits)
+        sums = compare_into(kernels, *sides, chunk.groups, options.merge, hybrid, upstream, scale * share)
+        diagnostics = _group_shares(chunk)
+        diagnostics["teacher mass covered"] = sums.covered, torch.full_like(sums.covered, chunk.groups)
+        diagnostics |= sort_error(sums.bound, chunk.groups, sort)
+        return LossSums(sums.value * share, diagnostics, squared_norm=sums.squared_norm * share**2)
+
+    def _hybrid_of(self, kernels: Any, student: Tensor, teacher: Tensor) -> Any:
+        """What a kernel compares column by column, for logits of this width; made once."""
+        key = student.shape[-1], teacher.shape[-1], student.device
+        if key not in self._hybrids:
+            columns = self._columns_of(student, teacher)
+            partner = torch.full(key[:1], UNMAPPED, dtype=torch.int32, device=student.device)
+            partner[columns.student_matched] = columns.teacher_matched.int()
+            rest = columns.student_rest.numel(), columns.teacher_rest.numel()
+            made = partner, columns.student_of_teacher.int(), rest, self._weights(columns), self.options.beta
+            self._hybrids[key] = kernels.Hybrid(*made)
+        return self._hybrids[key]
 
     def _weights(self, columns: Columns) -> tuple[float, float]:
         """w_m and w_u."""
@@ -241,7 +269,7 @@ def _hybrid(
 def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Of the student's response tokens, those that are a group with one token of the teacher's, and those merged."""
     alone = _sizes(chunk.student, chunk.groups).eq(1) & _sizes(chunk.teacher, chunk.groups).eq(1)
-    single = alone.sum().to(chunk.student.logits.dtype)
+    single = alone.sum().double()
     return {"aligned 1-1": (single, None), "tokens merged": (chunk.student.index.numel() - single, None)}
 
 

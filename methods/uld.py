@@ -25,6 +25,7 @@ from methods.base import AlignedChunk, KDOptions, LossSums, Members, Method, Row
 from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.library.closed_form import fused
 from methods.library.divergences import Sort, SortOptions, distance_by, sort_error
+from methods.library.kernels import compare_into, kernels_for, raw_sides
 from methods.library.merging import Merge, merge_with_pullback
 
 
@@ -55,6 +56,14 @@ class ULD(Method):
         sides, sort = chunk.members(), self.options.sort_of(chunk.student.logits)
         value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, sort)
         return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, sort))
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        kernels, sort = kernels_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
+        if kernels is None or sort.how != "counted" or self.options.merge == "product":
+            return None
+        sides = raw_sides(kernels, chunk, lse)
+        sums = compare_into(kernels, *sides, chunk.groups, self.options.merge, None, upstream, scale)
+        return LossSums(sums.value, sort_error(sums.bound, chunk.groups, sort), squared_norm=sums.squared_norm)
 
 
 @fused

@@ -120,7 +120,8 @@ class SortOptions(BaseModel):
         on_cpu = logits.device.type == "cpu"
         if self.sort == "top_k" or (on_cpu and self.sort != "counted"):
             return Sort("sorted", self.top_k if self.sort == "top_k" else None)
-        return Sort("resolved" if self.sort == "exact" else "counted", None, edges(logits.dtype, logits.device))
+        masses = torch.float64 if logits.dtype is torch.float64 else torch.float32
+        return Sort("resolved" if self.sort == "exact" else "counted", None, edges(masses, logits.device))
 
 
 def sort_error(bound: Tensor, groups: int, sort: Sort) -> dict[str, tuple[Tensor, Tensor | None]]:

@@ -56,12 +56,12 @@ def bayesian(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, gr
     Returns:
         [groups, vocabulary], log-masses.
     """
-    return _times_realised(log_probs, index, group, tokens, _kept(group, groups, "bayesian"))
+    return _times_realised(log_probs, index, group, tokens, kept_members(group, groups, "bayesian"))
 
 
 def observed(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, groups: int) -> Tensor:
     """The first member's row, times the probabilities of the members after it; as :func:`bayesian`."""
-    return _times_realised(log_probs, index, group, tokens, _kept(group, groups, "observed"))
+    return _times_realised(log_probs, index, group, tokens, kept_members(group, groups, "observed"))
 
 
 def product(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, groups: int) -> Tensor:
@@ -77,7 +77,7 @@ def _times_realised(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Ten
     return log_probs.index_select(0, index[kept]) + joint.unsqueeze(-1)
 
 
-def _kept(group: Tensor, groups: int, how: Merge) -> Tensor:
+def kept_members(group: Tensor, groups: int, how: Merge) -> Tensor:
     """int64 [groups]: the member of each group whose row stays, the last one or the first."""
     numbers = torch.arange(groups, device=group.device)
     if how == "bayesian":
@@ -128,7 +128,7 @@ def merge_with_pullback(
             return _over_temperature(spread, temperature)
 
         return masses, through_product
-    kept = torch.arange(groups, device=group.device) if alone else _kept(group, groups, how)
+    kept = torch.arange(groups, device=group.device) if alone else kept_members(group, groups, how)
     own = index[kept]
     masses = log_probs.index_select(0, own)
     ids = tokens.clamp_min(0)
