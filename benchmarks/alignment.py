@@ -27,8 +27,9 @@ from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from harness.tasks.base import samples_folder
-from methods.cdm import CDM, contextual
+from methods.cdm import CDM
 from methods.library.alignment import Groups, group_bytes
+from methods.library.contextual import contextual
 from methods.library.maps import UNMAPPED, exact_map
 from methods.library.vocabulary import TokenizerPair, Vocabulary
 from methods.library.warping import EditCosts, token_texts, warp_all

@@ -26,11 +26,12 @@ from common import demand, machine, markdown, parsed, preset_parser, trained_tok
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 from transformers.utils import logging as transformers_logging
 
-from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
+from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.plan.builder import make_plan
 from harness.recipe.load import validate
 from harness.results.record import run_folder
 from harness.run.runner import Runner
+from harness.store.artefacts import ANSWERS, BITS
 from harness.store.store import Store
 
 METHODS = ["sft", "fkd", "rkd", "mined", "uld", "cdm", "gold"]
@@ -128,7 +129,7 @@ def executed(made: Any, runs: Path, now: Any) -> tuple[float, Clock, dict[str, A
     for cell in plan.cells:
         bits = store.find(cell.bits.kind, cell.bits.identity)
         answers = store.find(cell.answers.kind, cell.answers.identity)
-        scores[cell.objective.name] = [bits.json("bits.json"), answers.json("answers.json")]
+        scores[cell.objective.name] = [BITS.read(bits), ANSWERS.read(answers)]
     gc.collect()
     return took, clock, scores
 
@@ -137,9 +138,7 @@ def same(own: dict[str, Any], others: dict[str, Any], device: str) -> bool:
     """Whether a method scored alone as it did among others."""
     if device == "cpu":
         return all(own[name] == others[name] for name in own)
-    bits = [
-        [corpus_bits_per_byte([Bits(**item) for item in found[name][0]]) for name in own] for found in (own, others)
-    ]
+    bits = [[corpus_bits_per_byte(found[name][0]) for name in own] for found in (own, others)]
     return all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(*bits, strict=True))
 
 

@@ -36,7 +36,6 @@ from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
-from methods.base import Start
 from methods.library.vocabulary import TokenizerPair
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -89,13 +88,13 @@ class Bench:
         """Seconds a step, the first left out, and peak bytes of a GPU, of a student's training."""
         objective = stage.objective
         assert objective is not None
-        training = self.recipe.train if objective.start is Start.WARM_START else self.recipe.warm_start
+        assert stage.training is not None
         reset_peak(device().type)  # before a live teacher is made: the training before may still hold memory
         teachers = self.teachers(stage, objective.roles)
         terms: list[Term] = []
-        for method, role, weight in zip(objective.methods, objective.roles, objective.kd_weights, strict=False):
-            method.prepare(self.pairs[role])
-            terms.append(Term(method, role, weight))
+        for part in objective.taught:
+            part.method.prepare(self.pairs[part.role])
+            terms.append(Term(part.method, part.role, part.weight))
         student = self.model(STUDENT, "float32")
         reset_peak(device().type)  # what making the teachers' rows took does not count
         ends: list[float] = []
@@ -105,7 +104,7 @@ class Bench:
                 Objective(stage.title, objective.ce_weight, tuple(terms)),
                 teachers,
                 [align(example, terms) for example in self.examples],
-                training.model_copy(update={"checkpoint_every": None}),
+                stage.training.model_copy(update={"checkpoint_every": None}),
                 sides=self.sides,
                 max_length=self.recipe.limits.length,
                 steps=self.steps,
@@ -153,7 +152,7 @@ def measured(bench: Bench, coster: Coster) -> list[dict[str, Any]]:
         name, planned = cell.objective.name, coster.cost(cell.student)
         row: dict[str, Any] = {
             "method": name,
-            "planned seconds": planned.seconds(DEVICES[0]) / int(cell.student.values["steps"]),
+            "planned seconds": planned.seconds(DEVICES[0]) / cell.student.steps,
             "planned GiB": planned.memory / GIB,
         }
         try:

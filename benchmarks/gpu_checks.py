@@ -27,6 +27,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from methods import cdm
+from methods.library import contextual
 from methods.library.closed_form import compiling
 from methods.library.counted import counted_l1_parts
 from methods.library.edit_distance import TextTable, edit_distances
@@ -220,12 +221,12 @@ def check_cdm(device: str) -> Found:
 
 
 def mapped(setting: Setting, way: str, on_device: bool) -> tuple[float, Tensor]:
-    plain = cdm._on_device
-    cdm._on_device = lambda where: on_device and isinstance(where, Tensor)
+    plain = contextual.stays_on_device
+    cdm.stays_on_device = contextual.stays_on_device = lambda where: on_device and isinstance(where, Tensor)
     try:
         return taught(setting, way)
     finally:
-        cdm._on_device = plain
+        cdm.stays_on_device = contextual.stays_on_device = plain
 
 
 def check_compiled(device: str) -> Found:

@@ -59,12 +59,12 @@ from harness.models.heads import Head
 from harness.plan.objectives import ROLE_OF_KIND
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
-from methods.base import Method, registered
+from methods.base import Members, Method, registered
 from methods.base import Rows as RowKind
 from methods.library import kernels
 from methods.library.alignment import pair_positions
 from methods.library.maps import UNMAPPED, exact_map
-from methods.library.merging import merge_with_pullback
+from methods.library.merging import Merged
 from methods.library.vocabulary import TokenizerPair
 
 OURS: dict[str, dict[str, dict[str, Any]]] = {
@@ -489,9 +489,9 @@ def merging(setting: Setting, groups: int, ours: bool) -> dict[str, Any]:
         index, group, own = (t.to(setting.device) for t in (torch.arange(members), number, tokens))
 
         def step() -> tuple[Tensor, Tensor]:
-            log_masses, pullback = merge_with_pullback(logits, index, group, own, True, groups, "bayesian")
-            masses = log_masses.exp()
-            return masses, pullback(masses * upstream)
+            merged = Merged(Members(logits, index, group, own, True), groups, "bayesian")
+            masses = merged.log_masses.exp()
+            return masses, merged.at_logits(masses * upstream)
 
     else:
         logits.requires_grad_()

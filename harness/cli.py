@@ -1,17 +1,18 @@
-"""The command line: thin verbs over the engine. Heavy libraries load inside the verbs, so that --help is quick."""
+"""The command line: thin verbs over :mod:`harness.api`, whose heavy libraries load in the verbs: --help is quick."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from harness.base.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.api import Recipe
 
 app = typer.Typer(
     name="harness",
@@ -40,10 +41,14 @@ Fields = Annotated[
 
 def main() -> None:
     """Entry point: errors that a user can act on are printed without a traceback, with exit code 2."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from harness.terminal.quiet import quiet_libraries
+
+    quiet_libraries()
     try:
-        app()
+        from harness import api
+
+        with api.hear_warnings(lambda text: errors.print(f"warning: {text}", style="yellow", markup=False)):
+            app()
     except HarnessError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
@@ -65,62 +70,27 @@ def run(
     ] = False,
 ) -> None:
     """Train and evaluate what a recipe asks for, and print its table."""
-    from harness.base.identity import environment
-    from harness.base.progress import Silent
-    from harness.base.ranks import Ranks
-    from harness.results.record import run_folder, write_record
-    from harness.run.runner import Runner
-    from harness.store.store import Store
+    from harness import api
     from harness.terminal.progress import TerminalProgress, stored_table
 
-    _quiet_libraries()
-    plan = _plan(fields)
-    store = Store(runs)
-    folder = run_folder(runs, plan)
-    ranks = Ranks.join()
-    if ranks.rank > 0:
-        Runner(plan, store, folder, Silent(), ranks=ranks).follow()
-        ranks.end()
+    made, store = api.plan(_recipe(fields)), api.store(runs)
+    if not api.leads():
+        api.run(made, runs=runs)
         return
-    with TerminalProgress(console, plan, store) as progress:
-        runner = Runner(plan, store, folder, progress, unsafe_execution, ranks)
-        try:
-            with ranks.leading():
-                runner.run()
-        finally:  # whatever stops a run, `harness report` shows the cells that are done
-            record = None if plan.recipe.stages else write_record(folder, plan, runner.failures, environment())
-    if record is None:
-        console.print(stored_table(plan, store))
-    else:
-        _show(record, store)
-    if any(not failure.skipped for failure in runner.failures.values()):
+    with TerminalProgress(console, made, store) as progress:
+        done = api.run(made, progress, runs=runs, unsafe_execution=unsafe_execution)
+    console.print(stored_table(made, store) if made.recipe.stages else done.report())
+    if any(not failure.skipped for failure in done.failures):
         raise typer.Exit(1)
 
 
 @app.command()
 def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
     """Show cells and stages: what is stored, what would run and what it costs. Executes nothing, needs no data."""
-    from harness.generation import vllm as vllm_engine
-    from harness.plan.builder import make_plan
-    from harness.plan.costs.made_up_rows import in_words, with_made_up_rows
-    from harness.plan.stages import demanded_stages
-    from harness.store.store import Store
-    from harness.tasks.files import shortfalls
-    from harness.terminal.costs_table import costs_table
-    from harness.terminal.progress import plan_table
+    from harness import api
+    from harness.terminal.plan_view import plan_view
 
-    recipe, store = _recipe(fields), Store(runs)
-    with with_made_up_rows(recipe) as (tasks, unseen):
-        made = make_plan(recipe, tasks)
-        console.print(plan_table(made, store, unseen))
-        seen = {name: task for name, task in tasks.items() if name not in unseen}
-        warnings = [*in_words(recipe, unseen), *shortfalls(seen)]
-        if recipe.evaluation.engine == "vllm" and vllm_engine.installed() is None:
-            warnings.append(f"evaluation.engine: a run stops here, as vLLM is not installed. {vllm_engine.HOW}")
-        for line in warnings:
-            console.print(f"[yellow]{escape(line)}[/]")
-        if demanded := demanded_stages(made, store):
-            console.print(costs_table(made, store, demanded))
+    console.print(plan_view(_recipe(fields), api.store(runs)))
 
 
 @app.command()
@@ -128,13 +98,10 @@ def report(
     run: Annotated[list[Path], typer.Argument(help="Folder of a run.", show_default=False)], runs: Runs = Path("runs")
 ) -> None:
     """Rebuild table and files from stored results, without a model."""
-    from harness.results.compare import folder_of
-    from harness.results.record import read_record
-    from harness.store.store import Store
+    from harness import api
 
     for folder in run:
-        place = folder_of(folder, runs)
-        _show(read_record(place), Store(place.absolute().parent))
+        console.print(api.open_run(folder, runs).report())
 
 
 @app.command()
@@ -153,7 +120,6 @@ def align(
     from harness.terminal.align_block import rendered
     from harness.terminal.align_view import chosen_text, shown_pairs
 
-    _quiet_libraries()
     given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]
     recipe = _recipe([field for field in fields or [] if not field.startswith("task=")])
     example = chosen_text(recipe, given[-1] if given else None, row, text, prompt)
@@ -168,12 +134,30 @@ def compare(
     runs: Runs = Path("runs"),
 ) -> None:
     """Show two runs side by side: what differs in their settings, then each number of both and the difference."""
-    from harness.results.compare import compare_runs, folder_of
-    from harness.results.record import read_record
-    from reports import comparison_terminal
+    from harness import api
+    from harness.terminal.comparison_view import comparison_view
 
-    one, other = (read_record(folder_of(folder, runs)) for folder in (first, second))
-    console.print(comparison_terminal(compare_runs(one, other)))
+    console.print(comparison_view(api.compare(api.open_run(first, runs), api.open_run(second, runs))))
+
+
+@app.command()
+def power(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with two training seeds or more.", show_default=False)],
+    difference: Annotated[
+        float | None,
+        typer.Option("--difference", help="Also say how many seeds it needs; in the column's unit.", min=1e-12),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", help="Such as gsm8k.bits_per_byte.", show_default="all that the run tests"),
+    ] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show which differences from the baseline a run's seeds would find, and what more of them would."""
+    from harness import api
+    from harness.terminal.power_view import power_view
+
+    console.print(power_view(api.open_run(run, runs).power(difference, column)))
 
 
 @app.command()
@@ -212,21 +196,18 @@ def data(
         Path | None, typer.Option("--dev", help="Write a folder whose test sets are held-out training rows of these.")
     ] = None,
     download: Annotated[
-        str | None, typer.Option("--download", help="Put a set of the hub into the folder first: gsm8k or dolly_hub.")
+        str | None, typer.Option("--download", help="Put a set of the hub into the folder first, by its name.")
     ] = None,
 ) -> None:
     """List the data sets, where they come from, and what is there: of all tasks, or of a recipe's."""
-    from harness.tasks import hub
-    from harness.tasks.base import samples_folder
-    from harness.tasks.build import data_folder, task_of
-    from harness.tasks.dev import write_dev_folder
+    from harness import api
     from harness.terminal.listings import data_table
 
     named = [field.removeprefix("data.root=") for field in fields or [] if field.startswith("data.root=")]
     given = root or next(reversed(named), None)
     if download is None and given not in (None, "", "null"):
-        data_folder(given)
-    recipe = None
+        api.data_folder(given)
+    recipe: Recipe | None = None
     if fields and len(named) < len(fields):
         recipe = _recipe([*fields, *([f"data.root={root}"] if root else [])])
         root = recipe.data.root
@@ -235,15 +216,14 @@ def data(
     if download is not None:
         if root is None:
             raise HarnessError("--download", "no folder", "a folder to put the files into", "Add --root FOLDER.")
-        for line in hub.download(download, Path(root).expanduser()):
+        for line in api.download_data(download, root):
             console.print(line, markup=False)
     if dev is not None:
-        source = Path(root).expanduser() if root else samples_folder()
-        for line in write_dev_folder(source, dev):
+        for line in api.make_dev_folder(dev, root or None):
             console.print(line, markup=False)
         root = str(dev)
-        recipe = recipe and _recipe([*(fields or ()), f"data.root={root}"])
-    asked = recipe and {name: task_of(recipe, name) for name in recipe.tasks}
+        recipe = None if recipe is None else _recipe([*(fields or ()), f"data.root={root}"])
+    asked = None if recipe is None else api.tasks_of(recipe)
     console.print(data_table(Path(root).expanduser() if root else None, asked))
 
 
@@ -255,40 +235,31 @@ def doctor(runs: Runs = Path("runs")) -> None:
     console.print(doctor_table(runs))
 
 
-def _plan(fields: list[str] | None) -> Any:
-    from harness.plan.builder import make_plan
+@app.command()
+def fields(
+    part: Annotated[
+        str | None, typer.Argument(metavar="[PART]", help="train, limits.length, dolly, gold; all without one.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of the documentation.")] = False,
+) -> None:
+    """List what a recipe may set: of all of it, or of a part, task or method."""
+    from harness import api
+    from harness.terminal.fields_table import fields_page, fields_tables
 
-    return make_plan(_recipe(fields))
+    if markdown:
+        console.file.write(fields_page(api.recipe_fields(part)))
+    else:
+        console.print(fields_tables(api.recipe_fields(part)))
 
 
-def _recipe(fields: list[str] | None) -> Any:
-    from harness.recipe.load import load_recipe, recipe_names
+def _recipe(fields: list[str] | None) -> Recipe:
+    """The recipe that a command line names, with its overrides."""
+    from harness import api
 
     fields = [
         f"recipe={field}" if place == 0 and "=" not in field else field for place, field in enumerate(fields or [])
     ]
     given = dict(field.partition("=")[::2] for field in fields if field.startswith("recipe="))
     if "recipe" not in given:
-        raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(recipe_names())}")
-    overrides = [field for field in fields if not field.startswith("recipe=")]
-    return load_recipe(given["recipe"], overrides)
-
-
-def _show(run: Any, store: Any) -> None:
-    from harness.results.record import files_line, write_report
-    from reports import terminal
-
-    table, context, files = write_report(run, store)
-    console.print(terminal(table, context, console.width))
-    console.print(files_line(run, files), markup=False)
-
-
-def _quiet_libraries() -> None:
-    """Progress and warnings of libraries would tear the progress bars."""
-    import logging
-    import warnings
-
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-    warnings.filterwarnings("ignore")
-    for name in ("transformers", "accelerate", "datasets", "lm_eval", "peft"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(api.recipe_names())}")
+    return api.load_recipe(given["recipe"], *(field for field in fields if not field.startswith("recipe=")))

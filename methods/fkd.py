@@ -16,7 +16,7 @@ from methods.library.closed_form import kl
 
 
 @register
-class FKD(Method):
+class FKD(Method[SoftenedOptions]):
     name, paper, teacher = "fkd", "arXiv 1503.02531", TeacherKind.SAME_TOKENIZER
     summary = "forward KL to a teacher with the same tokenizer"
     Options = SoftenedOptions

@@ -4,8 +4,8 @@ Hugging Face, "Unlocking On-Policy Distillation for Any Model Family" (2025-10-2
 
     L = Σ_g [w_m · GJSD_β(S_g, T_g over the tokens of both vocabularies) + w_u · Σ_k |S_g(k) - T_g(k)| over the others]
 
-g: groups of tokens that end on the same byte; S, T: their merged masses (methods/merging.py), not renormalised, so
-that the matched part may be negative; (k): sorted. This is the loss on given responses.
+g: groups of tokens that end on the same byte; S, T: their merged masses (methods/library/merging.py), not renormalised,
+so that the matched part may be negative; (k): sorted. This is the loss on given responses.
 
 Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e-8 on both sides, and get no gradient;
 where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of
@@ -47,7 +47,7 @@ from methods.library.closed_form import fused
 from methods.library.divergences import Sort, SortOptions, distance_by, generalized_jsd_parts, sort_error
 from methods.library.kernels import compare_into, kernels_for, raw_sides
 from methods.library.maps import UNMAPPED, exact_map
-from methods.library.merging import LOG_FLOOR, Merge, merge_with_pullback
+from methods.library.merging import LOG_FLOOR, Merge, Merged
 from methods.library.vocabulary import TokenizerPair
 
 _RELEASED: dict[str, Any] = {"merge": "observed", "match": "string"}
@@ -81,40 +81,42 @@ class Columns(NamedTuple):
         return cls(partner, student_matched, teacher_matched, alone.nonzero().squeeze(1), teacher_rest)
 
 
+class GOLDOptions(SortOptions, OnPolicyOptions):
+    merge: Merge = Field(
+        "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
+    )
+    beta: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); TRL's default is 0.5",
+    )
+    matched_weight: NonNegative | None = Field(
+        None,
+        description="w_m; none: |matched| / V_teacher, as in TRL where nothing is set, so that the parts count by "
+        "how much of the vocabulary is shared; the blog's recipe sets both weights to 1",
+    )
+    unmatched_weight: NonNegative | None = Field(None, description="w_u; none: 1 - |matched| / V_teacher")
+    match: Literal["bytes", "string"] = Field(
+        "bytes", description="which tokens are the same: equal bytes, or equal strings as in TRL (Ġ is not ▁)"
+    )
+    positions: Literal["all", "disagreement"] = Field(
+        "all",
+        description="all groups, or those where the student's first choice is not the teacher's; others count 0",
+    )
+    temperature: Positive = Field(1.0, description="divides the logits of both sides")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_released(cls, given: Any) -> Any:
+        is_released = isinstance(given, dict) and given.get("fidelity") == "released"
+        return _RELEASED | given if is_released else given
+
+
 @register
-class GOLD(Method):
+class GOLD(Method[GOLDOptions]):
     name, paper, teacher = "gold", "TRL GOLD, Hugging Face blog 2025-10-29", TeacherKind.CROSS_TOKENIZER
     summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
-    fidelities_differ = True
-
-    class Options(SortOptions, OnPolicyOptions):
-        merge: Merge = Field(
-            "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
-        )
-        beta: Annotated[float, Field(ge=0, le=1)] = Field(
-            0.5,
-            description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); TRL's default is 0.5",
-        )
-        matched_weight: NonNegative | None = Field(
-            None,
-            description="w_m; none: |matched| / V_teacher, as in TRL where nothing is set, so that the parts count by "
-            "how much of the vocabulary is shared; the blog's recipe sets both weights to 1",
-        )
-        unmatched_weight: NonNegative | None = Field(None, description="w_u; none: 1 - |matched| / V_teacher")
-        match: Literal["bytes", "string"] = Field(
-            "bytes", description="which tokens are the same: equal bytes, or equal strings as in TRL (Ġ is not ▁)"
-        )
-        positions: Literal["all", "disagreement"] = Field(
-            "all",
-            description="all groups, or those where the student's first choice is not the teacher's; others count 0",
-        )
-        temperature: Positive = Field(1.0, description="divides the logits of both sides")
-
-        @model_validator(mode="before")
-        @classmethod
-        def _fill_in_released(cls, given: Any) -> Any:
-            is_released = isinstance(given, dict) and given.get("fidelity") == "released"
-            return _RELEASED | given if is_released else given
+    fidelities_differ = sorts = True
+    Options = GOLDOptions
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -239,8 +241,8 @@ def _hybrid(
     only_disagreements: bool,
 ) -> _Hybrid:
     """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
-    ours, pullback = merge_with_pullback(*student, groups, how, temperature)
-    theirs, _ = merge_with_pullback(*teacher, groups, how, temperature)
+    merged = Merged(student, groups, how, temperature)
+    ours, theirs = merged.log_masses, Merged(teacher, groups, how, temperature).log_masses
     kept = torch.ones_like(ours[:, 0])
     if only_disagreements:  # the likeliest token differs; one without a partner from every other
         kept *= columns.student_of_teacher[theirs.argmax(-1)] != ours.argmax(-1)
@@ -263,7 +265,9 @@ def _hybrid(
         bound = weights[1] * error
         gradient.index_copy_(1, columns.student_rest, masses.mul_(signs).mul_((weights[1] * kept).unsqueeze(-1)))
     share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)
-    return _Hybrid((value * kept).sum(), pullback(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum())
+    return _Hybrid(
+        (value * kept).sum(), merged.at_logits(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum()
+    )
 
 
 def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:

@@ -4,12 +4,13 @@ Wan et al., arXiv 2401.10491 (FuseLLM), token alignment; as a loss in Zhang et a
 L = CE + w · mean_i KL(p(i) || p_S(i)),   both softened at τ, over the student's vocabulary, without a factor τ²
 
 Two maps by edit distance: time warping links the tokens of the responses, and each teacher token t is mapped to the
-student token M(t) at the minimum edit distance (:func:`~methods.maps.nearest_map`). Let student token y_i be linked to
-teacher token x_j, and neither to another. Where M(x_j) = y_i, the target p(i) is the teacher's distribution in the row
-that predicts x_j, mapped: a student token has the logit of the teacher token that reaches it, the softmax runs over
-the student tokens that any reaches, and the others have probability 0. Of several teacher tokens that reach one
-student token the lowest id counts (DSKD), or the one with the largest logit. At every other i the target is the gold
-token: KL = -log p_S(y_i), softened too. (DSKD's own code asks this of the token before, in the rows that consume it.)
+student token M(t) at the minimum edit distance (``nearest_map`` of methods/library/maps.py). Let student token y_i be
+linked to teacher token x_j, and neither to another. Where M(x_j) = y_i, the target p(i) is the teacher's distribution
+in the row that predicts x_j, mapped: a student token has the logit of the teacher token that reaches it, the softmax
+runs over the student tokens that any reaches, and the others have probability 0. Of several teacher tokens that reach
+one student token the lowest id counts (DSKD), or the one with the largest logit. At every other i the target is the
+gold token: KL = -log p_S(y_i), softened too. (DSKD's own code asks this of the token before, in the rows that consume
+it.)
 
 ``released`` (the code of CDM, arXiv 2502.11104) is a control: both sides of its KD term are tensors of the teacher, so
 that no gradient reaches the student. Path, rows and means are those of CDM's released form. Let z be the teacher's
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -32,8 +32,9 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
-from methods.cdm import CDM, MASKED, released_divergence
 from methods.library.alignment import AlignedResponse, Groups
+from methods.library.cdm_released import released_divergence, released_groups
+from methods.library.contextual import MASKED
 from methods.library.maps import UNMAPPED, Tables, stored_map
 from methods.library.vocabulary import TokenizerPair
 from methods.library.warping import EditCosts, link_groups, path_notes, warp_all
@@ -41,42 +42,49 @@ from methods.library.warping import EditCosts, link_groups, path_notes, warp_all
 _ROWS_AT_ONCE = 32
 
 
+class MinEDOptions(SoftenedOptions):
+    collisions: Literal["lowest", "max"] = Field(
+        "lowest",
+        description="of several teacher tokens that are mapped to one student token the lowest id counts, as in "
+        "DSKD, or the largest logit, which keeps more of the teacher's mass (described)",
+    )
+    normalize: Literal["tokens", "samples"] = Field(  # every response token carries KD
+        "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
+    )
+
+
 @register
-class MinED(Method):
+class MinED(Method[MinEDOptions]):
     name, paper, teacher = "mined", "arXiv 2401.10491", TeacherKind.CROSS_TOKENIZER
     summary = "forward KL to the teacher's distribution mapped by edit distance, the gold token where tokens differ"
     fidelities_differ = True
-
-    class Options(SoftenedOptions):
-        collisions: Literal["lowest", "max"] = Field(
-            "lowest",
-            description="of several teacher tokens that are mapped to one student token the lowest id counts, as in "
-            "DSKD, or the largest logit, which keeps more of the teacher's mass (described)",
-        )
-        normalize: Literal["tokens", "samples"] = Field(  # every response token carries KD
-            "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
-        )
+    Options = MinEDOptions
 
     @property
     def _released(self) -> bool:
         return bool(self.options.fidelity == "released")
 
-    @cached_property
-    def _cdm(self) -> CDM:
-        """CDM's released form, for its alignment."""
-        return CDM(fidelity="released")
+    @property
+    def align_seconds(self) -> float:
+        return 2e-5  # benchmarks/alignment.py
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self._cdm.needs if self._released else frozenset()
+        return frozenset({Need.WHOLE_RESPONSE, Need.ENTROPY} if self._released else ())
 
     @property
     def rows(self) -> Rows:
-        return self._cdm.rows if self._released else Rows.PREDICTING
+        return Rows.AFTER if self._released else Rows.PREDICTING
 
     @property
     def normalize(self) -> str:
-        return self._cdm.normalize if self._released else super().normalize
+        return "samples" if self._released else super().normalize
+
+    @property
+    def reads_ids(self) -> str:
+        if self._released:
+            return "reads the teacher's columns at the student's ids"
+        return "maps to the lowest id at the minimum distance"
 
     @property
     def zero_at_identity(self) -> bool:
@@ -93,8 +101,6 @@ class MinED(Method):
 
     def prepare(self, pair: TokenizerPair) -> None:
         student_of_teacher = stored_map("nearest", pair.teacher, pair.student, pair.maps)
-        if self._released:
-            self._cdm.prepare(pair)
         self.costs = EditCosts(pair.student, pair.teacher)
         reaching = np.flatnonzero(student_of_teacher != UNMAPPED)
         columns, lowest, place = np.unique(student_of_teacher[reaching], return_index=True, return_inverse=True)
@@ -114,7 +120,7 @@ class MinED(Method):
     def align_all(self, responses: Sequence[AlignedResponse]) -> list[Groups]:
         """All paths of the batch are searched at once."""
         if self._released:
-            return self._cdm.align_all(responses)
+            return released_groups(self.costs, responses)
         paths = warp_all([self.costs.costs(one.student_ids, one.teacher_ids) for one in responses])
         return [
             replace(link_groups(*path), notes=path_notes(*path, response))

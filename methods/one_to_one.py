@@ -17,14 +17,16 @@ from methods.library.maps import UNMAPPED, Tables, exact_map
 from methods.library.vocabulary import TokenizerPair
 
 
+class OneToOneOptions(KDOptions):
+    temperature: Positive = Field(1.0, description="divides the logits of both sides")
+    top_k: int | None = Field(None, ge=2, description="compare the student's k likeliest shared tokens (paper: 16)")
+
+
 @register
-class OneToOne(Method):
+class OneToOne(Method[OneToOneOptions]):
     name, paper, teacher = "one_to_one", "arXiv 2610.08448", TeacherKind.CROSS_TOKENIZER
     summary = "reverse KL over the shared vocabulary, at tokens that both tokenizers cut alike"
-
-    class Options(KDOptions):
-        temperature: Positive = Field(1.0, description="divides the logits of both sides")
-        top_k: int | None = Field(None, ge=2, description="compare the student's k likeliest shared tokens (paper: 16)")
+    Options = OneToOneOptions
 
     def prepare(self, pair: TokenizerPair) -> None:
         student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student))

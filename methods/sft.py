@@ -16,15 +16,17 @@ from pydantic import Field
 from methods.base import AlignedChunk, KDOptions, LossSums, Method, NonNegative, Start, TeacherKind, register
 
 
+class SFTOptions(KDOptions):
+    ce_weight: NonNegative = Field(1.0, description="weight of the cross-entropy")
+    kd_weight: NonNegative = Field(0.0, description="unused: there is no teacher")
+
+
 @register
-class SFT(Method):
+class SFT(Method[SFTOptions]):
     name, paper, teacher = "sft", "cross-entropy on the reference", TeacherKind.NONE
     summary = "cross-entropy from the pretrained student, warm-start and KD steps together"
     start = Start.PRETRAINED
-
-    class Options(KDOptions):
-        ce_weight: NonNegative = Field(1.0, description="weight of the cross-entropy")
-        kd_weight: NonNegative = Field(0.0, description="unused: there is no teacher")
+    Options = SFTOptions
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         return LossSums(kd=chunk.student.logits.new_zeros(()))

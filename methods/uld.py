@@ -26,20 +26,22 @@ from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair
 from methods.library.closed_form import fused
 from methods.library.divergences import Sort, SortOptions, distance_by, sort_error
 from methods.library.kernels import compare_into, kernels_for, raw_sides
-from methods.library.merging import Merge, merge_with_pullback
+from methods.library.merging import Merge, Merged
+
+
+class ULDOptions(SortOptions, KDOptions):
+    pairing: Literal["position", "bytes"] = Field(
+        "position", description="the i-th tokens, as in the paper, or groups on shared byte boundaries"
+    )
+    merge: Merge = Field("bayesian", description="how the rows of a group become one, where pairing is bytes")
 
 
 @register
-class ULD(Method):
+class ULD(Method[ULDOptions]):
     name, paper, teacher = "uld", "arXiv 2402.12030", TeacherKind.CROSS_TOKENIZER
     summary = "L1 distance of sorted next-token distributions"
-    fidelities_differ = True
-
-    class Options(SortOptions, KDOptions):
-        pairing: Literal["position", "bytes"] = Field(
-            "position", description="the i-th tokens, as in the paper, or groups on shared byte boundaries"
-        )
-        merge: Merge = Field("bayesian", description="how the rows of a group become one, where pairing is bytes")
+    fidelities_differ = sorts = True
+    Options = ULDOptions
 
     @property
     def rows(self) -> Rows:
@@ -69,7 +71,7 @@ class ULD(Method):
 @fused
 def _distance(student: Members, teacher: Members, groups: int, how: Merge, sort: Sort) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
-    masses, pullback = merge_with_pullback(*student, groups, how)
-    p, q = masses.exp(), merge_with_pullback(*teacher, groups, how)[0].exp()
+    ours, theirs = Merged(student, groups, how), Merged(teacher, groups, how)
+    p, q = ours.log_masses.exp(), theirs.log_masses.exp()
     distance, signs, bound = distance_by(sort, p, q)
-    return distance.sum(), pullback(p.mul_(signs)), bound.sum()
+    return distance.sum(), ours.at_logits(p.mul_(signs)), bound.sum()

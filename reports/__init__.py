@@ -1,18 +1,21 @@
 """From tidy tables of results and items to a page and the paper's layout, with intervals, tests, published numbers."""
 
 from reports.analysis import Analysis, Comparison, analyse
-from reports.comparison import RunComparison, compare, comparison_terminal
 from reports.context import ReportContext
-from reports.evidence import Alignment, Answer, Evidence, Item, TokenSide
+from reports.exhibits import Alignment, Answer, Evidence, Item, TokenSide
 from reports.folder import write
 from reports.frame import ITEM_COLUMNS, Score, checked, checked_items, read_items, read_results
+from reports.layout import build_table
+from reports.power import power_frame, power_lines
 from reports.published import PaperComparison, beside_published, published_pairs
-from reports.table import Cell, Column, Group, Row, Table, build_table
+from reports.table import Cell, Column, Group, Row, Table
 from reports.to_csv import csv_wide
 from reports.to_html import html
-from reports.to_latex import latex
+from reports.to_latex import latex, latex_table
 from reports.to_markdown import markdown
 from reports.to_terminal import terminal
+from reports.two_runs import RunComparison, compare, comparison_terminal
+from reports.verdict import verdict
 
 __all__ = [
     "ITEM_COLUMNS",
@@ -42,10 +45,14 @@ __all__ = [
     "csv_wide",
     "html",
     "latex",
+    "latex_table",
     "markdown",
+    "power_frame",
+    "power_lines",
     "published_pairs",
     "read_items",
     "read_results",
     "terminal",
+    "verdict",
     "write",
 ]

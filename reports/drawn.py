@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports import figures
 from reports.analysis import INTERVAL
-from reports.evidence import Evidence
+from reports.exhibits import Evidence
 from reports.table import Cell, Column, Row, Table
 
 PAGE_INK = "#767676"  # of letters and lines in a file, which has no page round it: reads on white and on black
@@ -36,7 +36,12 @@ def looks(table: Table) -> dict[str, figures.Style]:
 
 def files(parts: Sequence[Part]) -> dict[str, str]:
     """The figures as SVG files of their own, by name: for papers and web pages."""
-    return {f"{_slug(f'{part.heading} {caption}')}.svg": _alone(svg) for part in parts for caption, svg in part.figures}
+    return {file_name(part, caption): _alone(svg) for part in parts for caption, svg in part.figures}
+
+
+def file_name(part: Part, caption: str) -> str:
+    """Of a figure's file."""
+    return f"{_slug(f'{part.heading} {caption}')}.svg"
 
 
 def _slug(text: str) -> str:
@@ -49,12 +54,13 @@ def _alone(svg: str) -> str:
     return svg.replace("<svg ", '<svg font-family="sans-serif" ', 1).replace("currentColor", PAGE_INK)
 
 
-def draw(table: Table, evidence: Evidence) -> list[Part]:
+def draw(table: Table, evidence: Evidence, costs: pd.DataFrame) -> list[Part]:
     """The parts of a report's figures, without those that have nothing to show."""
     look_of = looks(table)
     several = len(table.students()) > 1
     scores = score_frame(table)
     known = [
+        (DIFFERENCES, _DIFFERENCES_TEXT, _difference_figures(table, look_of, several)),
         (
             "Scores",
             f"{SPREAD} Dots: single seeds, where there are several. Grey: teachers and references.",
@@ -72,12 +78,17 @@ def draw(table: Table, evidence: Evidence) -> list[Part]:
             "Seconds that the training of a student took, without loading and storing; teachers and their rows, which "
             "all methods share, are left out. Means over seeds. They are wall-clock times of the machine of this run, "
             "which may have had other work at the same time: compare them with care, and not with those of other runs.",
-            _speed_figures(scores, evidence.costs, table.columns, look_of),
+            _speed_figures(scores, costs, table.columns, look_of),
         ),
     ]
     return [Part(heading, text, shown) for heading, text, shown in known if shown]
 
 
+DIFFERENCES = "Differences"
+_DIFFERENCES_TEXT = (
+    f"Points: differences from the baseline, paired by seed; lines: their {INTERVAL}, over trainings and test items, "
+    "not corrected for the number of rows. Filled: found after the correction; hollow: not."
+)
 SPREAD = (
     f"Lines: {INTERVAL} of the mean, by bootstrap over test items; without item-level scores one sample standard "
     "deviation over seeds."
@@ -127,6 +138,22 @@ def _score_figures(
             name = f"f-score-{len(drawn)}"
             caption = f"{student}, {_caption(column)}" if several else _caption(column)
             drawn.append((caption, figures.score_bars(part, looks, name=name, label=_axis(column))))
+    return drawn
+
+
+def _difference_figures(table: Table, looks: Mapping[str, figures.Style], several: bool) -> list[tuple[str, str]]:
+    """Of the tested columns, where seeds give differences an interval."""
+    drawn: list[tuple[str, str]] = []
+    for one in table.pairwise:
+        rows = [
+            (label, made.difference, *(made.interval or (math.nan, math.nan)), made.found)
+            for label, made in one.against.items()
+        ]
+        if one.column.key in table.named and any(math.isfinite(low) for _, _, low, _, _ in rows):
+            frame = pd.DataFrame(rows, columns=["row", "difference", "low", "high", "found"])
+            label = f"{_axis(one.column)}: row minus {one.base}"
+            caption = f"{one.student}, {_caption(one.column)}" if several else _caption(one.column)
+            drawn.append((caption, figures.forest(frame, looks, name=f"f-forest-{len(drawn)}", label=label)))
     return drawn
 
 

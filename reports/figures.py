@@ -110,6 +110,32 @@ def score_bars(scores: pd.DataFrame, looks: Mapping[str, Style], *, name: str, l
         return _svg(figure, name, f"Bars: {label}")
 
 
+def forest(rows: pd.DataFrame, looks: Mapping[str, Style], *, name: str, label: str) -> str:
+    """Differences as points with their intervals, round a line at zero; filled where the difference was found.
+
+    Args:
+        rows: columns row, difference, low, high (NaN: no interval) and found, from top to bottom.
+        looks, name, label: as in :func:`score_bars`.
+    """
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _figure(0.55 + 0.27 * len(rows))
+        axes.axvline(0, color=INK, linewidth=0.9)
+        for place, one in enumerate(_records(rows)):
+            look = looks.get(str(one.row), Style(GREY, "", "o"))
+            if math.isfinite(one.low):
+                axes.plot([one.low, one.high], [place, place], color=look.colour, linewidth=2, solid_capstyle="butt")
+            face = look.colour if one.found else "none"
+            axes.plot(one.difference, place, look.marker, color=look.colour, markerfacecolor=face, markersize=7)
+        axes.set_yticks(range(len(rows)), [_short(str(row)) for row in rows["row"]])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return _svg(figure, name, f"Intervals: {label}")
+
+
 def curves(
     steps: pd.DataFrame, columns: Sequence[str], looks: Mapping[str, Style], *, name: str, label: str
 ) -> str | None:

@@ -1,4 +1,4 @@
-"""A report as files: report.html and report.md to read, report.tex for a paper, table.csv to plot, the tidy frames."""
+"""A report as files: report.html and report.md to read, table.tex for a paper, table.csv to plot, the tidy frames."""
 
 import csv
 import gzip
@@ -10,13 +10,13 @@ import pandas as pd
 from reports import drawn
 from reports.analysis import NO_ANALYSIS, Analysis
 from reports.context import ReportContext
-from reports.evidence import NO_EVIDENCE, Evidence
+from reports.exhibits import NO_EVIDENCE, Evidence
 from reports.frame import checked, checked_items
+from reports.layout import build_table
 from reports.published import beside_published, csv_published
-from reports.table import build_table
 from reports.to_csv import csv_wide
 from reports.to_html import html
-from reports.to_latex import latex
+from reports.to_latex import TABLE, latex, latex_table
 from reports.to_markdown import markdown
 
 FIGURES = "figures"
@@ -30,26 +30,35 @@ def write(
     items: pd.DataFrame | None = None,
     evidence: Evidence = NO_EVIDENCE,
 ) -> list[Path]:
-    """Write report.html, report.md, report.tex, table.csv (all metrics, not just those printed) and results.csv.
+    """Write report.html, report.md, report.tex, table.tex, table.csv (all metrics, printed or not), results.csv.
 
     Returns their paths, the page first.
 
-    With `items` items.csv.gz comes too, outcomes.csv where the context has outcomes, and published.csv where it names
-    a paper. The page's figures stand in figures/ as SVG files, too.
+    With `items` items.csv.gz comes too, outcomes.csv and costs.csv where the context has them, and published.csv where
+    it names a paper. The page's figures stand in figures/ as SVG files, too.
     Each file is complete or not there. Raises ValueError, before anything is written, for results that can not be
     laid out or a task without protocol lines; OSError where writing fails.
     """
     table, whole = build_table(results, analysis), build_table(results, analysis, all_metrics=True)
-    figures = drawn.draw(table, evidence)
+    figures = drawn.draw(table, evidence, context.costs)
+    pictures = [
+        (caption, f"{FIGURES}/{drawn.file_name(part, caption)}")
+        for part in figures
+        if part.heading == drawn.DIFFERENCES
+        for caption, _ in part.figures
+    ]
     texts = {
         "report.html": html(table, context, evidence, figures),
-        "report.md": markdown(table, context),
+        "report.md": markdown(table, context, pictures),
         "report.tex": latex(table, context),
-        "table.csv": csv_wide(whole),
+        TABLE: latex_table(table, context),
+        "table.csv": csv_wide(whole, context.costs),
         "results.csv": _tidy(checked(results)),
     }
     if not context.outcomes.empty:
         texts["outcomes.csv"] = _tidy(context.outcomes)
+    if not context.costs.empty:
+        texts["costs.csv"] = _tidy(context.costs)
     if context.paper:
         texts["published.csv"] = csv_published(beside_published(whole, context.paper, context.recipe_values))
     contents = {name: text.encode() for name, text in texts.items()}

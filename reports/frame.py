@@ -16,6 +16,7 @@ TEACHER_KINDS = ("none", "same-tokenizer", "cross-tokenizer", "both")
 ROLES = ("teacher", "reference", "student")
 FIDELITIES = ("described", "released", "")
 STATUSES = ("done", "failed", "skipped")
+ALWAYS_PRINTED = frozenset({"bits_per_byte"})  # headline or not: it moves before any task score does
 
 ITEM_COLUMNS = ("cell", "metric", "item", "value", "weight")
 """`cell` is the results' column of that name; `value` is in the metric's unit, and the weighted mean of the values is
@@ -62,6 +63,11 @@ class Score:
     def row(self) -> RowKey:
         """The table's row that the score belongs to."""
         return RowKey(self.student, self.teacher_kind, self.role, self.method, self.teacher, self.fidelity)
+
+    @property
+    def printed(self) -> bool:
+        """Whether its column is in the table unless all are asked for."""
+        return self.headline or self.metric in ALWAYS_PRINTED
 
 
 def checked(results: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ Bootstrap (The American Statistician 69, 2015); Koehn, Statistical Significance 
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -58,7 +58,7 @@ def bootstrap_interval(
     n = len(x)
     sums = _resampled_sums(np.column_stack([x.reshape(n, -1) * w[:, None], w]), seed, resamples)
     means = (sums[:, :-1] / sums[:, -1:]).reshape(-1, *x.shape[1:])
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_t_quantile(1 - confidence, n - 1))
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * float(student_t_quantile(1 - confidence, n - 1)))
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return low, high
 
@@ -78,6 +78,36 @@ def paired_bootstrap(
     Raises:
         ValueError: fewer than two items, or weights that are not positive.
     """
+    delta, error, resampled = _studentised(differences, weights, seed, resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        observed = np.abs(delta) / error
+    p = (1 + (resampled >= observed).sum(0)) / (1 + resamples)
+    return np.asarray(np.where(delta == 0, 1.0, p).reshape(np.shape(differences)[1:]))
+
+
+def paired_interval(
+    differences: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    *,
+    seed: int,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+) -> tuple[FloatArray, FloatArray]:
+    """The interval that belongs to `paired_bootstrap`: it leaves 0 out exactly where p <= 1 - confidence.
+
+    δ ∓ q se(δ), with q from the same resampled |t*|. Infinite where too many resamples have no spread of their own.
+    """
+    delta, error, resampled = _studentised(differences, weights, seed, resamples)
+    beyond = math.floor((1 - confidence) * (1 + resamples) + 1e-9)  # of the 1 + resamples that p counts
+    half = np.sort(resampled, axis=0)[resamples - beyond] * error
+    shape = np.shape(differences)[1:]
+    return (delta - half).reshape(shape), (delta + half).reshape(shape)
+
+
+def _studentised(
+    differences: npt.ArrayLike, weights: npt.ArrayLike | None, seed: int, resamples: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """δ [m], its standard error [m], and |t*| [resamples, m] of resampled items."""
     d, w = _items(differences, weights)
     n = len(d)
     columns = d.reshape(n, -1)
@@ -90,11 +120,10 @@ def paired_bootstrap(
     shift = r / total  # δ* - δ
     squares = rr - 2 * shift * rw + shift**2 * ww  # Σ w² (d - δ*)² of a resample
     with np.errstate(divide="ignore", invalid="ignore"):
-        observed = np.abs(delta) / (np.sqrt((residuals**2).sum(0)) / w.sum())
         resampled = np.abs(shift) / (np.sqrt(np.maximum(squares, 0)) / total)
     # 0 / 0: a resample of one item over and over that sits exactly on the mean tells nothing against the null
-    p = (1 + (np.nan_to_num(resampled, nan=0.0, posinf=np.inf) >= observed).sum(0)) / (1 + resamples)
-    return np.asarray(np.where(delta == 0, 1.0, p).reshape(d.shape[1:]))
+    resampled = np.nan_to_num(resampled, nan=0.0, posinf=np.inf)
+    return delta, np.sqrt((residuals**2).sum(0)) / w.sum(), resampled
 
 
 def mcnemar(differences: npt.ArrayLike) -> float:
@@ -127,55 +156,75 @@ def mcnemar(differences: npt.ArrayLike) -> float:
     return min(1.0, float(chances[as_extreme].sum()))
 
 
-def paired_t(differences: npt.ArrayLike) -> float | None:
-    """Two-sided p-value of Student's paired t-test over training seeds, from one difference per seed.
-
-    None with fewer than two seeds, or where all differences are equal: coarse scores agree by chance, and a spread of
-    0 would make them infinitely sure.
-    """
-    d = np.asarray(differences, dtype=np.float64)
-    if len(d) < 2 or np.ptp(d) <= 1e-12 * np.abs(d).max():
-        return None
-    return student_t_tail(float(d.mean() / (d.std(ddof=1) / math.sqrt(len(d)))), len(d) - 1)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given: whoever rejects where it is <= α errs at most α of the time.
+def holm(p_values: npt.ArrayLike) -> FloatArray:
+    """Holm's step-down correction over the last axis, in the order given: whoever rejects where it is <= α errs in at
+    most α of all families.
 
     The i-th smallest of m (from 0) becomes max over j <= i of min(1, (m - j) p_(j)).
     """
     p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty(len(p))
-    corrected[order] = np.maximum.accumulate(np.minimum(1.0, (len(p) - np.arange(len(p))) * p[order]))
-    return [float(value) for value in corrected]
+    order = np.argsort(p, axis=-1, kind="stable")
+    left = p.shape[-1] - np.arange(p.shape[-1])
+    in_order = np.maximum.accumulate(np.minimum(1.0, left * np.take_along_axis(p, order, -1)), axis=-1)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, in_order, -1)
+    return corrected
 
 
-def student_t_tail(t: float, df: int) -> float:
-    """P(|T| >= |t|) for Student's t with a whole number of degrees of freedom.
+def student_t_tail(t: npt.ArrayLike, df: npt.ArrayLike) -> FloatArray:
+    """P(|T| >= |t|) for Student's t; `t` and `df` (degrees of freedom, need not be whole) are broadcast.
 
-    Finite sums of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    It is the regularised incomplete beta function I_x(df/2, 1/2) at x = df / (df + t²).
     """
-    theta = math.atan(abs(t) / math.sqrt(df))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = df % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for k in range(1 if odd else 0, df - 1, 2):  # powers of the cosine that are left after `term`
-        total += term
-        term *= cosine**2 * (k + 1) / (k + 2)
-    inside = (theta + sine * total) * 2 / math.pi if odd else sine * total
-    return max(0.0, 1.0 - inside)
+    square, n = np.broadcast_arrays(np.asarray(t, np.float64) ** 2, np.asarray(df, np.float64))
+    a, b = n / 2, np.full(n.shape, 0.5)
+    # 1 - x is written out: where t is small, x is not told from 1
+    x, rest = n / (n + square), square / (n + square)
+    # the fraction below converges fast on this side of the mean; I_x(a, b) = 1 - I_(1-x)(b, a) leads to the other
+    turned = x > (a + 1) / (a + b + 2)
+    value = _beta_ratio(np.where(turned, rest, x), *(np.where(turned, one, other) for one, other in ((b, a), (a, b))))
+    return np.asarray(np.clip(np.where(turned, 1 - value, value), 0.0, 1.0))
 
 
-def student_t_quantile(tail: float, df: int) -> float:
-    """The t that |T| exceeds with probability `tail`, by bisection to 1e-12 of its size."""
-    low, high = 0.0, 1.0
-    while student_t_tail(high, df) > tail:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_t_tail(middle, df) > tail else (low, middle)
-    return high
+def _beta_ratio(x: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
+    """I_x(a, b) by the continued fraction of the NIST Digital Library of Mathematical Functions, 8.17.22.
+
+    It is x^a (1 - x)^b / (a B(a, b)) over 1 + d_1 / (1 + d_2 / ...), here by Lentz's method.
+    """
+    log_beta = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
+    with np.errstate(divide="ignore"):
+        front = np.exp(a * np.log(x) + b * np.log1p(-x) - log_beta) / a
+    below, above, fraction = np.zeros_like(x), np.ones_like(x), np.ones_like(x)
+    for k in range(1, 10_000):
+        m = k // 2
+        top = m * (b - m) if k % 2 == 0 else -(a + m) * (a + b + m)
+        term = top * x / ((a + k - 1) * (a + k))
+        below = 1 / (1 + term * below)
+        above = 1 + term / above
+        fraction = fraction * above * below
+        if np.abs(above * below - 1).max(initial=0.0) < 1e-15:
+            break
+    return np.asarray(front / fraction)
+
+
+_log_gamma: Callable[[FloatArray], FloatArray] = np.vectorize(math.lgamma, otypes=[np.float64])
+
+
+def student_t_quantile(tail: float, df: npt.ArrayLike) -> FloatArray:
+    """The t that |T| exceeds with probability `tail`, for each of `df`, to 1e-12 of its size.
+
+    By Newton's method from 0: the probability is convex in t, so that no step goes too far.
+    """
+    n = np.asarray(df, dtype=np.float64)
+    log_height = _log_gamma((n + 1) / 2) - _log_gamma(n / 2) - np.log(n * math.pi) / 2  # of the density at 0
+    t = np.zeros(n.shape)
+    for _ in range(200):
+        slope = 2 * np.exp(log_height - (n + 1) / 2 * np.log1p(t**2 / n))
+        step = np.maximum(0.0, student_t_tail(t, n) - tail) / slope
+        t = t + step
+        if (step <= 1e-12 * t).all():
+            break
+    return t
 
 
 def _items(scores: npt.ArrayLike, weights: npt.ArrayLike | None) -> tuple[FloatArray, FloatArray]:

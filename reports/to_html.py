@@ -17,21 +17,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import drawn
-from reports.context import (
-    PAPER_HEADER,
-    ReportContext,
-    explanations,
-    paper_grid,
-    protocols,
-    tests_against_baseline,
-)
+from reports.appendix import appendices
+from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
 from reports.drawn import Part
-from reports.evidence import NO_EVIDENCE, Alignment, Evidence, Item
+from reports.exhibits import NO_EVIDENCE, Alignment, Evidence, Item
 from reports.figures import Style
-from reports.outcomes import outcome_tables
+from reports.legends import explanations
 from reports.published import beside_published
 from reports.table import DASH, METRIC_LABELS, Group, Table
 from reports.to_markdown import SIGNIFICANT_DIGITS
+from reports.verdict import verdict
 
 HERE = Path(__file__).parent
 MOST_BYTES = 5_000_000  # of a page; what would be over it is left out, and the page says so
@@ -48,7 +43,7 @@ def html(
     figures: Sequence[Part] | None = None,
 ) -> str:
     """The whole page; its figures are drawn if not given. Raises ValueError naming a task without protocol lines."""
-    looks, parts = drawn.looks(table), drawn.draw(table, evidence) if figures is None else figures
+    looks, parts = drawn.looks(table), drawn.draw(table, evidence, context.costs) if figures is None else figures
     items = _within(list(map(_cut, evidence.items)), ITEM_BYTES)
     alignments = _packed(evidence.alignments, ALIGNMENT_BYTES)
     values: dict[str, Any] = {
@@ -57,15 +52,17 @@ def html(
         "table": table,
         "students": [(student, _rows(groups, looks)) for student, groups in table.students()],
         "summary": _summary(table),
+        "verdict": verdict(table),
         "explanations": explanations(table),
         "protocols": protocols(table, context),
         "looks": looks,
-        "figures": parts,
+        "differences": next((part for part in parts if part.heading == drawn.DIFFERENCES), None),
+        "figures": [part for part in parts if part.heading != drawn.DIFFERENCES],
         "items": items,
         "items_left_out": _left_out(len(evidence.items) - len(items), "items"),
         "alignments": alignments,
         "alignment_notes": _alignment_notes(evidence, len(alignments["alignments"])),
-        "outcomes": outcome_tables(context.outcomes),
+        "outcomes": counted_tables(context),
         "frames": _frames(table, context),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),
@@ -83,8 +80,9 @@ def html(
 def _sections(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(id, heading) of the sections that the page has."""
     evidence = values["evidence"]
-    has_manifest = evidence.manifest or evidence.recipe or not evidence.stages.empty
+    has_manifest = evidence.manifest or evidence.recipe or values["context"].references or not evidence.stages.empty
     known = [
+        ("verdict", "Verdict", values["verdict"]),
         ("results", "Results", True),
         ("outcomes", "Outcomes", values["outcomes"]),
         ("figures", "Figures", values["figures"]),
@@ -105,7 +103,10 @@ def _frames(table: Table, context: ReportContext) -> list[tuple[str, str, pd.Dat
         comparison = beside_published(table, context.paper, context.recipe_values)
         beside = pd.DataFrame(paper_grid(comparison), columns=list(PAPER_HEADER))
         known.append(("published", "Beside the published numbers", beside, list(comparison.lines())))
-    known.append(("tests", f"Tests against {table.baseline}", tests_against_baseline(table), []))
+    known += [
+        (f"tests-{number}", heading, frame, [explanation])
+        for number, (heading, explanation, frame) in enumerate(appendices(table), start=1)
+    ]
     if context.appendix is not None:
         known.append(("diagnostics", "Diagnostics", context.appendix, [DIAGNOSTICS]))
     return [part for part in known if not part[2].empty or (part[3] and part[0] == "published")]

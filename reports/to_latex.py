@@ -1,10 +1,16 @@
-r"""The table as LaTeX with booktabs: a document that compiles, whose table environment can be copied into a paper."""
+r"""LaTeX with booktabs: the table by itself, to \input into a paper, and a document round it that compiles."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from reports.context import ReportContext, explanations, protocols
+from reports.analysis import INTERVAL, LEVEL
+from reports.context import ReportContext, protocols
+from reports.legends import explanations
 from reports.table import Cell, Group, Row, Table
+from reports.verdict import verdict
+
+TABLE = "table.tex"
 
 PREAMBLE = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
@@ -40,7 +46,7 @@ _CHARACTERS = {
     "↓": r"$\downarrow$",
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
-    "*": r"$^{*}$",
+    "*": "{*}",  # after a line's end it would ask for a star of the command
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "→": r"$\to$",
@@ -69,10 +75,39 @@ _CHARACTERS = {
 
 
 def latex(table: Table, context: ReportContext) -> str:
-    """A document with one table for each student. Raises ValueError naming a task that has no protocol lines."""
-    notes = [f"{task}: {'; '.join(line.rstrip('.') for line in lines)}." for task, lines in protocols(table, context)]
-    made = [_table(table, student, groups, context, notes) for student, groups in table.students()]
-    return PREAMBLE + "\n".join(made) + "\\end{document}\n"
+    r"""A document that \inputs `TABLE`, with all that a reader of the table needs.
+
+    Raises ValueError naming a task that has no protocol lines.
+    """
+    made_by = [rf"\noindent Made by: \texttt{{{escape(context.command)}}}\par"] if context.command else []
+    lines = [
+        rf"\section*{{{escape(context.title)}}}",
+        *made_by,
+        *_list("Verdict", verdict(table)),
+        rf"\input{{{TABLE}}}",
+        *_list("How to read the table", explanations(table)),
+        r"\section*{How the numbers were made}",
+    ]
+    for task, said in protocols(table, context):
+        lines += [rf"\paragraph{{{escape(task)}}} {escape(' '.join(_ended(line) for line in said))}"]
+    return PREAMBLE + "\n".join(lines) + "\n\\end{document}\n"
+
+
+def latex_table(table: Table, context: ReportContext) -> str:
+    """A table environment for each student, with a short caption and a label: `tab:recipe`, `tab:recipe-student`."""
+    needed = "% needs \\usepackage{booktabs,graphicx,textcomp} and [utf8]{inputenc}\n"
+    return needed + "\n".join(_table(table, student, groups, context) for student, groups in table.students())
+
+
+def _list(heading: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    items = [rf"\item {escape(line)}" for line in lines]
+    return [rf"\section*{{{escape(heading)}}}", r"\begin{itemize}", *items, r"\end{itemize}"]
+
+
+def _ended(line: str) -> str:
+    return line if line.endswith(".") else f"{line}."
 
 
 def escape(text: str) -> str:
@@ -92,7 +127,7 @@ def _character(c: str) -> str:
 _LATIN = frozenset(map(chr, range(0xC0, 0x100)))
 
 
-def _table(table: Table, student: str, groups: Sequence[Group], context: ReportContext, protocol: Sequence[str]) -> str:
+def _table(table: Table, student: str, groups: Sequence[Group], context: ReportContext) -> str:
     columns = table.columns
     depth = max(len(column.header) for column in columns)
     heads = [["", *[""] * (depth - len(column.header)), *column.header][-depth:] for column in columns]
@@ -101,8 +136,8 @@ def _table(table: Table, student: str, groups: Sequence[Group], context: ReportC
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape(f'{context.title}. Student: {student}.')} {escape(' '.join(explanations(table)))} "
-        rf"{escape(' '.join(protocol))}}}",
+        rf"\caption{{{escape(_caption(table, student, groups, context))}}}",
+        rf"\label{{{_label(table, student, context)}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (1 + len(columns))}}}",
         r"\toprule",
@@ -119,6 +154,26 @@ def _table(table: Table, student: str, groups: Sequence[Group], context: ReportC
         lines += [r"\par\smallskip\raggedright\footnotesize"]
         lines += [rf"$^{{{number}}}$~{escape(table.footnotes[number - 1])}\par" for number in used]
     return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _caption(table: Table, student: str, groups: Sequence[Group], context: ReportContext) -> str:
+    """What is shown, and what its print stands for, in a line or two; the rest is the text's."""
+    cells = [cell for group in groups for row in group.rows for cell in row.cells]
+    told = [f"{context.title}. Student: {student}."]
+    if any(cell.best for cell in cells):
+        told.append("Bold: the best and what can't be told from it.")
+    if any(cell.mark for cell in cells):
+        told.append(f"† better, ‡ worse than {table.baseline} ({100 * LEVEL:g} %, Holm, over trainings and items).")
+    if any(cell.std is not None for cell in cells):
+        told.append("±: deviation over training seeds.")
+    if any(cell.std is None and cell.interval is not None for cell in cells):
+        told.append(f"In brackets: {INTERVAL} over test items.")
+    return " ".join(told)
+
+
+def _label(table: Table, student: str, context: ReportContext) -> str:
+    named = f"{context.recipe}-{student}" if len(table.students()) > 1 else context.recipe
+    return f"tab:{re.sub(r'[^a-z0-9]+', '-', named.lower()).strip('-')}"
 
 
 def _row(row: Row) -> str:

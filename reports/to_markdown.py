@@ -5,24 +5,30 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from reports.context import (
-    PAPER_HEADER,
-    ReportContext,
-    explanations,
-    paper_grid,
-    protocols,
-    tests_against_baseline,
-)
-from reports.outcomes import outcome_tables
+from reports.appendix import appendices
+from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
+from reports.legends import explanations
 from reports.published import PaperComparison, beside_published
 from reports.table import DASH, Cell, Group, Row, Table
+from reports.verdict import verdict
 
 SIGNIFICANT_DIGITS = 4  # of the appendix's numbers, whose units we do not know
 
 
-def markdown(table: Table, context: ReportContext) -> str:
-    """The whole report. Raises ValueError naming a task that has no protocol lines."""
+def markdown(table: Table, context: ReportContext, pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """The whole report.
+
+    Args:
+        pictures: caption and path of each figure that stands below the verdict.
+
+    Raises:
+        ValueError: a task has no protocol lines.
+    """
     blocks = [f"# {escape(context.title)}", f"Recipe: {escape(context.recipe)}"]
+    if context.command:
+        blocks.append(f"Made by: `{context.command}`")
+    if said := verdict(table):
+        blocks += ["## Verdict", _list(said), *(f"![{escape(caption)}]({path})" for caption, path in pictures)]
     for student, groups in table.students():
         blocks += [f"## {escape(student)}", _student_table(table, groups)]
     blocks += [escape(line) for line in explanations(table)]
@@ -38,13 +44,19 @@ def markdown(table: Table, context: ReportContext) -> str:
         blocks += ["## Beside the published numbers", *_paper(comparison)]
     if context.settings:
         blocks += ["## Settings", _grid(["setting", "value"], [[escape(k), escape(v)] for k, v in context.settings], 2)]
-    if not (tests := tests_against_baseline(table)).empty:
-        blocks += [f"## Appendix: tests against {escape(table.baseline)}", _frame(tests, left=2)]
-    for heading, explanation, frame in outcome_tables(context.outcomes):
-        blocks += [f"## Appendix: {heading[0].lower()}{heading[1:]}", explanation, _frame(frame, left=2)]
+    for heading, explanation, frame in (*appendices(table), *counted_tables(context)):
+        left = 1 if frame.columns[0] == "row" else 2  # columns of text
+        blocks += [f"## Appendix: {escape(_begun(heading))}", escape(explanation), _frame(frame, left)]
     if context.appendix is not None and not context.appendix.empty:
         blocks += ["## Appendix: diagnostics", _frame(context.appendix)]
+    if context.references:
+        entries = "\n\n".join(context.references)
+        blocks += ["## Appendix: BibTeX of the methods", f"```bibtex\n{entries}\n```"]
     return "\n\n".join(blocks) + "\n"
+
+
+def _begun(heading: str) -> str:
+    return heading[0].lower() + heading[1:]
 
 
 def escape(text: str) -> str:

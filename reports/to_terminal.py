@@ -8,9 +8,11 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reports.context import PAPER_HEADER, ReportContext, explanations, paper_grid, protocols
+from reports.context import PAPER_HEADER, ReportContext, paper_grid, protocols
+from reports.legends import explanations
 from reports.published import beside_published
 from reports.table import Cell, Table
+from reports.verdict import verdict
 
 WIDTH = 100
 FIRST_COLUMN = 30  # at most; longer labels wrap, numbers never do
@@ -20,12 +22,13 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def terminal(table: Table, context: ReportContext, width: int = WIDTH) -> Renderables:
-    """The table first (several, one below the other, where it is too wide), then footnotes, notes and protocols.
+    """Verdict, table (several, one below the other, where it is too wide), footnotes, notes and protocols.
 
     `width` is the terminal's, in characters; the result is for `rich`'s `Console.print`.
     Raises ValueError naming a task that has no protocol lines.
     """
-    parts: list[RenderableType] = [*_tables(table, context, width)]
+    parts: list[RenderableType] = [Text(line) for line in verdict(table)]
+    parts += _tables(table, context, width)
     parts += [Text(f"{_mark(number)} {text}") for number, text in enumerate(table.footnotes, start=1)]
     parts += [Text(text, "dim") for text in explanations(table)]
     parts += [Text(text, "yellow") for text in context.notes]

@@ -61,6 +61,17 @@ def compiles(wanted: Literal["auto", "on", "off"], on: torch.device) -> bool:
     return on.type == "cuda" if wanted == "auto" else wanted == "on"
 
 
+def forget_gpu_peak() -> None:
+    """Begin to look for the peak of this process's GPU memory anew."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats(device())
+
+
+def gpu_peak_bytes() -> int | None:
+    """The most that torch had allocated on this process's GPU since `forget_gpu_peak`; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device()) if torch.cuda.is_available() else None
+
+
 def release_memory() -> None:
     """Free what nobody refers to any more: models hang in cycles, and torch keeps the memory of a GPU that it frees."""
     gc.collect()

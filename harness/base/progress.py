@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -31,3 +32,28 @@ class Silent:
     def advance(self, done: int) -> None: ...
 
     def finish(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """What one stage tells while it is made.
+
+    Attributes:
+        progress: whoever listens.
+        line: what the stage is called there.
+    """
+
+    progress: Progress
+    line: str
+
+    def begin(self, total: int) -> None:
+        """The stage starts; ``total`` in its own units."""
+        self.progress.begin(self.line, total)
+
+    def advance(self, done: int) -> None:
+        """So many units are done."""
+        self.progress.advance(done)
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        self.progress.message(text)

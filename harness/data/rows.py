@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ class Request:
         prompt_tokens: longer prompts are cut at their end after so many tokens; None leaves them whole.
         seed: of an answer sampled at T=1 from the whole distribution; None for the greedy one.
         bos: whether a plain prompt begins with BOS, where the model's tokenizer puts one.
+        continues: whether the answer goes on with the prompt's text (the body of a function), so that a space it begins
+            with is its own; else the answer is a text of its own, as responses are in training.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Request:
     prompt_tokens: int | None = None
     seed: int | None = None
     bos: bool = True
+    continues: bool = False
 
     @property
     def key(self) -> str:
@@ -46,13 +49,11 @@ def answer_key(item: str, seed: int | None) -> str:
     return item if seed is None else f"{item}, seed {seed}"
 
 
-def read_rows(
-    path: Path, fields: Mapping[str, type | tuple[type, ...]], limit: int | None = None
-) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file (``.gz`` too), with their fields checked.
+def read_rows(path: Path, fields: Sequence[str] = (), limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file (``.gz`` too), each with its place in the field ``source``.
 
     Args:
-        fields: the fields that every row must have, with their types.
+        fields: what every row must have, each a text.
         limit: read the first ``limit`` rows only.
 
     Raises:
@@ -65,22 +66,50 @@ def read_rows(
         where = f"{path} line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise HarnessError(where, f"{line[:40].strip()!r} ({error.msg})", "a JSON object") from error
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise HarnessError(where, f"{line[:40].strip()!r} ({reason})", "a JSON object") from error
         if not isinstance(row, dict):
             raise HarnessError(where, f"a JSON {type(row).__name__}", "a JSON object")
-        for name, kind in fields.items():
-            if name not in row:
-                found = f"no such field (there are {', '.join(row) or 'none'})"
-                raise HarnessError(f"{where}, field {name!r}", found, "one in every row")
-            if not isinstance(row[name], kind):
-                kinds = kind if isinstance(kind, tuple) else (kind,)
-                expected = " or ".join(k.__name__ for k in kinds)
-                raise HarnessError(f"{where}, field {name!r}", f"{row[name]!r:.40}", expected)
         rows.append(row | {"source": where})
+        for name in fields:
+            text_of(rows[-1], name)
     if not rows:
         raise HarnessError(str(path), "no rows", "at least one")
     return rows
+
+
+def text_of(row: Mapping[str, Any], field: str, hint: str = "") -> str:
+    """The text in a field of a row.
+
+    Args:
+        row: of :func:`read_rows`.
+        hint: what to do about one that is wrong, as a sentence.
+
+    Raises:
+        HarnessError: the field is not there, holds something else, or a text that can't be written as UTF-8.
+    """
+    where = f"{row['source']}, field {field!r}"
+    if field not in row:
+        there = ", ".join(name for name in row if name != "source")
+        raise HarnessError(where, f"no such field (there are {there or 'none'})", "one in every row", hint)
+    return checked_text(row[field], where, hint)
+
+
+def checked_text(value: Any, where: str, hint: str = "") -> str:
+    """A value that has to be a text.
+
+    Raises:
+        HarnessError: it is none, or holds half a character: a lone surrogate, which no tokenizer reads.
+    """
+    if not isinstance(value, str):
+        raise HarnessError(where, f"{value!r:.40}", "a text", hint)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        found = f"half a character, {value[error.start]!r}, at place {error.start} of {value[:40]!r}"
+        raise HarnessError(where, found, "text that can be written as UTF-8", hint) from error
+    return value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from harness.data.chunks import TEACHER_ROWS, row_bounds
 from harness.data.tokens import SideTokens, TokenizedExample
 from harness.models.heads import hidden_states
+from harness.store.artefacts import ROWS_INDEX, ROWS_SHARDS, rows_shard
 
-INDEX = "rows.json"
 _SHARD_BYTES = 2**29
 
 
@@ -85,13 +85,13 @@ class _ShardWriter:
 
     def close(self) -> int:
         self._flush()
-        (self.folder / INDEX).write_text(json.dumps(self.index))
+        (self.folder / ROWS_INDEX).write_text(json.dumps(self.index))
         return self.bytes
 
     def _flush(self) -> None:
         if self.pending:
             rows = torch.cat(self.pending)
-            save_file({"rows": rows}, self.folder / f"rows-{self.shard:05d}.safetensors")
+            save_file({"rows": rows}, self.folder / rows_shard(self.shard))
             self.bytes += rows.numel() * rows.element_size()
             self.pending, self.rows, self.shard = [], 0, self.shard + 1
 
@@ -105,8 +105,8 @@ class StoredRows:
     """Rows of a teacher by example id, read from memory-mapped shards."""
 
     def __init__(self, folder: Path) -> None:
-        self.index: dict[str, tuple[int, int, int]] = json.loads((folder / INDEX).read_text())
-        self.shards = [_open_rows(path) for path in sorted(folder.glob("rows-*.safetensors"))]
+        self.index: dict[str, tuple[int, int, int]] = json.loads((folder / ROWS_INDEX).read_text())
+        self.shards = [_open_rows(path) for path in sorted(folder.glob(ROWS_SHARDS))]
 
     def __call__(self, example: str) -> Tensor:
         """[n + 1, hidden] of one example, or what was packed of them."""

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from harness.base.errors import HarnessError
 from harness.models.cache import Report
 from harness.models.load import load_tokenizer
+from harness.models.publisher import PublisherSettings
 from harness.models.resolve import resolve
 from harness.models.uri import parse_uri
 from methods.library.alignment import IntArray
@@ -47,26 +48,51 @@ class ByteTokens:
 class TextSide:
     """One model's way to turn text into tokens: its tokenizer, its template, its BOS, and how its responses end.
 
+    Args:
+        template: "chat": the model's chat template goes round prompts.
+        options: what the chat template asks for beside messages.
+        system: a system message before each prompt of a chat.
+        publisher: what the model's folder says of ends and BOS.
+
+    Raises:
+        HarnessError: no EOS, no chat template where one is asked for, or one that begins an assistant's message
+            otherwise than its generation prompt ends.
+
     Attributes:
         bos: ids before every plain prompt.
         eos_ids: ids that end a response. The first is what training appends: with the template "chat" what the
             model's own chat template writes behind an assistant's message, else the tokenizer's EOS. Where the two
-            differ, the other comes second: the model may know it from before.
+            differ, the other comes second, and then what its publisher lets end an answer: the model may know them.
         eos: the first of them.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, template: Literal["plain", "chat"], name: str) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        template: Literal["plain", "chat"],
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        system: str | None = None,
+        publisher: PublisherSettings | None = None,
+    ) -> None:
+        publisher = publisher or PublisherSettings()
         self.tokenizer, self.template, self.name = tokenizer, template, name
+        self.options = dict(options or {})
+        self.before: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
         if tokenizer.eos_token_id is None:
             raise HarnessError(name, "a tokenizer without an EOS token", "one that can end a response")
         if template == "chat" and not tokenizer.chat_template:
             raise HarnessError(f"template of {name}", "'chat'", "'plain', since this tokenizer has no chat template")
         # Whether the tokenizer puts BOS before a text on its own decides whether the model was trained with it.
-        self.bos = [tokenizer.bos_token_id] if self._adds_bos() else []
+        self.bos = [tokenizer.bos_token_id] if self._adds_bos(publisher) else []
         eos, end_of_turn = int(tokenizer.eos_token_id), self._end_of_turn()
         ordered = (end_of_turn, eos) if template == "chat" else (eos, end_of_turn)
-        self.eos_ids = tuple(dict.fromkeys(index for index in ordered if index is not None))
+        known = (end for end in publisher.ends if 0 <= end < len(tokenizer))
+        self.eos_ids = tuple(dict.fromkeys(index for index in (*ordered, *known) if index is not None))
         self.eos = self.eos_ids[0]
+        if template == "chat":
+            self._check_generation_prompt()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -85,7 +111,7 @@ class TextSide:
         """
         if self.template == "plain" or not texts:
             return self.plain_prompts(texts)
-        chats = [[{"role": "user", "content": text}] for text in texts]
+        chats = [[*self.before, {"role": "user", "content": text}] for text in texts]
         prompts: list[list[int]] = self._render(chats, add_generation_prompt=True)
         for place, text in enumerate(texts):
             if self._control_tokens.search(text):  # transformers can keep them as text, but slowly
@@ -148,14 +174,15 @@ class TextSide:
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:
         """Finds names of control tokens in a text."""
-        names = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        return re.compile("|".join(map(re.escape, names)) or "(?!)")
+        return re.compile("|".join(map(re.escape, self._control_names.values())) or "(?!)")
 
     def _render(self, chats: Sequence[Sequence[Mapping[str, str]]], **options: Any) -> Any:
         """Chats in the model's own template, as token ids unless ``tokenize=False``."""
         template, where = self._chat_template, f"chat template of {self.name}"
         try:
-            return self.tokenizer.apply_chat_template(chats, chat_template=template, return_dict=False, **options)
+            return self.tokenizer.apply_chat_template(
+                chats, chat_template=template, return_dict=False, **self.options, **options
+            )
         except Exception as error:  # a template is a program of its publisher's, and refuses in its own way
             expected = "one that renders a user's and an assistant's message"
             raise HarnessError(where, f"an error ({error})", expected, "Set template: plain.") from error
@@ -177,9 +204,8 @@ class TextSide:
         """The control token that the chat template writes behind an assistant's message, white space aside."""
         if not self.tokenizer.chat_template:
             return None
-        chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _RESPONSE}]
         try:
-            (rendered,) = self._render([chat], tokenize=False)
+            (rendered,) = self._render([self._exchange], tokenize=False)
         except HarnessError:
             if self.template == "chat":
                 raise
@@ -189,9 +215,67 @@ class TextSide:
         found = [name for name in names if behind.startswith(name)]
         return names[max(found, key=len)] if found else None
 
-    def _adds_bos(self) -> bool:
+    @property
+    def _exchange(self) -> list[dict[str, str]]:
+        return [
+            *self.before,
+            {"role": "user", "content": "question"},
+            {"role": "assistant", "content": _RESPONSE},
+        ]
+
+    def _check_generation_prompt(self) -> None:
+        """What a response is trained behind is what the template itself would put before it.
+
+        Compared in text, and where that differs in tokens: Llama 2's template writes the space that its tokenizer puts
+        before a response anyway.
+        """
+        chat = self._exchange
+        (whole,) = self._render([chat], tokenize=False)
+        (prompt,) = self._render([chat[:-1]], tokenize=False, add_generation_prompt=True)
+        if whole.startswith(prompt + _RESPONSE):
+            return
+        (rendered,) = self._render([chat])
+        joined = self.prompts(["question"])[0] + self.responses([_RESPONSE])[0].tolist()
+        if rendered[: len(joined)] == joined:
+            return
+        ours, theirs = (prompt + _RESPONSE)[(same := _same(prompt + _RESPONSE, whole)) :], whole[same:]
+        raise HarnessError(
+            f"chat template of {self.name}",
+            f"{theirs[:60]!r} where a generation prompt is followed by {ours[:60]!r}",
+            "a template that begins an assistant's message as its generation prompt ends",
+            "Set template_options, such as {enable_thinking: false} for Qwen3, or template: plain.",
+        )
+
+    def _adds_bos(self, publisher: PublisherSettings) -> bool:
         bos = self.tokenizer.bos_token_id
-        return bos is not None and self.tokenizer("a")["input_ids"][0] == bos
+        return bos is not None and (publisher.adds_bos or self.tokenizer("a")["input_ids"][0] == bos)
+
+    # --- tokens -> text -----------------------------------------------------------------------------------------------
+
+    def answer_text(self, ids: Sequence[int], continues: bool = False) -> str:
+        """The text that generated tokens stand for; what is no UTF-8 is replaced.
+
+        Args:
+            ids: from the first token behind the prompt; special ones stand for no text.
+            continues: whether the answer goes on with the prompt's text, so that each space is the model's. Else it is
+                a text of its own, as responses are in training: a space that the tokenizer puts before such is none.
+        """
+        array = np.asarray(ids, dtype=np.int64)
+        spelled = self.vocabulary.spell_on(array) if continues else self.vocabulary.spell(array)[0]
+        return spelled.decode("utf-8", errors="replace")
+
+    def control_text(self, token: int) -> str:
+        """The name of a special token; "" for any other."""
+        return self._control_names.get(token, "")
+
+    @cached_property
+    def _control_names(self) -> dict[int, str]:
+        return {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _same(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def load_sides(specs: Mapping[str, ModelSpec], report: Report) -> dict[str, TextSide]:
@@ -204,5 +288,12 @@ def load_sides(specs: Mapping[str, ModelSpec], report: Report) -> dict[str, Text
     for role, spec in specs.items():
         local = resolve(parse_uri(spec.model), report=report)
         tokenizer = load_tokenizer(local.folder)
-        sides[role] = TextSide(tokenizer, template=spec.template, name=spec.name or spec.model)
+        sides[role] = TextSide(
+            tokenizer,
+            template=spec.template,
+            name=spec.name or spec.model,
+            options=spec.template_options,
+            system=spec.system,
+            publisher=PublisherSettings.of(local.folder),
+        )
     return sides

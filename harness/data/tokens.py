@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from harness.base.errors import HarnessError
 from harness.data.rows import Example
 from harness.data.text_side import ByteTokens, TextSide
+from harness.store.artefacts import ShownTokens
 from methods.library.alignment import AlignedResponse, IntArray, cut_at_common_boundary
 from methods.library.vocabulary import UnsupportedTokenizerError
 
@@ -223,8 +224,8 @@ def _join_sampled(
     return TokenizedExample(example.id, {r: SideTokens(p, nothing, nothing) for r, p in prompts.items()}, True, 0)
 
 
-def token_side(side: TextSide, example: TokenizedExample, role: str) -> dict[str, Any]:
-    """The response's tokens as one model cuts it: the model's name, text of each token, byte ends."""
+def token_side(side: TextSide, example: TokenizedExample, role: str) -> ShownTokens:
+    """The response's tokens as one model cuts it."""
     tokens = example.sides[role]
     ends = tokens.ends.tolist()
     texts = []

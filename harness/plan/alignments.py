@@ -27,8 +27,11 @@ def shown(plan: Plan, cell: Cell) -> list[Shown]:
     """What the page shows of a cell; nothing where its references are not read at all."""
     if cell.bits is None or cell.seed != plan.recipe.seeds_of(cell.task)[0]:  # seeds align alike
         return []
-    objective = cell.objective
-    parts = zip(objective.methods, objective.roles, objective.identity()["methods"], strict=False)
+    parts = zip(cell.objective.parts, cell.objective.identity()["methods"], strict=True)
     read = {name: cell.bits.values[name] for name in ("references", "limits", "code")}
     common = {"read": read, "sides": model_sources(plan.recipe), "shown": SHOWN, "own": code_digest(__name__)}
-    return [Shown(method, role, digest_of({**common, "role": role, "method": own})) for method, role, own in parts]
+    return [
+        Shown(part.method, part.role, digest_of({**common, "role": part.role, "method": own}))
+        for part, own in parts
+        if part.role
+    ]

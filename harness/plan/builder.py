@@ -20,9 +20,9 @@ from harness.models.uri import parse_uri
 from harness.plan.objectives import ObjectiveSpec, make_objectives
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
-from harness.recipe.schema import Training
+from harness.recipe.schema import Recipe, Training
 from harness.tasks.base import Task
-from harness.tasks.build import data_folder, task_of
+from harness.tasks.build import data_folder
 from methods.base import Start
 
 _TOKENS = (
@@ -45,13 +45,14 @@ _TRAINING = (
     "harness.models.lora",
     "harness.training.loss",
     "harness.training.trainer",
-    "methods.base",
+    "methods.library.chunk",
     "methods.library.closed_form",
+    "methods.library.method",
 )
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 
 
-def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
+def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None) -> Plan:
     """The plan of a recipe.
 
     Args:
@@ -63,7 +64,7 @@ def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
     if made is None:
         if recipe.data.root:
             data_folder(recipe.data.root, name_to_call(recipe))
-        made = {name: task_of(recipe, name) for name in recipe.tasks}
+        made = {name: recipe.task(name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
     cells, references = [], []
     for task in made.values():
@@ -73,7 +74,7 @@ def make_plan(recipe: Any, made: Mapping[str, Task] | None = None) -> Plan:
     return Plan(recipe, tuple(cells), made, tuple(references))
 
 
-def model_sources(recipe: Any) -> dict[str, dict[str, Any]]:
+def model_sources(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """What of each model of the pair decides results, by role."""
     return {role: model_identity(spec) for role, spec in recipe.models_by_role().items()}
 
@@ -81,7 +82,7 @@ def model_sources(recipe: Any) -> dict[str, dict[str, Any]]:
 class _Builder:
     """Stages of one task."""
 
-    def __init__(self, recipe: Any, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: Task) -> None:
         self.recipe, self.task = recipe, task
         self.sources = model_sources(recipe)
 
@@ -146,7 +147,11 @@ class _Builder:
         scores = self._stage(
             "scores",
             f"scores of {title}",
-            {"code": code_digest(*self._task_modules(), *self._scorers()), "versions": versions(*self.task.libraries)},
+            {
+                "settings": self.task.scoring_identity(),
+                "code": code_digest(*self._task_modules(), *self._scorers()),
+                "versions": versions(*self.task.libraries),
+            },
             {"answers": answers},
             **more,
         )
@@ -175,23 +180,24 @@ class _Builder:
     def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
         recipe = self.recipe
         inputs: dict[str, Stage] = {}
-        rows = self.training_rows
+        steps = recipe.train.total_steps(self.training_rows)
         if objective.start is Start.WARM_START:
             inputs["start"] = self._warm_start(seed)
-            training, steps = recipe.train, recipe.train.total_steps(rows)
+            section = "train"
         else:
-            training = recipe.warm_start
-            steps = recipe.warm_start.total_steps(rows) + recipe.train.total_steps(rows)
+            section = "warm_start"
+            steps += recipe.warm_start.total_steps(self.training_rows)
         for role in objective.roles:
             inputs[role] = self._teacher(role) if objective.needs_live(role) else self._rows(role)
-        return self._stage(
+        return self._training(
             "student",
             f"training of {objective.name}",
-            self._training_values(STUDENT, training, steps)
-            | {"objective": objective.identity(), "seed": seed}
+            section,
+            steps,
+            {"objective": objective.identity(), "seed": seed}
             # also in what it reads; here for the seconds of a step, which depend on their sizes
             | {"teachers": {role: self.sources[role] for role in objective.roles}}
-            | (self._rollout_values(training) if objective.samples else {}),
+            | (self._rollout_values(getattr(recipe, section)) if objective.samples else {}),
             inputs,
             seed=seed,
             objective=objective,
@@ -200,21 +206,19 @@ class _Builder:
     def _rollout_values(self, training: Training) -> dict[str, Any]:
         """What decides sampled responses: they are drawn a micro-batch at a time."""
         return {
-            "micro_batch": training.micro_batch_size or training.batch_size,
+            "micro_batch": training.drawn_together,
             "rollouts": code_digest("harness.training.rollouts", "harness.generation.decoding"),
         }
 
     def _warm_start(self, seed: int) -> Stage:
-        training = self.recipe.warm_start
-        steps = training.total_steps(self.training_rows)
-        values = self._training_values(STUDENT, training, steps) | {"seed": seed}
-        return self._stage("warm_start", "warm start of the student", values, {}, seed=seed)
+        steps = self.recipe.warm_start.total_steps(self.training_rows)
+        title = "warm start of the student"
+        return self._training("warm_start", title, "warm_start", steps, {"seed": seed}, {}, seed=seed)
 
     def _teacher(self, role: str) -> Stage:
-        training = self.recipe.teacher
-        values = self._training_values(role, training, training.total_steps(self.training_rows))
+        steps = self.recipe.teacher.total_steps(self.training_rows)
         title = f"fine-tuning of the {role}-tokenizer teacher"
-        return self._stage("teacher", title, values, {}, role=role)
+        return self._training("teacher", title, "teacher", steps, {}, {}, role=role)
 
     def _rows(self, role: str) -> Stage:
         title = f"rows of the {role}-tokenizer teacher"
@@ -226,6 +230,29 @@ class _Builder:
         if kept := self.recipe.teacher_rows.identity():
             values |= {"kept": kept | {"code": code_digest("harness.models.top_rows")}}
         return self._stage("rows", title, values, {"teacher": self._teacher(role)}, role=role)
+
+    def _training(
+        self,
+        kind: str,
+        title: str,
+        section: str,
+        steps: int,
+        own: dict[str, Any],
+        inputs: Mapping[str, Stage],
+        *,
+        role: str = "",
+        **more: Any,
+    ) -> Stage:
+        """A stage that trains with a section of the recipe.
+
+        Args:
+            own: what decides its result beyond what all trainings have.
+            role: of the model that is trained; empty for the student.
+        """
+        training: Training = getattr(self.recipe, section)
+        values = self._training_values(role or STUDENT, training, steps) | own
+        more |= {"training": training, "section": section, "steps": steps}
+        return self._stage(kind, title, values, inputs, role=role, **more)
 
     def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.base.identity import code_digest, imported_modules
+from harness.recipe.schema import Recipe
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.library.dual import DualOptions, is_dual, parts_of
 
@@ -15,25 +16,58 @@ KIND_OF_ROLE = {role: kind for kind, role in ROLE_OF_KIND.items()}
 
 
 @dataclass(frozen=True)
+class Part:
+    """A method's part in an objective.
+
+    Attributes:
+        method: built with the recipe's options.
+        role: of the teacher that it learns from; empty where it has none.
+        weight: factor of its distillation term.
+    """
+
+    method: Method
+    role: str
+    weight: float
+
+    @classmethod
+    def of(cls, method: Method, weight: float) -> Part:
+        """With the teacher that the method asks for."""
+        return cls(method, ROLE_OF_KIND.get(method.teacher, ""), weight)
+
+    @property
+    def needs_live(self) -> bool:
+        """Whether stored rows are not enough: the method scores the prompt too, or what the student samples."""
+        return self.method.rows is Rows.ALL or Need.ROLLOUTS in self.method.needs
+
+
+@dataclass(frozen=True)
 class ObjectiveSpec:
     """A row of the table: a method with its options, or the two methods of a dual teacher.
 
     Attributes:
         label: in tables; the name that the recipe calls the row by.
-        methods: built with the recipe's options; one, or two.
+        parts: one, or the two of a dual teacher.
         ce_weight: factor of the cross-entropy.
-        kd_weights: factor of each method's distillation term.
     """
 
     label: str
-    methods: tuple[Method, ...]
+    parts: tuple[Part, ...]
     ce_weight: float
-    kd_weights: tuple[float, ...]
 
     @classmethod
     def of(cls, label: str, method: Method) -> ObjectiveSpec:
         """One method with its own weights."""
-        return cls(label, (method,), method.options.ce_weight, (method.options.kd_weight,))
+        return cls(label, (Part.of(method, method.options.kd_weight),), method.options.ce_weight)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Built with the recipe's options; one, or two."""
+        return tuple(part.method for part in self.parts)
+
+    @property
+    def taught(self) -> tuple[Part, ...]:
+        """The parts that learn from a teacher."""
+        return tuple(part for part in self.parts if part.role)
 
     @property
     def fidelity(self) -> str:
@@ -55,7 +89,7 @@ class ObjectiveSpec:
     @property
     def roles(self) -> tuple[str, ...]:
         """Role of the teacher of each method that has one."""
-        return tuple(ROLE_OF_KIND[m.teacher] for m in self.methods if m.teacher in ROLE_OF_KIND)
+        return tuple(part.role for part in self.taught)
 
     @property
     def teacher_kind(self) -> str:
@@ -63,11 +97,8 @@ class ObjectiveSpec:
         return "both" if len(self.methods) > 1 else self.methods[0].teacher.value
 
     def needs_live(self, role: str) -> bool:
-        """Whether stored rows are not enough: a method scores the prompt too, or what the student samples."""
-        return any(
-            ROLE_OF_KIND.get(m.teacher) == role and (m.rows is Rows.ALL or Need.ROLLOUTS in m.needs)
-            for m in self.methods
-        )
+        """Whether the stored rows of a teacher are not enough."""
+        return any(part.role == role and part.needs_live for part in self.parts)
 
     @property
     def samples(self) -> bool:
@@ -81,7 +112,7 @@ class ObjectiveSpec:
                 {"method": m.name, "options": m.options.model_dump(mode="json", exclude=weights), "code": _code_of(m)}
                 for m in self.methods
             ],
-            "weights": [self.ce_weight, *self.kd_weights],
+            "weights": [self.ce_weight, *(part.weight for part in self.parts)],
         }
 
 
@@ -90,7 +121,7 @@ def _code_of(method: Method) -> str:
     return code_digest(*sorted({module for base in bases for module in imported_modules(base)}))
 
 
-def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
+def make_objectives(recipe: Recipe) -> list[ObjectiveSpec]:
     """Methods and variants with their options: a row for each fidelity in which they differ."""
     objectives = []
     for name in recipe.methods:
@@ -105,30 +136,30 @@ def make_objectives(recipe: Any) -> list[ObjectiveSpec]:
     return objectives
 
 
-def _dual(recipe: Any, name: str) -> ObjectiveSpec:
+def _dual(recipe: Recipe, name: str) -> ObjectiveSpec:
     """Two methods under one cross-entropy; their own weights give way to the pair's."""
     same, cross = parts_of(name)
     shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in DualOptions.model_fields}
     given = [recipe.method_options.get(key, {}) for key in dict.fromkeys(("dual", name, f"dual({same}, {cross})"))]
     options = DualOptions.model_validate(shared | {k: v for part in given for k, v in part.items()})
     methods = tuple(_method(recipe, part, _own_fidelity(recipe, part) or "described") for part in (same, cross))
-    parts = [f"{m.name} (released)" if _is_released(m) else m.name for m in methods]
-    share = options.same_weight
-    weights = options.kd_weight * share, options.kd_weight * (1 - share)
-    return ObjectiveSpec(f"dual({', '.join(parts)})", methods, options.ce_weight, weights)
+    names = [f"{m.name} (released)" if _is_released(m) else m.name for m in methods]
+    shares = options.same_weight, 1 - options.same_weight
+    parts = tuple(Part.of(m, options.kd_weight * share) for m, share in zip(methods, shares, strict=True))
+    return ObjectiveSpec(f"dual({', '.join(names)})", parts, options.ce_weight)
 
 
-def _own_fidelity(recipe: Any, name: str) -> str | None:
+def _own_fidelity(recipe: Recipe, name: str) -> str | None:
     """The fidelity that a recipe's options ask of a method, if they do; it wins over the recipe's list."""
-    asked: str | None = (recipe.method_options.get("all", {}) | recipe.method_of(name)[1]).get("fidelity")
-    return asked
+    asked = (recipe.method_options.get("all", {}) | recipe.method_of(name)[1]).get("fidelity")
+    return None if asked is None else str(asked)
 
 
 def _is_released(method: Method) -> bool:
     return method.fidelities_differ and method.options.fidelity == "released"
 
 
-def _method(recipe: Any, name: str, fidelity: str) -> Method:
+def _method(recipe: Recipe, name: str, fidelity: str) -> Method:
     """A method or variant with the recipe's options.
 
     Raises:

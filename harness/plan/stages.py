@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from harness.base.files import digest_of
 from harness.base.identity import seed_of
 from harness.plan.objectives import KIND_OF_ROLE, ObjectiveSpec
+from harness.recipe.schema import Recipe
 from harness.tasks.base import Task
 from methods.base import TeacherKind
 
 if TYPE_CHECKING:
+    from harness.recipe.schema import Training
     from harness.store.store import Store
 
 
@@ -31,6 +33,9 @@ class Stage:
         seed: repetition, where the stage depends on it.
         role: of the teacher, where the stage is about one.
         objective: what the stage trains or evaluates, where it is about a student.
+        training: settings that it trains with, where it trains.
+        section: of the recipe, where these stand: "teacher", "warm_start" or "train".
+        steps: of the optimiser.
     """
 
     kind: str
@@ -41,6 +46,9 @@ class Stage:
     seed: int = 0
     role: str = ""
     objective: ObjectiveSpec | None = None
+    training: Training | None = None
+    section: str = ""
+    steps: int = 0
 
     @cached_property
     def identity(self) -> str:
@@ -107,7 +115,7 @@ class Reference(Evaluated):
 class Plan:
     """All cells of a recipe and their stages."""
 
-    recipe: Any
+    recipe: Recipe
     cells: tuple[Cell, ...]
     tasks: Mapping[str, Task]
     references: tuple[Reference, ...] = ()

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from harness.base.beside import folder_beside
 from harness.base.errors import HarnessError, suggest
-from harness.recipe.problems import name_problems, problem_line
+from harness.recipe.problems import name_problems, problem_line, truth_problems
+from harness.recipe.references import MAX_DEPTH, resolved, resolved_at
 from harness.recipe.schema import Recipe
+from harness.recipe.yaml_text import MAX_BYTES, YamlError, parse_yaml
 
+Values = dict[str, object]
 
-def name_to_call(recipe: Any) -> str:
-    """What the user calls the recipe; NAME where it is a file of theirs."""
-    return recipe.name if recipe.name in recipe_names() else "NAME"
+_MODELS = (("student",), ("teachers", "same"), ("teachers", "cross"))
+_ITS_OWN = ("name", "title", "notes")  # of a recipe, not of those that extend it
+_LONGEST_CHAIN = 20
 
 
 class RecipeError(HarnessError):
@@ -33,12 +32,7 @@ class RecipeError(HarnessError):
 
 def recipes_folder() -> Path:
     """The recipes that the project ships."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("recipes")
-    if spec is None or not spec.submodule_search_locations:
-        raise HarnessError("package recipes", "no such package", "an installed ctkd-harness", "Install it again.")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return folder_beside("recipes")
 
 
 def recipe_names() -> list[str]:
@@ -46,7 +40,12 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
+def name_to_call(recipe: Recipe) -> str:
+    """What the user calls the recipe; NAME where it is a file of theirs."""
+    return recipe.name if recipe.name in recipe_names() else "NAME"
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or path, with what it extends, apply overrides, and validate all of it.
 
     Args:
@@ -57,30 +56,27 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
         RecipeError: with every problem at once.
         HarnessError: no such recipe, or a file that is not YAML.
     """
-    values: Any = _read(find_recipe(name), ())
+    asked: Values = {}
     for text in overrides:
-        values = _merge(values, _override(text))
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise RecipeError(name, [f"{where}{str(error).splitlines()[0]}."]) from error
-    return validate(name, plain)
+        asked = _merged(asked, _override(text))
+    return validate(name, _extended(_read(find_recipe(name), ()), asked))
 
 
-def validate(name: str, values: Any) -> Any:
-    """A :class:`Recipe` from plain values.
+def validate(name: str, values: object) -> Recipe:
+    """A recipe from plain values.
 
     Raises:
         RecipeError: with every problem at once.
     """
-    problems: list[str] = []
+    plain, problems = resolved(values) if isinstance(values, Mapping) else (values, [])
+    if problems:
+        raise RecipeError(name, problems)
     recipe = None
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(plain)
     except ValidationError as error:
-        problems += [problem_line(entry, values) for entry in error.errors()]
-    problems += name_problems(values)
+        problems += [problem_line(entry, Recipe) for entry in error.errors()]
+    problems += [*truth_problems(Recipe, plain), *name_problems(plain)]
     if problems or recipe is None:
         raise RecipeError(name, list(dict.fromkeys(problems)))
     return recipe
@@ -93,63 +89,103 @@ def find_recipe(name: str) -> Path:
         HarnessError: there is none; names the nearest.
     """
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        if Path(name).is_file():
+        if "\0" not in name and Path(name).is_file():
             return Path(name)
         raise HarnessError("recipe", f"no file {name!r}", "a YAML file or the name of a recipe")
-    path = recipes_folder() / f"{name}.yaml"
-    if not path.is_file():
+    if name not in recipe_names():
         raise HarnessError("recipe", repr(name), f"one of {', '.join(recipe_names())}", suggest(name, recipe_names()))
-    return path
+    return recipes_folder() / f"{name}.yaml"
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, seen: tuple[Path, ...]) -> Values:
     """A YAML file merged over the recipe that it ``extends``."""
     path = path.resolve()
-    if path in seen:
-        raise HarnessError(str(path), "a recipe that extends itself", "a chain that ends")
-    try:
-        values = _parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise HarnessError(str(path), f"text that is no YAML ({' '.join(str(error).split())})", "YAML") from error
-    if not isinstance(values, dict):
-        raise HarnessError(str(path), f"a YAML {type(values).__name__}", "a mapping of fields")
+    if path in seen or len(seen) >= _LONGEST_CHAIN:
+        found = "a recipe that extends itself" if path in seen else f"a chain of more than {_LONGEST_CHAIN} recipes"
+        raise HarnessError(str(path), found, "a chain that ends")
+    values = _values_in(path)
     base = values.pop("extends", None)
     values.setdefault("name", path.stem)
     if base is None:
         return values
-    beside = [file for file in (path.parent / str(base), path.parent / f"{base}.yaml") if file.is_file()]
-    merged: dict[str, Any] = _merge(_read(beside[0] if beside else find_recipe(str(base)), (*seen, path)), values)
+    if not isinstance(base, str) or "\0" in base:
+        raise HarnessError(f"{path}: extends", f"{base!r:.60}", "the name of a recipe, or a file")
+    beside = [file for file in (path.parent / base, path.parent / f"{base}.yaml") if file.is_file()]
+    below = _read(beside[0] if beside else find_recipe(base), (*seen, path))
+    return _extended({key: value for key, value in below.items() if key not in _ITS_OWN}, values)
+
+
+def _values_in(path: Path) -> Values:
+    """What stands in a YAML file.
+
+    Raises:
+        HarnessError: something else than the mapping of a recipe.
+    """
+    try:
+        with path.open("rb") as file:  # no more than can be a recipe, whatever the file is
+            text = file.read(MAX_BYTES + 1).decode("utf-8-sig")
+        values = parse_yaml(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(str(path), f"what can't be read as text ({error})", "a YAML file in UTF-8") from error
+    except YamlError as error:
+        where = f"{path} line {error.line}" if error.line else str(path)
+        raise HarnessError(where, error.found, "YAML") from error
+    if not isinstance(values, dict):
+        raise HarnessError(str(path), f"a YAML {type(values).__name__}", "a mapping of fields")
+    return values
+
+
+def _extended(base: Values, over: Values) -> Values:
+    """A recipe over the one that it extends. Where it names another model, what was said of the first is left out."""
+    merged = _merged(base, over)
+    for place in _MODELS:
+        model = ".".join((*place, "model"))
+        before, after = resolved_at(base, model), resolved_at(merged, model)
+        if before is not None and after is not None and before != after:
+            own = {"model": _part(merged, place).get("model")}
+            merged = _with(merged, place, own | _part(over, place))
     return merged
 
 
-def _merge(base: Any, over: Any) -> Any:
-    """Mappings merge key by key; whatever else stands in ``over`` replaces what was there."""
-    if isinstance(base, dict) and isinstance(over, dict):
-        return base | {key: _merge(base.get(key), value) for key, value in over.items()}
-    return over
+def _part(values: Values, place: Sequence[str]) -> Values:
+    """The mapping at a place; an empty one where there is none."""
+    for name in place:
+        values = _mapping(values.get(name))
+    return values
 
 
-def _override(text: str) -> Any:
+def _mapping(value: object) -> Values:
+    return value if isinstance(value, dict) else {}
+
+
+def _with(values: Values, place: Sequence[str], value: object) -> Values:
+    """The values with another one at a place."""
+    first, *rest = place
+    return values | {first: _with(_mapping(values.get(first)), rest, value) if rest else value}
+
+
+def _merged(base: Values, over: Values) -> Values:
+    """Mappings merge key by key, but an empty one empties; whatever else stands in ``over`` replaces what was there."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merged(_mapping(below), _mapping(value)) if both and value else value
+    return merged
+
+
+def _override(text: str) -> Values:
     key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise HarnessError("override", repr(text), "key=value, such as train.steps=20")
+    *above, last = key.split(".")
+    if not equals or not key or len(above) > MAX_DEPTH:
+        raise HarnessError("override", f"{text!r:.60}", "key=value, such as train.steps=20")
     try:
-        nested = _parse_yaml(value) if value else None
-    except yaml.YAMLError as error:
-        raise HarnessError(f"override {key}", repr(value), "a YAML value, such as 20, true or [sft,uld]") from error
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return nested
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 2e-5 is a number, as a person means it, and not text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+        nested = parse_yaml(value) if value else None
+    except YamlError as error:
+        raise HarnessError(
+            f"override {key}", f"{value!r:.60}: {error.found}", "a YAML value, such as 20, true or [sft,uld]"
+        ) from error
+    made: Values = {last: nested}
+    for part in reversed(above):
+        made = {part: made}
+    return made

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from harness.base.errors import suggest
-from harness.base.schema import as_list, as_names
-from harness.recipe.schema import Recipe
+from harness.base.schema import as_list, as_names, field_at, fields_of, schema_of, types_of
 from harness.tasks import tasks
+from methods.base import Method, UnknownMethodError, registered
+from methods.library.dual import DualOptions, is_dual, parts_of
+from reports import published_pairs
 
 
-def problem_line(error: Mapping[str, Any], values: Any) -> str:
-    """One line of a pydantic error: path, what was found, what was expected, the nearest name."""
-    inside = ("function-", "tuple[", "literal[")  # what pydantic adds for the branches of a type
+def problem_line(error: ErrorDetails, schema: type[BaseModel]) -> str:
+    """One line of a pydantic error: path, what was found, what was expected, the nearest name.
+
+    Args:
+        schema: of the recipe.
+    """
+    inside = ("function-", "tuple[", "literal[", "task_settings")  # what the schema adds to what was written
     path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith(inside))]
     where = ".".join(str(part) for part in path) or "recipe"
     if error["type"] == "extra_forbidden":
-        known = _fields_at(path[:-1])
+        field = field_at(schema, path[:-1])
+        part = schema if field is None else schema_of(field)
+        known = list(fields_of(part)) if part is not None else []
         above = "".join(f"{part}." for part in path[:-1])
         hint = suggest(str(path[-1]), known, above) or f"There are {', '.join(sorted(known))}."
         return f"{where}: unknown key (value {error['input']!r:.60}). {hint}"
     if error["type"] == "missing":
-        return f"{where}: missing. {_description(path)}".rstrip()
+        field = field_at(schema, path)
+        said = f"It says: {field.description}." if field is not None and field.description else ""
+        return f"{where}: missing. {said}".rstrip()
     message = str(error["msg"]).removeprefix("Value error, ")
     hint = ""
     if error["type"] == "literal_error":
@@ -39,39 +48,28 @@ def _quoted(expected: str) -> list[str]:
     return [part.strip(" '") for part in expected.replace(" or ", ",").split(",")]
 
 
-def _model_at(path: Sequence[Any]) -> tuple[type[BaseModel] | None, FieldInfo | None]:
-    """The schema that stands at a path, and the field that leads to it."""
-    model: type[BaseModel] | None = Recipe
-    field: FieldInfo | None = None
-    for part in path:
-        if model is None or part not in model.model_fields:
-            return None, None
-        field = model.model_fields[part]
-        candidates = [field.annotation, *get_args(field.annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return model, field
+def truth_problems(schema: type[BaseModel], values: object, above: str = "") -> list[str]:
+    """Where true or false stands for a number: pydantic takes them for 1 and 0."""
+    problems: list[str] = []
+    if not isinstance(values, Mapping):
+        return problems
+    for name, field in fields_of(schema).items():
+        value, types = values.get(name), list(types_of(field.annotation))
+        if (part := schema_of(field)) is not None:
+            problems += truth_problems(part, value, f"{above}{name}.")
+        elif bool not in types and (int in types or float in types):
+            inside = value if isinstance(value, list) else [value]
+            problems += [f"{above}{name}: found {one}; expected a number." for one in inside if isinstance(one, bool)]
+    return problems
 
 
-def _fields_at(path: Sequence[Any]) -> list[str]:
-    model, _ = _model_at(path)
-    return list(model.model_fields) if model is not None else []
-
-
-def _description(path: Sequence[Any]) -> str:
-    _, field = _model_at(path)
-    return f"It says: {field.description}." if field is not None and field.description else ""
-
-
-def name_problems(values: Any) -> list[str]:
+def name_problems(values: object) -> list[str]:
     """Unknown methods and tasks, wrong method options: checked beside the schema, so that all errors come at once."""
-    from methods.base import registered
-    from methods.library.dual import is_dual
-
     if not isinstance(values, Mapping):
         return []
     known_methods, known_tasks = registered(), tasks()
     variants = values.get("variants")
-    rows = [*known_methods, *(variants if isinstance(variants, Mapping) else ())]
+    rows = [*known_methods, *_named(variants)]
     problems = []
     for key, known in (("methods", rows), ("tasks", list(known_tasks))):
         listed = as_names(values.get(key))
@@ -85,23 +83,31 @@ def name_problems(values: Any) -> list[str]:
         if isinstance(listed, list) and len(set(map(str, listed))) < len(listed):
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
+    problems += _primary_problems(values.get("primary"), as_names(values.get("tasks")))
     return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
 
 
-def _baseline_problems(name: Any, known: Iterable[str]) -> list[str]:
+def _baseline_problems(name: object, known: Iterable[str]) -> list[str]:
     """Any method will do: where a run leaves it out, its report says that there is nothing to compare with."""
-    from methods.library.dual import is_dual
-
     if not isinstance(name, str) or name in known:
         return []
     return _dual_problems("baseline", name) if is_dual(name) else [_unknown("baseline", "method", name, known)]
 
 
-def _paper_problems(name: Any) -> list[str]:
+def _primary_problems(names: object, chosen: object) -> list[str]:
+    """Columns of tasks that the recipe has; which metrics a task has, its data says."""
+    problems = []
+    for place, name in enumerate(names if isinstance(names, list) else [names] if isinstance(names, str) else []):
+        task, _, metric = str(name).partition(".")
+        if isinstance(chosen, list) and (task not in chosen or not metric):
+            there = ", ".join(f"{one}.bits_per_byte" for one in chosen)
+            problems.append(f"primary.{place}: found {name!r}; expected TASK.METRIC of a task of the recipe: {there}.")
+    return problems
+
+
+def _paper_problems(name: object) -> list[str]:
     if not isinstance(name, str):
         return []
-    from reports import published_pairs
-
     known = published_pairs()
     return [] if name in known else [_unknown("paper", "pair of models", name, known)]
 
@@ -112,9 +118,6 @@ def _unknown(where: str, what: str, name: str, known: Iterable[str]) -> str:
 
 
 def _dual_problems(where: str, name: str) -> list[str]:
-    from methods.base import UnknownMethodError
-    from methods.library.dual import parts_of
-
     try:
         parts_of(name)
     except UnknownMethodError as error:
@@ -125,12 +128,9 @@ def _dual_problems(where: str, name: str) -> list[str]:
     return []
 
 
-def _option_problems(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    from methods.library.dual import DualOptions, is_dual
-
+def _option_problems(values: Mapping[object, object], known: Mapping[str, type[Method]]) -> list[str]:
     problems = []
-    options = values.get("method_options")
-    for method, given in (options if isinstance(options, Mapping) else {}).items():
+    for method, given in _named(values.get("method_options")).items():
         where = f"method_options.{method}"
         if not isinstance(given, Mapping):
             problems.append(f"{where}: found {given!r:.60}; expected a mapping of options.")
@@ -147,7 +147,7 @@ def _option_problems(values: Mapping[str, Any], known: Mapping[str, Any]) -> lis
             for kind in [known[name] for name in known if name in asked]:
                 fitting = {key: value for key, value in given.items() if key in kind.Options.model_fields}
                 problems += _wrong_options(where, kind.Options, fitting)
-        elif method in (values.get("variants") or ()):
+        elif method in _named(values.get("variants")):
             problems.append(f"{where}: found a variant; expected a method. Its own options stand in variants.{method}.")
         elif method not in known:
             problems.append(f"{where}: unknown method. {suggest(str(method), [*known, 'all'])}".rstrip())
@@ -156,22 +156,25 @@ def _option_problems(values: Mapping[str, Any], known: Mapping[str, Any]) -> lis
     return problems
 
 
-def _methods_asked(values: Mapping[str, Any]) -> list[Any]:
+def _methods_asked(values: Mapping[object, object]) -> list[object]:
     """The methods that a recipe trains, those behind variants among them."""
-    listed, variants = as_list(values.get("methods")), values.get("variants")
-    named = variants if isinstance(variants, Mapping) else {}
+    listed, variants = as_list(values.get("methods")), _named(values.get("variants"))
     rows = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-    behind = [named[name].get("method") for name in rows if isinstance(named.get(name), Mapping)]
-    return [*rows, *behind]
+    return [*rows, *(_named(variants.get(name)).get("method") for name in rows)]
+
+
+def _named(value: object) -> Mapping[str, object]:
+    """What stands under names, as far as it does; what else stands there the schema finds wrong."""
+    return {key: one for key, one in value.items() if isinstance(key, str)} if isinstance(value, Mapping) else {}
 
 
 _OTHER_ROWS = ("untrained", "warm_start", "teacher")  # of tables, by no method: see `evaluation.references`
 
 
-def _variant_problems(variants: Any, known: Mapping[str, Any]) -> list[str]:
+def _variant_problems(variants: object, known: Mapping[str, type[Method]]) -> list[str]:
     """A variant is called like no method, names one, and has options that the method has."""
     problems = []
-    for name, given in (variants if isinstance(variants, Mapping) else {}).items():
+    for name, given in _named(variants).items():
         where = f"variants.{name}"
         if name in (*known, *_OTHER_ROWS, "all", "dual") or not re.fullmatch(r"[\w.-]+", str(name)):
             problems.append(f"{where}: found {name!r}; expected a name of its own, of letters, digits and _ . -")
@@ -185,11 +188,11 @@ def _variant_problems(variants: Any, known: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, Any]) -> list[str]:
+def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, object]) -> list[str]:
+    problems = truth_problems(schema, given, f"{where}.")
     try:
         schema.model_validate(given)
     except ValidationError as error:
-        problems = []
         for entry in error.errors():
             path = ".".join(str(part) for part in entry["loc"])
             if entry["type"] == "extra_forbidden":
@@ -197,5 +200,4 @@ def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, Any]
                 problems.append(f"{where}.{path}: unknown option (value {entry['input']!r:.60}). {hint}")
             else:
                 problems.append(f"{where}.{path}: found {entry['input']!r:.60}; {entry['msg'].lower()}.")
-        return problems
-    return []
+    return problems

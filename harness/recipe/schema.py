@@ -1,19 +1,30 @@
-"""What may be asked for: a typed schema, YAML files that extend one another, ``key=value`` overrides.
-
-Every error of a recipe is reported at once, with its path, the value found and the nearest name that exists.
-"""
+"""What may be asked for: the fields of a recipe, their types, defaults and bounds."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from harness.base.device import Precision
-from harness.base.schema import as_list, as_names
-from harness.models.spec import Lora, ModelSpec, Strict
+from harness.base.schema import Strict, as_list, as_names
+from harness.models.spec import Lora, ModelSpec
 from harness.models.top_rows import packed_bytes
 from harness.tasks import tasks
+from harness.tasks.base import Task, TaskSettings
 
 Role = Literal["same", "cross"]
 
@@ -25,24 +36,30 @@ class Teachers(Strict):
     cross: ModelSpec | None = Field(None, description="teacher with another tokenizer: ULD and the other methods")
 
 
-def _on_or_off(value: Any) -> Any:
+def _on_or_off(value: object) -> object:
     """YAML reads the words as booleans."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class Training(Strict):
     """A training stage. What only changes speed or memory is marked; it is not part of a stage's identity."""
 
-    steps: int | None = Field(None, ge=0, description="optimiser steps; wins over epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the training rows")
-    batch_size: int = Field(8, ge=1, description="responses per optimiser step, over all devices")
-    micro_batch_size: int | None = Field(None, ge=1, description="(speed) responses per forward pass and device")
-    learning_rate: float = Field(2e-5, gt=0)
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    steps: int | None = Field(None, ge=0, le=10**9, description="optimiser steps; wins over epochs")
+    epochs: float | None = Field(None, gt=0, le=10**6, description="passes over the training rows")
+    batch_size: int = Field(8, ge=1, le=10**6, description="responses per optimiser step, over all devices")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="(memory) the most responses per forward pass and device; fewer where so many don't fit in",
+    )
+    learning_rate: float = Field(2e-5, gt=0, description="AdamW's, at its highest")
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="how the learning rate goes on after the warm-up"
+    )
     warmup: float = Field(0.0, ge=0, description="steps of warm-up, or a share of all steps where below 1")
-    weight_decay: float = Field(0.01, ge=0)
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's β₁ and β₂")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
     bucket: Literal["none", "length"] = Field(
         "none", description="length: steps of responses of like length, so that batches pad little; another order"
     )
@@ -74,7 +91,30 @@ class Training(Strict):
         assert self.epochs is not None
         return max(1, round(self.epochs * rows / self.batch_size))
 
-    def identity(self) -> dict[str, Any]:
+    def micro_batch(self, processes: int = 1, sampled: bool = False) -> int:
+        """Responses per forward pass and process: at most ``micro_batch_size``, whole numbers of them a step.
+
+        Args:
+            processes: that share a step's responses.
+            sampled: whether the student samples some: no pass may hold responses of two draws.
+
+        Raises:
+            ValueError: the processes can't have equal shares.
+        """
+        if self.batch_size % processes:
+            raise ValueError(f"found {self.batch_size}, on {processes} processes; expected a multiple of {processes}")
+        share = self.batch_size // processes
+        if sampled:
+            return math.gcd(share, self.drawn_together)
+        most = min(share, self.micro_batch_size or share)
+        return next(size for size in range(most, 0, -1) if share % size == 0)
+
+    @property
+    def drawn_together(self) -> int:
+        """How many responses of a step are sampled by the student or not by one draw, on any number of devices."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
+
+    def identity(self) -> dict[str, object]:
         """What changes results."""
         # precision "auto" means something only on a machine: plans say what it comes to
         speed = {
@@ -111,7 +151,7 @@ class TeacherRows(Strict):
         """Bytes of a position, of hidden rows with so many numbers of so many bytes."""
         return hidden * itemsize if self.keep == "hidden" else packed_bytes(self.k)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What changes results; nothing where rows are exact."""
         return {} if self.keep == "hidden" else self.model_dump(mode="json")
 
@@ -138,33 +178,65 @@ class Evaluation(Strict):
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names), Field(min_length=1)]
 Only = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(as_list)]
+Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(as_list), Field(min_length=1)]
 Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(as_list), Field(min_length=1)]
 
 
-class _RecipeBase(Strict):
-    """A comparison: one pair of models, and the methods, tasks and seeds to cross."""
+def _as_folder(name: str) -> str:
+    """A run's folder is called like the recipe: it must stay inside the folder of runs."""
+    if not re.fullmatch(r"\w[\w .()+,=-]{0,99}", name) or name != name.strip():
+        raise ValueError(
+            "expected at most 100 letters, digits and _ . - + , = ( ) with spaces inside: it names a folder"
+        )
+    return name
 
-    name: str = Field(description="how runs of it are called")
+
+Options = dict[str, object]
+"""Options of a method, as a recipe gives them; the method's own schema checks them."""
+
+
+def _settings(given: tuple[str, object]) -> TaskSettings:
+    """The settings of a task by its own schema."""
+    name, values = given
+    return tasks()[name].Settings.model_validate(values)
+
+
+class Recipe(Strict):
+    """A comparison: one pair of models, and the methods, tasks and seeds to cross.
+
+    The settings of a task are fields of a recipe under the task's name, beside those that stand here:
+    ``dolly.new_tokens=64``. Here they are :attr:`task_settings`, of every task that is installed.
+    """
+
+    name: Annotated[str, AfterValidator(_as_folder)] = Field(description="how runs of it are called")
     title: str = Field("", description="heading of the report")
     notes: tuple[str, ...] = Field((), description="sentences printed under the table")
-    student: ModelSpec
+    student: ModelSpec = Field(description="the model that learns")
     teachers: Teachers
-    tasks: Names
-    methods: Names
-    fidelity: Fidelities = ("described",)
-    method_options: dict[str, dict[str, Any]] = Field(
+    tasks: Names = Field(description="what students learn and are tested on, such as dolly")
+    methods: Names = Field(description="rows of the table: methods by name (`harness methods`), variants, dual(A, B)")
+    fidelity: Fidelities = Field(
+        ("described",),
+        description="methods as papers describe them, or as their authors' code computes them; both: two rows",
+    )
+    method_options: dict[str, Options] = Field(
         default_factory=dict,
         description="options by method; those under `all` go to every method that starts from the warm start",
     )
-    variants: dict[str, dict[str, Any]] = Field(
+    variants: dict[str, Options] = Field(
         default_factory=dict,
         description="further names for `methods`: {gold_on_policy: {method: gold, rollout_share: 0.5}} is a row with "
         "gold's options and these",
     )
-    seeds: Seeds = (0,)
+    seeds: Seeds = Field((0,), description="repetitions, each with its own order of rows, start and draws")
     baseline: str | None = Field(
         "control", description="the method that tests compare all others with; null for no tests"
+    )
+    primary: Columns = Field(
+        (),
+        description="columns that the comparison is made for, such as gsm8k.bits_per_byte: they alone are marked, and "
+        "tests are corrected over rows and these columns together; empty: all that are printed",
     )
     paper: str | None = Field(None, description="the pair of models whose published numbers stand beside ours")
     data: Data = Data()
@@ -176,6 +248,44 @@ class _RecipeBase(Strict):
     evaluation: Evaluation = Evaluation()
     stages: Only = Field((), description="[teacher]: make the teachers and their rows, and stop; empty: everything")
     keep_students: bool = Field(True, description="keep trained weights; their scores are kept in any case")
+    task_settings: Mapping[str, Annotated[SerializeAsAny[TaskSettings], BeforeValidator(_settings)]]
+
+    @classmethod
+    def written_fields(cls) -> Mapping[str, FieldInfo]:
+        """The fields, with one for each task."""
+        own = {name: field for name, field in cls.model_fields.items() if name != "task_settings"}
+        return own | {
+            name: FieldInfo(annotation=task.Settings, default_factory=task.Settings, description=f"settings of {name}")
+            for name, task in tasks().items()
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, values: object) -> object:
+        """Settings stand under the tasks' names, beside the fields."""
+        if not isinstance(values, Mapping):
+            return values
+        known = tasks()
+        if taken := known.keys() & cls.model_fields:
+            raise ValueError(f"a task can't be called {', '.join(taken)}, as fields of a recipe are")
+        fields = {key: value for key, value in values.items() if key not in known}
+        given = {name: values[name] for name in known if values.get(name) is not None}
+        return fields | {"task_settings": {name: (name, given.get(name, {})) for name in known}}
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """As :meth:`_gather_settings` takes it."""
+        fields: dict[str, object] = handler(self)
+        settings = fields.pop("task_settings", None)
+        return fields | (settings if isinstance(settings, dict) else {})
+
+    def settings_of(self, task: str) -> TaskSettings:
+        """What the recipe sets of a task."""
+        return self.task_settings[task]
+
+    def task(self, name: str) -> Task:
+        """The task with its settings and data folder."""
+        return tasks()[name](self.settings_of(name), Path(self.data.root).expanduser() if self.data.root else None)
 
     def models_by_role(self) -> dict[str, ModelSpec]:
         """The models of the pair: "student", and "same" and "cross" where there is such a teacher."""
@@ -184,20 +294,12 @@ class _RecipeBase(Strict):
 
     def seeds_of(self, task: str) -> tuple[int, ...]:
         """The repetitions of a task: its own, else the recipe's."""
-        own: tuple[int, ...] | None = getattr(self, task).seeds
+        own = self.settings_of(task).seeds
         return self.seeds if own is None else own
 
-    def method_of(self, row: str) -> tuple[str, dict[str, Any]]:
+    def method_of(self, row: str) -> tuple[str, Options]:
         """The method behind a name in ``methods``, and the options that the recipe gives to it beyond `all`'s."""
         variant = self.variants.get(row, {"method": row})
+        method = str(variant["method"])
         own = {name: value for name, value in variant.items() if name != "method"}
-        return str(variant["method"]), self.method_options.get(variant["method"], {}) | own
-
-
-# The tasks' own settings are fields of the recipe under the tasks' names: dolly.new_tokens=64.
-Recipe = create_model(  # type: ignore[call-overload]
-    "Recipe",
-    __base__=_RecipeBase,
-    __module__=__name__,
-    **{name: (task.Settings, Field(default_factory=task.Settings)) for name, task in tasks().items()},
-)
+        return method, self.method_options.get(method, {}) | own

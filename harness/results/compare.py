@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.results.record import Run, collect
+from harness.results.record import RunRecord
+from harness.results.report import gather
 from harness.store.store import Store
 from reports import RunComparison, compare
 
 
-def compare_runs(first: Run, second: Run) -> RunComparison:
+def compare_runs(first: RunRecord, second: RunRecord) -> RunComparison:
     """Settings, versions and digests that differ, and all numbers of both runs; each reads the store beside it."""
     runs = (first, second)
     names = [run.folder.name for run in runs] if first.folder.name != second.folder.name else [r.folder for r in runs]
-    results = [collect(run, Store(run.folder.absolute().parent))[0] for run in runs]
+    results = [gather(run, Store(run.folder.absolute().parent)).results for run in runs]
     return compare(
         (str(names[0]), str(names[1])), (_settings(first.record), _settings(second.record)), (results[0], results[1])
     )

@@ -10,22 +10,31 @@ import pandas as pd
 import yaml
 
 from harness.plan.alignments import KIND
-from harness.store.artefacts import ALIGNMENTS, TIMING, TRACES, stored_json
+from harness.store.artefacts import (
+    ALIGNMENTS,
+    ANSWERS,
+    SCORES,
+    STEPS,
+    TRACES,
+    Answer,
+    ShownPair,
+    ShownTokens,
+)
 from harness.store.store import Store
-from reports import Alignment, Answer, Evidence, Item, TokenSide
-from reports.evidence import COST_COLUMNS, STEP_COLUMNS
+from reports import Alignment, Evidence, Item, TokenSide
+from reports import Answer as ShownAnswer
+from reports.exhibits import STEP_COLUMNS
 
 SHOWN_ITEMS = 12  # of a task, with every row's answer
 
 
 def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
-    """What a page shows besides the table: steps, costs, answers, alignments, manifests, failures. No model."""
+    """What a page shows besides the table: steps, answers, alignments, manifests, failures. No model."""
     cells = labelled(record["cells"])
     trained = [cell for cell in cells if "student" in cell["stages"]]  # nothing is trained for a reference alone
     alignments, aligned = _alignments(trained, store)
     return Evidence(
         steps=_steps(trained, store),
-        costs=_costs(trained, store),
         items=_items(cells, store, record.get("references", {})),
         alignments=alignments,
         aligned=aligned,
@@ -55,7 +64,7 @@ def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
     rows = []
     for cell in cells:
         own = {"row": cell["row"], "task": cell["task"], "seed": cell["seed"]}
-        for step in store.read_dropped("student", cell["stages"]["student"], "steps.json") or []:
+        for step in STEPS.kept(store, "student", cell["stages"]["student"]) or []:
             rows.append(
                 own
                 | {name: step[name] for name in ("step", "loss", "ce")}
@@ -64,44 +73,32 @@ def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
 
 
-def _costs(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
-    rows = [
-        (cell["row"], cell["task"], cell["seed"], timing["seconds"])
-        for cell in cells
-        if (timing := store.read_dropped("student", cell["stages"]["student"], TIMING)) is not None
-    ]
-    return pd.DataFrame(rows, columns=list(COST_COLUMNS))
-
-
 def _items(cells: Sequence[Mapping[str, Any]], store: Store, references: Mapping[str, Mapping[str, str]]) -> list[Item]:
     """The first test items of each task with their reference and the answers of every row's first seed."""
-    items: dict[tuple[str, str], tuple[str, list[Answer]]] = {}
+    items: dict[tuple[str, str], tuple[str, list[ShownAnswer]]] = {}
     for cell in _first_seeds(cells):
-        scores = stored_json(store, "scores", cell, "scores.json") or {}
+        scores = SCORES.find(store, "scores", cell["stages"]["scores"]) or {}
         units = {metric["name"]: metric["unit"] for metric in cell["metrics"]}
-        for answer in _first_answers(stored_json(store, "answers", cell, "answers.json") or []):
+        for answer in _first_answers(ANSWERS.find(store, "answers", cell["stages"]["answers"]) or []):
             own = [
-                (name, scores[name][answer["id"]], unit) for name, unit in units.items() if _has(scores, name, answer)
+                (name, scores[name][answer.id], unit)
+                for name, unit in units.items()
+                if answer.id in scores.get(name, {})
             ]
-            said = Answer(cell["row"], answer["output"], answer["stop"], tuple(own))
-            items.setdefault((cell["task"], answer["id"]), (answer["prompt"], []))[1].append(said)
+            said = ShownAnswer(cell["row"], answer.output, answer.stop, tuple(own))
+            items.setdefault((cell["task"], answer.id), (answer.prompt, []))[1].append(said)
     return [
-        # GSM8K's answers are named after lm-eval's split: gsm8k/test/7 answers gsm8k/7
-        Item(task, name, prompt, tuple(answers), references.get(task, {}).get(name.replace("/test/", "/"), ""))
+        Item(task, name, prompt, tuple(answers), references.get(task, {}).get(name, ""))
         for (task, name), (prompt, answers) in items.items()
     ]
 
 
-def _first_answers(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _first_answers(answers: Sequence[Answer]) -> list[Answer]:
     """One answer, of the first sampling seed, to each of the first items."""
-    first: dict[str, Mapping[str, Any]] = {}
+    first: dict[str, Answer] = {}
     for answer in answers:
-        first.setdefault(answer["id"], answer)
+        first.setdefault(answer.id, answer)
     return list(first.values())[:SHOWN_ITEMS]
-
-
-def _has(scores: Mapping[str, Mapping[str, float]], metric: str, answer: Mapping[str, Any]) -> bool:
-    return answer["id"] in scores.get(metric, {})
 
 
 def _first_seeds(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -117,40 +114,48 @@ def _alignments(cells: Sequence[Mapping[str, Any]], store: Store) -> tuple[list[
     found: list[Alignment] = []
     counts: dict[str, tuple[int, int]] = {}
     for cell in _first_seeds(cells):
-        traces = store.read_dropped("student", cell["stages"]["student"], TRACES) or []
-        made = {(trace["method"], trace["item"]): _alignment(cell, trace, trace["kd"]) for trace in traces}
+        traces = TRACES.kept(store, "student", cell["stages"]["student"]) or []
+        made = {
+            (trace["method"], trace["item"]): _alignment(cell, trace["method"], trace, kd=trace["kd"])
+            for trace in traces
+        }
         places: dict[str, int] = {}  # of the test responses
         for identity in cell.get("alignments", ()):
-            stored = store.read_dropped(KIND, identity, ALIGNMENTS)
+            stored = ALIGNMENTS.kept(store, KIND, identity)
             if stored is None:
                 continue
             counts[cell["task"]] = len(stored["items"]), stored["of"]
             for item in stored["items"]:
                 places.setdefault(item["item"], len(places))
-                made.setdefault((stored["method"], item["item"]), _alignment(cell, item | {"method": stored["method"]}))
+                shown = _alignment(cell, stored["method"], item, stand_in=item["stand_in"])
+                made.setdefault((stored["method"], item["item"]), shown)
         found += sorted(made.values(), key=lambda alignment: places.get(alignment.item, -1))
     return found, [(task, *numbers) for task, numbers in counts.items()]
 
 
 def _alignment(
-    cell: Mapping[str, Any], stored: Mapping[str, Any], kd: Sequence[float | None] | None = None
+    cell: Mapping[str, Any],
+    method: str,
+    stored: ShownPair,
+    kd: Sequence[float | None] | None = None,
+    stand_in: bool = False,
 ) -> Alignment:
     return Alignment(
         task=cell["task"],
         item=stored["item"],
         row=cell["row"],
-        method=stored["method"],
+        method=method,
         student=_token_side(stored["student"]),
         teacher=_token_side(stored["teacher"]),
         groups=tuple((tuple(student), tuple(teacher)) for student, teacher in stored["groups"]),
         kd=() if kd is None else tuple(kd),
         teacher_kind=cell["teacher_kind"],
         traced=kd is not None,
-        stand_in=stored.get("stand_in", False),
+        stand_in=stand_in,
     )
 
 
-def _token_side(side: Mapping[str, Any]) -> TokenSide:
+def _token_side(side: ShownTokens) -> TokenSide:
     return TokenSide(side["name"], tuple(side["tokens"]), tuple(side["ends"]))
 
 

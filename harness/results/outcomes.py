@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 
 from harness.results.evidence import labelled
-from harness.store.artefacts import stored_json
+from harness.store import artefacts
 from harness.store.store import Store
-from reports.outcomes import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
+from reports.counts import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
 
 _ENDS = {"eos": "EOS", "length": "length limit"}  # as tables say it
 
 
 def collect_outcomes(record: Mapping[str, Any], store: Store) -> pd.DataFrame:
-    """Counts by row, task and seed, as :data:`reports.outcomes.OUTCOME_COLUMNS`."""
+    """Counts by row, task and seed, as :data:`reports.counts.OUTCOME_COLUMNS`."""
     rows = [
         (cell["row"], cell["task"], cell["seed"], *counted)
         for cell in labelled(record["cells"])
@@ -30,7 +30,7 @@ def scoring_lines(cells: list[Mapping[str, Any]], store: Store) -> list[str]:
     """Where a task's programs ran: the sandbox, cores, and how busy the machine was."""
     places, cores, loads = [], set(), []
     for cell in cells:
-        details = stored_json(store, "scores", cell, "details.json")
+        details = artefacts.DETAILS.find(store, "scores", cell["stages"]["scores"])
         if not details or "ran_in" not in details:  # no programs
             continue
         places.append(details["ran_in"])
@@ -49,10 +49,10 @@ def scoring_lines(cells: list[Mapping[str, Any]], store: Store) -> list[str]:
 
 def _of_cell(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[str, str, int]]:
     """(of, outcome, count) of one cell."""
-    answers = stored_json(store, "answers", cell, "answers.json") or []
-    yield from _listed(ANSWERS, Counter(_ENDS.get(answer["stop"], answer["stop"]) for answer in answers))
-    yield from _listed(PROMPTS, Counter(CUT if answer["prompt_cut"] else "whole" for answer in answers))
-    details = stored_json(store, "scores", cell, "details.json") or {}
+    answers = artefacts.ANSWERS.find(store, "answers", cell["stages"]["answers"]) or []
+    yield from _listed(ANSWERS, Counter(_ENDS.get(answer.stop, answer.stop) for answer in answers))
+    yield from _listed(PROMPTS, Counter(CUT if answer.prompt_cut else "whole" for answer in answers))
+    details = artefacts.DETAILS.find(store, "scores", cell["stages"]["scores"]) or {}
     for metric, statuses in details.get("statuses", {}).items():
         yield from _listed(metric, Counter(statuses.values()))
     yield from _listed(JUDGED, details.get("outcomes", {}))

@@ -1,4 +1,4 @@
-"""From stored stages to two tidy tables, and to the report's context. No model, no recipe: a run's record is enough."""
+"""A run's record: what it was, and where its results are stored; from both to two tidy tables, without a model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from typing import Any
 import pandas as pd
 
 from harness.base.errors import HarnessError
-from harness.base.files import disk_errors, write_json
-from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte
+from harness.base.files import write_json
+from harness.data.tokens import STUDENT
+from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.generation import vllm as vllm_engine
+from harness.models.spec import ModelSpec
 from harness.plan.alignments import shown
 from harness.plan.builder import model_sources
 from harness.plan.stages import Cell, Plan, Reference
-from harness.results.evidence import SHOWN_ITEMS, collect_evidence, labelled
-from harness.results.outcomes import collect_outcomes, scoring_lines
-from harness.store.artefacts import Failure, stored_json
+from harness.recipe.schema import Recipe
+from harness.results.citation import bibtex, command_line
+from harness.results.evidence import SHOWN_ITEMS
+from harness.store.artefacts import BITS, SCORES, Failure
 from harness.store.store import Store
-from harness.tasks.codem import CodeM
-from reports import ITEM_COLUMNS, ReportContext, Score, Table, analyse, build_table, write
-from reports.folder import FIGURES
+from reports import ITEM_COLUMNS, Score
 
 RECORD = "run.json"
 FORMAT = 2
@@ -33,7 +34,7 @@ BITS_PER_BYTE = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A run's folder and record.
 
     Attributes:
@@ -50,17 +51,30 @@ def run_folder(runs: Path, plan: Plan) -> Path:
     return runs / f"{plan.recipe.name}-{plan.identity[:10]}"
 
 
-def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], environment: Mapping[str, Any]) -> Run:
-    """Write run.json: all that a report needs beside the store."""
+def write_record(
+    folder: Path,
+    plan: Plan,
+    failures: Mapping[str, Failure],
+    environment: Mapping[str, Any],
+    heard: Sequence[str] = (),
+) -> RunRecord:
+    """Write run.json: all that a report needs beside the store.
+
+    Args:
+        heard: warnings of this call; those of earlier ones stay, as what they were about is stored.
+    """
     recipe = plan.recipe
+    warnings = list(dict.fromkeys([*_earlier_warnings(folder), *heard]))
     record = {
         "format": FORMAT,
         "identity": plan.identity,
         "recipe": recipe.model_dump(mode="json"),
         "title": recipe.title or recipe.name,
-        "notes": list(recipe.notes) + _caveats(plan),
+        "notes": list(recipe.notes) + _caveats(plan) + warnings,
+        "warnings": warnings,
         "protocol": {name: _protocol(plan, name) for name in plan.tasks},
         "baseline": _baseline(plan),
+        "primary": list(recipe.primary),
         "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),
@@ -72,13 +86,23 @@ def write_record(folder: Path, plan: Plan, failures: Mapping[str, Failure], envi
             },
         },
         "references": _references(plan),
+        "command": command_line(),
+        "bibtex": bibtex((m.name, m.paper) for cell in plan.cells for m in cell.objective.methods),
         "cells": [_cell(plan, cell, failures) for cell in plan.evaluated],
     }
     write_json(folder / RECORD, record)
-    return Run(folder, record)
+    return RunRecord(folder, record)
 
 
-def read_record(folder: Path) -> Run:
+def _earlier_warnings(folder: Path) -> list[str]:
+    """What earlier calls of the same run heard."""
+    try:
+        return list(read_record(folder).record.get("warnings", ()))
+    except HarnessError:  # none, or one of another version
+        return []
+
+
+def read_record(folder: Path) -> RunRecord:
     """A run from its folder.
 
     Raises:
@@ -98,27 +122,10 @@ def read_record(folder: Path) -> Run:
     form = record.get("format") if isinstance(record, dict) else None
     if form != FORMAT:
         raise HarnessError(str(folder / RECORD), f"format {form}", f"format {FORMAT}", "Run the recipe again.")
-    return Run(folder, record)
+    return RunRecord(folder, record)
 
 
-def write_report(run: Run, store: Store) -> tuple[Table, ReportContext, list[Path]]:
-    """Collect a run's results and write the report's files into its folder; the table is what a terminal shows."""
-    results, items = collect(run, store)
-    analysis = analyse(results, items, run.record["baseline"])
-    context = report_context(run, store)
-    with disk_errors(run.folder):
-        files = write(results, context, run.folder, analysis, items, collect_evidence(run.record, store))
-    return build_table(results, analysis), context, files
-
-
-def files_line(run: Run, files: Sequence[Path]) -> str:
-    """What stands in a run's folder: the report's `files`, the figures' folder with their number, the record."""
-    figures = run.folder / FIGURES
-    count = len(list(figures.glob("*.svg")))
-    return "Files: " + ", ".join([*map(str, files), f"{figures}/ ({count} SVG)", str(run.folder / RECORD)])
-
-
-def collect(run: Run, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(run: RunRecord, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tidy tables: one row per cell and metric, failures included; one row per cell, metric and item."""
     rows: list[dict[str, Any]] = []
     items: list[tuple[str, str, str, float, float]] = []
@@ -128,35 +135,6 @@ def collect(run: Run, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
             if score.status == "done" and math.isfinite(score.value):
                 items += [(cell["name"], score.metric, name, *scored[name]) for name in scored]
     return pd.DataFrame(rows), pd.DataFrame(items, columns=list(ITEM_COLUMNS))
-
-
-def report_context(run: Run, store: Store) -> ReportContext:
-    """Protocol, notes, settings and diagnostics of a run."""
-    record = run.record
-    return ReportContext(
-        title=record["title"],
-        recipe=record["recipe"]["name"],
-        protocol=_protocol_and_caveats(run, store),
-        settings=[(name, value) for name, value in record["settings"]],
-        notes=record["notes"],
-        appendix=_diagnostics(run, store),
-        paper=record["paper"],
-        recipe_values=record["recipe"],
-        outcomes=collect_outcomes(record, store),
-    )
-
-
-def _protocol_and_caveats(run: Run, store: Store) -> dict[str, list[str]]:
-    """How numbers were made, by task; with what must be said of the scores that are there."""
-    protocol = {task: list(lines) for task, lines in run.record["protocol"].items()}
-    for cell in run.record["cells"]:
-        scores = store.find("scores", cell["stages"]["scores"])
-        caveat = scores.manifest.get("caveat") if scores is not None else None
-        if caveat and caveat not in protocol[cell["task"]]:
-            protocol[cell["task"]].append(caveat)
-    for task, lines in protocol.items():
-        lines += scoring_lines([cell for cell in run.record["cells"] if cell["task"] == task], store)
-    return protocol
 
 
 def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:
@@ -208,21 +186,7 @@ def _protocol(plan: Plan, task: str) -> list[str]:
             "prompts as in training, end of sequence left out; responses that "
             f"{plan.recipe.limits.length} tokens would cut are left out."
         ]
-    if isinstance(plan.tasks[task], CodeM):
-        lines.append(_limits_of_programs())
     return lines
-
-
-def _limits_of_programs() -> str:
-    from harness.evaluate.programs.evalplus import default_limits
-
-    limits = default_limits()
-    resident = f", {limits.resident_bytes / 2**30:.1f} GiB of memory" if limits.resident_bytes else ""
-    return (
-        f"Limits of one program: {limits.memory_bytes / 2**30:g} GiB of addresses{resident}, "
-        f"{limits.cpu_s:g} s of CPU time, {limits.wall_s:g} s in all, {limits.processes} processes, "
-        f"files of {limits.file_bytes / 2**20:g} MiB."
-    )
 
 
 def _baseline(plan: Plan) -> str:
@@ -250,16 +214,16 @@ def _caveats(plan: Plan) -> list[str]:
 
 def _scores(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
     """All numbers of a cell, or why they are not there, each with its items' values and weights."""
-    stored = stored_json(store, "scores", cell, "scores.json")
+    stored = SCORES.find(store, "scores", cell["stages"]["scores"])
     for metric in cell["metrics"]:
         items = stored.get(metric["name"], {}) if stored else {}
         value = sum(items.values()) / len(items) if items else math.nan
         score = _score(cell, "scores", metric, value, len(items), stored is not None)
         yield score, {name: (value, 1.0) for name, value in items.items()}
     if "bits" in cell["stages"]:
-        stored = stored_json(store, "bits", cell, "bits.json")
-        bits = [Bits(**item) for item in stored or []]
-        score = _score(cell, "bits", BITS_PER_BYTE, corpus_bits_per_byte(bits), len(bits), stored is not None)
+        found = BITS.find(store, "bits", cell["stages"]["bits"])
+        bits = found or []
+        score = _score(cell, "bits", BITS_PER_BYTE, corpus_bits_per_byte(bits), len(bits), found is not None)
         yield score, {item.id: (item.bits / item.bytes, float(item.bytes)) for item in bits if item.bytes}
 
 
@@ -270,8 +234,11 @@ def _score(
     status, reason = "done", ""
     if math.isnan(value):
         status = "skipped" if failure and failure["skipped"] else "failed"
-        if stored:
-            reason = "not a number: the training diverged" if items else "no item that the limits do not cut"
+        if stored and items:
+            reason = "not a number: the training diverged"
+        elif stored:
+            status = "skipped"
+            reason = "no item that any answer scores on" if stage == "scores" else "no item that the limits do not cut"
         else:
             reason = failure["reason"] if failure else "no stored result: run the recipe (again)"
     return Score(
@@ -294,42 +261,7 @@ def _score(
     )
 
 
-def _diagnostics(run: Run, store: Store) -> pd.DataFrame | None:
-    """What training showed, per method and task, means over steps and seeds: the table's appendix."""
-    rows = []
-    for cell in labelled(run.record["cells"]):
-        if "student" not in cell["stages"]:  # a reference: nothing trained for it alone
-            continue
-        steps = store.read_dropped("student", cell["stages"]["student"], "steps.json")
-        if not steps:
-            continue
-        frame = pd.DataFrame(steps)
-        row = {
-            "method": cell["row"],
-            "task": cell["task"],
-            "steps": len(frame),
-            "CE, last step": frame["ce"].dropna().tail(1).sum() if frame["ce"].notna().any() else math.nan,
-        }
-        for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
-            if f"kd_{term}" in frame:
-                row[f"{which}KD, last step"] = frame[f"kd_{term}"].iloc[-1]
-                row[f"{which}KD/CE gradient norm"] = frame[f"kd_ce_ratio_{term}"].mean()
-        # what methods report of themselves
-        own = [name for name in frame.columns if name not in _STEP_FIELDS]
-        rows.append(row | {name: frame[name].mean() for name in own})
-    if not rows:
-        return None
-    table = pd.DataFrame(rows).groupby(["method", "task"], sort=False).mean(numeric_only=True).reset_index()
-    table["steps"] = table["steps"].astype(int)
-    return table
-
-
-_STEP_FIELDS = frozenset({"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "ce"}).union(
-    *({f"kd_{term}", f"kd_ce_ratio_{term}"} for term in (0, 1))
-)
-
-
-def _seeds(recipe: Any) -> str:
+def _seeds(recipe: Recipe) -> str:
     """The recipe's, and those of tasks that have their own."""
     by_task = {name: ", ".join(map(str, recipe.seeds_of(name))) for name in recipe.tasks}
     if len(set(by_task.values())) == 1:
@@ -337,15 +269,22 @@ def _seeds(recipe: Any) -> str:
     return "; ".join(f"{name} {seeds}" for name, seeds in by_task.items())
 
 
+def _model_in_words(spec: ModelSpec) -> str:
+    """As tables call it, with what the recipe keeps of it."""
+    name = spec.name or spec.model
+    return name if spec.layers is None else f"{name}, {spec.layers} layers kept"
+
+
 def _settings(plan: Plan) -> list[tuple[str, str]]:
     """Settings that a reader of the table needs, in words."""
     recipe = plan.recipe
-    teachers = [
-        f"{role}: {spec.name or spec.model}" for role in ("same", "cross") if (spec := getattr(recipe.teachers, role))
-    ]
-    weights = {cell.objective.label: (cell.objective.ce_weight, *cell.objective.kd_weights) for cell in plan.cells}
+    objectives = [cell.objective for cell in plan.cells]
+    weights = {each.label: (each.ce_weight, *(part.weight for part in each.parts)) for each in objectives}
+    models = recipe.models_by_role()
+    teachers = [f"{role}: {_model_in_words(spec)}" for role, spec in models.items() if role != STUDENT]
     training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]
     return [
+        ("Student", _model_in_words(recipe.student)),
         ("Teachers", "; ".join(teachers) or "none"),
         ("Seeds", _seeds(recipe)),
         (
@@ -378,8 +317,8 @@ def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
     softened = dict.fromkeys(
         objective.name
         for objective, role in stored
-        for method, own in zip(objective.methods, objective.roles, strict=True)
-        if own == role and getattr(method.options, "temperature", 1.0) > 1.0
+        for part in objective.taught
+        if part.role == role and getattr(part.method.options, "temperature", 1.0) > 1.0
     )
     if softened:
         words += f"; at a temperature above 1 ({', '.join(softened)}) that rest weighs more than the teacher's own"

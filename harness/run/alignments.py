@@ -7,28 +7,59 @@ seconds, and again where it is lost. What trained models add (KD by token, align
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-from harness.base.files import write_text
+from rich.markup import escape
+
+from harness.base.progress import Progress
 from harness.data.terms import pairs
 from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, token_side
-from harness.plan.alignments import SHOWN
+from harness.models.resolve import is_downloaded
+from harness.models.uri import parse_uri
+from harness.plan.alignments import KIND, SHOWN, shown
+from harness.plan.stages import Cell, Plan
+from harness.run.demand import circumstances
+from harness.run.workbench import Workbench
+from harness.store.artefacts import ALIGNMENTS, AlignedItem, Alignments
+from harness.store.store import Store
 from methods.base import Method, Need, Rows
 from methods.library.alignment import group_bytes
 
 
-def aligned(examples: Sequence[TokenizedExample], method: Method, role: str, sides: Mapping[str, TextSide]) -> Any:
-    """The first responses through a prepared method, as plain values for JSON.
+def make_alignments(plan: Plan, cells: Sequence[Cell], bench: Workbench, store: Store, progress: Progress) -> None:
+    """Store what methods compare in the test responses. Nothing is downloaded, and no run ends, for a picture."""
+    missing = {
+        one.identity: (cell, one)
+        for cell in cells
+        for one in shown(plan, cell)
+        if store.find(KIND, one.identity) is None
+    }
+    specs = bench.published.specs.values()
+    if not missing or not all(is_downloaded(parse_uri(spec.model)) for spec in specs):
+        return
+    for identity, (cell, one) in missing.items():
+        started = time.monotonic()
+        manifest: dict[str, object] = {
+            "title": f"alignments of {cell.objective.name}",
+            "task": cell.task,
+            "method": one.method.name,
+        }
+        try:
+            one.method.prepare(bench.pairs.of(one.role))
+            made = aligned(bench.texts.examples(cell.task, "test"), one.method, one.role, bench.published.sides)
+            with store.create(KIND, identity, manifest) as folder:
+                ALIGNMENTS.write(folder, made)
+                manifest |= circumstances(started)
+        except Exception as error:
+            progress.message(f"[yellow]no alignments to show[/] of {escape(f'{cell.name}: {error!r}')}")
 
-    Returns:
-        ``of``: number of responses. ``method``. ``items``, each with ``item``, ``cut``, ``student``, ``teacher`` and
-        ``groups`` as in a trace, and ``stand_in``: whether the groups are those of shared bytes, since the method's own
-        depend on what the models make of the response.
-    """
+
+def aligned(
+    examples: Sequence[TokenizedExample], method: Method, role: str, sides: Mapping[str, TextSide]
+) -> Alignments:
+    """The first responses through a prepared method."""
     return {
         "of": len(examples),
         "method": method.name,
@@ -36,11 +67,7 @@ def aligned(examples: Sequence[TokenizedExample], method: Method, role: str, sid
     }
 
 
-def write_aligned(path: Path, values: Any) -> None:
-    write_text(path, json.dumps(values, ensure_ascii=False, separators=(",", ":")))
-
-
-def _aligned(example: TokenizedExample, method: Method, role: str, sides: Mapping[str, TextSide]) -> dict[str, Any]:
+def _aligned(example: TokenizedExample, method: Method, role: str, sides: Mapping[str, TextSide]) -> AlignedItem:
     response, stand_in = example.aligned(role), Need.ENTROPY in method.needs
     groups = group_bytes(response.student_ends, response.teacher_ends) if stand_in else method.align(response)
     whole = method.rows is Rows.ALL and not stand_in  # then positions of the whole sequence are counted

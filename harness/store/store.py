@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -112,7 +112,7 @@ class Store:
         """Remove a stage, so that it runs again."""
         shutil.rmtree(artefact.folder, ignore_errors=True)
 
-    def drop_files(self, artefact: Artefact, keep: set[str]) -> None:
+    def drop_files(self, artefact: Artefact, keep: Set[str]) -> None:
         """Remove all files but those named; the manifest stays, marked, so that the stage counts as not finished."""
         write_json(artefact.folder / MANIFEST, {**artefact.manifest, "dropped": True})
         for name in artefact.manifest["outputs"]:

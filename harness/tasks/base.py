@@ -1,29 +1,29 @@
-"""What a task is, and how its files are read."""
+"""What a task is: its rows, its prompts and its measure, and all that other rooms have to know of them."""
 
 from __future__ import annotations
 
-import math
-import random
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import TypeVar
 
 from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
-from harness.data.rows import Request
+from harness.base.schema import Strict
+from harness.data.rows import Request, read_rows
+from harness.tasks.sets import TRAINING, DataNeed, DevSplit, HubSet, PublishedSet, Reader
 
 if TYPE_CHECKING:
     from harness.data.rows import Example
 
 
-class TaskSettings(BaseModel):
+class TaskSettings(Strict):
     """Settings that every task has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     train_items: int | None = Field(None, ge=1, description="train on the first N rows; null for all")
     test_items: int | None = Field(None, ge=1, description="evaluate on the first N items; null for all")
@@ -31,33 +31,6 @@ class TaskSettings(BaseModel):
     seeds: tuple[int, ...] | None = Field(
         None, min_length=1, description="repetitions of this task; null: the recipe's"
     )
-
-
-@dataclass(frozen=True)
-class PublishedSet:
-    """Size of a set of rows as it was published: what a plan reckons with where the file is not there.
-
-    Attributes:
-        name: of the set, in words.
-        rows: how many.
-        prompts, responses: bytes of one: mean and standard deviation.
-    """
-
-    name: str
-    rows: int
-    prompts: tuple[float, float]
-    responses: tuple[float, float]
-
-    def sizes(self) -> Iterator[tuple[int, int]]:
-        """Bytes of each row's prompt and response: log-normal, as lengths of texts are, and the same at each call."""
-        draw = random.Random(0)
-        for _ in range(self.rows):
-            yield _log_normal(draw, *self.prompts), _log_normal(draw, *self.responses)
-
-
-def _log_normal(draw: random.Random, mean: float, deviation: float) -> int:
-    variance = math.log1p((deviation / mean) ** 2)
-    return max(1, round(draw.lognormvariate(math.log(mean) - variance / 2, math.sqrt(variance))))
 
 
 @dataclass(frozen=True)
@@ -82,7 +55,7 @@ class ItemScores:
     """Scores of one student on one task.
 
     Attributes:
-        values: metric -> item -> value (0 to 100 where the unit is %).
+        values: metric -> item -> value (0 to 100 where the unit is %). An item that no answer could score is left out.
         details: what else is worth keeping of how they came about, as JSON: stored beside the scores.
         caveat: what a reader must be told of these scores; printed with the task's protocol.
     """
@@ -92,34 +65,57 @@ class ItemScores:
     caveat: str = ""
 
 
-class Task(ABC):
-    """A data set with its prompt layout and its measure.
+S_co = TypeVar("S_co", bound=TaskSettings, default=TaskSettings, covariant=True)
+
+
+class Task(ABC, Generic[S_co]):
+    """A data set with its prompt layout and its measure: a file of this folder, or of a plug-in with an entry point.
+
+    Nothing outside its file names a task. What other rooms must know of it, it says itself.
+
+    It is generic over its settings: ``class GSM8K(Task[GSM8KSettings])``.
 
     Args:
         settings: the task's part of the recipe.
-        root: folder of data; None for the samples that the project ships.
+        root: folder of data; None for the samples that come with the task.
     """
 
     name: ClassVar[str]
+    """How recipes call it: its settings are a field of the recipe under this name."""
     summary: ClassVar[str]
     source: ClassVar[str]
-    Settings: ClassVar[type[TaskSettings]]
+    """Where its data comes from, and under which licence."""
+    Settings: type[S_co]  # no ClassVar, which can't be generic
     metrics: ClassVar[tuple[Metric, ...]]
     train_files: ClassVar[tuple[str, ...]]
+    """Below the data folder; the first one there is read. None for a task that makes its rows."""
     test_files: ClassVar[tuple[str, ...]]
+    fields: ClassVar[tuple[str, str]] = ("", "")
+    """Fields of a row of the training files, and of one of the test files, in words."""
+    readers: ClassVar[tuple[Reader, Reader]] = (read_rows, read_rows)
+    """What reads the rows of a training file, and those of a test file: `harness data` counts rows with them."""
     published: ClassVar[Mapping[str, PublishedSet]] = {}
     """Sizes of the published sets of rows, by the first file that each is read from."""
+    hub_sets: ClassVar[Mapping[str, HubSet]] = {}
+    """Sets of the hub that `harness data --download NAME` puts into a data folder, by that name."""
+    dev_splits: ClassVar[Mapping[str, DevSplit]] = {}
+    """What `harness data --dev FOLDER` holds out, by the name that it is listed under."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version decides scores."""
-    scorers: ClassVar[tuple[str, ...]]
-    """Modules of ours that decide scores."""
+    scoring: ClassVar[frozenset[str]] = frozenset()
+    """Settings that decide scores and no answer: with others, stored answers are scored again."""
+    scorers: ClassVar[tuple[str, ...]] = ()
+    """Modules that decide scores, beside the task's own."""
     askers: ClassVar[tuple[str, ...]] = ()
-    """Modules of ours that decide prompts, with the libraries above."""
+    """Modules that decide prompts, with the libraries above."""
+    text: ClassVar[str] = ""
+    """What responses read like, for a plan's costs: "mathematics", "instructions" or "code"; "" for anything else."""
+    judge_seconds: ClassVar[float] = 1e-3
+    """What scoring one answer takes, for a plan's costs."""
 
-    def __init__(self, settings: TaskSettings, root: Path | None) -> None:
-        self.settings: Any = settings
-        self.root = root if root is not None else samples_folder()
-        self.built_in = root is None
+    def __init__(self, settings: S_co, root: Path | None) -> None:
+        self.settings = settings
+        self.root = root if root is not None else self.samples()
 
     @property
     def train_file(self) -> Path:
@@ -129,10 +125,33 @@ class Task(ABC):
     def test_file(self) -> Path:
         return self._first(self.test_files)
 
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Longer prompts are cut at so many tokens, at evaluation; None leaves them whole."""
+        return None
+
+    @property
+    def samples_answers(self) -> bool:
+        """Whether answers are sampled; else the likeliest token is taken."""
+        return False
+
     @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """Every file that the task may read, below the data folder."""
-        return (*cls.train_files, *cls.test_files)
+    def samples(cls) -> Path:
+        """The folder of samples in the layout that ``data.root`` must have: beside the file that defines the task."""
+        return Path(inspect.getfile(cls)).parent / "samples"
+
+    @classmethod
+    def data_needs(cls, settings: TaskSettings | None = None) -> list[DataNeed]:
+        """The sets of rows that settings ask for; without settings, all there can be. Empty where it makes rows."""
+        files, whats = (cls.train_files, cls.test_files), (TRAINING, "test")
+        both = map(DataNeed, whats, files, cls.fields, cls.readers)
+        return [one for one in both if one.files]
+
+    @classmethod
+    def how_to_get(cls, files: Iterable[str]) -> str:
+        """The command that downloads one of these files, as a sentence; empty where none does."""
+        name = next((name for name, known in cls.hub_sets.items() if known.made & set(files)), None)
+        return f"`harness data --root FOLDER --download {name}` puts it there." if name else ""
 
     @classmethod
     def made_up_row(cls, file: str, number: int, prompt: str, response: str) -> dict[str, Any]:
@@ -173,8 +192,12 @@ class Task(ABC):
         """How the numbers are made, in words: printed under every table that shows them."""
 
     def identity(self) -> dict[str, Any]:
-        """Settings that decide generation and scores."""
-        return dict(self.settings.model_dump(mode="json", exclude={"train_items", "seeds"}))
+        """Settings that decide prompts and answers."""
+        return self.settings.model_dump(mode="json", exclude={"train_items", "seeds", *self.scoring})
+
+    def scoring_identity(self) -> dict[str, Any]:
+        """Settings that decide what answers score."""
+        return self.settings.model_dump(mode="json", include=set(self.scoring))
 
     def training_identity(self) -> dict[str, Any]:
         """Settings that decide the training rows."""
@@ -196,8 +219,8 @@ class Task(ABC):
             f"data of task {self.name}",
             f"none of {', '.join(names)} under {self.root}",
             "one of these files",
-            "Set data.root to the folder that holds it, or leave it out for the built-in samples; `harness data` "
-            "says where each data set comes from.",
+            f"{self.how_to_get(names)} Set data.root to the folder that holds it, or leave it out for the built-in "
+            "samples; `harness data` says where each data set comes from.".lstrip(),
         )
 
 

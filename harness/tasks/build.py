@@ -1,13 +1,10 @@
-"""A recipe's tasks, with their settings and their data folder."""
+"""The folder of data that a recipe names."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.tasks import tasks
-from harness.tasks.base import Task
 
 
 def data_folder(root: str, recipe: str = "NAME") -> Path:
@@ -29,9 +26,3 @@ def data_folder(root: str, recipe: str = "NAME") -> Path:
             "the built-in samples.",
         )
     return folder
-
-
-def task_of(recipe: Any, name: str) -> Task:
-    """The task with its settings and data folder."""
-    root = recipe.data.root
-    return tasks()[name](getattr(recipe, name), Path(root).expanduser() if root else None)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
-from harness.data.rows import Example, Request
-from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, PublishedSet, Task, TaskSettings
+from harness.data.rows import Example, Request, answer_key
+from harness.tasks.alpaca import FIELDS, alpaca_examples, alpaca_prompt, read_training
+from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.sets import TRAINING, DataNeed, PublishedSet
 
 if TYPE_CHECKING:
     from harness.evaluate.programs.evalplus import Verdict
@@ -40,12 +40,14 @@ class CodeMSettings(TaskSettings):
             raise ValueError(f"pass_at must hold different numbers from 1 to samples, which is {self.samples}")
         return self
 
-    @property
-    def decoding(self) -> str:
-        return "greedy" if self.samples == 1 else "sampling"
+
+def _read_problems(path: Path) -> list[str]:
+    from harness.evaluate.programs.problems import read_problems
+
+    return list(read_problems(path))
 
 
-class CodeM(Task):
+class CodeM(Task[CodeMSettings]):
     name = "codem"
     source = (
         "CodeM is from github.com/NL2Code/CodeM; of the CDM paper's selection 50 rows are public; CodeAlpaca stands in "
@@ -56,6 +58,10 @@ class CodeM(Task):
     train_files = ("codem/train.jsonl", "codealpaca/code_alpaca_2k.jsonl")
     test_files = ("codem/test.jsonl", "evalplus/HumanEvalPlus.jsonl.gz")
     mbpp_files = ("codem/mbpp_test.jsonl", "evalplus/MbppPlus.jsonl.gz")
+    fields = (
+        FIELDS,
+        "task_id, prompt, entry_point, contract, canonical_solution, base_input, plus_input, atol (EvalPlus's)",
+    )
     # EvalPlus's releases of HumanEval+ (0.1.10) and MBPP+ (0.2.0), CodeAlpaca's of 2,017 rows; lengths of these files.
     # The CDM paper does not say how many rows of CodeM it trains on.
     published: ClassVar[Mapping[str, PublishedSet]] = {
@@ -64,12 +70,30 @@ class CodeM(Task):
         "codem/mbpp_test.jsonl": PublishedSet("MBPP+", 378, (158, 55), (121, 102)),
     }
     libraries = ("evalplus",)
+    scoring = frozenset({"pass_at"})
     scorers = tuple(f"harness.evaluate.programs.{name}" for name in ("evalplus", "sandbox", "plain", "solve", "judge"))
     askers = ("harness.evaluate.programs.evalplus",)
+    text = "code"
+    judge_seconds = 0.35  # of one program in EvalPlus, on 2 cores
+
+    readers = (read_training, _read_problems)
 
     @classmethod
-    def files(cls) -> tuple[str, ...]:
-        return (*super().files(), *cls.mbpp_files)
+    def data_needs(cls, settings: TaskSettings | None = None) -> list[DataNeed]:
+        (train, test), (read, read_test) = cls.fields, cls.readers
+        benchmarks = {"humaneval": cls.test_files, "mbpp": cls.mbpp_files}
+        asked = settings.benchmarks if isinstance(settings, CodeMSettings) else benchmarks
+        tests = [DataNeed(f"test, {name}", benchmarks[name], test, read_test) for name in asked]
+        return [DataNeed(TRAINING, cls.train_files, train, read), *tests]
+
+    @property
+    def samples_answers(self) -> bool:
+        return self._seed is not None
+
+    @property
+    def _seed(self) -> int | None:
+        """Of the sampling; one program a problem is the greedy one."""
+        return self.settings.sampling_seed if self.settings.samples > 1 else None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
@@ -113,7 +137,7 @@ class CodeM(Task):
     def requests(self) -> list[Request]:
         from harness.evaluate.programs.problems import generation_prompt, stop_strings
 
-        requests = []
+        requests, seed = [], self._seed
         for benchmark in self.settings.benchmarks:
             for task_id, problem in self._problems(benchmark).items():
                 if self.settings.prompt == "completion":
@@ -122,7 +146,10 @@ class CodeM(Task):
                     prompt = alpaca_prompt(generation_prompt(problem, "response"))
                     stop = stop_strings(benchmark, "response")
                 rendered = self.settings.prompt == "completion"
-                requests += [Request(item, prompt, stop, rendered) for item in self._items(task_id)]
+                requests += [
+                    Request(item, prompt, stop, rendered, seed=seed, continues=rendered)
+                    for item in self._items(task_id)
+                ]
         return requests
 
     def warnings(self, unsafe: bool) -> list[str]:
@@ -172,7 +199,8 @@ class CodeM(Task):
         for student, answers in outputs.items():
             for task_id, problem in problems.items():
                 for number, item in enumerate(self._items(task_id)):
-                    text = solution_code(problem, answers[item], dataset=benchmark, style=style)
+                    answer = answers[answer_key(item, self._seed)]
+                    text = solution_code(problem, answer, dataset=benchmark, style=style)
                     asked.append((student, item))
                     solutions.append(code.Solution(f"{student} {number}", task_id, text))
         verdicts = code.evaluate(
@@ -187,8 +215,9 @@ class CodeM(Task):
         return dict(zip(asked, verdicts, strict=True))
 
     def _pass_at(self, statuses: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, float]]:
-        """Metrics of one student: for each problem, pass@k in %."""
+        """Metrics of one student: for each problem, pass@k in %; nothing where no program could pass any."""
         from harness.evaluate.programs import evalplus as code
+        from harness.evaluate.programs.problems import CANNOT_PASS
 
         values: dict[str, dict[str, float]] = {}
         for column, by_item in statuses.items():
@@ -198,7 +227,7 @@ class CodeM(Task):
             for k in self.settings.pass_at:
                 values[_metric(column, k)] = {
                     task_id: 100.0 * code.pass_at_k(self.settings.samples, count, k)
-                    for task_id, count in passed.items()
+                    for task_id, count in (passed.items() if passed.keys() - CANNOT_PASS else ())
                 }
         return values
 
@@ -234,7 +263,12 @@ class CodeM(Task):
                 f"larger of {code.MIN_TIME_LIMIT_S:g} s and {code.TIME_LIMIT_FACTOR:g} times the canonical solution's, "
                 f"{code.WORKERS} processes on {os.cpu_count()} cores."
             )
-        return lines
+        return [*lines, _limits_of_programs()]
+
+    def identity(self) -> dict[str, Any]:
+        """Settings that decide generation and scores: the seed where something is sampled."""
+        unused = set() if self.samples_answers else {"sampling_seed"}
+        return {name: value for name, value in super().identity().items() if name not in unused}
 
     def test_digests(self) -> list[str]:
         return [sha256_file(self._problem_file(benchmark)) for benchmark in self.settings.benchmarks]
@@ -250,10 +284,19 @@ class CodeM(Task):
     def _problems(self, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
         from harness.evaluate.programs.problems import read_problems
 
-        problems = read_problems(self._problem_file(benchmark))
-        if not problems:
-            raise HarnessError(str(self._problem_file(benchmark)), "no problems", "at least one")
-        return dict(list(problems.items())[: self.settings.test_items])
+        return dict(list(read_problems(self._problem_file(benchmark)).items())[: self.settings.test_items])
+
+
+def _limits_of_programs() -> str:
+    from harness.evaluate.programs.evalplus import default_limits
+
+    limits = default_limits()
+    resident = f", {limits.resident_bytes / 2**30:.1f} GiB of memory" if limits.resident_bytes else ""
+    return (
+        f"Limits of one program: {limits.memory_bytes / 2**30:g} GiB of addresses{resident}, "
+        f"{limits.cpu_s:g} s of CPU time, {limits.wall_s:g} s in all, {limits.processes} processes, "
+        f"files of {limits.file_bytes / 2**20:g} MiB."
+    )
 
 
 def expected_answers_folder() -> Path:

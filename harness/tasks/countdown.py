@@ -108,7 +108,7 @@ class Problem:
         return None if self.share == "test" else "train"
 
 
-class Countdown(Task):
+class Countdown(Task[CountdownSettings]):
     name = "countdown"
     source = "made by the harness, in any number; countdown.seed draws others"
     summary = "arithmetic puzzles, accuracy"

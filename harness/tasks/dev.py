@@ -10,23 +10,14 @@ from typing import Any
 from harness.base.errors import HarnessError
 from harness.base.files import new_directory, write_text
 from harness.data.rows import read_rows
-from harness.tasks import dolly_hub
-from harness.tasks.dolly import SPLITS
-
-# Data set -> its training files, of which the first one there is split, and what the parts are called below the folder.
-_SPLIT: Mapping[str, tuple[tuple[str, ...], str, str]] = {
-    "gsm8k": (("gsm8k/train.jsonl",), "gsm8k/train.jsonl", "gsm8k/test.jsonl"),
-    "dolly": (SPLITS["dskd"].train_files, "dolly/train.jsonl", "dolly/test.jsonl"),
-    "dolly_hub": (SPLITS["hub"].train_files, dolly_hub.TRAIN, dolly_hub.TEST),
-}
-_DEV_OF_ITS_OWN = {"dolly": "dolly/dev.jsonl", "dolly_hub": dolly_hub.DEV}
+from harness.tasks import tasks
 
 
 def write_dev_folder(root: Path, folder: Path, items: int = 500) -> list[str]:
     """Split the training sets of ``root``; with ``data.root=folder`` a recipe evaluates on held-out rows.
 
-    Every n-th row is held out, so that both parts are of all parts of the file; of Dolly, a split's own development
-    rows are taken where they are. Code is left out: its training rows have no tests.
+    Every n-th row is held out, so that both parts are of all parts of the file; a set's own development rows are taken
+    where they are. A task says what of its data can be held out (:attr:`harness.tasks.base.Task.dev_splits`).
 
     Args:
         root: folder of data sets.
@@ -41,30 +32,30 @@ def write_dev_folder(root: Path, folder: Path, items: int = 500) -> list[str]:
     """
     if folder.exists():
         raise HarnessError(str(folder), "something there already", "a folder that does not exist yet")
+    splits = {name: split for kind in tasks().values() for name, split in kind.dev_splits.items()}
     sources = {
-        task: next((root / name for name in names if (root / name).is_file()), None)
-        for task, (names, _, _) in _SPLIT.items()
+        name: next((root / file for file in split.source if (root / file).is_file()), None)
+        for name, split in splits.items()
     }
     if not any(sources.values()):
-        raise HarnessError(str(root), "neither GSM8K nor Dolly", "a folder of data sets, as in data.root")
+        found = f"no training rows of {', '.join(splits)}"
+        raise HarnessError(str(root), found, "a folder of data sets, as in data.root")
     said = []
     with new_directory(folder) as made:
-        for task, source in sources.items():
+        for name, source in sources.items():
             if source is None:
                 continue
-            _, train, test = _SPLIT[task]
-            rows = read_rows(source, {})
-            own = root / _DEV_OF_ITS_OWN.get(task, "-")
-            if own.is_file():
-                kept, held = rows, read_rows(own, {}, items)
+            split, rows = splits[name], read_rows(source)
+            if split.own is not None and (root / split.own).is_file():
+                kept, held = rows, read_rows(root / split.own, limit=items)
             else:
                 every = max(5, len(rows) // items)
                 held = rows[every - 1 :: every][:items]
                 chosen = {id(row) for row in held}
                 kept = [row for row in rows if id(row) not in chosen]
-            _write(made / train, kept)
-            _write(made / test, held)
-            said.append(f"{task}: {len(kept):,} rows to train on, {len(held):,} held out")
+            _write(made / split.train, kept)
+            _write(made / split.test, held)
+            said.append(f"{name}: {len(kept):,} rows to train on, {len(held):,} held out")
     return said
 
 

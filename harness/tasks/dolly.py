@@ -6,7 +6,7 @@ a split of this project is another data set: `dolly.split` takes one or the othe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -14,12 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
-from harness.data.rows import Example, Request, answer_key, read_rows
-from harness.tasks import dolly_hub, hub
-from harness.tasks.alpaca import alpaca_examples, alpaca_prompt
-from harness.tasks.base import ItemScores, Metric, PublishedSet, Task, TaskSettings
+from harness.data.rows import Example, Request, answer_key
+from harness.tasks import dolly_hub
+from harness.tasks.alpaca import FIELDS, AlpacaRow, alpaca_examples, read_tests, read_training
+from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.sets import TRAINING, DataNeed, DevSplit, HubSet, PublishedSet
 
 SetName = Literal["dolly", "selfinst", "vicuna", "sinst", "unni"]
 SplitName = Literal["dskd", "hub"]
@@ -104,6 +104,10 @@ class DollySettings(TaskSettings):
     bos: bool = Field(
         True, description="BOS before plain prompts, where a tokenizer puts one; false, in training too: as in DSKD"
     )
+    rouge_tokens: Literal["rouge_score", "unicode"] = Field(
+        "rouge_score",
+        description="words of ROUGE-L: rouge-score's, of a-z and 0-9 alone, as published; unicode: of every script",
+    )
     unni_items: int = Field(1000, ge=1, description="the first N of UnNI's many items (CDM: 1,000; DSKD: 10,000)")
 
     @field_validator("sets", "sampling_seeds")
@@ -114,7 +118,7 @@ class DollySettings(TaskSettings):
         return values
 
 
-class Dolly(Task):
+class Dolly(Task[DollySettings]):
     name = "dolly"
     source = (
         "databricks-dolly-15k, CC BY-SA 3.0, in the split of github.com/songmzhang/DSKD, or, with dolly.split=hub, in "
@@ -125,6 +129,8 @@ class Dolly(Task):
     Settings = DollySettings
     train_files = SPLITS["dskd"].train_files
     test_files = SETS["dolly"].files
+    fields = (FIELDS, f"{FIELDS} (output, or text, may be a list of references)")
+    readers = (read_training, read_tests)
     # Of DSKD (arXiv 2406.17328) and its files, as the CDM paper takes them (arXiv 2502.11104); lengths of the files, of
     # 5,005 training rows, and for UnNI, which was not at hand, those of S-NI. The hub's Dolly has 15,011 rows.
     published: ClassVar[Mapping[str, PublishedSet]] = {
@@ -137,13 +143,36 @@ class Dolly(Task):
         "sinst/valid_11_.jsonl": PublishedSet("S-NI", 1694, (439, 227), (88, 44)),
         "unni/valid_11_.jsonl": PublishedSet("UnNI", 1000, (439, 227), (88, 44)),
     }
+    hub_sets: ClassVar[Mapping[str, HubSet]] = {
+        "dolly_hub": HubSet(
+            dolly_hub.REPOSITORY,
+            None,
+            {"train": dolly_hub.FILES},
+            dolly_hub.FIELDS,
+            make=dolly_hub.split_rows,
+            otherwise="a split of this project, not DSKD's",
+        )
+    }
+    dev_splits: ClassVar[Mapping[str, DevSplit]] = {
+        "dolly": DevSplit(SPLITS["dskd"].train_files, "dolly/train.jsonl", "dolly/test.jsonl", "dolly/dev.jsonl"),
+        "dolly_hub": DevSplit(SPLITS["hub"].train_files, dolly_hub.TRAIN, dolly_hub.TEST, dolly_hub.DEV),
+    }
     libraries = ("rouge-score",)
+    scoring = frozenset({"rouge_tokens"})
     scorers = ("harness.evaluate.rouge",)
+    text = "instructions"
 
     @classmethod
-    def files(cls) -> tuple[str, ...]:
-        trained = (name for split in SPLITS.values() for name in split.train_files)
-        return (*trained, *(name for each in SETS.values() for name in each.files))
+    def data_needs(cls, settings: TaskSettings | None = None) -> list[DataNeed]:
+        train, test = cls.fields
+        if isinstance(settings, DollySettings):
+            trained, sets = {TRAINING: SPLITS[settings.split]}, [SETS[name] for name in _sets(settings)]
+        else:
+            trained = {f"{TRAINING}, {SETS[each.own_set].label}": each for each in SPLITS.values()}
+            sets = list(SETS.values())
+        read, read_test = cls.readers
+        training = [DataNeed(what, each.train_files, train, read) for what, each in trained.items()]
+        return training + [DataNeed(f"test, {each.label}", each.files, test, read_test) for each in sets]
 
     @property
     def split(self) -> Split:
@@ -152,8 +181,16 @@ class Dolly(Task):
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Names in `SETS` of the test sets that are asked for: `dolly` means the split's own."""
-        return tuple(self.split.own_set if name == "dolly" else name for name in self.settings.sets)
+        """Names in `SETS` of the test sets that are asked for."""
+        return _sets(self.settings)
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return self.settings.prompt_tokens
+
+    @property
+    def samples_answers(self) -> bool:
+        return self.settings.decoding == "sampling"
 
     @property
     def train_file(self) -> Path:
@@ -174,7 +211,7 @@ class Dolly(Task):
     def reference_examples(self) -> list[Example]:
         """Of the first test set alone, so that bits per byte stays the same number when sets are added after it."""
         return [
-            Example(item, _prompt(row), _references(row)[0], row["source"], self.settings.bos)
+            Example(item, row.prompt, row.responses[0], row.source, self.settings.bos)
             for item, row in self._items(next(iter(self._sets_there()))).items()
         ]
 
@@ -183,7 +220,7 @@ class Dolly(Task):
         return [
             Request(
                 item,
-                _prompt(row),
+                row.prompt,
                 ("<|endoftext|>",),
                 prompt_tokens=self.settings.prompt_tokens,
                 seed=seed,
@@ -198,10 +235,10 @@ class Dolly(Task):
         """An item's score is the mean over its sampled answers."""
         from harness.evaluate import rouge
 
-        items = {name: self._items(name) for name in self._sets_there()}
+        items, tokens = {name: self._scored(name) for name in self._sets_there()}, self.settings.rouge_tokens
 
-        def mean(answers: Mapping[str, str], item: str, row: Mapping[str, Any]) -> float:
-            return fmean(rouge.score(answers[answer_key(item, seed)], _references(row)) for seed in self._seeds())
+        def mean(answers: Mapping[str, str], item: str, row: AlpacaRow) -> float:
+            return fmean(rouge.score(answers[answer_key(item, seed)], row.responses, tokens) for seed in self._seeds())
 
         return {
             student: ItemScores(
@@ -232,11 +269,13 @@ class Dolly(Task):
 
     def protocol(self) -> list[str]:
         settings, there = self.settings, self._sets_there()
-        sizes = {SETS[name].label: len(self._items(name)) for name in there}
+        sizes = {SETS[name].label: len(self._scored(name)) for name in there}
+        words = "" if settings.rouge_tokens == "rouge_score" else ", words of every script (rouge_tokens=unicode)"
         lines = [
-            f"ROUGE-L F1 with stemmer, best over references, × 100, text cut at <|endoftext|>; "
+            f"ROUGE-L F1 with stemmer{words}, best over references, × 100, text cut at <|endoftext|>; "
             f"{', '.join(f'{label} {count} items' for label, count in sizes.items())}; Alpaca prompt, "
             f"{self._prompt_limit()}, {self._bos()}; {self._decoding()}; at most {settings.new_tokens} new tokens.",
+            *self._not_scored(),
             *self.split.protocol,
         ]
         if len(settings.sets) > 1:
@@ -277,27 +316,35 @@ class Dolly(Task):
         there = {name: path for name, path in found.items() if path is not None}
         return there or {name: self._first(SETS[name].files) for name in self.sets[:1]}  # which raises
 
-    def _first(self, names: Sequence[str]) -> Path:
-        try:
-            return super()._first(names)
-        except HarnessError as error:
-            fix = f"{hub.how_to_get(names)} {error.fix}".strip()
-            raise HarnessError(error.where, error.found, error.expected, fix) from None
+    def _not_scored(self) -> list[str]:
+        """What is left out as no answer could raise its score: nothing, of the published sets but for one item."""
+        left_out = [
+            item for name in self._sets_there() for item in self._items(name).keys() - self._scored(name).keys()
+        ]
+        if not left_out:
+            return []
+        shown, more = sorted(left_out)[:5], len(left_out) - 5
+        named = ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+        unicode = " dolly.rouge_tokens=unicode reads every script." if self.settings.rouge_tokens != "unicode" else ""
+        return [
+            f"Not scored, as their references have no word that ROUGE-L could find, so that every answer would get 0 "
+            f"(DSKD counts such items as 0): {named}.{unicode}"
+        ]
 
-    def _items(self, name: str) -> dict[str, dict[str, Any]]:
+    def _scored(self, name: str) -> dict[str, AlpacaRow]:
+        """Those of :meth:`_items` that some answer scores on."""
+        from harness.evaluate import rouge
+
+        tokens = self.settings.rouge_tokens
+        return {item: row for item, row in self._items(name).items() if rouge.can_score(row.responses, tokens)}
+
+    def _items(self, name: str) -> dict[str, AlpacaRow]:
         """Rows of a test set by the id of their item."""
         limits = [self.settings.test_items, self.settings.unni_items if name == "unni" else None]
         limit = min((limit for limit in limits if limit is not None), default=None)
-        rows = read_rows(self._sets_there()[name], {"instruction": str, "output": (str, list)}, limit)
-        for row in rows:
-            if not _references(row) or not all(isinstance(text, str) and text for text in _references(row)):
-                raise HarnessError(f"{row['source']}, field 'output'", f"{row['output']!r:.40}", "one or more texts")
-        return {f"{name}/{number}": row for number, row in enumerate(rows)}
+        return {f"{name}/{number}": row for number, row in enumerate(read_tests(self._sets_there()[name], limit))}
 
 
-def _prompt(row: Mapping[str, Any]) -> str:
-    return alpaca_prompt(row["instruction"], row.get("input") or "")
-
-
-def _references(row: Mapping[str, Any]) -> list[str]:
-    return [row["output"]] if isinstance(row["output"], str) else list(row["output"])
+def _sets(settings: DollySettings) -> tuple[str, ...]:
+    """Names in `SETS` of the test sets that are asked for: `dolly` means the split's own."""
+    return tuple(SPLITS[settings.split].own_set if name == "dolly" else name for name in settings.sets)

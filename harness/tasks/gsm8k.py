@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from harness.base.files import sha256_file
-from harness.data.rows import Example, Request, read_rows
-from harness.tasks.base import ItemScores, Metric, PublishedSet, Task, TaskSettings
-
-_FIELDS = {"question": str, "answer": str}
+from harness.data.rows import Example, Request
+from harness.evaluate import gsm8k
+from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.sets import DevSplit, HubSet, PublishedSet
 
 
 class GSM8KSettings(TaskSettings):
@@ -23,30 +23,49 @@ class GSM8KSettings(TaskSettings):
     few_shot_seed: int = Field(1234, description="lm-eval's seed for choosing them")
 
 
-class GSM8K(Task):
+class GSM8K(Task[GSM8KSettings]):
     name, source = "gsm8k", "github.com/openai/grade-school-math, MIT"
     summary = "grade-school mathematics, exact match"
     Settings = GSM8KSettings
     metrics = (Metric("exact_match_strict"), Metric("exact_match_flexible", headline=False))
     train_files = ("gsm8k/train.jsonl",)
     test_files = ("gsm8k/test.jsonl",)
+    fields = ("question, answer", "question, answer")
+    readers = (gsm8k.read_training, gsm8k.read_tests)
     published: ClassVar[Mapping[str, PublishedSet]] = {  # arXiv 2110.14168; lengths of its files
         "gsm8k/train.jsonl": PublishedSet("GSM8K's training set", 7473, (235, 94), (288, 144)),
         "gsm8k/test.jsonl": PublishedSet("GSM8K's test set", 1319, (240, 98), (293, 142)),
     }
+    hub_sets: ClassVar[Mapping[str, HubSet]] = {
+        "gsm8k": HubSet(
+            "openai/gsm8k",
+            "main",
+            {"train": train_files, "test": test_files},
+            ("question", "answer"),
+            # of github.com/openai/grade-school-math, commit 3101c7d5
+            digests={
+                "gsm8k/train.jsonl": "6043ef64147b59871f4fd3adf669c306fe0a4c27e5a5c4bfb761f3f084895a13",
+                "gsm8k/test.jsonl": "752adc99f23132275139f1f7be57126b08735a55daf0c56859ee6df70abafbac",
+            },
+        )
+    }
+    dev_splits: ClassVar[Mapping[str, DevSplit]] = {
+        "gsm8k": DevSplit(train_files, "gsm8k/train.jsonl", "gsm8k/test.jsonl")
+    }
     libraries = ("lm-eval",)
     scorers = ("harness.evaluate.gsm8k",)
     askers = ("harness.evaluate.gsm8k",)
+    text = "mathematics"
 
     @classmethod
     def made_up_row(cls, file: str, number: int, prompt: str, response: str) -> dict[str, Any]:
-        return {"question": prompt, "answer": response}
+        return {"question": prompt, "answer": f"{response[7:]}\n#### 1"}
 
     def training_examples(self) -> list[Example]:
-        return self._examples(self.train_file, "gsm8k/train", self.settings.train_items)
+        return self._examples(gsm8k.read_training(self.train_file, self.settings.train_items), "gsm8k/train")
 
     def reference_examples(self) -> list[Example]:
-        return self._examples(self.test_file, "gsm8k", self.settings.test_items)
+        return self._examples(gsm8k.read_tests(self.test_file, self.settings.test_items), "gsm8k/test")
 
     def training_identity(self) -> dict[str, Any]:
         return super().training_identity() | {"template": self.settings.template}
@@ -56,8 +75,6 @@ class GSM8K(Task):
         return [*super().test_digests(), *([sha256_file(self.train_file)] if self.settings.few_shot else [])]
 
     def requests(self) -> list[Request]:
-        from harness.evaluate import gsm8k
-
         settings = self.settings
         return [
             Request(request.id, request.prompt, request.stop, rendered=True)
@@ -77,8 +94,6 @@ class GSM8K(Task):
         return [len(example.prompt.encode()) + shots for example in self.reference_examples()]
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
-        from harness.evaluate import gsm8k
-
         settings = self.settings
         scores = {}
         for student, answers in outputs.items():
@@ -99,17 +114,15 @@ class GSM8K(Task):
         return scores
 
     def protocol(self) -> list[str]:
-        from harness.evaluate import gsm8k
-
         trained = "as lm-eval asks" if self.settings.template == "lm_eval" else "the bare question"
-        count = len(read_rows(self.test_file, _FIELDS, self.settings.test_items))
+        count = len(gsm8k.read_tests(self.test_file, self.settings.test_items))
         return [
             f"lm-evaluation-harness's gsm8k, version {gsm8k.task_version()}, {self.settings.few_shot}-shot (seed "
             f"{self.settings.few_shot_seed}), greedy, {count} items, at most {self.settings.new_tokens} new tokens; "
             f"exact match, strict and flexible filters; trained with the prompt {trained}."
         ]
 
-    def _examples(self, path: Path, prefix: str, limit: int | None) -> list[Example]:
+    def _examples(self, rows: Sequence[Mapping[str, Any]], prefix: str) -> list[Example]:
         asked = self.settings.template == "lm_eval"
         return [
             Example(
@@ -119,5 +132,5 @@ class GSM8K(Task):
                 f" {row['answer']}" if asked and row["answer"] else row["answer"],
                 row["source"],
             )
-            for number, row in enumerate(read_rows(path, _FIELDS, limit))
+            for number, row in enumerate(rows)
         ]

@@ -4,65 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
-from harness.tasks import dolly_hub
-
-HubRows = Iterable[Mapping[str, Any]]
-
-
-def _as_they_are(rows: HubRows) -> Sequence[HubRows]:
-    return [rows]
+from harness.tasks import tasks
+from harness.tasks.sets import HubRows, HubSet
 
 
-@dataclass(frozen=True)
-class HubSet:
-    """A data set of the hub.
-
-    Attributes:
-        repository, config: as ``datasets.load_dataset`` takes them.
-        files: split of the hub -> files below the data folder that are made of it.
-        fields: of every row of a file; others are left out.
-        make: the rows of a split of the hub -> those of each of its files.
-        digests: file -> SHA-256 of its rows, as the authors published them, written as here.
-        otherwise: what rows are that have no such digest.
-    """
-
-    repository: str
-    config: str | None
-    files: Mapping[str, tuple[str, ...]]
-    fields: tuple[str, ...]
-    make: Callable[[HubRows], Sequence[HubRows]] = _as_they_are
-    digests: Mapping[str, str] = field(default_factory=dict)
-    otherwise: str = "other rows than its authors published: a set of its own"
-
-
-SETS = {
-    "gsm8k": HubSet(
-        "openai/gsm8k",
-        "main",
-        {"train": ("gsm8k/train.jsonl",), "test": ("gsm8k/test.jsonl",)},
-        ("question", "answer"),
-        # of github.com/openai/grade-school-math, commit 3101c7d5
-        digests={
-            "gsm8k/train.jsonl": "6043ef64147b59871f4fd3adf669c306fe0a4c27e5a5c4bfb761f3f084895a13",
-            "gsm8k/test.jsonl": "752adc99f23132275139f1f7be57126b08735a55daf0c56859ee6df70abafbac",
-        },
-    ),
-    "dolly_hub": HubSet(
-        dolly_hub.REPOSITORY,
-        None,
-        {"train": dolly_hub.FILES},
-        dolly_hub.FIELDS,
-        make=dolly_hub.split_rows,
-        otherwise="a split of this project, not DSKD's",
-    ),
-}
+def hub_sets() -> dict[str, HubSet]:
+    """All sets of the hub that tasks read, by the name that `harness data --download` takes."""
+    return {name: known for kind in tasks().values() for name, known in kind.hub_sets.items()}
 
 
 def download(name: str, root: Path) -> list[str]:
@@ -75,9 +29,10 @@ def download(name: str, root: Path) -> list[str]:
         HarnessError: a set that is not on the list, a hub that does not give it or gives other rows, or a file that is
             there and no part of the same split as those that are missing.
     """
-    if name not in SETS:
-        raise HarnessError("--download", repr(name), f"one of {', '.join(SETS)}", "Others: `harness data` says where.")
-    wanted, lines = SETS[name], []
+    known = hub_sets()
+    if name not in known:
+        raise HarnessError("--download", repr(name), f"one of {', '.join(known)}", "Others: `harness data` says where.")
+    wanted, lines = known[name], []
     for split, files in wanted.files.items():
         there = [file for file in files if (root / file).exists()]
         texts = _texts(wanted, split) if len(there) < len(files) else {}
@@ -89,17 +44,9 @@ def download(name: str, root: Path) -> list[str]:
                 continue
             write_text(root / file, texts[file])
             same = hashlib.sha256(texts[file].encode()).hexdigest() == wanted.digests.get(file)
-            known = "as its authors published them" if same else wanted.otherwise
-            lines.append(f"{root / file}: {texts[file].count(chr(10)):,} rows, {known}")
+            whose = "as its authors published them" if same else wanted.otherwise
+            lines.append(f"{root / file}: {texts[file].count(chr(10)):,} rows, {whose}")
     return lines
-
-
-def how_to_get(files: Iterable[str]) -> str:
-    """The command that downloads one of these files, as a sentence; empty where none does."""
-    for name, known in SETS.items():
-        if set(files) & {file for made in known.files.values() for file in made}:
-            return f"`harness data --root FOLDER --download {name}` puts it there."
-    return ""
 
 
 def rows_text(rows: HubRows, fields: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from harness.models.heads import Head, entropies, hidden_states
 from harness.models.load import load_model
 from harness.models.resolve import resolve
 from harness.models.uri import parse_uri
+from harness.recipe.schema import Recipe
 from harness.tasks import tasks
-from harness.tasks.build import task_of
 from harness.terminal.align_block import ShownPair, ShownSide, visible
 from methods.library.alignment import AlignedResponse, IntArray, group_bytes
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map
@@ -42,7 +42,7 @@ BUILT_IN = Example(
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def chosen_text(recipe: Any, task: str | None, row: int | None, text: str | None, prompt: str | None) -> Example:
+def chosen_text(recipe: Recipe, task: str | None, row: int | None, text: str | None, prompt: str | None) -> Example:
     """The text that a user asks for: one of their own, a training row of a task, or the built-in one.
 
     Raises:
@@ -60,13 +60,13 @@ def chosen_text(recipe: Any, task: str | None, row: int | None, text: str | None
         raise HarnessError("--text", f"a text beside task={task}", "either of them")
     if task not in tasks():
         raise HarnessError("task", repr(task), f"one of {', '.join(tasks())}", suggest(task, tasks()))
-    examples = task_of(recipe, task).training_examples()
+    examples = recipe.task(task).training_examples()
     if not 0 <= (row or 0) < len(examples):
         raise HarnessError("--row", str(row), f"0 to {len(examples) - 1}, the training rows of {task}")
     return examples[row or 0]
 
 
-def shown_pairs(recipe: Any, example: Example, with_entropies: bool, report: Report) -> list[ShownPair]:
+def shown_pairs(recipe: Recipe, example: Example, with_entropies: bool, report: Report) -> list[ShownPair]:
     """The text for the student and each teacher with another tokenizer.
 
     Args:

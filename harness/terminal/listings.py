@@ -14,12 +14,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from harness.base.errors import HarnessError
 from harness.models.cache import cache_folder
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.uri import KNOWN_MODELS, parse_uri
 
 if TYPE_CHECKING:
     from harness.tasks.base import Task
+    from harness.tasks.sets import DataNeed
 
 
 def methods_table() -> Group:
@@ -78,23 +80,22 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
         root: folder of the data sets; None for the samples that the project ships.
         asked: the tasks of a recipe; None for all that there are, with all test sets.
     """
-    from harness.data.rows import read_rows
     from harness.tasks import tasks
     from harness.tasks.base import samples_folder
-    from harness.tasks.files import data_needs, shortfalls
+    from harness.tasks.files import shortfalls
 
     folder = root if root is not None else samples_folder()
     kinds = {name: kind for name, kind in tasks().items() if asked is None or name in asked}
     table = _table("task", "rows of", "file", "rows", "fields of a row")
     for name, kind in kinds.items():
-        found = data_needs(kind, None if asked is None else asked[name])
+        found = kind.data_needs(None if asked is None else asked[name].settings)
+        place = root if root is not None else kind.samples()
         for one in found:
-            path = one.there(folder)
+            path = one.there(place)
             if path is None:
                 table.add_row(name, one.what, Text(f"missing: {' or '.join(one.files)}", "yellow"), "-", one.fields)
             else:
-                shown, count = path.relative_to(folder), len(read_rows(path, {}))
-                table.add_row(name, one.what, str(shown), f"{count:,}", one.fields)
+                table.add_row(name, one.what, str(path.relative_to(place)), _count_of(one, path), one.fields)
         if not found:
             table.add_row(name, "all", "none needed", "-", "")
     samples = (
@@ -108,6 +109,14 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
         *(Text(line, "yellow") for line in shortfalls(asked or {})),
         Text(f"In {folder}{absent}.{samples if root is None else ''}"),
     )
+
+
+def _count_of(one: DataNeed, path: Path) -> Text:
+    """The number of a file's rows, each read as a run reads it; or what is wrong with the first that can't be."""
+    try:
+        return Text(f"{len(one.read(path)):,}")
+    except HarnessError as error:
+        return Text(f"wrong: {error}", "red")
 
 
 def doctor_table(runs: Path) -> Group:
@@ -127,17 +136,10 @@ def _python() -> list[Row]:
 
 
 def _libraries() -> list[Row]:
-    names = (
-        "ctkd-harness",
-        "torch",
-        "transformers",
-        "tokenizers",
-        "accelerate",
-        "peft",
-        "lm-eval",
-        "evalplus",
-        "rouge-score",
-    )
+    from harness.tasks import tasks
+
+    ours = ("ctkd-harness", "torch", "transformers", "tokenizers", "accelerate", "peft")
+    names = dict.fromkeys([*ours, *(library for kind in tasks().values() for library in kind.libraries)])
     rows: list[Row] = []
     for name in names:
         try:

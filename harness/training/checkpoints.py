@@ -12,9 +12,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from harness.base.files import sha256_file, write_json
+from harness.store.artefacts import STEPS
 
 COMPLETE = "complete.json"
-STEPS = "steps.json"
 
 
 class CheckpointMarker(TrainerCallback):  # type: ignore[misc]
@@ -27,7 +27,7 @@ class CheckpointMarker(TrainerCallback):  # type: ignore[misc]
         wait_for_everyone()  # each rank writes the state of its random numbers
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / STEPS, self.steps)
+            STEPS.write(folder, self.steps)
             files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
             write_json(folder / COMPLETE, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +21,9 @@ from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.trainer import train
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class TeacherSources:
@@ -32,7 +35,7 @@ class TeacherSources:
         heads: what makes logits of the stored rows.
     """
 
-    live: dict[str, Any] = field(default_factory=dict)
+    live: dict[str, PreTrainedModel] = field(default_factory=dict)
     stored: dict[str, StoredRows] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
 
@@ -43,7 +46,7 @@ def pad_ids(sides: Mapping[str, TextSide]) -> dict[str, int]:
 
 
 def distil(
-    model: Any,
+    model: PreTrainedModel,
     objective: Objective,
     teachers: TeacherSources,
     examples: Sequence[AlignedExample],

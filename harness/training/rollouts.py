@@ -27,7 +27,7 @@ from methods.library.alignment import Groups
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How the student samples; the fields of :class:`methods.base.OnPolicyOptions`."""
+    """How the student samples; the fields of :class:`methods.library.method.OnPolicyOptions`."""
 
     share: float
     temperature: float
@@ -43,7 +43,8 @@ class RolloutSettings:
         """
         found = {
             cls(o.rollout_share, o.rollout_temperature, o.rollout_top_p, o.rollout_tokens)
-            for o in (term.method.options for term in terms if Need.ROLLOUTS in term.method.needs)
+            for o in (term.method.sampling for term in terms)
+            if o is not None
         }
         if len(found) > 1:
             raise ValueError(f"the methods of one objective sample alike, but these differ: {sorted(map(str, found))}")

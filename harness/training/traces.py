@@ -23,6 +23,7 @@ from harness.data.terms import AlignedExample, Term, align, pairs
 from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, SideTokens, TokenizedExample, token_side
 from harness.models.heads import Head, entropies, hidden_states
+from harness.store.artefacts import Trace
 from harness.training.chunk_walk import ChunkWalk
 from harness.training.objective import Objective
 from methods.base import Rows
@@ -65,7 +66,7 @@ class Tracer:
         self.student, self.live, self.stored, self.pad, self.sides = student, live, stored, pad, sides
         self.heads = {role: Head.of(model) for role, model in live.items()} | dict(heads)
 
-    def trace(self, examples: Sequence[TokenizedExample], terms: Sequence[Term]) -> list[dict[str, Any]]:
+    def trace(self, examples: Sequence[TokenizedExample], terms: Sequence[Term]) -> list[Trace]:
         """Every response through every term; without those whose teacher rows were stored by an other run."""
         return [
             self.trace_one(example, term)
@@ -75,15 +76,8 @@ class Tracer:
         ]
 
     @torch.no_grad()
-    def trace_one(self, example: TokenizedExample, term: Term) -> dict[str, Any]:
-        """One response through one term, as plain values for JSON.
-
-        Returns:
-            ``item``, ``method``; ``student`` and ``teacher`` with ``name``, ``tokens`` (text) and ``ends`` (bytes);
-            ``groups``: pairs of lists of token numbers; ``kd``: for each student token its share of the KD sum, in
-            the loss's own unit, None outside every group. Where the loss is no sum over parts of the response, ``kd``
-            is empty.
-        """
+    def trace_one(self, example: TokenizedExample, term: Term) -> Trace:
+        """One response through one term."""
         collator = Collator((term,), self.pad, chunk_rows=1, stored=self.stored)
         aligned = align(example, (term,))
         batch = collator.collate([aligned]).to(next(self.student.parameters()).device)

@@ -6,7 +6,6 @@ clipping, schedules, mixed precision, checkpoints, resuming and trackers are the
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,8 @@ from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
 from harness.recipe.schema import Training
-from harness.training.checkpoints import STEPS, CheckpointMarker, latest_checkpoint
+from harness.store.artefacts import STEPS
+from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts
 from harness.training.order import LengthBuckets
@@ -49,10 +49,12 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         *args: Any,
         sampler: Sampler[int] | None = None,
         rollouts: Rollouts | None = None,
+        draws_share: int = 1,
         on_step: Callable[[dict[str, float]], None] | None = None,
         **kwargs: Any,
     ) -> None:
         self._sampler = sampler
+        self._draws_share = draws_share
         self._order: Any = None
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -103,7 +105,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if self._rollouts is not None:
             # Ranks take micro-batches in turn: each is drawn by its place among all of the window.
             world, rank = self.accelerator.num_processes, self.accelerator.process_index
-            places = [place * world + rank for place in range(len(samples))]
+            # Those that a smaller memory or more processes cut out of one have its draw.
+            places = [(place * world + rank) // self._draws_share for place in range(len(samples))]
             drawn = [self._rollouts.drawn(self.state.global_step, place) for place in places]
             samples = [self._sampled(s, device) if draw else s for s, draw in zip(samples, drawn, strict=True)]
             share = torch.tensor(sum(drawn) / len(drawn), device=device)
@@ -260,35 +263,27 @@ def train(
     Raises:
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
     """
-    if rollouts is not None and _world_size() > 1 and training.micro_batch_size is None:
-        raise HarnessError(
-            "train.micro_batch_size",
-            f"none, with responses that the student samples and {_world_size()} processes",
-            "a number: whether a micro-batch is sampled is drawn for each, whatever the number of processes",
-        )
     if collator.packing:
         check_packing(distiller.student)
-    sampler: LengthBuckets | None = None
-    if training.bucket == "length":  # by the trained model's tokens: the same order for every method
-        lengths = [aligned.example.sides[STUDENT].length for aligned in examples]
-        sampler = LengthBuckets(lengths, training.batch_size, seed)
     marker = CheckpointMarker()
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
+    micro = training.micro_batch(_world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
         model=distiller,
-        args=_arguments(training, steps, seed, work),
+        args=_arguments(training, micro, steps, seed, work),
         train_dataset=list(examples),
         data_collator=read_ahead,
         callbacks=[marker],
-        sampler=sampler,
+        sampler=_order(examples, training, seed),
         rollouts=rollouts,
+        draws_share=training.drawn_together // micro,
         on_step=on_step,
     )
     trainer.remove_callback(PrinterCallback)
     found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
     checkpoint: Path | None = broadcast_object_list(found)[0]
     if checkpoint is not None:
-        trainer.steps = json.loads((checkpoint / STEPS).read_text())
+        trainer.steps = STEPS.load(checkpoint)
     marker.steps = trainer.steps
     try:
         if checkpoint is not None and len(trainer.steps) >= steps:
@@ -301,21 +296,19 @@ def train(
     return trainer.steps
 
 
-def _arguments(training: Training, steps: int, seed: int, work: Path) -> TrainingArguments:
-    world = _world_size()
-    micro = training.micro_batch_size or max(1, training.batch_size // world)
-    per_step = micro * world
-    if training.batch_size % per_step:
-        raise HarnessError(
-            "train.batch_size",
-            f"{training.batch_size}, with micro_batch_size {micro} on {world} process(es)",
-            f"a multiple of {per_step}",
-        )
+def _order(examples: Sequence[AlignedExample], training: Training, seed: int) -> LengthBuckets | None:
+    """Buckets by the trained model's tokens, so that the order is the same for every method; None for the Trainer's."""
+    if training.bucket != "length":
+        return None
+    return LengthBuckets([each.example.sides[STUDENT].length for each in examples], training.batch_size, seed)
+
+
+def _arguments(training: Training, micro: int, steps: int, seed: int, work: Path) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=training.batch_size // per_step,
+        gradient_accumulation_steps=training.batch_size // (micro * _world_size()),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup,

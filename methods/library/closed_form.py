@@ -113,6 +113,8 @@ def kl(
 ) -> tuple[Tensor, Tensor]:
     """τ² times KL(teacher || student), or the reverse, of distributions softened at τ.
 
+    The closed form of ``forward_kl`` and ``reverse_kl`` (methods/library/divergences.py).
+
     Gradients at the student's logits, p and q being the softened distributions: forward τ (p - q); reverse
     τ p (log p - log q - KL).
 

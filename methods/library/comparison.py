@@ -166,8 +166,8 @@ class Comparison:
             kernel.values_kernel[(self.groups,)](
                 student.logits, teacher.logits, student.rows, teacher.rows, student.lse, teacher.lse, student.joint,
                 teacher.joint, self.partner, self.teacher_partner, self.slope, matched, at_matched, ours, theirs,
-                covered, student.logits.shape[1], teacher.logits.shape[1], student.logits.stride(0), teacher.logits.stride(0),
-                self.bins, *self.weights, **self.flags,
+                covered, student.logits.shape[1], teacher.logits.shape[1], student.logits.stride(0),
+                teacher.logits.stride(0), self.bins, *self.weights, **self.flags,
             )  # fmt: skip
         value = matched.double() + self.weights[1] * self.area + (ours.double() - theirs.double())
         return Compared(value, at_matched + ours, self.weights[1] * self.bound, covered)

@@ -2,10 +2,10 @@
 # ruff: noqa: N803 - constants of a kernel are written large
 """Kernels that read a row of logits where it lies and write its gradient once, in Triton.
 
-Each has its plain definition elsewhere: cross-entropy in closed_form.py, slopes in counted.py, merging in merging.py, the
-generalised JSD in divergences.py; tests hold them equal, in Triton's interpreter where there is no GPU. No float32 copy of
-logits, no masses and no gradient of a term alone exist in memory. Whole numbers are counted, so that the order of the
-counting changes nothing.
+Each has its plain definition elsewhere: cross-entropy in closed_form.py, slopes in counted.py, merging in merging.py,
+the generalised JSD in divergences.py; tests hold them equal, in Triton's interpreter where there is no GPU. No float32
+copy of logits, no masses and no gradient of a term alone exist in memory. Whole numbers are counted, so that the order of
+the counting changes nothing.
 
 :mod:`methods.library.comparison` calls them; both are imported where Triton is, see
 :func:`methods.library.kernels.kernels_for`.

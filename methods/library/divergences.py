@@ -1,4 +1,8 @@
-"""Divergences between rows of next-token distributions. Each returns one value a row, in nats where it is a KL."""
+"""Divergences between rows of next-token distributions. Each returns one value a row, in nats where it is a KL.
+
+:func:`generalized_jsd` and :func:`sorted_l1` are the definitions. What losses run on is their closed form beside them,
+``..._parts``: the same values, with the gradient that autograd finds through the definition. Tests hold the two equal.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.library.counted import counted_l1_parts, edges
 
@@ -31,7 +35,7 @@ def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
     return (student.exp() * (student - teacher)).sum(-1)
 
 
-def generalized_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+def generalized_jsd(student: Tensor, teacher: Tensor, beta: float, floor: float = -math.inf) -> Tensor:
     """β KL(T || M) + (1 - β) KL(S || M) with M = (1 - β) S + β T (GKD, arXiv 2306.13649, equation 1).
 
     β = 0 stands for KL(T || S) and β = 1 for KL(S || T), which the divergence over β and over 1 - β tends to.
@@ -40,10 +44,12 @@ def generalized_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
         student, teacher: log-masses [rows, columns] of the same tokens. They need not add up to 1; where they don't,
             the value may be negative.
         beta: from 0 to 1.
+        floor: least log-mass; what is below counts as it, and gets no gradient.
 
     Returns:
         [rows].
     """
+    student, teacher = student.clamp_min(floor), teacher.clamp_min(floor)
     if beta == 0:
         return forward_kl(student, teacher)
     if beta == 1:
@@ -53,7 +59,7 @@ def generalized_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
 
 
 def generalized_jsd_parts(student: Tensor, teacher: Tensor, beta: float, floor: float) -> tuple[Tensor, Tensor]:
-    """:func:`generalized_jsd` of log-masses that count as ``floor`` where they are below it, with its gradient.
+    """The closed form of :func:`generalized_jsd`: its value and its gradient.
 
     Of the student's log-masses s, with masses S, T and M = (1 - β) S + β T, the gradient is -T where β = 0,
     S (s - t + 1) where β = 1, else (1 - β) S (s - log M); 0 below the floor.
@@ -140,40 +146,28 @@ def distance_by(sort: Sort, student: Tensor, teacher: Tensor) -> tuple[Tensor, T
     return counted_l1_parts(student, teacher, sort.how == "resolved", sort.ends)
 
 
-def sorted_l1(student: Tensor, teacher: Tensor, top_k: int | None = None) -> Tensor:
+def sorted_l1(student: Tensor, teacher: Tensor) -> Tensor:
     """Distance of two distributions whose vocabularies have nothing to do with each other.
 
     Both are sorted in descending order, the smaller one padded with zeros: sum_k |p_(k) - q_(k)|
     (ULD, arXiv 2402.12030, section 3: the Wasserstein distance under a uniform cost).
 
     Args:
-        student: masses [rows, V_s], not negative, differentiable.
-        teacher: masses [rows, V_t], no gradient.
-        top_k: see :func:`sorted_l1_parts`.
+        student, teacher: masses [rows, V_s] and [rows, V_t], not negative.
 
     Returns:
         [rows].
     """
-    distance: Tensor = _SortedL1.apply(student, teacher, top_k)  # type: ignore[no-untyped-call]
-    return distance
-
-
-class _SortedL1(torch.autograd.Function):
-    """The gradient is the sign of each rank's difference, at the place where the rank's mass stands."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, top_k: int | None) -> Tensor:
-        distance, signs, _ = sorted_l1_parts(student.detach(), teacher.detach(), top_k)
-        ctx.save_for_backward(signs)
-        return distance
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0] * scale.unsqueeze(-1), None, None
+    width = max(student.shape[-1], teacher.shape[-1])
+    padded = (nn.functional.pad(side, (0, width - side.shape[-1])) for side in (student, teacher))
+    p, q = (side.sort(-1, descending=True).values for side in padded)
+    return (p - q).abs().sum(-1)
 
 
 def sorted_l1_parts(student: Tensor, teacher: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`sorted_l1` with its gradient at the student's masses, and a bound of the error that ``top_k`` makes.
+    """The closed form of :func:`sorted_l1`: its value, its gradient, and a bound of the error that ``top_k`` makes.
+
+    The gradient at a mass is the sign of the difference in its rank.
 
     Exact where ``top_k`` is None or at least the smaller vocabulary: only the first min(V_s, V_t) ranks need an order,
     of the larger side's rest the sum is enough. Else only the first k ranks are compared, and beyond them one number a

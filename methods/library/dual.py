@@ -13,7 +13,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.base import NonNegative, TeacherKind, find
+from methods.library.method import NonNegative, TeacherKind
+from methods.library.registry import find
 
 _NAME = re.compile(r"dual\(\s*([\w-]+)\s*,\s*([\w-]+)\s*\)")
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from methods.base import AlignedChunk
+from methods.library.chunk import AlignedChunk
 from methods.library.merging import LOG_FLOOR, Merge, kept_members
 
 enabled = True
@@ -103,7 +103,7 @@ class _Members(NamedTuple):
 
 
 def _kept(kernels: Any, side: Raw, groups: int, how: Merge) -> _Members:
-    """As merging.merge_with_pullback, of which only one number a member is needed here."""
+    """As merging.Merged, of which only one number a member is needed here."""
     alone = side.row.numel() == groups
     kept = torch.arange(groups, device=side.group.device) if alone else kept_members(side.group, groups, how)
     rows, ids = side.row[kept], side.tokens.clamp_min(0)

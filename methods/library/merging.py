@@ -13,19 +13,19 @@ p_i(token_i) is the probability of repeating token_i: TRL's known off-by-one.
 
 Only the row that a group keeps is worked on over the whole vocabulary; of the others one number is gathered.
 
-:func:`merge` is differentiable; :func:`merge_with_pullback` gives the same, and the gradient in closed form.
+:func:`merge` is the definition, and differentiable; :class:`Merged` gives the same and its gradient in closed form,
+which losses run on. Tests hold the two equal.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from methods.base import Side
+from methods.library.chunk import Members, Side
 
 Merge = Literal["bayesian", "observed", "product"]
 LOG_FLOOR = math.log(1e-8)
@@ -85,70 +85,56 @@ def kept_members(group: Tensor, groups: int, how: Merge) -> Tensor:
     return torch.searchsorted(group, numbers)
 
 
-Pullback = Callable[[Tensor], Tensor]
-"""From the gradient at log-masses [groups, vocabulary], which it may overwrite, to the one at logits."""
-
-
-def merge_with_pullback(
-    logits: Tensor,
-    index: Tensor,
-    group: Tensor,
-    tokens: Tensor,
-    in_order: bool,
-    groups: int,
-    how: Merge,
-    temperature: float = 1.0,
-) -> tuple[Tensor, Pullback]:
-    """Log-masses as by :func:`merge`, and how a gradient goes back through them; builds no graph.
+class Merged:
+    """:func:`merge` in closed form: the same log-masses, and how a gradient at them goes back to the logits. No graph.
 
     A row's log-probabilities log p = z - logsumexp(z) pass a gradient G on as G - p · sum(G). G of a row that stays is
     the group's own; G of another member's row is the group's sum at its own token, 0 where the floor holds.
 
-    Args:
-        logits: [rows, vocabulary].
-        index, group, tokens: as in :func:`bayesian`.
-        in_order: whether ``index`` is 0, 1, ..., rows - 1.
+    Attributes:
+        log_masses: [groups, vocabulary].
     """
-    log_probs = (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
-    alone = index.numel() == groups
-    if alone and in_order:
 
-        def through_rows(gradient: Tensor) -> Tensor:
+    def __init__(self, side: Members, groups: int, how: Merge, temperature: float = 1.0) -> None:
+        self._side, self._temperature = side, temperature
+        self._log_probs = (side.logits if temperature == 1.0 else side.logits / temperature).log_softmax(-1)
+        alone = side.row.numel() == groups
+        self._is_rows, self._is_product = alone and side.in_order, how == "product" and not alone
+        if self._is_rows:
+            self.log_masses = self._log_probs
+        elif self._is_product:
+            rows = self._log_probs.index_select(0, side.row)
+            self.log_masses = self._zeros(groups).index_add_(0, side.group, rows).log_softmax(-1)
+        else:
+            kept = torch.arange(groups, device=side.group.device) if alone else kept_members(side.group, groups, how)
+            self._own, self._ids = side.row[kept], side.tokens.clamp_min(0)
+            self._realised = self._log_probs[side.row, self._ids]
+            self._others = torch.ones_like(self._realised).index_fill_(0, kept, 0.0)
+            self.log_masses = self._log_probs.index_select(0, self._own)
+            if not alone:
+                clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
+                self.log_masses += clamped.new_zeros(groups).index_add_(0, side.group, clamped).unsqueeze(-1)
+
+    def at_logits(self, gradient: Tensor) -> Tensor:
+        """[rows, vocabulary]: the gradient at the logits of one at the log-masses, which may be overwritten."""
+        if self._is_rows:
             total = gradient.sum(-1, keepdim=True)
-            return _over_temperature(gradient.sub_(log_probs.exp().mul_(total)), temperature)
+            spread = gradient.sub_(self._log_probs.exp().mul_(total))
+        elif self._is_product:
+            centred = gradient.sub_(self.log_masses.exp().mul_(gradient.sum(-1, keepdim=True)))  # its rows add up to 0
+            of_members = centred.index_select(0, self._side.group)
+            spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
+        else:
+            spread = self._through_members(gradient)
+        return spread if self._temperature == 1.0 else spread.div_(self._temperature)
 
-        return log_probs, through_rows
-    if how == "product" and not alone:
-        rows = log_probs.index_select(0, index)
-        masses = log_probs.new_zeros(groups, log_probs.shape[-1]).index_add_(0, group, rows).log_softmax(-1)
+    def _through_members(self, gradient: Tensor) -> Tensor:
+        index, total = self._side.row, gradient.sum(-1)
+        of_token = self._others.mul(self._realised >= LOG_FLOOR).mul_(total[self._side.group])
+        of_row = total.new_zeros(len(self._log_probs)).index_add_(0, self._own, total).index_add_(0, index, of_token)
+        spread = self._log_probs.exp().mul_(of_row.neg().unsqueeze(-1))
+        spread.index_add_(0, self._own, gradient)
+        return spread.index_put_((index, self._ids), of_token, accumulate=True)
 
-        def through_product(gradient: Tensor) -> Tensor:
-            centred = gradient.sub_(masses.exp().mul_(gradient.sum(-1, keepdim=True)))  # its rows add up to 0
-            spread = torch.zeros_like(log_probs).index_add_(0, index, centred.index_select(0, group))
-            return _over_temperature(spread, temperature)
-
-        return masses, through_product
-    kept = torch.arange(groups, device=group.device) if alone else kept_members(group, groups, how)
-    own = index[kept]
-    masses = log_probs.index_select(0, own)
-    ids = tokens.clamp_min(0)
-    realised = log_probs[index, ids]
-    others = torch.ones_like(realised).index_fill_(0, kept, 0.0)
-    if not alone:
-        clamped = realised.clamp_min(LOG_FLOOR).mul_(others)
-        masses += realised.new_zeros(groups).index_add_(0, group, clamped).unsqueeze(-1)
-
-    def through_members(gradient: Tensor) -> Tensor:
-        total = gradient.sum(-1)
-        of_token = others.mul(realised >= LOG_FLOOR).mul_(total[group])
-        of_row = realised.new_zeros(len(log_probs)).index_add_(0, own, total).index_add_(0, index, of_token)
-        spread = log_probs.exp().mul_(of_row.neg().unsqueeze(-1))
-        spread.index_add_(0, own, gradient)
-        spread.index_put_((index, ids), of_token, accumulate=True)
-        return _over_temperature(spread, temperature)
-
-    return masses, through_members
-
-
-def _over_temperature(gradient: Tensor, temperature: float) -> Tensor:
-    return gradient if temperature == 1.0 else gradient.div_(temperature)
+    def _zeros(self, rows: int) -> Tensor:
+        return self._log_probs.new_zeros(rows, self._log_probs.shape[-1])

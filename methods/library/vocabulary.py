@@ -165,6 +165,10 @@ class Vocabulary:
         spelled, ends = self._join(ids[known]), widths.cumsum()
         return (spelled[1:], np.maximum(ends - 1, 0)) if self._begins_with_dummy(spelled) else (spelled, ends)
 
+    def spell_on(self, ids: IntArray) -> bytes:
+        """The bytes that sampled tokens stand for where they go on with a text: every space is the model's own."""
+        return self._join(ids[ids < len(self)])
+
     def ends_while_equal(self, ids: IntArray, text: bytes) -> IntArray:
         """Ends of the tokens that spell the beginning of ``text``, up to the first that spells something else.
 

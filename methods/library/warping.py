@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist, cpdist
 
@@ -88,6 +89,15 @@ class EditCosts:
         distances = cdist(left, right, scorer=Levenshtein.distance, dtype=np.int32).astype(np.int64)
         distances[self.student_of_special[theirs][:, None] == ours] = 0
         costs: IntArray = distances.take(our_place, axis=1).take(their_place, axis=0)
+        return costs
+
+    def weighted(self, response: AlignedResponse) -> IntArray:
+        """int64 [m, n]: the costs times the :func:`entropy_weights` of both tokens (CDM)."""
+        assert response.student_entropy is not None
+        assert response.teacher_entropy is not None
+        costs = self.costs(response.student_ids, response.teacher_ids)
+        costs *= entropy_weights(torch.as_tensor(response.teacher_entropy).cpu().numpy())[:, None]
+        costs *= entropy_weights(torch.as_tensor(response.student_entropy).cpu().numpy())
         return costs
 
 

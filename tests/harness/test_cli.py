@@ -20,7 +20,7 @@ from harness.base.errors import HarnessError
 from harness.models.load import save_model
 from harness.models.resolve import resolve
 from harness.results.record import RECORD
-from harness.run.runner import Runner
+from harness.run.workbench import Published
 from harness.tasks.base import samples_folder
 from harness.terminal.progress import TerminalProgress
 from harness.training import trainer as train
@@ -40,7 +40,7 @@ def tiny_run(tiny_recipe: dict[str, Any], harness: Command, tmp_path: Path) -> C
 @pytest.fixture
 def nothing_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad input is found before any model is loaded."""
-    monkeypatch.setattr(Runner, "_load", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Published, "model", lambda *args: pytest.fail("a model was loaded"))
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         ("os.fsync", FULL),
         ("os.replace", FULL),
         ("harness.data.teacher_rows.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
-        ("harness.run.runner.save_model", FULL),
+        ("harness.run.trainings.save_model", FULL),
         ("transformers.Trainer._save_checkpoint", RuntimeError("[enforce fail at inline_container.cc:672] . x")),
         ("peft.PeftModel.save_pretrained", SafetensorError("Error: No space left on device (os error 28)")),
         ("reports.folder._write_atomically", FULL),
@@ -367,7 +367,7 @@ def test_two_runs_of_one_stage_at_once(
 
 
 def test_an_interrupt_says_how_to_go_on(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Runner, "_load", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr(Published, "model", _raises(KeyboardInterrupt()))
     done = tiny_run()
     assert done.code == 130
     assert "the same command goes on where it stopped" in done.err
@@ -375,7 +375,7 @@ def test_an_interrupt_says_how_to_go_on(tiny_run: Callable[..., Done], monkeypat
 
 def test_a_bug_of_ours_keeps_its_traceback(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what a user can act on is shortened to a line."""
-    monkeypatch.setattr(Runner, "preflight", lambda self: 1 / 0)
+    monkeypatch.setattr("harness.run.runner.preflight", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tiny_run()
 

@@ -12,11 +12,12 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from methods import cdm
 from methods.base import AlignedChunk, Side
-from methods.cdm import CDM, _may_be_near, _nested_means
+from methods.cdm import CDM
 from methods.library import warping
 from methods.library.alignment import AlignedResponse, Groups
+from methods.library.cdm_released import nested_means
+from methods.library.contextual import _may_be_near
 from methods.library.maps import MAPS, UNMAPPED
 from methods.library.vocabulary import TokenizerPair, Vocabulary
 from methods.library.warping import token_texts
@@ -31,7 +32,9 @@ WHERE = pytest.mark.parametrize("where", ["host", "device"])
 
 
 def stay(where: str, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cdm, "_on_device", lambda found: where == "device" and isinstance(found, Tensor))
+    patch.setattr(
+        "methods.library.contextual.stays_on_device", lambda found: where == "device" and isinstance(found, Tensor)
+    )
 
 
 def toy(seed: int) -> TokenizerPair:
@@ -338,7 +341,7 @@ def test_mass_is_that_of_the_mapped_likeliest(monkeypatch: pytest.MonkeyPatch) -
         if there[t] != UNMAPPED
     )
     for entries in (1, 2000, 1 << 22):
-        monkeypatch.setattr("methods.cdm._ENTRIES_AT_ONCE", entries)
+        monkeypatch.setattr("methods.library.contextual._ENTRIES_AT_ONCE", entries)
         part, _ = method.loss(made).diagnostics["teacher mass covered"]
         assert 0 < float(part) == pytest.approx(expected, rel=1e-10)
 
@@ -386,7 +389,7 @@ def test_pieces_of_any_size_equal_loops(fidelity: str, alignment: str, sizes: tu
 def test_released_groups_are_means_of_means() -> None:
     """Path (teacher, student): (0,0) (0,1) (1,2) (2,2) (3,2) (3,3): lists [0,1], [2], [2], [2,3]."""
     teacher, student = np.array([0, 0, 1, 2, 3, 3]), np.array([0, 1, 2, 2, 2, 3])
-    groups = _nested_means(teacher, student, {})
+    groups = nested_means(teacher, student, {})
     assert groups.to_lists()[0] == [[0, 1], [2], [2, 3]]
     t = torch.randn(4, 5, dtype=torch.float64)
     of_step = {0: t[0], 1: t[0], 2: (t[1] + t[2] + t[3]) / 3, 3: t[3]}

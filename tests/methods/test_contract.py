@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from methods.base import Method, TeacherKind, registered
-from tests.methods import contract
+from harness.training import contract
+from methods.base import AlignedChunk, LossSums, Method, registered
+from methods.fkd import FKD
 
 # Options that lead through code of their own, by method.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -20,14 +22,6 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"sort": "counted"},
     ],
     "uld": [{"pairing": "bytes"}, {"sort": "top_k", "top_k": 8}, {"sort": "counted"}],
-}
-
-
-# Methods that read ids as numbers, as documented.
-BY_ID = {
-    ("cdm", "released"): "drops candidates of one vocabulary by the ids of the other",
-    ("mined", "described"): "maps to the lowest id at the minimum distance",
-    ("mined", "released"): "reads the teacher's columns at the student's ids",
 }
 
 
@@ -43,64 +37,67 @@ def _all_methods() -> list[Any]:
 METHODS = pytest.mark.parametrize("method", _all_methods())
 
 
+@pytest.mark.parametrize("promise", contract.PROMISES)
 @METHODS
-def test_loss_is_finite(method: Method) -> None:
-    contract.check_finite_and_positive(method)
+def test_a_method_keeps_its_promises(method: Method, promise: str, tmp_path: Path) -> None:
+    if reason := contract.not_promised(promise, method):
+        pytest.skip(reason)
+    contract.keep(promise, method, tmp_path)
 
 
-@METHODS
-def test_gradient_reaches_the_student_only(method: Method) -> None:
-    contract.check_gradient_reaches_the_student_only(method)
+class Liar(FKD):
+    """Breaks one promise after the other, as ``lie`` says."""
+
+    name, fidelities_differ, lie = "liar", False, ""
+
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        sums, student = super().loss(chunk), chunk.student.logits
+        if self.lie == "is infinite":
+            return replace(sums, kd=sums.kd / 0)
+        if self.lie == "takes a mean":
+            return LossSums(sums.kd / chunk.groups)
+        if self.lie == "hides its gradient":
+            return LossSums.closed(student, sums.kd.detach(), 0.9 * sums.gradient)
+        if self.lie == "reads ids":
+            return LossSums(sums.kd * student[:, 7].exp().sum())
+        if self.lie == "writes":
+            chunk.teacher.logits.mul_(2)
+            chunk.student.targets.fill_(3)
+        if self.lie == "remembers":
+            Liar.calls += 1
+            return LossSums(sums.kd * Liar.calls)
+        if self.lie == "fails":
+            raise RuntimeError("no such luck")
+        return sums
+
+    calls = 0
 
 
-@METHODS
-def test_kd_is_zero_when_student_and_teacher_are_one(method: Method) -> None:
-    if method.teacher is TeacherKind.NONE or not method.zero_at_identity:
-        pytest.skip(f"{method.name} does not promise it")
-    contract.check_zero_at_identity(method)
+@pytest.mark.parametrize(
+    ("lie", "broken"),
+    [
+        ("is infinite", {"the loss is finite"}),
+        ("takes a mean", {"batching does not matter", "accumulation does not matter"}),
+        ("hides its gradient", {"the gradient equals finite differences"}),
+        ("reads ids", {"ids of tokens do not matter"}),
+        ("writes", {"nothing is changed"}),
+        ("remembers", {"nothing is changed", "batching does not matter"}),
+        ("fails", set(contract.PROMISES) - {"a batch aligns like its responses"}),
+    ],
+)
+def test_a_broken_promise_is_told(monkeypatch: pytest.MonkeyPatch, lie: str, broken: set[str]) -> None:
+    """What `check_method` says of a plug-in; of one that keeps its word nothing."""
+    monkeypatch.setattr(contract, "find", lambda name: Liar)
+    monkeypatch.setattr(Liar, "lie", lie)
+    found = {promise: detail for promise, ok, detail in contract.check_method("liar") if ok is False}
+    assert found.keys() >= broken
+    assert all(found.values())
+    if lie == "fails":
+        assert found["the loss is finite"] == "RuntimeError: no such luck"
 
 
-@METHODS
-def test_permuting_vocabulary_ids_changes_nothing(method: Method) -> None:
-    if method.teacher is TeacherKind.NONE:
-        pytest.skip(f"{method.name} has no teacher")
-    if reason := BY_ID.get((method.name, method.options.fidelity)):
-        pytest.skip(f"{method.name} {reason}")
-    contract.check_permuting_ids_changes_nothing(method)
-
-
-@METHODS
-def test_batching_changes_nothing(method: Method) -> None:
-    contract.check_batching_changes_nothing(method)
-
-
-@METHODS
-def test_a_batch_aligns_like_its_responses(method: Method) -> None:
-    if method.teacher is TeacherKind.NONE:
-        pytest.skip(f"{method.name} has no teacher")
-    contract.check_a_batch_aligns_like_its_responses(method)
-
-
-@METHODS
-def test_nothing_is_mutated(method: Method) -> None:
-    contract.check_nothing_is_mutated(method)
-
-
-@METHODS
-def test_masked_example_adds_nothing(method: Method) -> None:
-    contract.check_masked_example_adds_nothing(method)
-
-
-@METHODS
-def test_gradient_equals_finite_differences(method: Method) -> None:
-    contract.check_gradient_equals_finite_differences(method)
-
-
-@METHODS
-def test_accumulation_changes_nothing(method: Method, tmp_path: Path) -> None:
-    contract.check_accumulation_changes_nothing(method, tmp_path)
-
-
-@METHODS
-def test_resumed_run_equals_a_straight_one(method: Method, tmp_path: Path) -> None:
-    contract.check_resumed_equals_straight(method, tmp_path)
+def test_a_method_that_keeps_its_word_is_told_so() -> None:
+    checked = list(contract.check_method("control"))
+    assert [promise for promise, ok, _ in checked if ok is False] == []
+    assert {detail for _, ok, detail in checked if ok is None} == {"control has no teacher"}
+    assert sum(bool(ok) for _, ok, _ in checked) == len(contract.PROMISES) - 3

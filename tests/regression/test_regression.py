@@ -210,18 +210,18 @@ CONSTANTS = ("temperature", "k", "beta")
 def faults_of(objective: ObjectiveSpec) -> dict[str, ObjectiveSpec]:
     """The row with each of its constants 1 % off: weights, and options of its methods."""
     made = {"cross-entropy's weight": replace(objective, ce_weight=1.01 * objective.ce_weight)}
-    for place, method in enumerate(objective.methods):
+    for place, part in enumerate(objective.parts):
+        method, parts = part.method, list(objective.parts)
         if method.teacher is TeacherKind.NONE:
             continue
-        weights, methods = list(objective.kd_weights), list(objective.methods)
-        weights[place] *= 1.01
-        made[f"weight of {method.name}"] = replace(objective, kd_weights=tuple(weights))
+        parts[place] = replace(part, weight=1.01 * part.weight)
+        made[f"weight of {method.name}"] = replace(objective, parts=tuple(parts))
         for name in CONSTANTS:
             if value := getattr(method.options, name, None):
                 off = round(1.01 * value) if isinstance(value, int) else 1.01 * value
                 assert off != value
-                methods[place] = type(method)(method.options.model_copy(update={name: off}))
-                made[f"{name} of {method.name}"] = replace(objective, methods=tuple(methods))
+                parts[place] = replace(part, method=type(method)(method.options.model_copy(update={name: off})))
+                made[f"{name} of {method.name}"] = replace(objective, parts=tuple(parts))
     return made
 
 

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
-
 from harness.base.files import write_json
 from harness.base.identity import environment
 from harness.base.progress import Silent
 from harness.plan.builder import make_plan
-from harness.plan.stages import Cell, Stage, order_seed
+from harness.plan.stages import Cell, Stage
 from harness.recipe.load import load_recipe
 from harness.run.runner import Runner
 from harness.store.store import Store
@@ -99,10 +97,9 @@ def of_training(cell: Trajectory) -> Trajectory:
 def trained(runner: Runner, stage: Stage) -> Trajectory:
     """Train the student of a stage again, whatever is stored; its inputs are read from the store."""
     for needed in stage.inputs.values():
-        runner._need(needed)
+        runner.demand.need(needed)
     with tempfile.TemporaryDirectory() as folder, runner.store.work(stage.kind, stage.identity):
-        set_seed(order_seed(stage))
-        runner._make_student(stage, Path(folder))
+        runner.makers.make(stage, Path(folder))
         steps = of_steps(json.loads((Path(folder) / "steps.json").read_text()))
     shutil.rmtree(runner.store.work_folder(stage.kind, stage.identity))  # the next begins at step 1
     return steps

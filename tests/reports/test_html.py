@@ -20,8 +20,10 @@ import pandas as pd
 import pytest
 
 from reports import Alignment, Answer, Evidence, Item, ReportContext, TokenSide, build_table, html, write
-from reports.evidence import COST_COLUMNS, STEP_COLUMNS
+from reports.exhibits import STEP_COLUMNS
 from reports.to_html import LONGEST_TEXT, MOST_BYTES
+from reports.training_costs import COST_COLUMNS
+from tests.reports.test_analysis import three_seeds
 from tests.reports.test_reports import NEARLY_EVERYTHING, context, frame, score
 
 HOSTILE = "</pre></script><script>document.title = 'taken'</script><img src=x onerror=alert(1)> & \"'"
@@ -41,11 +43,16 @@ def alignment(row: str = "uld", text: str = "ab", item: str = "x/0") -> Alignmen
     return Alignment("dolly", item, row, "uld", student, teacher, (((0, 1), (0,)),), (0.25, 0.5, None))
 
 
+def costs() -> pd.DataFrame:
+    seconds = {"uld": 12.5, "sft": 9.5}
+    lines = [(row, "dolly", 0, s, 1000, 0, np.nan, 1.5, "a machine") for row, s in seconds.items()]
+    return pd.DataFrame(lines, columns=list(COST_COLUMNS))
+
+
 def evidence(**more: object) -> Evidence:
     steps = [("uld", "dolly", 0, step, 2.0 / step, 1.0 / step, 3.0, 0.5, np.nan, np.nan) for step in (1, 2, 3)]
     given: dict[str, object] = {
         "steps": pd.DataFrame(steps, columns=list(STEP_COLUMNS)),
-        "costs": pd.DataFrame([("uld", "dolly", 0, 12.5), ("sft", "dolly", 0, 9.5)], columns=list(COST_COLUMNS)),
         "items": [
             Item(
                 "dolly",
@@ -70,6 +77,7 @@ def page(given: Evidence | None = None, results: pd.DataFrame = RESULTS, **more:
         "notes": ["Mind the noise."],
         "settings": settings,
         "appendix": pd.DataFrame({"method": ["uld"], "x": [0.5]}),
+        "costs": costs(),
     }
     return html(build_table(results), context(**(notes | more)), evidence() if given is None else given)
 
@@ -144,9 +152,39 @@ def test_the_summary_counts_the_seeds_of_each_task(seeds_of_codem: tuple[int, ..
     assert f"1 way to train small {said}" in page(results=results)
 
 
-def test_the_best_is_strong_and_sorting_has_full_precision() -> None:
+def page_of_tests(**effects: float) -> str:
+    frames = three_seeds(**effects)
+    return html(frames.table(), context(references=["@misc{uld, title = {<b>}}"], command="harness run recipe=smoke"))
+
+
+def test_what_can_not_be_told_from_the_best_is_strong() -> None:
+    table = three_seeds(top=20, close=19.9, down=-20).table()
+    made = Page(html(table, context()))
+    assert made.texts["strong"] == [cell.number for *_, cell in table.cells() if cell.best]
+    assert len(made.texts["strong"]) == 3
+
+
+def test_the_page_begins_with_a_verdict_and_its_figure() -> None:
+    text = page_of_tests(up=20, down=-20)
+    assert text.index('<h2 id="verdict-heading">') < text.index('<h2 id="results-heading">')
+    section = text[text.index('<section id="verdict"') : text.index('<section id="results"')]
+    assert section.count("<figure>") == 2
+    assert "Better than control: up by 2" in section
+    assert "Intervals: dolly ROUGE-L, %: row minus control" in section
+    assert text.count("Intervals: dolly ROUGE-L, %: row minus control") == 1  # not among the other figures again
+    assert "@misc{uld, title = {&lt;b&gt;}}" in text
+    assert "harness run recipe=smoke" in text
+
+
+def test_a_hostile_name_stays_text_in_the_verdict() -> None:
+    text = page_of_tests(**{HOSTILE: 20.0, "down": -20.0})
+    made = Page(text)
+    assert len(made.of("script")) == 1
+    assert not made.of("img")
+
+
+def test_sorting_has_full_precision() -> None:
     made = Page(page())
-    assert made.texts["strong"] == ["24.50", "0.700"]
     values = [attributes.get("data-value") for attributes in made.of("td")]
     assert "24.5" in values
     assert "21.0" in values
@@ -190,7 +228,7 @@ def test_figures_are_of_every_column_and_every_part_of_the_training() -> None:
 
 
 def test_the_pages_figures_are_files_too_and_old_ones_go(tmp_path: Path) -> None:
-    write(RESULTS, context(), tmp_path, evidence=evidence())
+    write(RESULTS, context(costs=costs()), tmp_path, evidence=evidence())
     of_page = [label for attributes in Page(page()).of("svg") if (label := attributes.get("aria-label"))]
     made = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "figures").iterdir()}
     assert sorted(ElementTree.fromstring(svg).attrib["aria-label"] for svg in made.values()) == sorted(of_page)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from harness.base.schema import field_at
 from harness.recipe.schema import Recipe
 from harness.tasks import tasks
 from reports import ReportContext, Table, beside_published, markdown, published_pairs, terminal
@@ -97,11 +98,7 @@ def test_pairs_and_rows() -> None:
 def test_every_setting_is_a_field_of_recipes(pair: str) -> None:
     """A misspelt one would differ in every run."""
     for name in published(pair).settings:
-        model: Any = Recipe
-        for part in name.split("."):
-            field = model.model_fields[part]
-            kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-            model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+        assert field_at(Recipe, name.split(".")) is not None, name
 
 
 # --- Beside ours ------------------------------------------------------------------------------------------------------

@@ -197,40 +197,11 @@ def test_bits_per_byte_has_three_decimals() -> None:
     assert cell(table, "sft", "gsm8k.bits_per_byte").text == "0.748 ± 0.001"
 
 
-def test_best_with_ties_at_the_printed_precision() -> None:
-    # 25.121 and 25.124 both read 25.12: a reader can not see a winner, and neither may the table.
-    table = build_table(frame(score("a", 25.121), score("b", 25.124), score("c", 25.11)))
-    assert [cell(table, label).best for label in "abc"] == [True, True, False]
-
-
-def test_where_all_are_the_same_none_is_best() -> None:
-    table = build_table(frame(score("a", 0.0), score("b", 0.0)))
-    assert [cell(table, label).best for label in "ab"] == [False, False]
-
-
-def test_best_of_bits_per_byte_is_the_lowest() -> None:
-    table = build_table(frame(*(score(m, v, "bits_per_byte") for m, v in [("a", 0.72), ("b", 0.711), ("c", 0.75)])))
-    assert [cell(table, label, "gsm8k.bits_per_byte").best for label in "abc"] == [False, True, False]
-
-
-def test_best_is_sought_over_all_kinds_of_one_student_and_only_methods_compete() -> None:
-    table = build_table(
-        frame(
-            score("sft", 10.0),
-            score("sft", 99.0, role="teacher", teacher_kind="same-tokenizer"),
-            score("sft", 12.0, role="teacher", teacher_kind="cross-tokenizer"),  # not bold for equalling the best
-            score("fkd", 12.0, teacher_kind="same-tokenizer"),
-            score("uld", reason="oom", teacher_kind="cross-tokenizer"),
-            score("warm start", 50.0, role="reference"),
-            score("other", 1.0, student="second"),
-        )
-    )
-    best = [row.label for group in table.groups for row in group.rows if row.cells[0].best]
-    assert best == ["fkd", "other"]
-
-
-def test_where_nothing_has_a_value_nothing_is_best() -> None:
-    assert not cell(build_table(frame(score("sft", reason="oom"))), "sft").best
+def test_without_item_scores_nothing_is_tested_and_nothing_is_bold() -> None:
+    table = build_table(frame(*(score(m, v, seed=seed) for m, v in (("a", 10.0), ("b", 90.0)) for seed in (0, 1))))
+    assert not any(cell.best or cell.mark for *_, cell in table.cells())
+    assert table.pairwise == ()
+    assert "Verdict" not in markdown(table, context())
 
 
 # What is missing
@@ -300,7 +271,8 @@ def test_a_seed_that_a_task_was_not_to_have_is_not_missing() -> None:
     assert [column.seeds for column in table.columns if not column.is_average] == [(0, 1), (0,)]
     assert [c.text for c in rows_of(table)["sft"].cells] == ["30.00 ± 28.28", "20.00", "15.00"]
     assert {c.status for _, _, _, c in table.cells()} == {"done"}
-    average = "Average: of dolly ROUGE-L, codem HumanEval, seed by seed over the seeds that all of them have (0), only"
+    average = "Average: of dolly ROUGE-L, codem HumanEval, seed by seed over seed 0, the only one that "
+    average += "all of them have, only"
     assert average in markdown(table, context())
 
 
@@ -319,7 +291,7 @@ def test_tasks_without_a_seed_in_common_have_no_average() -> None:
     table = build_table(frame(score("sft", 10.0, seed=1), score("sft", 20.0, "humaneval")))
     assert [c.text for c in rows_of(table)["sft"].cells] == ["10.00", "20.00", "–"]
     assert table.footnotes == ("no average, as its tasks have no seed in common",)
-    assert "seed by seed over the seeds that all of them have (none), only" in markdown(table, context())
+    assert "seed by seed (its tasks have no seed in common), only" in markdown(table, context())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -358,7 +330,7 @@ def test_the_average_is_only_there_where_all_its_scores_are() -> None:
         )
     )
     assert cell(table, "whole", "average").text == "15.00"
-    assert cell(table, "whole", "average").best
+    assert not cell(table, "whole", "average").best
     assert (cell(table, "half", "average").text, cell(table, "half", "average").mean) == ("–", None)
     assert note(table, "half", "average") == "no average, as a score is missing"
 
@@ -383,23 +355,6 @@ def test_one_percentage_or_a_percentage_of_errors_makes_no_average() -> None:
 
 
 # Wrong frames
-
-
-@pytest.mark.parametrize("code", [(0.0, 0.0), (0.0, 12.5)])
-def test_an_average_over_a_column_that_tells_nobody_apart_is_not_bold(code: tuple[float, float]) -> None:
-    rows = [
-        score("sft", 20.0),
-        score("uld", 24.0),
-        score("sft", code[0], "humaneval"),
-        score("uld", code[1], "humaneval"),
-    ]
-    teacher = score("t", 50.0, "humaneval", teacher="big", teacher_kind="cross-tokenizer", role="teacher")
-    table = build_table(frame(*rows, teacher))
-    alike = code[0] == code[1]
-    assert cell(table, "uld", "average").best != alike
-    assert cell(table, "uld").best
-    said = "No average is bold: students score the same in codem HumanEval, so that it ranks by less."
-    assert (said in markdown(table, context())) == alike
 
 
 @pytest.mark.parametrize("items", [2, 29, 30])
@@ -490,10 +445,10 @@ Recipe: smoke
 | sft | 2 | 12.00 ± 2.83 | 0.750 ± 0.000 |
 | *cross-tokenizer teacher: big* |  |  |  |
 | teacher (sft) | 1 | 20.00 | 0.500 |
-| uld | 2 | **13.00** <sup>1</sup> | **0.705 ± 0.007** |
+| uld | 2 | 13.00 <sup>1</sup> | 0.705 ± 0.007 |
 | cdm | 1 | – <sup>2</sup> | 0.900 |
 
-Bold: the best of its column within a student, at the printed precision; teachers and references do not compete. ↑ higher is better, ↓ lower is better.
+↑ higher is better, ↓ lower is better.
 
 ±: sample standard deviation over training seeds.
 
@@ -529,7 +484,7 @@ A number without ±: one training seed, and no item-level scores to tell how sur
 | method | aligned 1-1 | masked |
 | :-- | --: | --: |
 | uld | 0.9658 | – |
-"""  # noqa: E501
+"""
 
 
 def test_golden_markdown() -> None:
@@ -616,7 +571,7 @@ def test_terminal_never_cuts_a_number_at_100_columns(tasks: int) -> None:
 def test_write_leaves_whole_files_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "report"
     paths = write(NEARLY_EVERYTHING, context(), folder)
-    names = ["report.html", "report.md", "report.tex", "table.csv", "results.csv"]
+    names = ["report.html", "report.md", "report.tex", "table.tex", "table.csv", "results.csv"]
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "figures"])
     table = build_table(NEARLY_EVERYTHING)
@@ -628,7 +583,7 @@ def test_write_leaves_whole_files_and_nothing_else(tmp_path: Path) -> None:
 
 def test_table_csv_holds_the_metrics_that_the_report_does_not_print(tmp_path: Path) -> None:
     results = frame(score("sft", 1.0, "exact_match_strict"), score("sft", 77.0, "exact_match_flexible"))
-    _, report, _, table, _ = write(results, context(), tmp_path)
+    _, report, _, _, table, _ = write(results, context(), tmp_path)
     assert "77" not in report.read_text(encoding="utf-8")
     assert "Not printed, but in table.csv: gsm8k EM flexible." in report.read_text(encoding="utf-8")
     assert pd.read_csv(table)["gsm8k.exact_match_flexible.mean"].tolist() == [77.0]
@@ -650,7 +605,7 @@ def test_a_write_that_breaks_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="disk full"):
         write(NEARLY_EVERYTHING, context(title="Second"), tmp_path)
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# Report\n")
-    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 5
+    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 6
 
 
 def test_results_csv_round_trip(tmp_path: Path) -> None:

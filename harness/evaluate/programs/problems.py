@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import HarnessError
+from harness.data.rows import checked_text
 
 CANNOT_PASS = frozenset({"HumanEval/32"})  # its oracle in 0.3.1 never marks an input as passed
 NEEDS_MEMORY = frozenset({"Mbpp/255"})  # its answers take gigabytes
@@ -94,4 +95,6 @@ def _check_problem(where: str, line: str) -> Problem:
             found = f"a {type(value).__name__}" if field in problem else "nothing"
             expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise HarnessError(f"{where}, field {field}", found, expected)
+        if isinstance(value, str):
+            checked_text(value, f"{where}, field {field}")
     return problem

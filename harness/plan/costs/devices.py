@@ -12,16 +12,11 @@ DECODING_LAYER_SECONDS = 0.5e-3
 """Of one layer for one generated token: no gradient, nothing to cast."""
 DRAW_SECONDS = 20e-9
 """Of the noise for one vocabulary entry of a sampled token; it is drawn on the CPU."""
-JUDGE_SECONDS = 0.35
-"""Of one program in EvalPlus, on 2 cores."""
 CE_TRAFFIC = 48.0
 """Bytes read and written for one logit, cross-entropy and its gradient included."""
 KD_TRAFFIC = 60.0
 SORT_TRAFFIC = 270.0
 """The same for a logit of a distillation term that takes softmaxes, and of one that sorts."""
-SORTING = {"uld": 1.0, "gold": 1.0}
-CPU_SECONDS = {"cdm": 4e-4, "mined": 2e-5}
-"""Of alignment and mapping, a response token: CDM's at k = 100 (benchmarks/alignment.py); it grows with k squared."""
 
 
 @dataclass(frozen=True)

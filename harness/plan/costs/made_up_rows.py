@@ -7,38 +7,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.recipe.load import name_to_call
-from harness.tasks.base import PublishedSet, Task
-from harness.tasks.build import task_of
-from harness.tasks.files import data_needs
+from harness.recipe.schema import Recipe
+from harness.tasks.base import Task
+from harness.tasks.sets import PublishedSet
 
 MadeUp = Mapping[str, Sequence[PublishedSet]]
 """The sets of rows that stand in for files, by task."""
 
 
 @contextmanager
-def with_made_up_rows(recipe: Any) -> Iterator[tuple[dict[str, Task], MadeUp]]:
+def with_made_up_rows(recipe: Recipe) -> Iterator[tuple[dict[str, Task], MadeUp]]:
     """A recipe's tasks; one whose files a run would miss reads made-up rows of the published sizes in their place.
 
     Yields:
         The tasks by name, and what is made up; its files are there until the block ends.
     """
-    tasks = {name: task_of(recipe, name) for name in recipe.tasks}
+    tasks = {name: recipe.task(name) for name in recipe.tasks}
     with TemporaryDirectory(prefix="harness-plan.") as folder:
         unseen = {}
         for name, task in tasks.items():
-            if not _has_files(task):
+            if task.published and not _has_files(task):
                 unseen[name] = _make_up(task, Path(folder))
                 tasks[name] = type(task)(task.settings, Path(folder))
         yield tasks, unseen
 
 
-def in_words(recipe: Any, unseen: MadeUp) -> Iterator[str]:
+def in_words(recipe: Recipe, unseen: MadeUp) -> Iterator[str]:
     """What a plan has to say of made-up rows; nothing where there are none."""
-    if not unseen:
+    if not unseen or recipe.data.root is None:  # without a folder the samples are read
         return
     root, names = Path(recipe.data.root), ", ".join(unseen)
     missing = f"has not all files of {names}" if root.expanduser().is_dir() else "is not there"
@@ -52,7 +51,7 @@ def in_words(recipe: Any, unseen: MadeUp) -> Iterator[str]:
 
 def _has_files(task: Task) -> bool:
     """Whether a run finds what it needs; a test set among several may be missing."""
-    if not data_needs(type(task), task):
+    if not task.data_needs(task.settings):
         return True  # it makes its rows
     try:
         return task.train_file.is_file() and bool(task.test_digests())
@@ -63,7 +62,7 @@ def _has_files(task: Task) -> bool:
 def _make_up(task: Task, folder: Path) -> list[PublishedSet]:
     """Write the files that are missing, and link to those that are there."""
     made = []
-    for one in data_needs(type(task), task):
+    for one in task.data_needs(task.settings):
         there = one.there(task.root)
         name = one.files[0] if there is None else str(there.relative_to(task.root))
         path = folder / name

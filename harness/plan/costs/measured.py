@@ -13,7 +13,7 @@ from harness.base.identity import environment
 from harness.plan.costs.devices import DEVICES, Cost
 from harness.plan.stages import Stage
 from harness.store.artefacts import TIMING
-from harness.store.store import Store
+from harness.store.store import MANIFEST, Store
 
 # --- Measured times ---------------------------------------------------------------------------------------------------
 
@@ -29,7 +29,7 @@ class Measured:
         if (manifest := self.store.read_manifest(stage.kind, stage.identity)) is not None:
             return float(manifest["seconds"]) if manifest["environment"]["device"] == self.device else None
         pace = self._paces.get(_alike(stage.kind, stage.task, stage.values))
-        return None if pace is None else pace * int(stage.values["steps"])
+        return None if pace is None else pace * stage.steps
 
     @cached_property
     def _paces(self) -> dict[str, float]:
@@ -37,15 +37,14 @@ class Measured:
         paces: dict[str, float] = {}
         for manifest, folder in self._trainings():
             steps = int(manifest["values"]["steps"])
-            timing = folder / TIMING
-            if steps and timing.is_file() and manifest["environment"]["device"] == self.device:
-                seconds = json.loads(timing.read_text(encoding="utf-8"))["seconds"]
-                paces[_alike(manifest["kind"], manifest["task"], manifest["values"])] = float(seconds) / steps
+            if steps and (folder / TIMING.name).is_file() and manifest["environment"]["device"] == self.device:
+                pace = TIMING.load(folder).seconds / steps
+                paces[_alike(manifest["kind"], manifest["task"], manifest["values"])] = pace
         return paces
 
     def _trainings(self) -> Iterator[tuple[dict[str, Any], Path]]:
         for kind in ("teacher", "warm_start", "student"):
-            for path in sorted((self.store.root / kind).glob("*/manifest.json")):
+            for path in sorted((self.store.root / kind).glob(f"*/{MANIFEST}")):
                 try:
                     manifest = json.loads(path.read_text(encoding="utf-8"))
                     manifest["values"]["steps"], manifest["environment"]["device"], manifest["kind"], manifest["task"]

@@ -38,7 +38,7 @@ class Shape:
         normed: width of all that a layer normalises.
         gated: whether the feed-forward part multiplies two projections.
         scores: heads whose attention scores are kept, all of them with eager attention and none with sdpa.
-        bytes_per_token: of a task's responses, by task.
+        bytes_per_token: of responses, by what they read like (:attr:`harness.tasks.base.Task.text`).
     """
 
     parameters: int

@@ -23,22 +23,19 @@ from harness.data.tokens import STUDENT
 from harness.models.spec import Lora
 from harness.plan.costs.devices import (
     CE_TRAFFIC,
-    CPU_SECONDS,
     DECODING_LAYER_SECONDS,
     DRAW_SECONDS,
-    JUDGE_SECONDS,
     KD_TRAFFIC,
     LAYER_SECONDS,
     SORT_TRAFFIC,
-    SORTING,
     Cost,
     Device,
 )
 from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, Texts, shape_of, text_sizes
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
-from harness.recipe.schema import Training
-from methods.base import Method, Need
+from harness.recipe.schema import Recipe, Training
+from methods.base import Need
 
 
 class Coster:
@@ -55,12 +52,12 @@ class Coster:
         self.plan, self.recipe = plan, plan.recipe
         self.shapes = {role: shape_of(spec) for role, spec in plan.recipe.models_by_role().items()}
 
-    def cost(self, stage: Stage, recipe: Any = None) -> Cost:
+    def cost(self, stage: Stage, recipe: Recipe | None = None) -> Cost:
         """Of one stage; with another recipe's settings of speed and memory."""
-        makers: dict[str, Callable[[Stage, Any], Cost]] = {
-            "teacher": self._teacher,
-            "warm_start": self._warm_start,
-            "student": self._student,
+        makers: dict[str, Callable[[Stage, Recipe], Cost]] = {
+            "teacher": self._training,
+            "warm_start": self._training,
+            "student": self._training,
             "rows": self._rows,
             "answers": self._answers,
             "bits": self._bits,
@@ -70,12 +67,10 @@ class Coster:
 
     def remedy(self, stage: Stage, device: Device) -> str:
         """The first setting, or several together, with which a stage fits a device; empty where none is known."""
-        student = "train" if "start" in stage.inputs else "warm_start"  # sft trains as the warm start does
-        part = {"teacher": "teacher", "warm_start": "warm_start", "student": student}.get(stage.kind)
         if stage.kind == "answers":
             steps = [{"evaluation.batch_size": size} for size in (32, 8, 1)]
             return self._first_that_fits(stage, device, steps)
-        if part is None:
+        if stage.training is None:
             return ""
         steps = []
         tried: dict[str, Any] = {}
@@ -85,8 +80,8 @@ class Coster:
             ("chunk_rows", 64),
             ("lora", Lora(rank=64, alpha=128)),
         ):
-            if getattr(getattr(self.recipe, part), name) != value:
-                tried[f"{part}.{name}"] = value
+            if getattr(stage.training, name) != value:
+                tried[f"{stage.section}.{name}"] = value
                 steps.append(dict(tried))
         return self._first_that_fits(stage, device, steps)
 
@@ -98,20 +93,12 @@ class Coster:
 
     # Training
 
-    def _teacher(self, stage: Stage, recipe: Any) -> Cost:
-        return self._training(stage, stage.role, recipe.teacher, None)
-
-    def _warm_start(self, stage: Stage, recipe: Any) -> Cost:
-        return self._training(stage, STUDENT, recipe.warm_start, None)
-
-    def _student(self, stage: Stage, recipe: Any) -> Cost:
-        training = recipe.train if "start" in stage.inputs else recipe.warm_start
-        return self._training(stage, STUDENT, training, stage.objective)
-
-    def _training(self, stage: Stage, role: str, training: Training, objective: ObjectiveSpec | None) -> Cost:
+    def _training(self, stage: Stage, recipe: Recipe) -> Cost:
+        training: Training = getattr(recipe, stage.section)
+        role, objective = stage.role or STUDENT, stage.objective
         shape, texts = self.shapes[role], self._texts(stage.task, role)
-        micro = min(training.micro_batch_size or training.batch_size, training.batch_size)
-        passes = int(stage.values["steps"]) * training.batch_size / micro
+        micro = training.micro_batch()
+        passes = stage.steps * training.batch_size / micro
         tokens, longest = texts.batches(micro)
         rows = texts.rows / max(len(texts.responses), 1) * micro
         length = tokens / micro
@@ -126,7 +113,8 @@ class Coster:
         if passes:
             memory = self._training_memory(shape, training, longest, texts, objective)
         cpu = 0.0
-        for method, teacher in zip(objective.methods, objective.roles, strict=False) if objective else ():
+        for part in objective.taught if objective else ():
+            method, teacher = part.method, part.role
             other, read = self.shapes[teacher], self._texts(stage.task, teacher)
             theirs = read.rows / max(len(read.responses), 1) * micro
             flops += other.logits(theirs)
@@ -137,12 +125,12 @@ class Coster:
             if Need.ENTROPY in method.needs:
                 flops += shape.logits(rows) + other.logits(theirs)
                 traffic += CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
-            passed = SORT_TRAFFIC if method.name in SORTING else KD_TRAFFIC
+            passed = SORT_TRAFFIC if method.sorts else KD_TRAFFIC
             traffic += passed * (rows * shape.vocabulary + theirs * other.vocabulary)
-            cpu += rows * _cpu_seconds(method)
-            if Need.ROLLOUTS in method.needs:
-                drawn = self._decoding(shape, micro, method.options.rollout_tokens, 4, sampled=True)
-                share = method.options.rollout_share
+            cpu += rows * method.align_seconds
+            if method.sampling is not None:
+                drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
+                share = method.sampling.rollout_share
                 traffic, cpu = traffic + share * drawn.traffic, cpu + share * drawn.cpu
                 launches += share * drawn.launches
         disk = 4.0 * _trained(shape, training) if training.lora else 4.0 * shape.parameters
@@ -164,22 +152,22 @@ class Coster:
             kept + 4.0 * shape.hidden * shape.layers if training.gradient_checkpointing else kept * shape.layers
         )
         memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
-        methods = objective.methods if objective else ()
-        whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
+        parts = objective.taught if objective else ()
+        whole = any(Need.WHOLE_RESPONSE in part.method.needs for part in parts)
         most = 256 if training.chunk_rows == "auto" else training.chunk_rows  # auto takes less where memory is short
         chunk = max(most, float(texts.responses.max()) if whole else 0.0)
         memory += 4.0 * chunk * shape.vocabulary * 5
-        for method, role in zip(methods, objective.roles if objective else (), strict=False):
-            other = self.shapes[role]
-            live = objective is not None and objective.needs_live(role)
+        for part in parts:
+            other = self.shapes[part.role]
+            live = objective is not None and objective.needs_live(part.role)
             memory += 2.0 * (other.parameters if live else other.head)
-            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if method.name in SORTING else 3)
+            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if part.method.sorts else 3)
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return memory
 
     # What a trained model is asked
 
-    def _rows(self, stage: Stage, recipe: Any) -> Cost:
+    def _rows(self, stage: Stage, recipe: Recipe) -> Cost:
         shape, texts = self.shapes[stage.role], self._texts(stage.task, stage.role)
         width = _width(recipe.teacher)
         longest = float((texts.prompts + texts.responses).max()) * 8
@@ -190,17 +178,15 @@ class Coster:
         flops = shape.forward(tokens, tokens / max(len(texts.responses), 1))
         return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, disk, fp32=width == 4)
 
-    def _answers(self, stage: Stage, recipe: Any) -> Cost:
+    def _answers(self, stage: Stage, recipe: Recipe) -> Cost:
         task, batch = self.plan.tasks[stage.task], recipe.evaluation.batch_size
         shape = self.shapes[stage.role or STUDENT]
         width = 2 if stage.role else 4  # students answer in float32, teachers in what they scored in
         prompts = np.ceil(self._requests(stage.task) / PROMPT_BYTES_PER_TOKEN) + 1
-        limit = getattr(task.settings, "prompt_tokens", None)
-        prompts = np.minimum(prompts, limit) if limit else prompts
+        prompts = np.minimum(prompts, task.prompt_tokens) if task.prompt_tokens else prompts
         new_tokens = task.settings.new_tokens
         batches = -(-len(prompts) // batch)
-        sampled = getattr(task.settings, "decoding", "greedy") == "sampling"
-        decoding = self._decoding(shape, min(batch, len(prompts)), new_tokens, width, sampled)
+        decoding = self._decoding(shape, min(batch, len(prompts)), new_tokens, width, task.samples_answers)
         longest = float(prompts.max()) + new_tokens
         cache_ = min(batch, len(prompts)) * longest * shape.layers * 2 * shape.keys * width
         memory = width * shape.parameters + cache_ + 16.0 * min(batch, len(prompts)) * shape.vocabulary
@@ -217,7 +203,7 @@ class Coster:
             fp32=width == 4,
         )
 
-    def _bits(self, stage: Stage, recipe: Any) -> Cost:
+    def _bits(self, stage: Stage, recipe: Recipe) -> Cost:
         role = stage.role or STUDENT
         shape, texts = self.shapes[role], self._texts(stage.task, role, "test")
         width = 2 if stage.role else 4
@@ -228,9 +214,8 @@ class Coster:
         memory += longest * 4 * (4 * shape.hidden + 3 * shape.inner)
         return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, 0.0, fp32=width == 4)
 
-    def _scores(self, stage: Stage, recipe: Any) -> Cost:
-        each = JUDGE_SECONDS if stage.task == "codem" else 1e-3
-        return Cost(cpu=each * len(self._requests(stage.task)))
+    def _scores(self, stage: Stage, recipe: Recipe) -> Cost:
+        return Cost(cpu=self.plan.tasks[stage.task].judge_seconds * len(self._requests(stage.task)))
 
     def _decoding(self, shape: Shape, batch: int, new_tokens: int, width: int, sampled: bool) -> Cost:
         """Of one batch that is as long as it may get."""
@@ -240,7 +225,7 @@ class Coster:
         return Cost(launches=launches, traffic=traffic, cpu=cpu)
 
     def _texts(self, task: str, role: str, split: str = "train") -> Texts:
-        ratio = self.shapes[role].bytes_per_token.get(task, 3.0)
+        ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
         return Texts.of(self._bytes[task, split], ratio, self.recipe.limits.length)
 
     @cached_property
@@ -275,12 +260,7 @@ def _trained(shape: Shape, training: Training) -> float:
     return float(training.lora.rank * shape.layers * matrices)
 
 
-def _cpu_seconds(method: Method) -> float:
-    seconds = CPU_SECONDS.get(method.name, 0.0)
-    return seconds * (getattr(method.options, "k", 100) / 100) ** 2 if method.name == "cdm" else seconds
-
-
-def _changed(recipe: Any, changes: Mapping[str, Any]) -> Any:
+def _changed(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     """The recipe with other values at dotted paths of two parts."""
     for path, value in changes.items():
         part, _, field = path.partition(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,10 +17,14 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.base.errors import HarnessError
 from harness.data.batches import Collator
-from harness.data.rows import Example
+from harness.data.rows import Example, Request
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
+from harness.evaluate.programs.problems import read_problems
+from harness.generation.decoding import text_until_stop
+from harness.models.load import load_tokenizer
+from harness.models.publisher import PublisherSettings
 from harness.recipe.schema import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
@@ -81,6 +86,7 @@ LLAMA2 = Style(
 )
 STYLES = {"chatml": CHATML, "gemma": GEMMA, "llama3": LLAMA3, "llama2": LLAMA2}
 STYLE = pytest.mark.parametrize("style", list(STYLES))
+NO_DUMMY_SPACE = ("byte_level", "byte_level_digits", "byte_fallback_bare")
 FAMILY = pytest.mark.parametrize("family", tiny.MORE_FAMILIES)
 
 
@@ -93,7 +99,10 @@ def tokenizer(family: str, template: str, control: tuple[str, ...] = ()) -> PreT
 
 def side(family: str, style: str, template: Any = "chat") -> TextSide:
     made = STYLES[style]
-    return TextSide(tokenizer(family, made.template, made.control), template=template, name=f"{family} {style}")
+    text = made.template
+    if family in NO_DUMMY_SPACE:  # Llama 2 writes the space that its tokenizer puts before a response
+        text = text.replace("' ' + m.content", "m.content")
+    return TextSide(tokenizer(family, text, made.control), template=template, name=f"{family} {style}")
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------
@@ -121,13 +130,22 @@ def test_training_ends_a_response_as_the_template_does(family: str, style: str) 
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for m in messages %}USER {{ m.content }} BOT{% endfor %}",  # nothing
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n### </s>{% endfor %}",  # text first
-        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}</s>{% endif %}{% endfor %}",  # no answer
+        "{% for m in messages %}{{ 'USER ' + m.content + ' BOT' if m.role == 'user' else m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n### </s>{% endfor %}"  # text first
+        "{% if add_generation_prompt %}assistant: {% endif %}",
     ],
-)  # fmt: skip
+)
 def test_eos_ends_what_the_template_does_not(template: str) -> None:
     assert TextSide(tokenizer("byte_level", template), template="chat", name="x").eos_ids == (2,)
+
+
+def test_a_template_without_a_place_for_an_answer_is_refused_where_it_is_used() -> None:
+    made = tokenizer(
+        "byte_level", "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    assert TextSide(made, template="plain", name="x").eos_ids == (2,)
+    with pytest.raises(HarnessError, match=r"found '' where a generation prompt is followed by "):
+        TextSide(made, template="chat", name="x")
 
 
 @pytest.mark.parametrize("template", ["chat", "plain"])
@@ -240,7 +258,11 @@ def test_bos_stands_where_the_template_writes_it_and_never_twice(adds: bool, sty
     ("template", "printed"),
     [
         (LLAMA3.template, "Today Date: 26 Jul 2024\n"),
-        ("{{ strftime_now('%Y-%m-%d %H:%M') }}{{ messages[0].content }}</s>", "2024-07-26 00:00"),
+        (
+            "{{ strftime_now('%Y-%m-%d %H:%M') }}{% for m in messages %}{{ m.content }}"
+            "{% if m.role == 'user' %}</s>{% endif %}{% endfor %}",
+            "2024-07-26 00:00",
+        ),
     ],
 )
 def test_a_template_that_prints_the_date_prints_the_same_one_every_day(template: str, printed: str) -> None:
@@ -402,3 +424,98 @@ def test_only_sorted_distributions_are_blind_to_the_end(name: str, expected: boo
     method = find(name)()
     method.prepare(TokenizerPair(sides()[STUDENT].vocabulary, sides()[CROSS].vocabulary))
     assert blind(method, teacher) is expected
+
+
+# --- What a template and a publisher say ------------------------------------------------------------------------------
+
+THINKING = (  # as Qwen3's: its generation prompt lacks the empty block that it writes before an answer
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@FAMILY
+def test_a_template_that_begins_an_answer_otherwise_than_its_prompt_ends_is_refused(family: str) -> None:
+    """A student trained behind its generation prompt would learn an answer that the template never writes there."""
+    made = tokenizer(family, THINKING, ("<|im_start|>", "<|im_end|>"))
+    with pytest.raises(HarnessError, match=r"chat template of x: found .<think>.*enable_thinking: false"):
+        TextSide(made, template="chat", name="x")
+    off = TextSide(made, template="chat", name="x", options={"enable_thinking": False})
+    (whole,) = made.apply_chat_template(
+        [[{"role": "user", "content": "question"}, {"role": "assistant", "content": "an answer"}]], tokenize=False
+    )
+    assert whole.startswith(made.decode(off.prompts(["question"])[0]) + "an answer") or family != "byte_level"
+    assert TextSide(made, template="plain", name="x").eos_ids  # and nothing is asked of it where it is not used
+
+
+@STYLE
+@FAMILY
+def test_templates_that_write_what_their_prompt_ends_with_are_taken(family: str, style: str) -> None:
+    assert side(family, style).eos_ids
+
+
+def test_a_system_message_stands_before_each_prompt() -> None:
+    made = tokenizer("byte_level", CHATML.template, CHATML.control)
+    found = TextSide(made, template="chat", name="x", system="Be brief.").prompts(["question"])[0]
+    text = made.decode(found)
+    assert text.index("Be brief.") < text.index("question")
+    assert text.count("<|im_start|>") == 3
+
+
+def test_ends_of_the_publisher_end_an_answer_and_are_not_trained(tmp_path: Path) -> None:
+    """generation_config.json of Llama 3 lists three, of Qwen two; tokenizers know one."""
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 2, 99999]}')
+    publisher = PublisherSettings.of(tmp_path)
+    made = TextSide(tiny.tokenizer("byte_level"), template="plain", name="x", publisher=publisher)
+    assert (made.eos, made.eos_ids) == (2, (2, 5))
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_bos_that_only_the_settings_ask_for_comes_first(tmp_path: Path, asked: bool | None) -> None:
+    """DeepSeek's tokenizer.json has no template for it, and transformers' fast tokenizers don't read the setting."""
+    tiny.tokenizer("byte_level").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": asked}))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded("a")["input_ids"][0] != loaded.bos_token_id
+    found = TextSide(loaded, template="plain", name="x", publisher=PublisherSettings.of(tmp_path))
+    assert found.bos == ([loaded.bos_token_id] if asked else [])
+    assert found.prompts(["a"])[0][: len(found.bos)] == found.bos
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+BODIES = ["    return first + second\n", "   x = 1\n", " y", "\tz\n", "\n\n  a", "  ", "é  ü", "x", ""]
+
+
+@FAMILY
+@pytest.mark.parametrize("body", BODIES)
+def test_an_answer_that_continues_its_prompt_keeps_every_byte(family: str, body: str) -> None:
+    """The first line of most canonical solutions begins with four spaces; decoders of SentencePiece drop one."""
+    made = TextSide(tiny.tokenizer(family), template="plain", name=family)
+    (ids,) = made._encode([body], made._within_a_text)
+    assert made.answer_text(ids, continues=True) == body
+    (ids,) = made._encode([body])  # and as a response of its own, as in training
+    assert made.answer_text(ids) == body or (body, made.vocabulary.dummy_space) == (" y", "unless space")
+
+
+@FAMILY
+@pytest.mark.shared_data
+def test_canonical_solutions_come_back_byte_for_byte(family: str, shared_data: Path) -> None:
+    problems = read_problems(next(shared_data.rglob("HumanEvalPlus*.jsonl*")))
+    made = TextSide(tiny.tokenizer(family), template="plain", name=family)
+    assert len(problems) == 164
+    solutions = [problem["canonical_solution"] for problem in problems.values()]
+    encoded = made._encode(solutions, made._within_a_text)
+    assert [made.answer_text(ids, continues=True) for ids in encoded] == solutions
+
+
+def test_a_stop_string_that_is_a_special_token_ends_an_answer() -> None:
+    """It stands for no text, so no text ever holds it."""
+    made = TextSide(tokenizer("byte_level", CHATML.template, CHATML.control), template="plain", name="x")
+    end = made.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    (ids,) = made._encode(["abc"])
+    request = Request("x", "", stop=("<|im_start|>", "zz"))
+    assert text_until_stop(made, request, [*ids, end, *ids]) == ("abc", True)
+    assert text_until_stop(made, Request("x", "", stop=("",)), [*ids, end, *ids]) == ("abcabc", False)

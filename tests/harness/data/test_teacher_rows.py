@@ -13,11 +13,12 @@ import torch
 from harness.base.errors import HarnessError
 from harness.data import teacher_rows as teacher
 from harness.data.batches import Collator
-from harness.data.teacher_rows import INDEX, StoredRows, store_rows
+from harness.data.teacher_rows import StoredRows, store_rows
 from harness.data.tokens import STUDENT
 from harness.models.heads import Head
 from harness.models.lora import add_lora, merge_lora
 from harness.models.spec import Lora
+from harness.store.artefacts import ROWS_INDEX
 from harness.training.loss import Distiller
 from methods.base import Method, Rows, TeacherKind, registered
 from tests import tiny
@@ -92,7 +93,7 @@ def test_rows_keep_the_dtype_that_the_teacher_ran_in(made: Bench, tmp_path: Path
 
 def test_the_index_names_every_example(made: Bench, tmp_path: Path) -> None:
     store(made, tmp_path)
-    assert set(json.loads((tmp_path / INDEX).read_text())) == {a.example.id for a in made.examples}
+    assert set(json.loads((tmp_path / ROWS_INDEX).read_text())) == {a.example.id for a in made.examples}
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])

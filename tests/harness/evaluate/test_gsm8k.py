@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -113,11 +114,12 @@ def test_nothing_is_printed_downloaded_or_reseeded(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"line 2: found text that is not JSON"),
-        ('{"question": 5, "answer": "#### 5"}', r"line 2, field question: found no text"),
-        ('{"question": "5?"}', r"line 2, field answer: found no text"),
-        ("[1]", r"line 2, field question"),
-        ('{"question": "5?", "answer": "five"}', r"line 2, field answer: found no final answer"),
+        ("{", r"line 2: found '{' \(Expecting property name"),
+        ('{"question": 5, "answer": "#### 5"}', r"line 2, field 'question': found 5; expected a text"),
+        ('{"question": "5?"}', r"line 2, field 'answer': found no such field \(there are question\)"),
+        ("[1]", r"line 2: found a JSON list"),
+        ('{"question": "5?", "answer": "five"}', r"line 2, field 'answer': found no final answer"),
+        ('{"question": "5?", "answer": "#### 5 "}', r"line 2, field 'answer': found the final answer '5 '"),
     ],
 )
 def test_a_bad_row_is_named(data: tuple[Path, Path], tmp_path: Path, line: str, message: str) -> None:
@@ -128,10 +130,10 @@ def test_a_bad_row_is_named(data: tuple[Path, Path], tmp_path: Path, line: str, 
 
 
 def test_missing_and_too_short_files_are_named(data: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match=r"none.jsonl: found no readable file"):
+    with pytest.raises(HarnessError, match=r"none.jsonl: found a file that can't be read"):
         gsm8k.requests(data[0], tmp_path / "none.jsonl", **SETTINGS)
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(HarnessError, match=r"found 0 rows"):
+    with pytest.raises(HarnessError, match=r"found no rows"):
         gsm8k.requests(data[0], tmp_path / "empty.jsonl", **SETTINGS)
     with pytest.raises(HarnessError, match=r"found 20 rows; expected a GSM8K jsonl file of at least 21"):
         gsm8k.requests(*data, few_shot=21, few_shot_seed=1, limit=1)
@@ -166,3 +168,26 @@ def test_prompts_and_scores_are_those_of_simple_evaluate(data: tuple[Path, Path]
         assert 0 < mean < 1
         for sample in [sample for sample in results["samples"]["by_hand"] if sample["filter"] == theirs]:
             assert ours[sample["doc_id"]].scores[name] == sample["exact_match"]
+
+
+SCORE, NEVER = ["12", "$12", "12.", "1,200", "-3", "-$3", "0.5"], ["12 ", "12 apples", "twelve", "+3", "1/2"]
+
+
+@pytest.mark.parametrize("final", [*SCORE, *NEVER])
+def test_lm_eval_scores_on_what_is_read_and_never_on_what_is_refused(
+    tmp_path: Path, final: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": "?", "answer": f"So.\n#### {final}"}) + "\n")
+    files = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    with pytest.raises(HarnessError) if final in NEVER else nullcontext() as error:
+        assert len(gsm8k.read_tests(files[1])) == 1
+    if error is not None:
+        assert f"test.jsonl line 1, field 'answer': found the final answer '{final}'" in str(error.value)
+    monkeypatch.setattr(gsm8k, "read_tests", gsm8k.read_training)
+    best = max(
+        max(item.scores.values())
+        for answer in {final, final.strip(), re.sub("[^0-9-]", "", final), "12", "1"}
+        for item in gsm8k.score(*files, {"gsm8k/test/0": f"#### {answer}"}, few_shot=0, few_shot_seed=1, limit=None)
+    )
+    assert best == (final in SCORE)

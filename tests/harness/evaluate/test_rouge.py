@@ -65,6 +65,63 @@ def test_an_output_without_words_gives_zero(output: str) -> None:
     assert rouge.score(output, ["blue sky"]) == 0.0
 
 
+# --- Words of every script --------------------------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    return rouge.UnicodeWords().tokenize(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("天空是蓝的。", ["天", "空", "是", "蓝", "的"]),
+        ("GPT-4在2023年", ["gpt", "4", "在", "2023", "年"]),
+        ("カラスが", ["カ", "ラ", "ス", "が"]),
+        ("Привет, мир!", ["привет", "мир"]),
+        ("하늘은 파랗다", ["하늘은", "파랗다"]),
+        ("السماءُ زرقاء", ["السماءُ", "زرقاء"]),  # a vowel sign stays with its word
+        ("आसमान नीला है", ["आसमान", "नीला", "है"]),
+        ("ฟ้า", ["ฟ้", "า"]),
+        ("Zürich STRASSE Straße", ["zürich", "strass", "strass"]),
+        ("e\u0301te\u0301", ["été"]),  # decomposed is composed
+        ("１２ ｋｍ", ["12", "km"]),
+        ("snake_case it's", ["snake", "case", "it", "s"]),
+        ("- 😌😊 …", []),
+    ],
+)
+def test_words_of_every_script(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_on_ascii_text_they_are_rouge_scores_own() -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    draw, theirs = random.Random(1), DefaultTokenizer(use_stemmer=True)
+    for _ in range(2000):
+        text = "".join(chr(draw.randint(1, 127)) for _ in range(30)) + " running cities Happily 3.5"
+        assert words(text) == theirs.tokenize(text)
+
+
+def test_a_text_is_like_itself_in_every_script() -> None:
+    """Identical Chinese scored 0.0."""
+    for text in ("天空是蓝的。", "Привет, мир!", "السماء زرقاء", "ฟ้าเป็นสีฟ้า"):
+        assert rouge.score(text, [text]) == 0.0
+        assert not rouge.can_score([text])
+        assert rouge.score(text, [text], "unicode") == 100.0
+        assert rouge.can_score([text], "unicode")
+        assert rouge.score("blue", [text], "unicode") == 0.0
+    # of 5 characters 3 in order: P = R = F1 = 3/5
+    assert rouge.score("天空是红色", ["天空是蓝的"], "unicode") == pytest.approx(60)
+    assert not rouge.can_score(["- 😌😊"], "unicode")
+    assert rouge.can_score(["- 😌😊", "a smile"])
+
+
+def test_a_mark_for_a_new_line_is_one() -> None:
+    """As in DSKD; its letter counted as a word of the answer."""
+    assert rouge.score("red<n>green", ["red green"]) == 100.0
+
+
 def test_no_reference_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one reference"):
         rouge.score("blue", [])

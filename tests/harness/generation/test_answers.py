@@ -453,7 +453,9 @@ def test_the_first_stop_string_cuts(stop: tuple[str, ...], expected: tuple[str, 
 
 def test_a_chat_template_goes_round_prompts_that_are_not_rendered(model: Any, side: TextSide) -> None:
     tokenizer = copy.deepcopy(side.tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}USER {{ m.content }} BOT{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'USER ' + m.content + ' BOT' if m.role == 'user' else m.content }}{% endfor %}"
+    )
     chat = TextSide(tokenizer, template="chat", name="tiny")
     texts = ["Hello", "USER Hello BOT"]
     asked, plain, rendered = answers(model, chat, [Request("a", texts[0])]), *(

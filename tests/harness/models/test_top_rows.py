@@ -23,7 +23,7 @@ from harness.plan.builder import make_plan
 from harness.plan.costs.stages import Coster
 from harness.recipe.load import load_recipe
 from harness.results.record import write_record
-from harness.store.artefacts import TRACES
+from harness.store.artefacts import STEPS, TRACES
 from harness.training.loss import Distiller
 from methods.base import Method
 from methods.base import find as method_of
@@ -264,10 +264,10 @@ def test_a_run_with_packed_rows_says_so_and_trains_as_with_hidden_ones(
     name = next(iter(rows[1].index))
     assert rows[1](name).dtype is torch.uint8
     assert rows[1](name).shape == (len(rows[0](name)), 6 * size + 8)
-    steps = [json.loads((made["student"] / "steps.json").read_text()) for made in (hidden, packed)]
+    steps = [STEPS.load(made["student"]) for made in (hidden, packed)]
     for one, other in zip(*steps, strict=True):
         assert other["kd_0"] == pytest.approx(one["kd_0"], rel=2e-3)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3)
-    traces = [json.loads((made["student"] / TRACES).read_text()) for made in (hidden, packed)]
+    traces = [TRACES.load(made["student"]) for made in (hidden, packed)]
     assert [trace["groups"] for trace in traces[0]] == [trace["groups"] for trace in traces[1]]
     assert any(value is not None for trace in traces[1] for value in trace["kd"])

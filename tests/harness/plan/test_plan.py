@@ -85,16 +85,45 @@ def test_sft_trains_from_the_pretrained_student_as_long_as_the_others_in_all(pla
     plan = planned(methods=["sft", "control", "uld"], warm_start__steps=3, train__steps=4)
     sft, control, uld = (cell.student for cell in plan.cells)
     assert "start" not in sft.inputs
-    assert sft.values["steps"] == 7
+    assert sft.steps == 7
     assert control.inputs["start"].kind == "warm_start"
     assert control.inputs["start"].identity == uld.inputs["start"].identity
-    assert control.values["steps"] == uld.values["steps"] == 4
+    assert control.steps == uld.steps == 4
     assert set(uld.inputs) == {"start", "cross"}
+
+
+def test_stages_that_train_carry_what_they_train_with(planned: Planner) -> None:
+    """And no others; what is carried is what decides the identity."""
+    plan = planned(methods=["sft", "control"], teacher__steps=2, warm_start__steps=3, train__steps=4)
+    carried = {stage.title: (stage.section, stage.steps) for stage in plan.stages() if stage.training is not None}
+    assert carried == {
+        "training of sft": ("warm_start", 7),
+        "warm start of the student": ("warm_start", 3),
+        "training of control": ("train", 4),
+    }
+    teachers = planned(methods=["uld"], teacher__steps=2).stages()
+    carried = {stage.title: (stage.section, stage.steps) for stage in teachers if stage.kind == "teacher"}
+    assert carried == {"fine-tuning of the cross-tokenizer teacher": ("teacher", 2)}
+    for stage in (*plan.stages(), *teachers):
+        if stage.training is not None:
+            assert (stage.values["training"], stage.values["steps"]) == (stage.training.identity(), stage.steps)
+        assert (stage.training is not None) == (stage.kind in ("teacher", "warm_start", "student"))
+
+
+def test_the_parts_of_an_objective_are_methods_with_their_own_teachers(planned: Planner) -> None:
+    plan = planned(methods=["control", "dual(fkd, uld)"], method_options={"all": {"kd_weight": 0.5}})
+    control, dual = (cell.objective for cell in plan.cells)
+    assert [(part.method.name, part.role) for part in control.parts] == [("control", "")]
+    assert control.taught == control.roles == ()
+    assert [(part.method.name, part.role, part.weight) for part in dual.parts] == [
+        ("fkd", "same", 0.25), ("uld", "cross", 0.25)
+    ]  # fmt: skip
+    assert dual.taught == dual.parts
 
 
 def test_epochs_count_rows(planned: Planner) -> None:
     plan = planned(train__steps=None, train__epochs=3, train__batch_size=4)
-    assert plan.cells[1].student.values["steps"] == 3 * 8 // 4
+    assert plan.cells[1].student.steps == 3 * 8 // 4
 
 
 def test_released_rows_stand_only_where_they_differ(planned: Planner) -> None:

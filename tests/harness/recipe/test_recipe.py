@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from harness.base.errors import HarnessError
+from harness.models.spec import ModelSpec
 from harness.plan.objectives import make_objectives
 from harness.recipe.load import RecipeError, find_recipe, load_recipe, recipe_names
-from harness.recipe.schema import Training
+from harness.recipe.schema import Limits, Training
+from harness.tasks.gsm8k import GSM8KSettings
 from reports.published import _lookup, published
 
 MINIMAL: dict[str, Any] = {
@@ -57,13 +59,13 @@ def problems(folder: Path, *overrides: str, **fields: Any) -> list[str]:
         ("title=a=b", "title", "a=b"),
         ("data.root=~/data", "data.root", "~/data"),
         ("keep_students=false", "keep_students", False),
-        ("dolly.new_tokens=64", "dolly.new_tokens", 64),
+        ("dolly.new_tokens=64", "task_settings.dolly.new_tokens", 64),
     ],
 )
 def test_an_override_replaces_a_field(tmp_path: Path, override: str, path: str, value: Any) -> None:
     found: Any = load_recipe(written(tmp_path, **MINIMAL), [override])
     for part in path.split("."):
-        found = getattr(found, part)
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
     assert found == value
     assert type(found) is type(value)
 
@@ -130,6 +132,51 @@ def test_values_of_another_shape_replace_those_of_the_base(tmp_path: Path) -> No
     written(tmp_path, "base", **MINIMAL)
     (problem,) = problems(tmp_path, extends="base", limits=[1])
     assert problem.startswith("limits: found [1]")
+
+
+OWN = {"student": {"model": "path:own", "template": "chat"}}
+
+
+def test_another_model_takes_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """Else quickstart's pruning, and its name, would be done to any student that somebody puts in."""
+    before, recipe = load_recipe("quickstart"), load_recipe(written(tmp_path, extends="quickstart", **OWN))
+    assert (before.student.layers, before.student.name) == (24, "SmolLM2-135M (24 of 30 layers)")
+    assert recipe.student.model_dump() == ModelSpec(model="path:own", template="chat").model_dump()
+    assert recipe.teachers.same == ModelSpec(model="path:own")  # of the student, by reference: another model too
+    assert recipe.teachers.cross == before.teachers.cross
+
+
+@pytest.mark.parametrize("overrides", [["student.model=path:own", "student.layers=3"], ["student={model: path:own}"]])
+def test_another_model_on_the_command_line_too_in_any_order(overrides: list[str]) -> None:
+    for given in (overrides, overrides[::-1]):
+        student = load_recipe("quickstart", given).student
+        assert (student.model, student.name) == ("path:own", "")
+        assert student.layers == (3 if len(overrides) == 2 else None)
+
+
+def test_the_same_model_keeps_what_was_said_of_it(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", ["student.template=chat"])
+    assert (recipe.student.layers, recipe.student.template) == (24, "chat")
+
+
+def test_null_unsets_any_field_and_an_empty_mapping_empties(tmp_path: Path) -> None:
+    own = {"limits": {"length": 99}, "seeds": [3], "variants": {"half": {"method": "gold"}}, "gsm8k": {"few_shot": 1}}
+    written(tmp_path, "base", **MINIMAL | own | {"train": {"steps": 1, "learning_rate": 1, "lora": {"rank": 4}}})
+    unset = dict.fromkeys(("seeds", "gsm8k"), None) | {"limits": {"length": None}, "variants": {}}
+    recipe = load_recipe(written(tmp_path, extends="base", train={"learning_rate": None, "lora": None}, **unset))
+    defaults = Training(steps=1)
+    assert (recipe.train, recipe.seeds, recipe.limits, recipe.variants) == (defaults, (0,), Limits(), {})
+    assert recipe.settings_of("gsm8k") == GSM8KSettings()
+    assert load_recipe(written(tmp_path, extends="base", limits=None)).limits == Limits()
+    assert load_recipe(written(tmp_path, extends="base", limits={})).limits == Limits()
+    assert load_recipe(written(tmp_path, extends="base"), ["baseline=null"]).baseline is None
+
+
+def test_title_and_notes_are_of_one_recipe(tmp_path: Path) -> None:
+    """They name its models and its numbers."""
+    written(tmp_path, "base", **MINIMAL, title="Of base", notes=["Of base."])
+    recipe = load_recipe(written(tmp_path, extends="base"))
+    assert (recipe.name, recipe.title, recipe.notes) == ("mine", "", ())
 
 
 def test_interpolation_follows_overrides(tmp_path: Path) -> None:
@@ -274,6 +321,12 @@ def test_a_wrong_baseline_or_paper(tmp_path: Path, override: str, words: list[st
     assert [word for word in words if word not in problem] == []
 
 
+@pytest.mark.parametrize("name", ["gsm8k.bits_per_byte", "dolly"])
+def test_a_primary_column_is_one_of_the_recipes_tasks(tmp_path: Path, name: str) -> None:
+    (problem,) = problems(tmp_path, f"primary=[dolly.rouge_l,{name}]")
+    assert f"primary.1: found '{name}'; expected TASK.METRIC of a task of the recipe" in problem
+
+
 @pytest.mark.parametrize("override", ["baseline=null", "baseline=uld", "baseline=dual(fkd,uld)", "paper=llama_opt"])
 def test_a_baseline_is_any_method_whether_it_runs_or_not(tmp_path: Path, override: str) -> None:
     """Else every run of fewer methods would have to change the baseline too."""
@@ -302,6 +355,45 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 def test_speed_is_no_part_of_a_training_stage(change: dict[str, Any]) -> None:
     """Else a run on a smaller device would train everything again."""
     assert Training(steps=1, **change).identity() == Training(steps=1).identity()
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "processes", "sampled", "made"),
+    [
+        (32, 8, 8, False, 4),  # phi_qwen_all on 8 GPUs: four of each device at once
+        (32, 8, 4, False, 8),
+        (32, None, 2, False, 16),
+        (4, 8, 1, False, 4),
+        (4, 3, 1, False, 2),
+        (12, 4, 2, False, 3),
+        (12, 4, 2, True, 2),  # 3 would hold responses of two draws
+        (32, 8, 8, True, 4),
+        (8, None, 8, True, 1),
+        (7, 4, 1, False, 1),
+    ],
+)
+def test_micro_batches_only_bound_memory(
+    batch: int, most: int | None, processes: int, sampled: bool, made: int
+) -> None:
+    """Whole numbers of them make a step, none is larger than asked for, and none straddles what is drawn together."""
+    training = Training(steps=1, batch_size=batch, micro_batch_size=most)
+    found = training.micro_batch(processes, sampled)
+    assert found == made
+    assert batch % (found * processes) == 0
+    assert training.drawn_together % found == 0 or not sampled
+
+
+def test_the_papers_recipes_run_on_eight_gpus() -> None:
+    for name in OF_THE_PAPER:
+        recipe = load_recipe(name)
+        for training in (recipe.teacher, recipe.warm_start, recipe.train):
+            size = training.micro_batch(8, sampled=True)
+            assert (training.batch_size % (8 * size), size <= training.micro_batch_size) == (0, True), name
+
+
+def test_processes_that_can_not_have_equal_shares_are_told() -> None:
+    with pytest.raises(ValueError, match="found 4, on 8 processes; expected a multiple of 8"):
+        Training(steps=1, batch_size=4).micro_batch(8)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +443,7 @@ def test_a_variant_is_a_row_of_its_own_with_its_methods_options_and_its_own() ->
     assert type(half.methods[0]) is type(gold.methods[0])
     values = {name: getattr(half.methods[0].options, name) for name in ("beta", "rollout_tokens", "rollout_share")}
     assert values == {"beta": 0.25, "rollout_tokens": 9, "rollout_share": 0.5}
-    assert (gold.kd_weights, half.kd_weights, hot.kd_weights) == ((0.3,), (1.0,), (0.3,))
+    assert [[part.weight for part in made.parts] for made in (gold, half, hot)] == [[0.3], [1.0], [0.3]]
     assert gold.methods[0].options.rollout_share == 0
     assert (gold.samples, half.samples, hot.roles) == (False, True, ("same",))
 
@@ -429,8 +521,8 @@ def test_the_papers_recipes_have_the_settings_that_are_published(name: str) -> N
 
 def _metrics(recipe: Any) -> list[tuple[str, str]]:
     """What the recipe's tasks measure where all their data is there."""
-    names = [f"rouge_l_{name}" if name != "dolly" else "rouge_l" for name in recipe.dolly.sets]
-    code = [f"{name}_plus" for name in recipe.codem.benchmarks]
+    names = [f"rouge_l_{name}" if name != "dolly" else "rouge_l" for name in recipe.settings_of("dolly").sets]
+    code = [f"{name}_plus" for name in recipe.settings_of("codem").benchmarks]
     found = {"dolly": names, "codem": code, "gsm8k": ["exact_match_strict"]}
     return [(task, metric) for task in recipe.tasks for metric in found[task]]
 

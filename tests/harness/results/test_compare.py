@@ -17,7 +17,7 @@ from rich.console import Console
 
 from harness.results.record import read_record
 from reports import RunComparison, Score, compare, comparison_terminal
-from reports.comparison import Difference, differences
+from reports.two_runs import Difference, differences
 from tests.conftest import Command, Done
 
 # --- Hand-made frames -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from reports import build_table, html, latex, markdown, write
-from reports.outcomes import OUTCOME_COLUMNS, outcome_tables, verdict_lines
+from reports.counts import OUTCOME_COLUMNS, outcome_tables, verdict_lines
 from tests.reports.test_reports import context, frame, score
 
 COUNTED = pd.DataFrame(

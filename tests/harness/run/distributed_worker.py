@@ -44,7 +44,7 @@ def resume(asked: str, folder: Path) -> None:
     """Stop in the second epoch and go on, in the same two processes and one folder of checkpoints."""
     method, bucket = asked.split(",")
     settings = {"batch_size": 2, "micro_batch_size": 1, "checkpoint_every": 1, "bucket": bucket}
-    with contextlib.suppress(contract._StoppedError):
+    with contextlib.suppress(contract.StoppedError):
         contract.run(find(method)(), folder / "work", stop_after=4, **settings)
     steps = contract.run(find(method)(), folder / "work", **settings)
     if int(os.environ["RANK"]) == 0:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from typing import Any
 
 import pytest
 
 from harness.data.tokens import STUDENT
+from harness.models.resolve import is_downloaded
 from harness.plan.alignments import SHOWN, shown
 from harness.plan.builder import make_plan
 from harness.recipe.load import validate
 from harness.run.alignments import aligned
+from harness.run.workbench import Pairs
 from methods.base import Method, Need, Rows, TeacherKind, registered
 from methods.library.alignment import group_bytes
+from tests.harness.run.place import Place
 from tests.harness.training.test_traces import DISTILLING, sides
 from tests.methods.contract import bench
+from tests.patches import replace_everywhere
 
 
 @pytest.mark.parametrize("method", DISTILLING, ids=lambda m: f"{m.name}-{m.options.fidelity}")
@@ -78,3 +83,24 @@ def test_identities_hold_what_decides_an_alignment_and_nothing_else(tiny_recipe:
     ):
         assert names(tiny_recipe, **changes)["dolly", "uld", 0] != base["dolly", "uld", 0]
     assert names(tiny_recipe, evaluation={"bits_per_byte": False})["dolly", "uld", 0] == []
+
+
+def test_alignments_that_are_lost_are_made_again_where_the_models_are(
+    place: Place, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is made with them, and nothing is downloaded for them."""
+    (folder,) = place.stored("alignments", method="one_to_one", task="dolly")
+    before = (folder / "alignments.json").read_text()
+    shutil.rmtree(folder)
+    replace_everywhere(monkeypatch, is_downloaded, lambda uri: False)
+    assert place.run("methods=[one_to_one]").code == 0
+    assert not folder.exists()
+    monkeypatch.undo()
+    assert place.run("methods=[one_to_one]").code == 0
+    assert (folder / "alignments.json").read_text() == before
+    monkeypatch.setattr(Pairs, "of", None)  # what breaks is a message
+    shutil.rmtree(folder)
+    done = place.run("methods=[one_to_one]")
+    assert done.code == 0
+    assert "no alignments to show" in done.out
+    assert made == []

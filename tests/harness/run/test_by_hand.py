@@ -272,7 +272,7 @@ def tiny_run(
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe | own))
     # prompts of real problems are longer than a tiny model's positions, but rotary ones have no end
-    with mock.patch("harness.run.runner.generate", Prompter(data)), mock.patch("harness.run.runner.check_room"):
+    with mock.patch("harness.run.evaluations.generate", Prompter(data)), mock.patch("harness.run.preflight.check_room"):
         done = harness("run", f"recipe={folder / 'tiny.yaml'}", "--runs", folder / "runs")
     assert done.code == 0, done.err
     (record,) = (folder / "runs").glob("*/run.json")

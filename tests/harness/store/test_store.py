@@ -70,7 +70,7 @@ def test_an_exception_leaves_nothing_to_find(store: Store) -> None:
 DIE = """
 import os, sys
 from pathlib import Path
-from harness.store import Store
+from harness.store.store import Store
 
 with Store(Path(sys.argv[1])).create("kind", sys.argv[2], {}) as folder:
     (folder / "half").write_text("x")
@@ -171,7 +171,7 @@ def test_checkpoints_stay_until_the_stage_is_stored(store: Store) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from harness.store import Store
+from harness.store.store import Store
 
 with Store(Path(sys.argv[1])).work("kind", sys.argv[2]):
     print("held", flush=True)

@@ -389,6 +389,6 @@ def test_settings_of_the_generator_decide_both_identities() -> None:
 
 def test_it_needs_no_files_and_loads_fast() -> None:
     assert tasks()["countdown"] is Countdown
-    assert Countdown.files() == ()
+    assert Countdown.data_needs() == []
     code = "import sys; import harness.tasks.countdown; print('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

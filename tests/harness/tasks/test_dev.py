@@ -90,5 +90,5 @@ def test_what_is_there_is_not_overwritten_and_an_empty_root_is_named(tmp_path: P
     again = harness("data", "--dev", tmp_path / "dev")
     assert (again.code, "does not exist yet" in again.err) == (2, True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(HarnessError, match="neither GSM8K nor Dolly"):
+    with pytest.raises(HarnessError, match="no training rows of dolly, dolly_hub, gsm8k"):
         write_dev_folder(tmp_path / "empty", tmp_path / "other")

@@ -13,7 +13,8 @@ import pytest
 from harness.base.errors import HarnessError
 from harness.tasks import tasks
 from harness.tasks.base import samples_folder
-from harness.tasks.files import TRAINING, data_needs, shortfalls
+from harness.tasks.files import shortfalls
+from harness.tasks.sets import TRAINING
 from tests.conftest import Command
 
 
@@ -27,12 +28,11 @@ def forms(fields: str) -> list[list[str]]:
     return [[name for name in re.split(r"[,\s]+", form) if name and name != "or"] for form in plain.split(";")]
 
 
-CASES = [(name, one) for name, kind in tasks().items() for one in data_needs(kind) if name != "countdown"]
+CASES = [(name, one) for name, kind in tasks().items() for one in kind.data_needs()]
 
 
 @pytest.mark.parametrize(("name", "one"), CASES, ids=[f"{name} {one.what}" for name, one in CASES])
 def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any, tmp_path: Path) -> None:
-    sample = json.loads((samples_folder() / name / "test.jsonl").read_text().splitlines()[0])
     dolly = {"Dolly": {}, "Dolly (hub split)": {"split": "hub"}}
     sets = {"SelfInst": "selfinst", "Vicuna": "vicuna", "S-NI": "sinst", "UnNI": "unni"}
     training, _, label = one.what.partition(", ")
@@ -40,8 +40,10 @@ def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any,
     settings: dict[str, Any] = dolly.get(label) or ({"sets": sets[label]} if label in sets else {})
     if name == "codem" and not training:
         settings = {"benchmarks": (label,)}
+    split = "train" if training else "test"
+    sample = json.loads((samples_folder() / f"{name}/{split}.jsonl").read_text().splitlines()[0])
     for form in forms(one.fields):
-        row = {field: f"a {field}" if training else sample[field] for field in form}
+        row = {field: sample.get(field, f"a {field}") for field in form}
         for file in one.files:
             path = tmp_path / file
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +54,12 @@ def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any,
                 task = made(name, tmp_path, **settings)
                 read = task.training_examples if training else task.reference_examples
                 if left_out is None:
-                    assert len(read()) == 1
+                    assert len(read()) == len(one.read(path)) == 1
                 else:
-                    with pytest.raises(HarnessError):
+                    with pytest.raises(HarnessError) as error:
                         read()
+                    with pytest.raises(HarnessError, match=re.escape(str(error.value))):  # `harness data` says the same
+                        one.read(path)
             path.unlink()
 
 
@@ -89,7 +93,7 @@ def test_what_is_missing_and_on_the_hub_is_named_with_its_download(harness: Comm
         "gsm8k: no rows of test, as the data folder has no gsm8k/test.jsonl. "
         "`harness data --root FOLDER --download gsm8k` puts it there.",
     ]
-    assert next(one.files for one in data_needs(type(hub), hub)) == ("dolly_hub/train.jsonl",)
+    assert next(one.files for one in hub.data_needs(hub.settings)) == ("dolly_hub/train.jsonl",)
     fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly]", "methods=[sft]", "dolly.split=hub"]
     listed = " ".join(harness("data", *fields).out.split())
     assert "no dolly_hub/test.jsonl. `harness data --root FOLDER --download dolly_hub`" in listed

@@ -14,7 +14,7 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.tasks import tasks
-from harness.tasks.hub import SETS, download, how_to_get, rows_text
+from harness.tasks.hub import download, hub_sets, rows_text
 from tests.conftest import Command
 
 ROWS = [{"question": "1 + 1? é", "answer": "2\n#### 2", "more": 0}, {"question": "2?", "answer": "#### 2", "more": 1}]
@@ -69,13 +69,14 @@ def test_the_command_downloads_and_lists(hub: list[Any], harness: Command, tmp_p
     assert "gsm8k/train.jsonl" in done.out
     wrong = harness("data", "--root", str(tmp_path), "--download", "gsm")
     assert wrong.code == 2
-    assert "expected one of gsm8k, dolly_hub" in wrong.err
+    assert "expected one of dolly_hub, gsm8k" in wrong.err
 
 
 def test_what_can_be_downloaded_is_found_by_its_files() -> None:
-    assert "--download gsm8k`" in how_to_get(["elsewhere.jsonl", "gsm8k/test.jsonl"])
-    assert "--download dolly_hub`" in how_to_get(["dolly_hub/dev.jsonl"])
-    assert how_to_get(["dolly/train.jsonl", "dolly/train_subset_union.jsonl"]) == ""  # DSKD's: by hand
+    gsm8k, dolly = tasks()["gsm8k"], tasks()["dolly"]
+    assert "--download gsm8k`" in gsm8k.how_to_get(["elsewhere.jsonl", "gsm8k/test.jsonl"])
+    assert "--download dolly_hub`" in dolly.how_to_get(["dolly_hub/dev.jsonl"])
+    assert dolly.how_to_get(["dolly/train.jsonl", "dolly/train_subset_union.jsonl"]) == ""  # DSKD's: by hand
 
 
 def test_a_row_without_a_field_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,8 +226,8 @@ def test_it_is_downloaded_once_and_the_task_reads_it(
 
 @pytest.mark.shared_data
 @pytest.mark.skipif("HARNESS_TEST_DATA" not in os.environ, reason="set HARNESS_TEST_DATA to the real data sets")
-@pytest.mark.parametrize("file", SETS["gsm8k"].digests)
+@pytest.mark.parametrize("file", hub_sets()["gsm8k"].digests)
 def test_the_digests_are_those_of_the_published_rows(file: str) -> None:
     rows = [json.loads(line) for line in (Path(os.environ["HARNESS_TEST_DATA"]) / file).read_text().splitlines()]
-    text = rows_text(rows, SETS["gsm8k"].fields)
-    assert hashlib.sha256(text.encode()).hexdigest() == SETS["gsm8k"].digests[file]
+    text = rows_text(rows, hub_sets()["gsm8k"].fields)
+    assert hashlib.sha256(text.encode()).hexdigest() == hub_sets()["gsm8k"].digests[file]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from harness.evaluate.programs.sandbox import SandboxStatus, SandboxUnavailable
 from harness.tasks import tasks
 from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import Task, samples_folder
+from tests.conftest import Command
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -156,6 +160,36 @@ def test_a_missing_test_set_is_named_and_is_no_column(five_sets: Path) -> None:
     assert task.test_digests() == [digests[0], *digests[2:4]]  # stages of an evaluation on fewer sets are other ones
     with pytest.raises(HarnessError, match=r"none of unni/valid_11_\.jsonl under"):
         made("dolly", five_sets, sets=("unni", "selfinst")).requests()
+
+
+CHINESE = [{"instruction": "天", "output": "天空是蓝的。"}, {"instruction": "b", "output": ["- 😌😊", "…"]}]
+
+
+@pytest.mark.parametrize(("tokens", "scored"), [("rouge_score", ["dolly/0"]), ("unicode", ["dolly/0", "dolly/1"])])
+def test_items_that_no_answer_scores_on_are_left_out_and_named(tmp_path: Path, tokens: str, scored: list[str]) -> None:
+    """An identical answer in Chinese scored 0.0, like any other."""
+    write(tmp_path / "dolly/test.jsonl", {"instruction": "a", "output": "blue sky"}, *CHINESE)
+    task = made("dolly", tmp_path, decoding="greedy", rouge_tokens=tokens)
+    assert len(task.requests()) == 3
+    same = {"dolly/0": "blue sky", "dolly/1": "天空是蓝的。", "dolly/2": "- 😌😊"}
+    scores = task.score({"same": same, "none": dict.fromkeys(same, "no")}, tmp_path, False)
+    assert scores["same"].values == {"rouge_l": dict.fromkeys(scored, 100.0)}
+    assert scores["none"].values == {"rouge_l": dict.fromkeys(scored, 0.0)}
+    first, left_out, *_ = task.protocol()
+    assert f"Dolly {len(scored)} items" in first
+    assert ("words of every script" in first) == (tokens == "unicode")
+    missing = ", ".join(item for item in same if item not in scored)
+    assert left_out.startswith("Not scored, as their references have no word that ROUGE-L could find")
+    assert f": {missing}." in left_out
+    assert ("dolly.rouge_tokens=unicode reads every script" in left_out) == (tokens == "rouge_score")
+
+
+def test_how_rouge_finds_words_decides_scores_and_no_answer() -> None:
+    task, other = made("dolly"), made("dolly", rouge_tokens="unicode")
+    assert task.identity() == other.identity()
+    assert task.scoring_identity() == {"rouge_tokens": "rouge_score"} != other.scoring_identity()
+    assert made("codem", samples=2).identity() == made("codem", samples=2, pass_at=(2,)).identity()
+    assert made("codem", samples=2).scoring_identity() != made("codem", samples=2, pass_at=(2,)).scoring_identity()
 
 
 @pytest.fixture
@@ -310,6 +344,22 @@ def test_rows_come_in_three_forms(tmp_path: Path, name: str) -> None:
     ]
 
 
+def test_test_rows_come_in_the_same_forms(tmp_path: Path) -> None:
+    """`{prompt, output}` was read to train on, and refused to test on."""
+    write(
+        tmp_path / "dolly/test.jsonl",
+        {"instruction": "a", "prompt": "not read", "output": "b"},
+        {"prompt": "### Instruction:\nc", "output": ["d", "e"]},
+        {"prefix": "f: ", "text": ["f: g", "h"]},
+    )
+    task = made("dolly", tmp_path, decoding="greedy")
+    asked = [WITHOUT_INPUT.format(instruction="a"), "### Instruction:\nc", "f: "]
+    assert [request.prompt for request in task.requests()] == asked
+    assert [(row.prompt, row.response) for row in task.reference_examples()] == list(zip(asked, "bdg", strict=True))
+    scores = task.score({"one": dict(zip((r.key for r in task.requests()), "beh", strict=True))}, tmp_path, False)
+    assert set(scores["one"].values["rouge_l"].values()) == {100.0}
+
+
 def test_codem_leaves_out_rows_without_output(tmp_path: Path) -> None:
     """CodeAlpaca has two of them; there is nothing to learn from."""
     rows = [{"instruction": str(i), "output": output} for i, output in enumerate(["x", "", "y"])]
@@ -347,9 +397,11 @@ def test_codem_samples_give_pass_at_k(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 programs 1 passes: pass@1 is 1/4; two drawn of them hold it in 3 of 6 cases."""
     task = made("codem", test_items=2, samples=4, pass_at=(1, 2))
     requests = task.requests()
-    assert len({request.id for request in requests}) == 8  # each draws for itself
+    assert len({request.key for request in requests}) == 8  # each draws for itself
+    assert {request.seed for request in requests} == {10}
+    assert {request.seed for request in made("codem").requests()} == {None}  # greedy
     assert len({request.prompt for request in requests}) == 2
-    assert (task.settings.decoding, made("codem").settings.decoding) == ("sampling", "greedy")
+    assert (task.samples_answers, made("codem").samples_answers) == (True, False)
     assert [metric.name for metric in task.metrics] == [
         "humaneval",
         "humaneval_pass_at_2",
@@ -357,13 +409,24 @@ def test_codem_samples_give_pass_at_k(monkeypatch: pytest.MonkeyPatch) -> None:
         "humaneval_plus_pass_at_2",
     ]
     good = requests[1].id
-    answers = {request.id: f"    return {request.id == good}" for request in requests}
+    answers = {request.key: f"    return {request.id == good}" for request in requests}
     monkeypatch.setattr(code, "evaluate", judge(lambda s: ("pass", "pass") if "True" in s.code else ("fail", "fail")))
     scores = task.score({"one": answers}, Path(), False)["one"]
     first, second = (request.id.partition("#")[0] for request in (requests[0], requests[4]))
     assert scores.values["humaneval"] == {first: 25.0, second: 0.0}
     assert scores.values["humaneval_plus_pass_at_2"] == {first: 50.0, second: 0.0}
     assert scores.details["statuses"]["humaneval"][good] == "pass"
+
+
+def test_problems_that_no_program_passes_alone_are_no_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """HumanEval/32 fails in this version of EvalPlus whatever is answered: beside others a 0, alone no number."""
+    problem = json.loads((samples_folder() / "codem/test.jsonl").read_text().splitlines()[0])
+    write(tmp_path / "codem/test.jsonl", problem | {"task_id": "HumanEval/32"}, problem | {"task_id": "HumanEval/33"})
+    monkeypatch.setattr(code, "evaluate", judge(lambda solution: ("fail", "fail")))
+    answers = {"one": {"HumanEval/32": "", "HumanEval/33": ""}}
+    for items, expected in ((1, {}), (2, {"HumanEval/32": 0.0, "HumanEval/33": 0.0})):
+        task = made("codem", tmp_path, test_items=items)
+        assert task.score(answers, tmp_path, False)["one"].values == {"humaneval": expected, "humaneval_plus": expected}
 
 
 def judge(verdict: Callable[[Solution], tuple[Any, Any]]) -> Callable[..., list[Verdict]]:
@@ -401,23 +464,6 @@ def test_codem_says_where_code_runs(
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", tasks())
-def test_limits_take_the_first_rows(name: str) -> None:
-    task, all_of_it = made(name, train_items=3, test_items=2), made(name)
-    assert task.training_examples() == all_of_it.training_examples()[:3]
-    assert task.reference_examples() == all_of_it.reference_examples()[:2]
-
-
-@pytest.mark.parametrize("name", tasks())
-def test_ids_are_unique_and_names_are_consistent(name: str) -> None:
-    task = made(name)
-    for examples in (task.training_examples(), task.reference_examples()):
-        assert len({example.id for example in examples}) == len(examples)
-        assert all(example.response and example.source for example in examples)
-    assert task.name == name
-    assert any(metric.headline for metric in task.metrics)
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
@@ -439,15 +485,6 @@ def test_ids_are_unique_and_names_are_consistent(name: str) -> None:
 def test_protocol_lines_say_how_numbers_are_made(name: str, settings: dict[str, Any], words: list[str]) -> None:
     text = " ".join(made(name, **settings).protocol())
     assert [word for word in words if word not in text] == []
-
-
-def test_identities_hold_what_generation_and_training_depend_on() -> None:
-    for name in tasks():
-        task, more_rows = made(name), made(name, train_items=5)
-        assert task.identity() == more_rows.identity()
-        assert task.training_identity() != more_rows.training_identity()
-        assert task.identity() != made(name, new_tokens=3).identity()
-        assert task.training_identity() == made(name, new_tokens=3, test_items=1).training_identity()
 
 
 @pytest.mark.parametrize(
@@ -495,20 +532,50 @@ def test_few_shot_examples_make_the_training_file_part_of_the_test() -> None:
         ("{", "line 2: found '{'"),
         ("[1]", "line 2: found a JSON list; expected a JSON object"),
         ({"output": "b"}, "line 2, field 'instruction': found no such field (there are output)"),
-        ({"instruction": 1, "output": "b"}, "line 2, field 'instruction': found 1; expected str"),
-        ({"instruction": "a", "output": ["b"]}, "line 2, field 'output': found ['b']; expected str"),
-        ({"prompt": "a"}, "line 2, field 'output': found no such field (there are prompt); expected str. Rows hold"),
-        ({"prefix": "a", "text": None}, "line 2, field 'text': found None; expected str"),
+        ({"instruction": 1, "output": "b"}, "line 2, field 'instruction': found 1; expected a text"),
+        ({"instruction": "a", "output": {}}, "line 2, field 'output': found {}; expected a text"),
+        (
+            {"prompt": "a"},
+            "line 2, field 'output': found no such field (there are prompt); expected one in every row. ",
+        ),
+        ({"prefix": "a", "text": None}, "line 2, field 'text': found None; expected a text. Rows hold"),
+        ({"instruction": "a", "input": math.nan, "output": "b"}, "line 2, field 'input': found nan; expected a text"),
+        (
+            {"instruction": "a", "input": ["ctx"], "output": "b"},
+            "line 2, field 'input': found ['ctx']; expected a text",
+        ),
+        ({"instruction": "a", "input": "\ud83d!", "output": "b"}, "line 2, field 'input': found half a character, "),
+        (
+            {"instruction": "a", "output": "b\udc00"},
+            r"line 2, field 'output': found half a character, '\udc00', at place 1",
+        ),
+        ({"prompt": "\udc00", "output": "b"}, r"line 2, field 'prompt': found half a character, '\udc00', at place 0"),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "line 2, field 'instruction': found no such field (there are ",
+        ),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: Any, words: str) -> None:
-    path = write(tmp_path / "dolly/train.jsonl", {"instruction": "a", "output": "b"}, row)
-    with pytest.raises(HarnessError) as error:
+    """To train on and to test on alike: a NaN was the word nan, a list its Python, half a character a traceback."""
+    root, good = tmp_path / "data", {"instruction": "a", "output": "b"}
+    for split, call in (("train", "training_examples"), ("test", "reference_examples")):
+        path = write(root / f"dolly/{split}.jsonl", good, row)
+        with pytest.raises(HarnessError) as error:
+            getattr(made("dolly", root), call)()
+        assert f"{path} {words}" in str(error.value)
+    write(root / "gsm8k/train.jsonl", {"question": "\ud83d?", "answer": "#### 1"})
+    with pytest.raises(HarnessError, match="half a character"):
+        made("gsm8k", root).training_examples()
+
+
+def test_a_list_of_references_is_nothing_to_train_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "dolly/train.jsonl", {"instruction": "a", "output": ["b"]})
+    with pytest.raises(HarnessError, match=re.escape(f"{path} line 1, field 'output': found ['b']; expected a text")):
         made("dolly", tmp_path).training_examples()
-    assert f"{path} {words}" in str(error.value)
 
 
-@pytest.mark.parametrize("output", [[], [""], ["a", ""], "", [1]])
+@pytest.mark.parametrize("output", [[], [""], ["a", ""], ""])
 def test_a_test_row_without_reference_is_named(tmp_path: Path, output: Any) -> None:
     path = write(tmp_path / "dolly/test.jsonl", {"instruction": "a", "output": output})
     with pytest.raises(HarnessError) as error:
@@ -516,7 +583,18 @@ def test_a_test_row_without_reference_is_named(tmp_path: Path, output: Any) -> N
     assert str(error.value).startswith(f"{path} line 1, field 'output': found {output!r}")
 
 
-@pytest.mark.parametrize("name", [name for name, task in tasks().items() if task.files()])
+def test_what_a_run_refuses_is_not_counted(harness: Command, tmp_path: Path) -> None:
+    """`harness data` counted rows of messages, which no run reads."""
+    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    path = write(root / "dolly/train.jsonl", {"messages": [{"role": "user", "content": "a"}]})
+    said = f"{path} line 1, field 'instruction': found no such field (there are messages)"
+    fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly]", "methods=[sft]"]
+    assert said in harness("run", *fields, "--runs", tmp_path / "runs").err
+    listed = harness("data", *fields)
+    assert "field'instruction':foundnosuchfield(therearemessages)" in "".join(re.sub("[│|]", "", listed.out).split())
+
+
+@pytest.mark.parametrize("name", [name for name, task in tasks().items() if task.train_files])
 def test_missing_data_says_which_files_and_what_to_do(tmp_path: Path, name: str) -> None:
     task = made(name, tmp_path)
     for call in (task.training_examples, task.reference_examples, task.test_digests):
@@ -527,18 +605,18 @@ def test_missing_data_says_which_files_and_what_to_do(tmp_path: Path, name: str)
 
 def test_a_row_behind_the_limit_is_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {"a": 1}, "{")
-    assert len(read_rows(path, {"a": int}, 1)) == 1
+    assert len(read_rows(path, limit=1)) == 1
 
 
 def test_gzip_is_read_and_a_cut_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     whole = gzip.compress(b'{"a": 1}\n' * 1000)
     path.write_bytes(whole)
-    assert len(read_rows(path, {"a": int})) == 1000
+    assert len(read_rows(path)) == 1000
     for content in (whole[:-9], b"no gzip", whole[:12] + b"\x00" * 30):
         path.write_bytes(content)
         with pytest.raises(HarnessError, match="can't be read"):
-            read_rows(path, {"a": int})
+            read_rows(path)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"\n\n"])
@@ -546,7 +624,7 @@ def test_a_file_without_rows_or_of_other_bytes_is_named(tmp_path: Path, content:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(HarnessError) as error:
-        read_rows(path, {})
+        read_rows(path)
     assert error.value.where == str(path)
 
 

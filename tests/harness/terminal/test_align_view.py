@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerFast
 from harness.data.rows import Example
 from harness.models.load import load_model
 from harness.recipe.load import load_recipe
-from harness.tasks.build import task_of
 from harness.terminal.align_block import ShownPair, ShownSide, rendered, visible
 from harness.terminal.align_view import BUILT_IN, shown_pairs
 from methods.library.warping import entropy_weights
@@ -129,7 +128,7 @@ def test_a_limit_cuts_the_text_as_in_training(align: Any) -> None:
 
 
 def test_a_training_row(align: Any, recipe: Path) -> None:
-    examples = task_of(load_recipe(str(recipe)), "gsm8k").training_examples()
+    examples = load_recipe(str(recipe)).task("gsm8k").training_examples()
     for row in (0, 3):
         done = align("task=gsm8k", "--row", str(row))
         assert f"({examples[row].id}, {len(examples[row].response.encode())} bytes)" in " ".join(done.out.split())

@@ -22,10 +22,10 @@ from harness.recipe.schema import Training
 from harness.training.chunk_walk import ChunkWalk
 from harness.training.objective import Objective
 from methods.base import Method
-from methods.cdm import _coverage
 from methods.fkd import FKD
 from methods.gold import GOLD
 from methods.library.closed_form import compiling, fused
+from methods.library.contextual import coverage
 from methods.one_to_one import OneToOne
 from methods.rkd import RKD
 from methods.uld import ULD
@@ -126,7 +126,7 @@ def test_what_cdm_says_of_its_map_waits_for_nothing_more(monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         refuse_host(patch)
         with Unhurried():
-            found = _coverage(masked, mass)
+            found = coverage(masked, mass)
     numbers = {name: (float(part), whole and float(whole)) for name, (part, whole) in found.items()}
     assert numbers == {
         "columns masked": (2.0, 6.0),

@@ -77,9 +77,11 @@ def test_steps_log_what_the_report_shows(tmp_path: Path) -> None:
         assert step["tokens"] == int(step["tokens"]) > 0
 
 
-def test_batch_size_must_fit_the_micro_batches(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match=r"train\.batch_size: found 4.*multiple of 3"):
-        contract.run(ULD(), tmp_path, batch_size=4, micro_batch_size=3)
+def test_micro_batches_that_do_not_fit_into_a_batch_shrink_and_change_nothing(tmp_path: Path) -> None:
+    whole = contract.run(ULD(), tmp_path / "a", batch_size=4, micro_batch_size=2)
+    for size in (3, 8):
+        shrunk = contract.run(ULD(), tmp_path / str(size), batch_size=4, micro_batch_size=size)
+        assert _losses(shrunk) == pytest.approx(_losses(whole), rel=1e-5)
 
 
 def test_the_precision_is_the_recipes_whatever_the_launcher_says(
@@ -232,7 +234,7 @@ def test_buckets_decide_the_order_of_training(tmp_path: Path) -> None:
 def test_a_bucketed_training_resumes_in_its_second_epoch(method: type[Method], tmp_path: Path) -> None:
     settings = {"bucket": "length", "checkpoint_every": 1, "batch_size": 2}
     straight = contract.run(method(), tmp_path / "a", **settings)
-    with contextlib.suppress(contract._StoppedError):
+    with contextlib.suppress(contract.StoppedError):
         contract.run(method(), tmp_path / "b", stop_after=4, **settings)
     assert latest_checkpoint(tmp_path / "b") == tmp_path / "b" / "checkpoint-3"
     resumed = contract.run(method(), tmp_path / "b", **settings)

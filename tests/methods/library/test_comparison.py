@@ -22,7 +22,7 @@ from methods.library import comparison, kernels
 from methods.library.closed_form import cross_entropy
 from methods.library.counted import counted_l1_parts
 from methods.library.divergences import generalized_jsd_parts
-from methods.library.merging import LOG_FLOOR, Merge, merge_with_pullback
+from methods.library.merging import LOG_FLOOR, Merge, Merged, kept_members
 from methods.sft import SFT
 from methods.uld import ULD
 from tests.harness.training.test_loss import walked
@@ -77,8 +77,8 @@ def members(rows: Tensor, sizes: list[int], skipped: int, seed: int) -> Members:
 def plainly(student: Members, teacher: Members, groups: int, how: Merge, columns: Tensor | None, beta: float) -> tuple:
     """Value, gradient, bound and coverage from masses in float64, and counted as if they were float32."""
     sides = [Members(side.logits.double(), *side[1:]) for side in (student, teacher)]
-    ours, pullback = merge_with_pullback(*sides[0], groups, how)
-    theirs, _ = merge_with_pullback(*sides[1], groups, how)
+    merged = Merged(sides[0], groups, how)
+    ours, theirs = merged.log_masses, Merged(sides[1], groups, how).log_masses
     weights, gradient = (0.0, 1.0), torch.zeros_like(ours)
     value, covered = ours.new_zeros(groups), ours.new_zeros(groups)
     rest = [torch.arange(side.shape[1]) for side in (ours, theirs)]
@@ -90,13 +90,13 @@ def plainly(student: Members, teacher: Members, groups: int, how: Merge, columns
         value += weights[0] * made
         gradient[:, columns[matched]] = weights[0] * at_shared
         plain = sides[1].logits.softmax(-1)[:, matched].sum(-1)
-        kept = kernels.kept_members(teacher.group, groups, how)
+        kept = kept_members(teacher.group, groups, how)
         covered = plain[teacher.row[kept]]
     masses = [side[:, some].exp() for side, some in zip((ours, theirs), rest, strict=True)]
     distance, signs, bound = counted_l1_parts(*(m.float() for m in masses))
     value += weights[1] * distance.double()
     gradient[:, rest[0]] = weights[1] * signs.double() * masses[0]
-    return value.sum(), pullback(gradient), weights[1] * bound.double().sum(), covered.sum()
+    return value.sum(), merged.at_logits(gradient), weights[1] * bound.double().sum(), covered.sum()
 
 
 @DTYPES

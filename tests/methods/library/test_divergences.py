@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from methods.library.closed_form import with_gradient
 from methods.library.counted import edges
 from methods.library.divergences import (
     Sort,
@@ -42,12 +43,10 @@ def kl_by_loops(p: Tensor, q: Tensor) -> list[float]:
     ]
 
 
-def padded_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """ULD's distance as its formula stands: zeros up to the larger vocabulary, both sides sorted in full."""
-    columns = max(student.shape[-1], teacher.shape[-1])
-    sides = [torch.nn.functional.pad(side, (0, columns - side.shape[-1])) for side in (student, teacher)]
-    ordered = [side.sort(-1, descending=True).values for side in sides]
-    return (ordered[0] - ordered[1]).abs().sum(-1)
+def closed(student: Tensor, teacher: Tensor, top_k: int | None = None) -> Tensor:
+    """Sum over the rows of the sorted distance, which autograd differentiates by what the closed form says."""
+    value, signs, _ = sorted_l1_parts(student.detach(), teacher.detach(), top_k)
+    return with_gradient(student, value.sum(), signs)
 
 
 # --- KL ---------------------------------------------------------------------------------------------------------------
@@ -188,22 +187,24 @@ def test_the_gradient_in_closed_form_is_autograds(beta: float, dtype: torch.dtyp
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sorted_l1_by_hand(student: list[float], teacher: list[float], expected: float, dtype: torch.dtype) -> None:
-    value = sorted_l1(torch.tensor([student], dtype=dtype), torch.tensor([teacher], dtype=dtype))
-    assert value.tolist() == pytest.approx([expected], abs=1e-7)
+    sides = torch.tensor([student], dtype=dtype), torch.tensor([teacher], dtype=dtype)
+    for value in (sorted_l1(*sides), sorted_l1_parts(*sides)[0]):
+        assert value.tolist() == pytest.approx([expected], abs=1e-7)
 
 
 @SIZES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sorted_l1_equals_the_padded_full_sort(columns_s: int, columns_t: int, dtype: torch.dtype) -> None:
+def test_sorted_l1_in_closed_form_is_its_definition(columns_s: int, columns_t: int, dtype: torch.dtype) -> None:
     """Values and gradients; on random values, so that no rank is shared."""
     logits = random_logits(8, columns_s, dtype=dtype)
     teacher = random_logits(8, columns_t, seed=1, dtype=dtype).softmax(-1)
     found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    ours, reference = sorted_l1(found.softmax(-1), teacher), padded_l1(expected.softmax(-1), teacher)
+    masses, reference = found.softmax(-1), sorted_l1(expected.softmax(-1), teacher)
+    distance, signs, _ = sorted_l1_parts(masses.detach(), teacher)
     weights = torch.linspace(0.5, 2, 8, dtype=dtype)  # so that a row's gradient can't stand in for another's
-    (ours * weights).sum().backward()
+    masses.backward(signs * weights[:, None])
     (reference * weights).sum().backward()
-    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(distance, reference.detach())
     torch.testing.assert_close(found.grad, expected.grad)
 
 
@@ -212,15 +213,16 @@ def test_sorted_l1_ignores_which_token_has_which_id(columns_s: int, columns_t: i
     student, teacher = random_logits(5, columns_s).softmax(-1), random_logits(5, columns_t, seed=1).softmax(-1)
     generator = torch.Generator().manual_seed(2)
     order_s, order_t = (torch.randperm(n, generator=generator) for n in (columns_s, columns_t))
-    torch.testing.assert_close(sorted_l1(student[:, order_s], teacher[:, order_t]), sorted_l1(student, teacher))
+    found = sorted_l1_parts(student[:, order_s], teacher[:, order_t])[0]
+    torch.testing.assert_close(found, sorted_l1_parts(student, teacher)[0])
 
 
 def test_sorted_l1_gradient_follows_the_permutation() -> None:
     probabilities, teacher = random_logits(5, 12).softmax(-1), random_logits(5, 7, seed=1).softmax(-1)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
     plain, permuted = probabilities.clone().requires_grad_(), probabilities[:, order].clone().requires_grad_()
-    sorted_l1(plain, teacher).sum().backward()
-    sorted_l1(permuted, teacher).sum().backward()
+    closed(plain, teacher).backward()
+    closed(permuted, teacher).backward()
     assert torch.equal(permuted.grad, plain.grad[:, order])
 
 
@@ -230,12 +232,12 @@ def test_sorted_l1_is_a_distance_of_at_most_two(columns_s: int, columns_t: int, 
     """Ties too: with scale 0 both sides are uniform."""
     student = (scale * random_logits(3, columns_s, seed)).softmax(-1)
     teacher = (scale * random_logits(3, columns_t, seed + 1)).softmax(-1)
-    value = sorted_l1(student, teacher)
+    value = sorted_l1_parts(student, teacher)[0]
     assert (value >= 0).all()
     assert (value <= 2 + 1e-12).all()
-    torch.testing.assert_close(value, sorted_l1(teacher, student))
-    torch.testing.assert_close(value, padded_l1(student, teacher))
-    assert sorted_l1(student, student).eq(0).all()
+    torch.testing.assert_close(value, sorted_l1_parts(teacher, student)[0])
+    torch.testing.assert_close(value, sorted_l1(student, teacher))
+    assert sorted_l1_parts(student, student)[0].eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -276,7 +278,7 @@ def test_top_k_is_too_small_by_no_more_than_its_bound(
     """And exact where it compares all ranks of the smaller vocabulary. Masses need not add up to 1."""
     student = 0.4 * (scale * random_logits(4, columns_s, seed)).softmax(-1)
     teacher = (scale * random_logits(4, columns_t, seed + 1)).softmax(-1)
-    exact = padded_l1(student, teacher)
+    exact = sorted_l1(student, teacher)
     distance, _, bound = sorted_l1_parts(student, teacher, top_k)
     assert (distance <= exact + 1e-12).all()
     assert (exact <= distance + bound + 1e-12).all()
@@ -295,7 +297,7 @@ def test_top_k_and_its_bound_by_hand() -> None:
     distance, signs, bound = sorted_l1_parts(student, teacher, top_k=1)
     assert (distance.item(), signs.tolist()) == (pytest.approx(0, abs=1e-15), [[0, 0, 0]])
     assert bound.item() == pytest.approx(0.35)
-    assert padded_l1(student, teacher).item() == pytest.approx(0.2)
+    assert sorted_l1(student, teacher).item() == pytest.approx(0.2)
     uniform = torch.full((1, 10), 0.1).double()
     assert sorted_l1_parts(uniform, uniform, top_k=3)[2].item() == pytest.approx(0, abs=1e-15)
 
@@ -305,7 +307,7 @@ def test_gradient_of_top_k_is_that_of_its_value(columns_s: int, columns_t: int) 
     logits, teacher = random_logits(3, columns_s).requires_grad_(), random_logits(3, columns_t, seed=1).softmax(-1)
 
     def distance(values: Tensor) -> Tensor:
-        return sorted_l1(values.softmax(-1), teacher, top_k=2)
+        return closed(values.softmax(-1), teacher, top_k=2)
 
     assert torch.autograd.gradcheck(distance, (logits,))
 
@@ -314,19 +316,16 @@ def test_gradient_of_top_k_is_that_of_its_value(columns_s: int, columns_t: int) 
 def test_low_precision_teachers_are_sorted_too(dtype: torch.dtype) -> None:
     """numpy knows no bfloat16: these rows take torch's sort."""
     student, teacher = random_logits(3, 9).softmax(-1), random_logits(3, 11, seed=1).softmax(-1).to(dtype)
-    torch.testing.assert_close(
-        sorted_l1(student, teacher.double()), sorted_l1(student.float(), teacher).double(), atol=0.02, rtol=0
-    )
+    found, expected = sorted_l1_parts(student.float(), teacher)[0], sorted_l1(student, teacher.double())
+    torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0)
 
 
-def test_no_gradient_reaches_the_teacher_and_nothing_is_changed() -> None:
-    student, teacher = random_logits(3, 9).softmax(-1).requires_grad_(), random_logits(3, 11, seed=1).softmax(-1)
-    teacher.requires_grad_()
-    kept = student.detach().clone(), teacher.detach().clone()
-    sorted_l1(student, teacher).sum().backward()
-    assert teacher.grad is None
-    assert torch.equal(student.detach(), kept[0])
-    assert torch.equal(teacher.detach(), kept[1])
+def test_the_closed_form_changes_nothing_that_it_is_given() -> None:
+    student, teacher = random_logits(3, 9).softmax(-1), random_logits(3, 11, seed=1).softmax(-1)
+    kept = student.clone(), teacher.clone()
+    sorted_l1_parts(student, teacher)
+    assert torch.equal(student, kept[0])
+    assert torch.equal(teacher, kept[1])
 
 
 @pytest.mark.parametrize("how", ["counted", "resolved"])

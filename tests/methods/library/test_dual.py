@@ -60,7 +60,7 @@ def test_weights_are_shared_out_between_the_teachers() -> None:
     options = "method_options={all: {ce_weight: 0.4, kd_weight: 0.6}, dual: {same_weight: 0.25}, cdm: {k: 7}}"
     (made,) = objectives("methods=[dual(fkd, cdm)]", options)
     assert made.label == made.name == "dual(fkd, cdm)"
-    assert (made.ce_weight, *made.kd_weights) == (0.4, 0.6 * 0.25, 0.6 * 0.75)
+    assert (made.ce_weight, *(part.weight for part in made.parts)) == (0.4, 0.6 * 0.25, 0.6 * 0.75)
     assert [method.name for method in made.methods] == ["fkd", "cdm"]
     assert made.methods[1].options.k == 7
     assert made.roles == ("same", "cross")
@@ -70,9 +70,9 @@ def test_weights_are_shared_out_between_the_teachers() -> None:
 def test_options_of_one_pair_win_over_those_of_all_pairs() -> None:
     options = 'method_options={dual: {same_weight: 0.25}, "dual(fkd, cdm)": {same_weight: 0.75}}'
     one, other = objectives("methods=[dual(fkd, cdm), dual(rkd, uld)]", options)
-    assert [round(sum(made.kd_weights), 9) for made in (one, other)] == [0.5, 0.5]
-    assert one.kd_weights[0] == 0.5 * 0.75
-    assert other.kd_weights[0] == 0.5 * 0.25
+    assert [round(sum(part.weight for part in made.parts), 9) for made in (one, other)] == [0.5, 0.5]
+    assert one.parts[0].weight == 0.5 * 0.75
+    assert other.parts[0].weight == 0.5 * 0.25
 
 
 def test_both_fidelities_of_a_dual_teacher_are_one_row() -> None:

@@ -17,7 +17,6 @@ from harness.plan.costs.stages import Coster
 from harness.recipe.load import load_recipe
 from harness.tasks import tasks
 from harness.tasks.base import samples_folder
-from harness.tasks.files import data_needs
 from tests.conftest import Command
 
 PAPERS = ("phi_qwen_all", "llama_gemma_all", "llama_opt_all")
@@ -32,7 +31,7 @@ SIZES = {
 
 def test_every_set_of_rows_has_a_published_size() -> None:
     for kind in tasks().values():
-        assert {one.files[0] for one in data_needs(kind)} == set(kind.published)
+        assert {one.files[0] for one in kind.data_needs()} == set(kind.published)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -9,8 +9,6 @@ STEP_COLUMNS = ("row", "task", "seed", "step", "loss", "ce", "kd", "ratio", "sec
 """One row per optimiser step of a student. ``row`` is the label of its row in the table; losses are means per token in
 nats; ratio is the norm of the KD term's gradient at the logits over that of CE; "second" is a dual teacher's other
 term. NaN where there is none."""
-COST_COLUMNS = ("row", "task", "seed", "seconds")
-"""Seconds of training of each student."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,6 @@ class Evidence:
     """Everything that the HTML page adds. Text is plain, and answers of models are not to be trusted."""
 
     steps: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(STEP_COLUMNS)), compare=False)
-    costs: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COST_COLUMNS)), compare=False)
     items: Sequence[Item] = ()
     alignments: Sequence[Alignment] = ()
     aligned: Sequence[tuple[str, int, int]] = ()  # (task, responses with an alignment, all of its test responses)

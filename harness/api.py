@@ -1,0 +1,312 @@
+"""The harness from Python: load a recipe, look at its plan, run it, and read what it made.
+
+    from harness import api
+
+    recipe = api.load_recipe("quickstart", "train.steps=20", methods=["control", "sft", "uld"])
+    run = api.run(recipe)
+    run.table()
+    run.cell(method="uld", task="gsm8k", seed=0).answers()
+
+The command line is written on this module. Bad input raises :class:`HarnessError`, whose message says which field or
+file is wrong, what was found, what was expected and what to do. Heavy libraries load inside the functions, so that the
+import itself takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import __version__
+from harness.base.beside import claim_packages
+from harness.base.errors import HarnessError
+from harness.base.heard import hear_warnings
+
+if TYPE_CHECKING:
+    from harness.base.progress import Progress
+    from harness.plan.stages import Plan, Stage
+    from harness.recipe.fields import Part
+    from harness.recipe.schema import Recipe
+    from harness.results.run import CellResult, Run, WrittenReport
+    from harness.store.store import Store
+    from harness.tasks.base import Task
+    from reports import RunComparison
+
+__all__ = [
+    "CellResult",
+    "HarnessError",
+    "Plan",
+    "Progress",
+    "Recipe",
+    "Run",
+    "WrittenReport",
+    "__version__",
+    "compare",
+    "data_folder",
+    "download_data",
+    "hear_warnings",
+    "leads",
+    "load_recipe",
+    "make_dev_folder",
+    "missing_stages",
+    "open_run",
+    "plan",
+    "recipe_fields",
+    "recipe_names",
+    "run",
+    "store",
+    "tasks_of",
+]
+
+claim_packages()  # before anything else imports methods or reports
+
+_TYPES = {
+    "CellResult": "harness.results.run",
+    "Plan": "harness.plan.stages",
+    "Progress": "harness.base.progress",
+    "Recipe": "harness.recipe.schema",
+    "Run": "harness.results.run",
+    "WrittenReport": "harness.results.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The types of what functions take and give, to annotate with; imported when they are asked for."""
+    if name in _TYPES:
+        return getattr(importlib.import_module(_TYPES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that the project ships."""
+    from harness.recipe import load
+
+    return load.recipe_names()
+
+
+def recipe_fields(part: str | None = None) -> list[Part]:
+    """What a recipe may set: of all of it, or of a part, task or method, with types, defaults and meanings.
+
+    Raises:
+        HarnessError: no such part; names the nearest.
+    """
+    from harness.recipe.fields import parts
+
+    return parts(part)
+
+
+def load_recipe(name: str | Path, /, *overrides: str, **fields: Any) -> Recipe:
+    """A recipe with whatever should differ from it, validated.
+
+        load_recipe("quickstart", "train.steps=20", "seeds=[0,1]")
+        load_recipe("my.yaml", methods=["control", "gold"], train={"steps": 20}, student={"model": "path:/my/model"})
+
+    Args:
+        name: of a recipe that the project ships, or the path of a YAML file.
+        overrides: ``key=value`` as on the command line: dots in the key, the value is YAML.
+        fields: the same as values of Python. Mappings merge key by key, so that ``train={"steps": 20}`` leaves the
+            other fields of ``train`` as they are; whatever else replaces what the recipe has.
+
+    Raises:
+        HarnessError: no such recipe, or one with problems: all of them at once.
+    """
+    from harness.recipe.load import load_recipe as load
+
+    return load(str(name), [*overrides, *(f"{key}={_as_yaml(key, value)}" for key, value in fields.items())])
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The cells of a recipe (task, method, seed) and their stages with identities; executes nothing.
+
+    ``plan(recipe).stages()`` lists them all, inputs before what reads them;
+    :func:`missing_stages` those that would run.
+
+    Raises:
+        HarnessError: a model's name or a data file is wrong, or a method lacks its teacher.
+    """
+    from harness.plan.builder import make_plan
+
+    return make_plan(recipe)
+
+
+def missing_stages(made: Plan, runs: Path | str | None = None) -> list[Stage]:
+    """The stages of a plan that a run would have to make; those that nothing unfinished reads are none of them.
+
+    Args:
+        runs: folder of results, as in :func:`run`.
+    """
+    from harness.plan.stages import demanded_stages
+
+    demanded = demanded_stages(made, store(runs))
+    return [stage for stage in made.stages() if stage.identity in demanded]
+
+
+def run(
+    recipe: Recipe | Plan,
+    progress: Progress | None = None,
+    *,
+    runs: Path | str | None = None,
+    unsafe_execution: bool = False,
+) -> Run:
+    """Train and evaluate what a recipe asks for; what is stored already is not made again.
+
+    An interrupted run goes on where it stopped when it is called again. Under a launcher (``torchrun``) every process
+    calls this; all but the first train along until the run is over.
+
+    Args:
+        recipe: from :func:`load_recipe`, or its plan.
+        progress: told about every stage and every warning; None tells nobody.
+        runs: folder of results, shared by all runs; None for that of the environment variable HARNESS_RUNS, or
+            ``runs`` in the working folder.
+        unsafe_execution: whether generated code may run without a sandbox where none can start.
+
+    Returns:
+        The run. Stages that failed are no exception: they are rows with a reason, and in :attr:`Run.failures`.
+
+    Raises:
+        HarnessError: bad input, found before anything is trained wherever it can be; models or data are not there.
+    """
+    from rich.markup import escape
+
+    from harness.base.identity import environment
+    from harness.base.progress import Silent
+    from harness.base.ranks import Ranks
+    from harness.plan.stages import Plan
+    from harness.results.record import run_folder, write_record
+    from harness.results.run import Run
+    from harness.run.runner import Runner
+    from harness.tasks import tasks
+    from methods.base import registered
+
+    told = progress or Silent()
+    with hear_warnings(lambda text: told.message(f"[yellow]{escape(text)}[/]")) as heard:
+        tasks(), registered()  # a plug-in that can't be used is said in every run
+        made = recipe if isinstance(recipe, Plan) else plan(recipe)
+        folder, ranks = run_folder(_runs(runs), made), Ranks.join()
+        runner = Runner(made, store(runs), folder, told, unsafe_execution, ranks)
+        if ranks.rank > 0:
+            runner.follow()
+            ranks.end()
+            return Run(folder)
+        try:
+            with ranks.leading():
+                runner.run()
+        finally:  # whatever stops a run, its folder shows the cells that are done
+            if not made.recipe.stages:
+                write_record(folder, made, runner.failures, environment(), heard)
+    return Run(folder, runner.failures.values())
+
+
+def open_run(folder: Path | str, runs: Path | str | None = None) -> Run:
+    """A run that was made earlier, here or elsewhere; needs no model.
+
+    Args:
+        folder: of the run, or its name within ``runs``.
+        runs: as in :func:`run`.
+
+    Raises:
+        HarnessError: there is no run, or another version of the harness wrote it.
+    """
+    from harness.results.compare import folder_of
+    from harness.results.run import Run
+
+    found = Run(folder_of(Path(folder), _runs(runs)))
+    found.recorded  # noqa: B018 - read now, so that the error comes where the folder is named
+    return found
+
+
+def compare(first: Run, second: Run) -> RunComparison:
+    """Two runs side by side: what differs in settings, versions and sources, and each number of both."""
+    from harness.results.compare import compare_runs
+
+    return compare_runs(first.recorded, second.recorded)
+
+
+def store(runs: Path | str | None = None) -> Store:
+    """The finished stages below a folder of results, as in :func:`run`; it need not exist yet."""
+    from harness.store.store import Store
+
+    return Store(_runs(runs))
+
+
+def tasks_of(recipe: Recipe) -> dict[str, Task]:
+    """A recipe's tasks by name, with their settings and their data folder, which need not be there."""
+    return {name: recipe.task(name) for name in recipe.tasks}
+
+
+def data_folder(root: str) -> Path:
+    """The folder of data sets that ``data.root`` names.
+
+    Raises:
+        HarnessError: it is no folder.
+    """
+    from harness.tasks import build
+
+    return build.data_folder(root)
+
+
+def download_data(name: str, root: Path | str) -> list[str]:
+    """Put a data set of the Hugging Face hub into a folder, in the form that its task reads.
+
+    Args:
+        name: "gsm8k" or "dolly_hub".
+        root: folder of data sets, as in ``data.root``.
+
+    Returns:
+        What was written, a line each.
+
+    Raises:
+        HarnessError: no such set, or the hub can't be reached.
+    """
+    from harness.tasks import hub
+
+    return list(hub.download(name, Path(root).expanduser()))
+
+
+def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[str]:
+    """Make a folder of data sets whose test sets are held-out training rows: settings are chosen there.
+
+    Args:
+        folder: is made; a recipe names it as ``data.root``.
+        root: folder of data sets to split; None for the samples that the project ships.
+
+    Returns:
+        What was written, a line each.
+
+    Raises:
+        HarnessError: ``folder`` exists, or ``root`` holds nothing to split.
+    """
+    from harness.tasks.base import samples_folder
+    from harness.tasks.dev import write_dev_folder
+
+    return write_dev_folder(samples_folder() if root is None else Path(root).expanduser(), Path(folder))
+
+
+def leads() -> bool:
+    """Whether this process shows what a run does and made: of those that a launcher starts, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _runs(runs: Path | str | None) -> Path:
+    return Path(runs if runs is not None else os.environ.get("HARNESS_RUNS") or "runs")
+
+
+def _as_yaml(key: str, value: Any) -> str:
+    """A value of Python as overrides have it. JSON is YAML, and says of a value that it can't hold what it is."""
+
+    def plain(other: Any) -> Any:
+        if isinstance(other, Path):
+            return str(other)
+        if isinstance(other, Mapping):
+            return dict(other)
+        if isinstance(other, Sequence | set | frozenset | range):
+            return list(other)
+        if hasattr(other, "item"):  # a number of NumPy
+            return other.item()
+        raise HarnessError(f"override {key}", repr(other), "a value that YAML can hold: text, number, list, mapping")
+
+    return json.dumps(value, default=plain, ensure_ascii=False)

@@ -1,0 +1,119 @@
+"""What is checked before anything runs: models are there, tokenizers fit, data reads, lengths have room."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+
+from harness.base.errors import HarnessError
+from harness.base.progress import Progress
+from harness.data.tokens import STUDENT
+from harness.generation import vllm as vllm_engine
+from harness.generation.answers import check_room
+from harness.models.heads import check_packing
+from harness.plan.stages import Plan, with_inputs
+from harness.run.workbench import Published, Workbench, model_records
+
+
+def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) -> None:
+    """Check all that a plan's stages will need.
+
+    Args:
+        unsafe: whether generated code may run without a sandbox.
+
+    Raises:
+        HarnessError: on the first thing that is wrong.
+    """
+    if plan.recipe.evaluation.engine == "vllm" and not plan.recipe.stages:
+        vllm_engine.check_installed()
+    _warn_of_models_without_commit(bench.published, progress)
+    _check_methods(plan, bench)
+    _check_rows(plan, bench.published)
+    _check_packing(plan, bench.published)
+    for name, task in plan.tasks.items():
+        _check_lengths(plan, bench, name)
+        _check_rollouts(plan, bench, name)
+        for warning in task.warnings(unsafe):
+            progress.message(f"[yellow]{name}[/]: {escape(warning)}")
+
+
+def _warn_of_models_without_commit(published: Published, progress: Progress) -> None:
+    for role, record in model_records(published).items():
+        if "commit" in record and record["commit"] not in record["uri"]:
+            progress.message(
+                f"[yellow]{role}: {escape(record['uri'])} names no commit[/]; this machine has {record['commit']}. "
+                f"Write @{record['commit']} into the recipe, so that it stays the same model."
+            )
+
+
+def _check_methods(plan: Plan, bench: Workbench) -> None:
+    """Every method must be able to use its teacher's tokenizer."""
+    for objective in {id(cell.objective): cell.objective for cell in plan.cells}.values():
+        for part in objective.taught:
+            if (reason := part.method.refuses(bench.pairs.of(part.role))) is not None:
+                raise HarnessError(
+                    f"teachers.{part.role}",
+                    reason,
+                    "a teacher that the method can use",
+                    "Name another, or leave it out.",
+                )
+
+
+def _check_rows(plan: Plan, published: Published) -> None:
+    """No more tokens of a position can be kept than the teacher has."""
+    kept = plan.recipe.teacher_rows
+    if kept.keep != "top_k":
+        return
+    for role in sorted({stage.role for stage in plan.stages() if stage.kind == "rows"}):
+        tokens = published.vocabulary_size(role)
+        if kept.k > tokens:
+            raise HarnessError(
+                "teacher_rows.k", str(kept.k), f"at most {tokens}, the tokens of {published.sides[role].name}"
+            )
+
+
+def _check_packing(plan: Plan, published: Published) -> None:
+    """Models that are to be trained on packed sequences must keep them apart."""
+    asked = (stage for end in plan.ends for stage in with_inputs(end))
+    packed = {stage.role or STUDENT for stage in asked if stage.training is not None and stage.training.packing}
+    for role in sorted(packed):
+        check_packing(published.model(role))
+
+
+def _check_lengths(plan: Plan, bench: Workbench, task: str) -> None:
+    """Every model of the pair must be able to read the task's rows, and what is evaluated its test prompts."""
+    recipe, published = plan.recipe, bench.published
+    examples, length = bench.texts.examples(task, "train"), str(recipe.limits.length)
+    if not examples:
+        raise HarnessError("limits.length", length, f"room for a prompt of {task} and its response", "Raise it.")
+    if recipe.evaluation.bits_per_byte:
+        examples = examples + bench.texts.examples(task, "test")
+    for role in published.specs:
+        room = _room(published, role)
+        if room is not None and max(example.sides[role].length for example in examples) > room:
+            expected = f"at most {room}, which is what {published.sides[role].name} reads"
+            raise HarnessError("limits.length", length, expected, f"Rows of {task} are longer: lower it.")
+        if role == STUDENT or role in {reference.teacher for reference in plan.references}:
+            new_tokens = plan.tasks[task].settings.new_tokens
+            check_room(published.config(role), published.sides[role], bench.prompts.of(task), new_tokens)
+
+
+def _check_rollouts(plan: Plan, bench: Workbench, task: str) -> None:
+    """The student must be able to read the longest prompt and what it may sample after it."""
+    sampling = [method.sampling for cell in plan.cells for method in cell.objective.methods]
+    asked = [options.rollout_tokens for options in sampling if options is not None]
+    if not asked:
+        return
+    room = _room(bench.published, STUDENT)
+    longest = max(example.sides[STUDENT].prompt.size for example in bench.texts.examples(task, "train"))
+    if room is not None and longest + max(asked) > room:
+        raise HarnessError(
+            "rollout_tokens",
+            f"{max(asked)}, after a prompt of {task} with {longest} tokens",
+            f"at most {room} together, which is what {bench.published.sides[STUDENT].name} reads",
+        )
+
+
+def _room(published: Published, role: str) -> int | None:
+    """The most tokens that a model reads; None where its config does not say."""
+    room: int | None = getattr(published.config(role).get_text_config(), "max_position_embeddings", None)
+    return room

@@ -1,0 +1,289 @@
+"""How teachers, warm starts, teacher rows and students are made: one function for each kind of stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from transformers import set_seed
+
+from harness.base.device import device, forget_gpu_peak, gpu_peak_bytes, release_memory
+from harness.base.progress import StageProgress
+from harness.base.ranks import Ranks
+from harness.data.teacher_rows import store_rows
+from harness.data.terms import Term
+from harness.data.tokens import STUDENT, TokenizedExample
+from harness.models.heads import Head
+from harness.models.load import save_model
+from harness.models.lora import add_lora
+from harness.models.top_rows import packer
+from harness.plan.stages import Stage, order_seed
+from harness.recipe.schema import TeacherRows
+from harness.run.workbench import AlignedRows, Fetch, Pairs, Published, TeacherSignal, Texts, TrainedModels
+from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES, Timing
+from harness.training.checkpoints import latest_checkpoint
+from harness.training.distil import TeacherSources, distil, pad_ids
+from harness.training.objective import Objective
+from harness.training.traces import Tracer, chosen
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TrainingTools:
+    """What all trainings of a run share.
+
+    Attributes:
+        published: the models of the pair.
+        aligned: the rows.
+        max_length: the most tokens of prompt and response together.
+        work: where a stage's checkpoints are.
+        ranks: the processes that train together.
+    """
+
+    published: Published
+    aligned: AlignedRows
+    max_length: int
+    work: Callable[[Stage], Path]
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
+class StudentTools:
+    """What the training of a student takes beside that.
+
+    Attributes:
+        need: see :data:`~harness.run.workbench.Fetch`.
+        pairs: vocabularies.
+        signal: what teachers give.
+        texts: rows, of which some are traced.
+        traces: whether held-out responses are read at all.
+    """
+
+    need: Fetch
+    pairs: Pairs
+    signal: TeacherSignal
+    texts: Texts
+    traces: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model after its training.
+
+    Attributes:
+        model: causal language model, adapters in place.
+        wrapper: peft's, where adapters were trained.
+        terms: of the loss.
+        teachers: what they gave.
+        steps: what each step showed.
+        seconds: of the steps, on this machine.
+    """
+
+    model: PreTrainedModel
+    wrapper: PeftModel | None
+    terms: tuple[Term, ...]
+    teachers: TeacherSources
+    steps: list[dict[str, float]]
+    seconds: float
+
+
+def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
+    """Fine-tune a teacher: adapters are stored where LoRA trains, else the whole model."""
+    trained = _recorded(stage, folder, tools, lambda: train_published(stage, tools, progress))
+    if trained.wrapper is not None:
+        trained.wrapper.save_pretrained(str(folder / ADAPTER))
+    else:
+        save_model(trained.model, tools.published.sides[stage.role].tokenizer, folder / MODEL)
+    return {}
+
+
+def make_warm_start(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
+    """Fine-tune the student that distillation starts from."""
+    trained = _recorded(stage, folder, tools, lambda: train_published(stage, tools, progress))
+    _store_student(trained, tools, folder)
+    return {}
+
+
+def make_student(
+    stage: Stage,
+    folder: Path,
+    tools: TrainingTools,
+    lessons: StudentTools,
+    kept: TrainedModels,
+    progress: StageProgress,
+    *,
+    traced: bool,
+) -> dict[str, object]:
+    """Train a student; it stays in memory for what is asked of it next.
+
+    Args:
+        traced: whether to store what its terms compare in a few held-out responses.
+    """
+    trained = _recorded(stage, folder, tools, lambda: train_student(stage, tools, lessons, progress))
+    if traced and trained.steps and trained.terms:
+        _trace(stage, trained, tools, lessons, folder, progress)
+    kept.keep_student(stage, _store_student(trained, tools, folder))
+    return {"rows": lessons.texts.counts(stage.task, "train")}
+
+
+def make_rows(
+    stage: Stage,
+    folder: Path,
+    published: Published,
+    texts: Texts,
+    kept: TrainedModels,
+    signal: TeacherSignal,
+    keep: TeacherRows,
+    progress: StageProgress,
+    *,
+    traces: bool,
+) -> dict[str, object]:
+    """Store a teacher's rows, once for all that learn from it.
+
+    Args:
+        keep: what is stored of a position.
+        traces: whether held-out responses are read at all.
+    """
+    teacher = stage.inputs["teacher"]
+    model = kept.teacher(teacher)
+    examples = texts.examples(stage.task, "train") + _to_trace(texts, stage.task, traces)
+    progress.begin(len(examples))
+    size = store_rows(
+        model,
+        stage.role,
+        examples,
+        folder,
+        pad=published.sides[stage.role].tokenizer.pad_token_id,
+        on_batch=progress.advance,
+        pack=packer(Head.of(model), keep.k) if keep.keep == "top_k" else None,
+    )
+    if keep.keep == "hidden":
+        signal.head(teacher)  # while the model is here: what trains with the rows needs it
+    return {"bytes": size}
+
+
+# --- Trainings, on every rank the same --------------------------------------------------------------------------------
+
+
+def train_published(stage: Stage, tools: TrainingTools, progress: StageProgress) -> Trained:
+    """Fine-tune a teacher or the student as it was published; no files but checkpoints."""
+    set_seed(order_seed(stage))  # what is drawn must not depend on what ran before in this process
+    role = stage.role or STUDENT
+    model = tools.published.model(role).to(device())
+    return _train(stage, model, role, Objective(stage.title, 1.0), TeacherSources, tools, progress)
+
+
+def train_student(stage: Stage, tools: TrainingTools, lessons: StudentTools, progress: StageProgress) -> Trained:
+    """Train a student with its objective, from the warm start or as it was published; no files but checkpoints."""
+    set_seed(order_seed(stage))
+    asked = stage.objective
+    assert asked is not None
+    for part in asked.taught:
+        part.method.prepare(lessons.pairs.of(part.role))
+    terms = tuple(Term(part.method, part.role, part.weight) for part in asked.taught)
+    start = stage.inputs.get("start")
+    if start is None:
+        model = tools.published.model(STUDENT)
+    else:
+        model = tools.published.trained(STUDENT, lessons.need(start).checked() / MODEL)
+    return _train(
+        stage,
+        model.to(device()),
+        STUDENT,
+        Objective(stage.title, asked.ce_weight, terms),
+        lambda: lessons.signal.sources(stage, asked.roles),
+        tools,
+        progress,
+    )
+
+
+def _train(
+    stage: Stage,
+    model: PreTrainedModel,
+    role: str,
+    objective: Objective,
+    teachers: Callable[[], TeacherSources],
+    tools: TrainingTools,
+    progress: StageProgress,
+) -> Trained:
+    """All steps of a stage's training of the model of a role."""
+    training = stage.training
+    assert training is not None
+    wrapper = None
+    if training.lora:
+        wrapper, model = add_lora(model, training.lora)
+        if training.gradient_checkpointing:
+            model.enable_input_require_grads()
+    progress.begin(stage.steps)
+    if stage.steps == 0:
+        return Trained(model, wrapper, objective.terms, TeacherSources(), [], 0.0)
+    aligned = tools.aligned.of(stage, role, objective.terms)
+    given = teachers()
+    model = model.to(device())
+    started = time.monotonic()
+    steps = distil(
+        model,
+        objective,
+        given,
+        aligned,
+        training,
+        sides={**tools.published.sides, STUDENT: tools.published.sides[role]},
+        max_length=tools.max_length,
+        steps=stage.steps,
+        seed=order_seed(stage),
+        work=tools.work(stage),
+        on_step=lambda step: progress.advance(int(step["step"])),
+    )
+    seconds = time.monotonic() - started
+    release_memory()  # optimiser state hangs in a cycle of the Trainer's
+    return Trained(model.eval(), wrapper, objective.terms, given, steps, seconds)
+
+
+# --- What is stored of them -------------------------------------------------------------------------------------------
+
+
+def _recorded(stage: Stage, folder: Path, tools: TrainingTools, train: Callable[[], Trained]) -> Trained:
+    """Train on all ranks, and store what the steps showed."""
+    resumed = latest_checkpoint(tools.work(stage)) is not None
+    forget_gpu_peak()
+    with tools.ranks.together(stage.identity):
+        trained = train()
+    if trained.seconds and not resumed:  # else the seconds before the interruption are not known
+        peak = gpu_peak_bytes()
+        gpus = 0 if peak is None else tools.ranks.world
+        TIMING.write(folder, Timing(round(trained.seconds, 2), gpus, peak))
+    STEPS.write(folder, trained.steps)
+    return trained
+
+
+def _store_student(trained: Trained, tools: TrainingTools, folder: Path) -> PreTrainedModel:
+    """Store a student, its adapters merged into it."""
+    model = trained.model if trained.wrapper is None else trained.wrapper.merge_and_unload()
+    save_model(model, tools.published.sides[STUDENT].tokenizer, folder / MODEL)
+    return model
+
+
+def _to_trace(texts: Texts, task: str, traces: bool) -> list[TokenizedExample]:
+    """The held-out responses whose alignment a report shows; their teacher rows are stored with the others."""
+    return chosen(texts.examples(task, "test")) if traces else []
+
+
+def _trace(
+    stage: Stage, trained: Trained, tools: TrainingTools, lessons: StudentTools, folder: Path, progress: StageProgress
+) -> None:
+    """Store what the terms compare in a few held-out responses. A training is not lost over a picture of it."""
+    sides, given = tools.published.sides, trained.teachers
+    tracer = Tracer(trained.model, given.live, given.heads, given.stored, pad_ids(sides), sides)
+    try:
+        made = tracer.trace(_to_trace(lessons.texts, stage.task, lessons.traces), trained.terms)
+    except Exception as error:
+        progress.message(f"[yellow]no alignments to show[/] of {escape(f'{stage.title}: {error!r}')}")
+    else:
+        TRACES.write(folder, made)

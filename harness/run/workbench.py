@@ -1,0 +1,350 @@
+"""What a run has loaded and keeps: tokenizers, tokenised rows, models, and what teachers give.
+
+Each part by itself: what makes a stage is handed no more than its result depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoConfig
+
+from harness.base.device import Precision, compute_dtype, device, release_memory
+from harness.data.rows import Request
+from harness.data.teacher_rows import StoredRows
+from harness.data.terms import AlignedExample, Term, align
+from harness.data.text_side import TextSide, load_sides
+from harness.data.tokens import STUDENT, Overlong, TokenizedExample, tokenize
+from harness.models.cache import Report
+from harness.models.heads import Head, check_head
+from harness.models.load import load_model
+from harness.models.lora import merge_lora
+from harness.models.resolve import resolve
+from harness.models.spec import ModelSpec
+from harness.models.top_rows import TopRowsHead
+from harness.models.uri import parse_uri
+from harness.plan.stages import Plan, Stage
+from harness.recipe.schema import Limits, TeacherRows
+from harness.store.artefacts import ADAPTER, MODEL
+from harness.store.store import Artefact
+from harness.tasks.base import Task
+from harness.training.distil import TeacherSources
+from methods.library.vocabulary import TokenizerPair
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Fetch = Callable[[Stage], Artefact]
+"""The stored result of a stage, made first where it is missing."""
+
+
+class Published:
+    """The models of the pair as they were published, by role. Weights are read anew at each call.
+
+    Args:
+        specs: as the recipe names them.
+        report: told about downloads.
+    """
+
+    def __init__(self, specs: Mapping[str, ModelSpec], report: Report) -> None:
+        self.specs, self.report = specs, report
+
+    @cached_property
+    def sides(self) -> dict[str, TextSide]:
+        """Tokenizers by role."""
+        return load_sides(self.specs, self.report)
+
+    def config(self, role: str) -> PretrainedConfig:
+        """A model's config."""
+        folder = resolve(parse_uri(self.specs[role].model)).folder
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+    def vocabulary_size(self, role: str) -> int:
+        """How many logits a model gives."""
+        size: int = self.config(role).get_text_config().vocab_size
+        return size
+
+    def model(self, role: str) -> PreTrainedModel:
+        """In float32, pruned where the recipe says so, on the CPU; its head is checked."""
+        spec = self.specs[role]
+        local = resolve(parse_uri(spec.model), report=self.report)
+        model = load_model(local.folder, attention=spec.attention, layers=spec.layers)
+        check_head(model, spec.name or spec.model)
+        return model
+
+    def trained(self, role: str, folder: Path) -> PreTrainedModel:
+        """A model that a stage has trained and stored whole: in float32, on the CPU."""
+        return load_model(folder, attention=self.specs[role].attention)
+
+
+def model_records(published: Published) -> dict[str, dict[str, str]]:
+    """URI of each model by role, and the commit or digest that it came to on this machine."""
+    records: dict[str, dict[str, str]] = {}
+    for role, spec in published.specs.items():
+        local = resolve(parse_uri(spec.model), report=published.report)
+        records[role] = {"uri": spec.model}
+        records[role] |= {k: str(v) for k, v in local.manifest.items() if k in ("commit", "sha256")}
+    return records
+
+
+class Pairs:
+    """The vocabularies of the student and one teacher, as far as their logits go: one object for the whole run.
+
+    Args:
+        published: the models.
+        maps: folder in which vocabulary maps are kept between runs.
+    """
+
+    def __init__(self, published: Published, maps: Path) -> None:
+        self._published, self._maps = published, maps
+        self._made: dict[str, TokenizerPair] = {}
+
+    def of(self, role: str) -> TokenizerPair:
+        """The student and the teacher of that role."""
+        if role not in self._made:
+            student, teacher = (
+                self._published.sides[name].vocabulary.within(self._published.vocabulary_size(name))
+                for name in (STUDENT, role)
+            )
+            self._made[role] = TokenizerPair(student, teacher, self._maps)
+        return self._made[role]
+
+
+class Texts:
+    """The tasks' rows in tokens.
+
+    Args:
+        tasks: by name.
+        published: the models of the pair.
+        limits: of lengths.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], published: Published, limits: Limits) -> None:
+        self._tasks, self._published, self._limits = tasks, published, limits
+        self._tokenized: dict[str, list[TokenizedExample]] = {}
+        self._read: dict[str, int] = {}  # rows of each, before limits left some out
+
+    def examples(self, task: str, split: str) -> list[TokenizedExample]:
+        """Tokenised rows of "train" or "test", cut at a boundary that all models of the pair share."""
+        key = f"{task}/{split}"
+        if key not in self._tokenized:
+            source = self._tasks[task]
+            examples = source.training_examples() if split == "train" else source.reference_examples()
+            overlong: Overlong = self._limits.overlong if split == "train" else "drop"
+            self._tokenized[key] = tokenize(examples, self._published.sides, self._limits.length, overlong)
+            self._read[key] = len(examples)
+        return self._tokenized[key]
+
+    def counts(self, task: str, split: str) -> dict[str, int]:
+        """Rows that were read, those of them that a limit left out, and those whose response it cut."""
+        kept = self.examples(task, split)
+        read = self._read[f"{task}/{split}"]
+        return {"read": read, "left_out": read - len(kept), "cut": sum(example.cut for example in kept)}
+
+
+class Prompts:
+    """Prompts of the tasks' test items.
+
+    Args:
+        tasks: by name.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        self._tasks = tasks
+        self._made: dict[str, list[Request]] = {}
+
+    def of(self, task: str) -> list[Request]:
+        """Of one task."""
+        if task not in self._made:
+            self._made[task] = self._tasks[task].requests()
+        return self._made[task]
+
+
+def as_student(example: TokenizedExample, role: str) -> TokenizedExample:
+    """The example with the trained model's tokens under the role "student": a teacher is trained like a student."""
+    if role == STUDENT:
+        return example
+    sides = {**example.sides, STUDENT: example.sides[role]}
+    return TokenizedExample(example.id, sides, example.cut, example.response_bytes)
+
+
+class AlignedRows:
+    """Training rows with the groups of every term.
+
+    Args:
+        texts: the rows.
+    """
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self._made: dict[tuple[str, str], list[AlignedExample]] = {}
+
+    def of(self, stage: Stage, trained: str, terms: Sequence[Term]) -> list[AlignedExample]:
+        """Of a training of the model of role ``trained``; made once for all seeds of a row of the table."""
+        key = (stage.task, trained if stage.objective is None else stage.objective.name)
+        if key not in self._made:
+            examples = [as_student(example, trained) for example in self._texts.examples(stage.task, "train")]
+            self._made[key] = [align(example, terms) for example in examples]
+        return self._made[key]
+
+    def forget(self) -> None:
+        """Free what the next task does not need."""
+        self._made.clear()
+
+
+class TrainedModels:
+    """The student and the teacher that stages trained and that were used last, on the device.
+
+    Args:
+        published: the models of the pair.
+        need: see :data:`Fetch`.
+        precision: that frozen teachers compute in.
+    """
+
+    def __init__(self, published: Published, need: Fetch, precision: Precision) -> None:
+        self._published, self._need, self._precision = published, need, precision
+        self._student: tuple[str, PreTrainedModel] | None = None
+        self._teacher: tuple[str, PreTrainedModel] | None = None
+
+    def keep_student(self, stage: Stage, model: PreTrainedModel) -> None:
+        """The student that a stage has just trained."""
+        self._student = (stage.identity, model)
+
+    def student(self, stage: Stage) -> PreTrainedModel:
+        """The student that a stage trained, in float32."""
+        if self._student is None or self._student[0] != stage.identity:
+            self._student = None
+            release_memory()
+            folder = self._need(stage).checked() / MODEL
+            self._student = (stage.identity, self._published.trained(STUDENT, folder).to(device()))
+        return self._student[1]
+
+    def teacher(self, stage: Stage) -> PreTrainedModel:
+        """The fine-tuned teacher of a stage, frozen."""
+        if self._teacher is None or self._teacher[0] != stage.identity:
+            self.forget_teacher()
+            release_memory()
+            folder = self._need(stage).checked()
+            if (folder / ADAPTER).is_dir():
+                model = merge_lora(self._published.model(stage.role), folder / ADAPTER)
+            else:
+                model = self._published.trained(stage.role, folder / MODEL)
+            # Merged in float32; a GPU holds it in what it computes with, and never twice as large.
+            dtype = getattr(torch, compute_dtype(self._precision))
+            self._teacher = (stage.identity, model.to(dtype).to(device()).eval().requires_grad_(False))
+        return self._teacher[1]
+
+    def make_room(self, stage: Stage) -> None:
+        """Free what a stage does not use: the student that was evaluated last, any teacher but one that it calls."""
+        self.forget_student()
+        called = {needed.identity for needed in stage.inputs.values() if needed.kind == "teacher"}
+        if self._teacher is not None and self._teacher[0] not in called:
+            self.forget_teacher()
+        release_memory()
+
+    def forget_student(self) -> None:
+        """Let the student go."""
+        self._student = None
+
+    def forget_teacher(self) -> None:
+        """Let the teacher go."""
+        self._teacher = None
+
+
+class TeacherSignal:
+    """What students learn from: stored rows with the heads that make logits of them, or live teachers.
+
+    Args:
+        published: the models of the pair.
+        trained: the models that stages trained.
+        need: see :data:`Fetch`.
+        kept: what is stored of a position.
+    """
+
+    def __init__(self, published: Published, trained: TrainedModels, need: Fetch, kept: TeacherRows) -> None:
+        self._published, self._trained, self._need, self._kept = published, trained, need, kept
+        self._heads: dict[str, Head] = {}
+        self._checked: set[str] = set()
+
+    def sources(self, stage: Stage, roles: Sequence[str]) -> TeacherSources:
+        """Live teachers, stored rows and heads by role, as the stage's inputs say."""
+        given = TeacherSources()
+        for role in roles:
+            source = stage.inputs[role]
+            if source.kind == "rows":
+                given.stored[role] = self._stored_rows(source)
+                given.heads[role] = self._rows_head(source)
+            else:
+                given.live[role] = self._trained.teacher(source)
+        return given
+
+    def head(self, stage: Stage) -> Head:
+        """The head of a fine-tuned teacher without the rest of the model."""
+        if stage.identity not in self._heads:
+            self._heads[stage.identity] = Head.of(self._trained.teacher(stage))
+            self._trained.forget_teacher()  # its layers are not needed: the rows are stored
+            release_memory()
+        return self._heads[stage.identity]
+
+    def forget(self) -> None:
+        """Free what the next task does not need."""
+        self._heads.clear()
+
+    def _stored_rows(self, stage: Stage) -> StoredRows:
+        """The rows of a stage. They can be hundreds of GB: their digests are checked once, not for every student."""
+        artefact = self._need(stage)
+        if stage.identity not in self._checked:
+            artefact.checked()
+            self._checked.add(stage.identity)
+        return StoredRows(artefact.folder)
+
+    def _rows_head(self, stage: Stage) -> Head:
+        """What makes logits of a stage's stored rows."""
+        if self._kept.keep == "top_k":
+            return TopRowsHead.over(self._published.vocabulary_size(stage.role), device())
+        return self.head(stage.inputs["teacher"])
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """All of it, for one run."""
+
+    published: Published
+    pairs: Pairs
+    texts: Texts
+    prompts: Prompts
+    aligned: AlignedRows
+    trained: TrainedModels
+    signal: TeacherSignal
+
+    @classmethod
+    def of(cls, plan: Plan, published: Published, need: Fetch, maps: Path) -> Workbench:
+        """An empty one for a plan.
+
+        Args:
+            maps: folder in which vocabulary maps are kept between runs.
+        """
+        texts = Texts(plan.tasks, published, plan.recipe.limits)
+        trained = TrainedModels(published, need, plan.recipe.teacher.precision)
+        return cls(
+            published=published,
+            pairs=Pairs(published, maps),
+            texts=texts,
+            prompts=Prompts(plan.tasks),
+            aligned=AlignedRows(texts),
+            trained=trained,
+            signal=TeacherSignal(published, trained, need, plan.recipe.teacher_rows),
+        )
+
+    def forget(self) -> None:
+        """Free what the next task does not need."""
+        self.trained.forget_student()
+        self.trained.forget_teacher()
+        self.signal.forget()
+        self.aligned.forget()
+        release_memory()

@@ -1,0 +1,206 @@
+"""One chunk of rows as a method's loss sees it, and what the loss returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from methods.library.alignment import Groups, IntArray
+from methods.library.closed_form import IGNORED, with_gradient
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """What a method returns for a chunk.
+
+    Attributes:
+        kd: scalar, the SUM of the distillation loss over the chunk (the engine divides by the window's count).
+        diagnostics: by name, without gradient, a sum over the chunk and what it is a share of: another sum, or None
+            for the response tokens.
+        gradient: of ``kd`` at the chunk's student logits, [rows, vocabulary], where the method has it in closed form;
+            then ``kd`` needs no graph. See :meth:`LossSums.closed`.
+        squared_norm: scalar, of that gradient, where :meth:`Method.loss_into` has added it already.
+    """
+
+    kd: Tensor
+    diagnostics: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    gradient: Tensor | None = None
+    squared_norm: Tensor | None = None
+
+    @classmethod
+    def closed(
+        cls,
+        logits: Tensor,
+        kd: Tensor,
+        gradient: Tensor,
+        diagnostics: Mapping[str, tuple[Tensor, Tensor | None]] | None = None,
+    ) -> LossSums:
+        """A loss whose gradient at ``logits`` is known; autograd finds it too."""
+        return cls(with_gradient(logits, kd, gradient), diagnostics or {}, gradient)
+
+
+class Members(NamedTuple):
+    """What :class:`Side` holds of groups, as a loss in closed form takes it."""
+
+    logits: Tensor
+    row: Tensor
+    group: Tensor
+    tokens: Tensor
+    in_order: bool
+
+
+class Side:
+    """One model's rows of a chunk.
+
+    Attributes:
+        logits: [rows, vocabulary], the head's output; requires grad on the student's side.
+        targets: int64 [rows], the token that each row predicts, -100 where it predicts no response token.
+        index: int64 [members], row of each member of a group.
+        group: int64 [members], group of each member, ascending.
+        tokens: int64 [members], the response token that each member is (-100: one of the prompt). Where rows are
+            PREDICTING, the member's row predicts it.
+        in_order: True where ``index`` is 0, 1, ..., rows - 1, so that rows need no gathering.
+        weight: [members], how much each counts in a mean over its group; None: all alike.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        group: Tensor,
+        tokens: Tensor,
+        in_order: bool,
+        weight: Tensor | None = None,
+    ) -> None:
+        self.logits, self.targets, self.index, self.group, self.tokens = logits, targets, index, group, tokens
+        self.in_order, self.weight = in_order, weight
+        self._log_probs: dict[float, Tensor] = {}
+
+    @classmethod
+    def of(cls, logits: Tensor, tokens: IntArray, index: IntArray, group: IntArray, predicting: bool) -> Side:
+        """One side of :meth:`AlignedChunk.of`."""
+        targets = tokens if predicting else np.append(tokens[1:], IGNORED)
+        found = [torch.from_numpy(part).to(logits.device) for part in (targets, index, group, tokens[index])]
+        return cls(logits, found[0], found[1], found[2], found[3], np.array_equal(index, np.arange(len(logits))))
+
+    def log_probs(self, temperature: float = 1.0) -> Tensor:
+        """[rows, vocabulary] log-probabilities of ``logits / temperature``; computed once per temperature."""
+        if temperature not in self._log_probs:
+            logits = self.logits if temperature == 1.0 else self.logits / temperature
+            self._log_probs[temperature] = logits.log_softmax(-1)
+        return self._log_probs[temperature]
+
+    def first_columns(self, columns: int) -> Side:
+        """The same rows over the first ``columns`` entries of the vocabulary."""
+        return self.with_logits(self.logits[:, :columns])
+
+    def over_columns(self, columns: Tensor) -> Side:
+        """The same rows over chosen entries of the vocabulary, int64 [columns], in their order."""
+        chosen = self.logits.index_select(1, columns.to(self.logits.device))
+        return self.with_logits(chosen)
+
+    def with_logits(self, logits: Tensor) -> Side:
+        """The same rows and groups over other logits."""
+        return Side(logits, self.targets, self.index, self.group, self.tokens, self.in_order, self.weight)
+
+    def paired_logits(self) -> Tensor:
+        """[members, vocabulary]: the logits of the groups' members, in the order of the groups."""
+        return self.logits if self.in_order else self.logits.index_select(0, self.index)
+
+    def members(self) -> Members:
+        """The rows and their groups as tensors, without gradient."""
+        return Members(self.logits.detach(), self.index, self.group, self.tokens, self.in_order)
+
+    def spread(self, gradient: Tensor) -> Tensor:
+        """[rows, vocabulary]: the gradient at the logits of one at :meth:`paired_logits`, or at their first columns."""
+        columns = self.logits.shape[-1]
+        if not self.in_order:
+            gradient = gradient.new_zeros(len(self.logits), gradient.shape[-1]).index_add_(0, self.index, gradient)
+        missing = columns - gradient.shape[-1]
+        return nn.functional.pad(gradient, (0, missing)) if missing else gradient
+
+    def mean_logits(self, groups: int) -> Tensor:
+        """[groups, vocabulary]: the mean of the logits of each group's members, weighted where there are weights."""
+        logits = self.paired_logits()
+        weight = self.logits.new_ones(self.index.shape) if self.weight is None else self.weight.to(self.logits.dtype)
+        total = weight.new_zeros(groups).index_add(0, self.group, weight)
+        share = (weight / total[self.group]).unsqueeze(-1)
+        return logits.new_zeros(groups, logits.shape[-1]).index_add(0, self.group, logits * share)
+
+    def paired_log_probs(self, temperature: float = 1.0) -> Tensor:
+        """[members, vocabulary]: the rows of the groups' members, in the order of the groups."""
+        rows = self.log_probs(temperature)
+        return rows if self.in_order else rows.index_select(0, self.index)
+
+
+@dataclass(frozen=True)
+class AlignedChunk:
+    """Rows of both models, closed under the method's groups: every member of a group is in the same chunk.
+
+    Attributes:
+        student: rows with gradient. Rows outside every group may stand between the members.
+        teacher: rows without gradient.
+        groups: number of groups in the chunk.
+    """
+
+    student: Side
+    teacher: Side
+    groups: int
+
+    @classmethod
+    def of(
+        cls,
+        groups: Groups,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        student_tokens: IntArray,
+        teacher_tokens: IntArray,
+        predicting: bool = True,
+    ) -> AlignedChunk:
+        """A chunk of logits that somebody made: row i is the one that the groups call i.
+
+        Args:
+            groups: as :meth:`~methods.library.method.Method.align` gives them.
+            student_logits, teacher_logits: [rows, vocabulary], float32 or float64; the teacher's get no gradient.
+            student_tokens, teacher_tokens: int64 [rows], the response token of each row; -100 for one of the prompt.
+            predicting: whether row i predicts token i, else it has consumed it.
+        """
+        student = Side.of(student_logits, student_tokens, groups.student_index, groups.student_group, predicting)
+        teacher = Side.of(
+            teacher_logits.detach(), teacher_tokens, groups.teacher_index, groups.teacher_group, predicting
+        )
+        if groups.teacher_weight is not None:
+            teacher.weight = torch.from_numpy(groups.teacher_weight).to(teacher_logits.device)
+        return cls(student, teacher, groups.count)
+
+    def paired_over_shared_columns(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Paired log-probabilities of student and teacher over one vocabulary, both [members, columns].
+
+        Sizes of one model family pad their logits differently (Qwen2: 151,936 and 152,064 for 151,646 tokens); the
+        columns that both have are kept and renormalised.
+        """
+        student, teacher = self._over_shared_columns()
+        return student.paired_log_probs(temperature), teacher.paired_log_probs(temperature)
+
+    def paired_logits_over_shared_columns(self) -> tuple[Tensor, Tensor]:
+        """The logits of :meth:`paired_over_shared_columns`, without gradient, for a loss in closed form."""
+        student, teacher = self._over_shared_columns()
+        return student.paired_logits().detach(), teacher.paired_logits()
+
+    def members(self) -> tuple[Members, Members]:
+        """Both sides as tensors, without gradient, for a loss in closed form."""
+        return self.student.members(), self.teacher.members()
+
+    def _over_shared_columns(self) -> tuple[Side, Side]:
+        columns = min(self.student.logits.shape[-1], self.teacher.logits.shape[-1])
+        student, teacher = (
+            side if side.logits.shape[-1] == columns else side.first_columns(columns)
+            for side in (self.student, self.teacher)
+        )
+        return student, teacher

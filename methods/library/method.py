@@ -1,0 +1,222 @@
+"""What a distillation method is: which teacher it needs, how it aligns, its options, and its loss on one chunk of rows.
+
+A method never sees models, batches or padding. The engine cuts the response rows of a batch into chunks that are
+closed under the method's alignment groups, and hands each chunk over as an :class:`AlignedChunk`.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Generic, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from typing_extensions import TypeVar
+
+from methods.library.alignment import AlignedResponse, Groups
+from methods.library.chunk import AlignedChunk, LossSums
+from methods.library.vocabulary import TokenizerPair
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TeacherKind(enum.Enum):
+    """Which teacher a method learns from."""
+
+    NONE = "none"
+    SAME_TOKENIZER = "same-tokenizer"
+    CROSS_TOKENIZER = "cross-tokenizer"
+
+
+class Start(enum.Enum):
+    """Which weights training starts from."""
+
+    PRETRAINED = "pretrained"
+    WARM_START = "warm start"
+
+
+class Rows(enum.Enum):
+    """Which rows of hidden states group indices count."""
+
+    PREDICTING = "predicting"
+    """Row i predicts response token i (it stands one position before it)."""
+    AFTER = "after"
+    """Row i has just consumed response token i; it predicts token i + 1."""
+    ALL = "all"
+    """Row i is position i of the whole sequence, prompt included; needs one tokenizer on both sides."""
+
+
+class Need(enum.Enum):
+    """What a method asks of the engine beyond the rows of a chunk."""
+
+    WHOLE_RESPONSE = "whole response"
+    """Every chunk is one response, so that a method can take means over it."""
+    ENTROPY = "entropy"
+    """:meth:`Method.align` runs at every step, with the entropies of both models' next-token distributions."""
+    ROLLOUTS = "rollouts"
+    """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
+
+
+class KDOptions(BaseModel):
+    """Options that every method has. The total loss is ``ce_weight * CE + kd_weight * KD``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    ce_weight: NonNegative = Field(0.5, description="weight of the cross-entropy on the reference response")
+    kd_weight: NonNegative = Field(0.5, description="weight of the distillation term")
+    fidelity: Literal["described", "released"] = Field(
+        "described", description="as the paper describes the method, or as its authors' code computes it"
+    )
+    normalize: Literal["tokens", "rows", "samples"] = Field(
+        "tokens",
+        description="what the KD sum is divided by, over the accumulation window and all ranks: the student's "
+        "response tokens, the rows or groups that carry KD, or the responses (parity with released code)",
+    )
+
+
+class SoftenedOptions(KDOptions):
+    """Options of methods that soften both distributions with a temperature."""
+
+    temperature: Positive = Field(2.0, description="τ, divides the logits of both sides; CDM's scripts use 2")
+
+
+class OnPolicyOptions(KDOptions):
+    """Options of methods that can learn from the student's own responses (GKD, arXiv 2306.13649; GOLD)."""
+
+    rollout_share: Share = Field(
+        0.0, description="λ, share of micro-batches whose responses the student samples; the teacher scores them live"
+    )
+    rollout_temperature: Positive = Field(1.0, description="divides the student's logits when it samples")
+    rollout_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sample from the likeliest tokens that together have this probability"
+    )
+    rollout_tokens: Annotated[int, Field(ge=1)] = Field(128, description="the most tokens of a sampled response")
+
+
+O_co = TypeVar("O_co", bound=KDOptions, default=KDOptions, covariant=True)
+
+
+class Method(ABC, Generic[O_co]):
+    """A distillation method: one file of this folder, or of a plug-in that declares an entry point.
+
+    It is generic over its options: ``class ULD(Method[ULDOptions])``; without any of its own, ``class Mine(Method)``.
+
+    Class attributes:
+        name: how recipes call it.
+        paper: where it is described.
+        summary: one line for ``harness methods``.
+        teacher: which teacher it needs.
+        start: which weights the student starts from.
+        fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
+        aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
+        sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
+        Options: the fields that a recipe may set, with their defaults: what the class is generic over.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    teacher: ClassVar[TeacherKind]
+    start: ClassVar[Start] = Start.WARM_START
+    fidelities_differ: ClassVar[bool] = False
+    aligns_on_device: ClassVar[bool] = False
+    sorts: ClassVar[bool] = False
+
+    # no ClassVar, which can't be generic: so mypy holds `Options = ULDOptions` to the parameter of the class
+    Options: type[O_co] = KDOptions  # type: ignore[assignment]
+
+    def __init__(self, options: O_co | None = None, **values: Any) -> None:
+        self.options = options if options is not None else self.Options(**values)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the method asks of the engine."""
+        return frozenset() if self.sampling is None else frozenset({Need.ROLLOUTS})
+
+    @property
+    def sampling(self) -> OnPolicyOptions | None:
+        """The options that say how the student samples responses to learn from; None where it doesn't."""
+        options: KDOptions = self.options
+        return options if isinstance(options, OnPolicyOptions) and options.rollout_share > 0 else None
+
+    @property
+    def zero_at_identity(self) -> bool:
+        """Whether KD is 0 when student and teacher are the same model with the same tokenizer."""
+        return True
+
+    @property
+    def reads_ids(self) -> str:
+        """In what the loss depends on which token has which id; empty where it does not, as it should be."""
+        return ""
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows the group indices of :meth:`align` count."""
+        return Rows.PREDICTING
+
+    @property
+    def normalize(self) -> str:
+        """What the engine divides the KD sum by: "tokens", "rows" or "samples"."""
+        return str(self.options.normalize)
+
+    @property
+    def align_seconds(self) -> float:
+        """What :meth:`align` and mapping take on the CPU for one response token, for a plan's costs."""
+        return 0.0
+
+    @property
+    def caveat(self) -> str:
+        """What a reader of the method's row must know, such as that its KD term moves nothing; printed under tables."""
+        return ""
+
+    def refuses(self, pair: TokenizerPair) -> str | None:
+        """The reason why the method does not apply to this pair of tokenizers, or None."""
+        if self.teacher is TeacherKind.SAME_TOKENIZER and not pair.same_tokenizer:
+            return (
+                f"{self.name} compares distributions over one vocabulary, but the tokenizers of teacher and student "
+                f"differ: {pair.difference()}"
+            )
+        if self.teacher is TeacherKind.SAME_TOKENIZER and pair.student.eos[:1] != pair.teacher.eos[:1]:
+            return (
+                f"{self.name} compares the same tokens, but responses end with token {pair.student.eos[:1]} of "
+                f"{pair.student.name} and {pair.teacher.eos[:1]} of {pair.teacher.name}"
+            )
+        return None
+
+    def prepare(self, pair: TokenizerPair) -> None:  # most methods need nothing
+        """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
+
+    def align(self, response: AlignedResponse) -> Groups:
+        """Groups of student and teacher tokens that are compared; runs on the CPU.
+
+        Once per example, but at every step for methods with ``Need.ENTROPY``.
+        """
+        raise NotImplementedError(f"{self.name} has no teacher to align with")
+
+    def align_all(self, responses: Sequence[AlignedResponse]) -> list[Groups]:
+        """:meth:`align` for a batch; a method that aligns many responses in less time than one by one overrides it."""
+        return [self.align(response) for response in responses]
+
+    @abstractmethod
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        """The sum of the distillation loss over the chunk, differentiable with respect to ``chunk.student``."""
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        """As :meth:`loss`, by a kernel that adds ``scale`` times the gradient to ``upstream``.
+
+        None where the method has no such form, as by default; then :meth:`loss` is asked. It runs without a graph.
+
+        Args:
+            chunk: logits as the heads give them, in bfloat16 too.
+            lse: float32 [rows], log of the sum of the exponentials of each of the student's rows.
+            upstream: [rows, vocabulary], the gradient at the student's logits so far, in their dtype.
+        """
+        return None
+
+    def trainable(self) -> nn.Module | None:
+        """Parameters of the method's own that are trained with the student."""
+        return None

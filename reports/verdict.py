@@ -1,0 +1,92 @@
+"""What a table settles, in words: which rows differ from the baseline, by how much and how surely; which do not."""
+
+from collections.abc import Iterator, Sequence
+
+from reports.analysis import INTERVAL, Comparison
+from reports.power import comparisons_of, findable
+from reports.table import Column, Pairwise, Table
+
+MOST_NAMED = 12  # rows that a sentence lists
+
+
+def verdict(table: Table) -> list[str]:
+    """A line or two for each column that is tested; the same in every format, and the first thing it says."""
+    if not table.pairwise:
+        return []
+    several = len(table.students()) > 1
+    lines = []
+    for pairwise in table.pairwise:
+        if pairwise.column.key in table.named:
+            student = f"{pairwise.student}, " if several else ""
+            lines.append(f"{student}{pairwise.column.full_label}: {' '.join(_sentences(table, pairwise))}")
+    return lines
+
+
+def p_text(p: float) -> str:
+    """Four decimals, as far as the resamples of a bootstrap reach."""
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
+
+
+def amount(value: float, column: Column) -> str:
+    """A difference without its sign, in words: percentages differ by points."""
+    return f"{abs(value):.{column.digits}f}{' points' if column.unit == '%' else ''}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"; long lists end with a count."""
+    if len(names) > MOST_NAMED:
+        return f"{', '.join(names[:MOST_NAMED])} and {len(names) - MOST_NAMED} more"
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def _sentences(table: Table, pairwise: Pairwise) -> Iterator[str]:
+    made = list(pairwise.comparisons.values())
+    if max(len(one.seeds) for one in made) < 2:
+        yield (
+            "one training seed, so that no row can be told from another: training again might turn any difference "
+            "round. Two seeds are the least."
+        )
+        return
+    if all(one.p is None for one in made):
+        yield "all differences are the same in every seed, so that nothing tells how far chance reaches."
+        return
+    if pairwise.base:
+        yield from _against(table, pairwise)
+    yield _best(pairwise)
+
+
+def _against(table: Table, pairwise: Pairwise) -> Iterator[str]:
+    """Which rows differ from the baseline; the correction is that of their marks, not of the pairwise table."""
+    column, base = pairwise.column, pairwise.base
+    found = {label: one for label, one in pairwise.against.items() if one.found}
+    for better in (True, False):
+        said = [_how_sure(label, one, column) for label, one in found.items() if one.better == better]
+        if said:
+            yield f"{'Better' if better else 'Worse'} than {base}: {'; '.join(said)}."
+    if open_ := [label for label in pairwise.against if label not in found]:
+        seen = ""
+        if pairwise.noise is not None:
+            least = findable(pairwise.noise, pairwise.noise.seeds, comparisons_of(table, pairwise))
+            seen = f" (differences under {amount(least, column)} would mostly go unseen)"
+        yield f"Not told apart from {base}: {listed(open_)}{seen}."
+
+
+def _how_sure(label: str, one: Comparison, column: Column) -> str:
+    assert one.interval is not None  # of what is found
+    assert one.p_corrected is not None
+    low, high = sorted(abs(end) for end in one.interval)
+    if one.interval[0] < 0 < one.interval[1]:
+        low = -low
+    return (
+        f"{label} by {amount(one.difference, column)} ({INTERVAL} {low:.{column.digits}f} to "
+        f"{high:.{column.digits}f}, p {p_text(one.p_corrected)} after correction)"
+    )
+
+
+def _best(pairwise: Pairwise) -> str:
+    if not pairwise.best:
+        return "No row can be told from the best."
+    first, *others = pairwise.best
+    if not others:
+        return f"Best: {first}, told from every other row."
+    return f"Best: {first}; {listed(others)} can't be told from it."

@@ -1,0 +1,100 @@
+"""How stages train: adapters or all weights, live teachers, precision, a training that diverges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from harness.training.traces import Tracer
+from methods.base import LossSums
+from methods.uld import ULD
+from tests.harness.run.place import Place
+
+
+def test_a_training_is_not_lost_over_its_traces(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(Tracer, "trace", fail)
+    done = place.run("methods=[uld]", "seeds=[7]")
+    assert done.code == 0
+    assert "no alignments to show" in done.out
+    assert "no memory left" in done.out
+    assert '"traced":true' not in place.file(done, "report.html")
+
+
+def test_a_training_that_diverges_is_a_failure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken model still answers something, and gets a score that looks like one."""
+    monkeypatch.setattr(ULD, "loss", lambda self, chunk: LossSums(kd=chunk.student.logits.sum() * float("nan")))
+    done = place.run("methods=[uld]", "method_options.uld.kd_weight=0.63")
+    assert done.code == 1
+    assert place.table(done)["uld"]["dolly.rouge_l.status"] == "failed"
+    assert "DivergedError: the loss of step 1 is nan" in place.file(done, "report.md")
+
+
+def test_a_method_that_scores_the_prompt_runs_its_teacher_live(place: Place, made: list[str]) -> None:
+    done = place.run("methods=[fkd,rkd]", "fidelity=[released]", "teacher.steps=1")
+    assert done.code == 0, done.out
+    assert "rows" not in made
+    assert made.count("teacher") == 1
+    assert all(row["dolly.rouge_l.status"] == "done" for row in place.table(done).values())
+
+
+@pytest.mark.parametrize("stage", ["train", "teacher"])
+def test_adapters_or_all_weights_are_trained_as_asked(place: Place, stage: str) -> None:
+    """LoRA students used to be trained whole."""
+    other = "train.lora={rank: 2}" if stage == "train" else "teacher.lora=null"
+    plain = place.table(place.run("methods=[uld]"))["uld"]
+    done = place.run("methods=[uld]", other, "limits.length=399")
+    row = place.table(done)["uld"]
+    assert done.code == 0, done.out
+    assert row["dolly.bits_per_byte.mean"] != plain["dolly.bits_per_byte.mean"]
+    if stage == "train":
+        start, student = (place.stored(kind, task="dolly") for kind in ("warm_start", "student"))
+        assert start
+        names = {name for folder in student for name in _tensors(folder / "model" / "model.safetensors")}
+        assert not [name for name in names if "lora" in name]  # merged
+    else:
+        assert [folder for folder in place.stored("teacher") if (folder / "model" / "model.safetensors").is_file()]
+
+
+def test_frozen_teachers_run_in_bfloat16_and_students_keep_float32(place: Place) -> None:
+    done = place.run("methods=[uld]", "teacher.precision=bfloat16", "train.precision=bfloat16")
+    assert done.code == 0, done.out
+    assert place.table(done)["uld"]["dolly.bits_per_byte.status"] == "done"
+    rows = {folder: next(folder.glob("rows-*.safetensors")) for folder in place.stored("rows", task="dolly")}
+    half = [folder for folder, path in rows.items() if _dtypes(path) == {torch.bfloat16}]
+    assert len(half) == 1
+    full = [json.loads((folder / "manifest.json").read_text()) for folder in rows.keys() - set(half)]
+    (told,) = (json.loads((folder / "manifest.json").read_text()) for folder in half)
+    assert {each["bytes"] for each in full if each["title"] == told["title"]} == {2 * told["bytes"]}
+    for folder in place.stored("student", task="dolly"):
+        assert _dtypes(folder / "model" / "model.safetensors") == {torch.float32}
+
+
+def _dtypes(path: Path) -> set[torch.dtype]:
+    with safe_open(path, framework="pt") as file:
+        return {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - a handle, no mapping
+
+
+def _tensors(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def test_a_control_says_under_the_table_that_its_term_moves_nothing(place: Place) -> None:
+    done = place.run("methods=[mined]", "fidelity=[described,released]")
+    assert done.code == 0, done.out + done.err
+    report = place.file(done, "report.md")
+    assert "mined (released): both sides of the KD term are the teacher's" in report
+    ratios = {
+        folder: [step["kd_ce_ratio_0"] for step in json.loads((folder / "steps.json").read_text())]
+        for folder in place.stored("student")
+        if json.loads((folder / "manifest.json").read_text())["title"] == "training of mined (released)"
+    }
+    assert list(ratios.values()) == [[0.0, 0.0]]
