@@ -27,7 +27,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from methods import cdm
-from methods.library import contextual
+from methods.library import contextual, kernels
 from methods.library.closed_form import compiling
 from methods.library.counted import counted_l1_parts
 from methods.library.edit_distance import TextTable, edit_distances
@@ -59,18 +59,22 @@ def main() -> None:
 def checked(name: str, arguments: Namespace, lines: Path) -> Iterator[dict[str, Any]]:
     """The results of one check; one that breaks is a result too."""
     begun = time.perf_counter()
-    try:
-        found = list(CHECKS[name](arguments.device))
-    except Exception as error:  # the next check may still tell something
-        found = [(f"{type(error).__name__}: {str(error)[:300]}", math.inf, 0.0)]
-    seconds = round(time.perf_counter() - begun, 2)
-    for what, value, most in found:
+    for what, value, most in survived(CHECKS[name](arguments.device)):
+        seconds = round(time.perf_counter() - begun, 2)
         row = {"check": f"{name}: {what}", "value": value, "most": most, "passed": bool(value <= most)}
         row["seconds"] = seconds
         print(f"{'pass' if row['passed'] else 'FAIL'}  {row['check']}: {value:.3g}, at most {most:.3g}", flush=True)
         with lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         yield row
+
+
+def survived(found: Found) -> Found:
+    """The same; what breaks is a result too, for the next check may still tell something."""
+    try:
+        yield from found
+    except Exception as error:
+        yield f"{type(error).__name__}: {str(error)[:300]}", math.inf, 0.0
 
 
 # --- the sorted distance ---------------------------------------------------------------------------------------------
@@ -163,12 +167,38 @@ def check_losses(device: str) -> Found:
             for dtype, (of_value, of_gradient) in ALLOWED.items():
                 low = dtype is torch.bfloat16
                 truth = taught(small("cpu", torch.float64, folder, text_like=alike), way, rounded=low)
-                for compiled in (False, True) if "counted" in way and device == "cuda" else (False,):
-                    found = taught(small(device, dtype, folder, text_like=alike), way, compiled, rounded=low)
-                    label = f"{way}, {str(dtype).removeprefix('torch.')}{', compiled' * compiled}"
-                    yield f"{label}: value", abs(found[0] - truth[0]) / abs(truth[0]), of_value
-                    apart = float((found[1] - truth[1]).norm() / truth[1].norm())
-                    yield f"{label}: gradient", apart, of_gradient
+                found = taught(small(device, dtype, folder, text_like=alike), way, rounded=low)
+                yield from differences(
+                    f"{way}, {str(dtype).removeprefix('torch.')}", found, truth, of_value, of_gradient
+                )
+
+
+def differences(
+    label: str, found: tuple[float, Tensor], truth: tuple[float, Tensor], of_value: float, of_gradient: float
+) -> Found:
+    yield f"{label}: value", abs(found[0] - truth[0]) / abs(truth[0]), of_value
+    yield f"{label}: gradient", float((found[1] - truth[1]).norm() / truth[1].norm()), of_gradient
+
+
+def check_kernels(device: str) -> Found:
+    """Losses by kernels against the same without them, at full size on a GPU; released GOLD merges by its own rule."""
+    wide, narrow = SIZES[device]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for role, size in (("student", wide), ("teacher", narrow)):
+            trained_tokenizer(role, size).backend_tokenizer.save(str(folder / f"{role}.json"))
+        for dtype, of_value, of_gradient in ((torch.float32, 1e-5, 1e-3), (torch.bfloat16, 1e-3, 2e-2)):
+            for way in ("sft", "uld counted", "gold counted", "gold released", "fkd", "cdm text-like"):
+                setting = replace(
+                    small(device, dtype, folder, text_like="text-like" in way), student_size=wide, teacher_size=narrow
+                )
+                kernels.enabled = True
+                found = taught(setting, way)
+                kernels.enabled = False
+                truth = taught(setting, way)
+                kernels.enabled = True
+                label = f"{way}, {str(dtype).removeprefix('torch.')}"
+                yield from differences(label, found, truth, of_value, of_gradient)
 
 
 # --- CDM -------------------------------------------------------------------------------------------------------------
@@ -245,10 +275,11 @@ def check_compiled(device: str) -> Found:
 
 
 CHECKS: dict[str, Callable[[str], Found]] = {
-    "counted": check_counted,
     "edit distances": check_edit_distances,
     "warping": check_warping,
     "cdm": check_cdm,
+    "kernels": check_kernels,
+    "counted": check_counted,
     "losses": check_losses,
     "compiled": check_compiled,
 }

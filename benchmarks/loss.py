@@ -400,11 +400,15 @@ def trl_loss(inputs: Inputs, *, hybrid: bool, extended: bool) -> Callable[[Tenso
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-def measure(setting: Setting, name: str) -> dict[str, Any]:
-    """Time and memory of one way, the shares of what the machine could do, and the response tokens."""
+def measure(setting: Setting, name: str, profiled: bool = False) -> dict[str, Any]:
+    """Time and memory of one way, the shares of what the machine could do, and the response tokens.
+
+    Args:
+        profiled: add what :func:`profile` says.
+    """
     torch.manual_seed(0)
     inputs = _inputs(replace(setting, text_like=TEXT_LIKE in name))
-    notes: dict[str, float] = {}
+    notes: dict[str, Any] = {}
     if name in PEERS:
         roles = set() if name == "cross-entropy" else {"cross"}
         step: Callable[[], Any] = peer_step(inputs, name)
@@ -417,6 +421,7 @@ def measure(setting: Setting, name: str) -> dict[str, Any]:
     spent: Cost = cost(lambda: found.append(step()) or found.clear(), setting.device, setting.budget)
     if name not in PEERS:
         notes = {key: float(pair[0]) / float(pair[1]) for key, pair in step().diagnostics.items() if "error" in key}
+        notes |= {"profile": profile(step, setting.device)} if profiled else {}
     student, sizes = inputs.tokens[STUDENT], {"same": setting.student_size, "cross": setting.teacher_size}
     logits = student * setting.student_size, sum(inputs.tokens[role] * sizes[role] for role in roles)
     return {
@@ -432,14 +437,9 @@ def measure(setting: Setting, name: str) -> dict[str, Any]:
     }
 
 
-def profile(setting: Setting, name: str) -> str:
+def profile(step: Callable[[], Any], device: str) -> str:
     """The kernels of one step that take longest, and how often each ran; of what the host calls on the CPU."""
-    torch.manual_seed(0)
-    inputs = _inputs(replace(setting, text_like=TEXT_LIKE in name))
-    step = our_step(inputs, methods_of(name, setting.top_k), COMPILED in name)
-    kernels.enabled = PLAIN not in name
-    step()
-    on_gpu = setting.device == "cuda"
+    on_gpu = device == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_gpu]
     with torch.profiler.profile(activities=kinds) as seen:
         step()
@@ -710,17 +710,17 @@ class Bench:
         if known is not None:
             return known
         try:
-            found: dict[str, Any] = self.place.run(measure, self.tokenizers(setting), name)
+            profiled = self.arguments.profile and name not in PEERS
+            found: dict[str, Any] = self.place.run(measure, self.tokenizers(setting), name, profiled)
+            if profiled:
+                with self.lines.path.with_suffix(".txt").open("a", encoding="utf-8") as file:
+                    file.write(f"{name}\n{found.pop('profile')}\n\n")
         except Exception as error:  # whatever it is, the other rows are worth having
             found = {"name": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
             print(f"{name}: {found['error']}", file=sys.stderr)
             if setting.device == "cuda":
                 torch.cuda.empty_cache()
         self.lines.add(setting, found)
-        if self.arguments.profile and "seconds" in found and name not in PEERS:
-            table = self.place.run(profile, self.tokenizers(setting), name)
-            with self.lines.path.with_suffix(".txt").open("a", encoding="utf-8") as file:
-                file.write(f"{name}\n{table}\n\n")
         return found
 
     def methods(self) -> None:

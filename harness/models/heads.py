@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.base.errors import HarnessError
+from methods.library.kernels import kernels_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,6 +141,10 @@ def entropies(head: Head, rows: Tensor, chunk_rows: int) -> Tensor:
     found = []
     for start in range(0, len(rows), chunk_rows):
         logits = head.logits(rows[start : start + chunk_rows])
+        kernels = kernels_for(logits)
+        if kernels is not None:
+            found.append(kernels.entropy(logits))
+            continue
         log_probs = (logits.float() if logits.dtype in LOW_PRECISION else logits).log_softmax(-1)
         found.append(-(log_probs.exp() * log_probs).sum(-1))
     return torch.cat(found).double()

@@ -27,6 +27,16 @@ def log_sum_exp(logits: Tensor) -> Tensor:
     return out
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """float32 [rows], in nats, of the distributions that logits stand for; as :func:`log_sum_exp`."""
+    out = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    if len(logits):
+        kernel.entropy_kernel[(len(logits),)](
+            logits, out, logits.shape[1], logits.stride(0), BLOCK, num_warps=WARPS
+        )  # fmt: skip
+    return out
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As closed_form.cross_entropy, of logits as the head gives them; the gradient has their dtype.
 

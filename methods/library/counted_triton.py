@@ -4,8 +4,8 @@
 
 Each has its plain definition elsewhere: cross-entropy in closed_form.py, slopes in counted.py, merging in merging.py,
 the generalised JSD in divergences.py; tests hold them equal, in Triton's interpreter where there is no GPU. No float32
-copy of logits, no masses and no gradient of a term alone exist in memory. Whole numbers are counted, so that the order of
-the counting changes nothing.
+copy of logits, no masses and no gradient of a term alone exist in memory. Whole numbers are counted, so that the order
+of the counting changes nothing.
 
 :mod:`methods.library.comparison` calls them; both are imported where Triton is, see
 :func:`methods.library.kernels.kernels_for`.
@@ -47,6 +47,27 @@ def log_sum_exp_kernel(logits, out, columns, stride, BLOCK: tl.constexpr):
         best = higher
     most = tl.max(best, 0)
     tl.store(out + row, most + tl.log(tl.sum(total * tl.exp(best - most), 0)))
+
+
+@triton.jit
+def entropy_kernel(logits, out, columns, stride, BLOCK: tl.constexpr):
+    """As above, with what each lane's logits weigh: the entropy is the log-sum-exp less their mean."""
+    row = tl.program_id(0).to(tl.int64)
+    best = tl.full((BLOCK,), -1e30, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    weighed = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, columns, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        z = tl.load(logits + row * stride + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(best, z)
+        kept, new = tl.exp(best - higher), tl.exp(z - higher)
+        total = total * kept + new
+        weighed = weighed * kept + tl.where(new > 0.0, new * z, 0.0)
+        best = higher
+    most = tl.max(best, 0)
+    share = tl.exp(best - most)
+    whole = tl.sum(total * share, 0)
+    tl.store(out + row, most + tl.log(whole) - tl.sum(weighed * share, 0) / whole)
 
 
 @triton.jit

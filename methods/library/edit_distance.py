@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods.library.kernels import warping_for
 from methods.library.maps import Tables
 
 WORD = 64
@@ -60,6 +61,12 @@ def edit_distances(
         longest = _longest(left, right, left_ids, right_ids)
     if longest[0] < longest[1]:  # the shorter side is the pattern
         return edit_distances(right, left, right_ids, left_ids, longest[::-1])
+    kernels = warping_for(left_ids)
+    if kernels is not None and longest[1] <= WORD:
+        sides = (left.tables.on(left_ids.device), left_ids), (right.tables.on(left_ids.device), right_ids)
+        of_left, of_right = ((tables["points"], tables["lengths"], ids) for tables, ids in sides)
+        found: Tensor = kernels.edit_distances(of_left, of_right, longest)
+        return found
     measure = _bit_parallel if longest[1] <= WORD else _by_columns
     at_once = max(1, _CELLS_AT_ONCE // max(longest[1], 1))
     parts = [

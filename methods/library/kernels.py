@@ -39,6 +39,20 @@ def _fit(logits: Tensor) -> bool:
     return logits.device.type == "cuda" and known and logits.stride(-1) == 1
 
 
+def warping_for(numbers: Tensor) -> Any | None:
+    """The kernels for time warping and edit distances where these whole numbers are, or None; a module."""
+    return _warping() if enabled and numbers.device.type == "cuda" else None
+
+
+@cache
+def _warping() -> ModuleType | None:
+    try:
+        from methods.library import warping_triton
+    except ImportError:
+        return None
+    return warping_triton
+
+
 class Raw(NamedTuple):
     """One side's rows of a chunk, without gradient, and their groups; as :class:`methods.base.Members`.
 

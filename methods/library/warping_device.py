@@ -15,6 +15,7 @@ from torch import Tensor
 
 from methods.library.alignment import AlignedResponse
 from methods.library.edit_distance import TextTable, edit_distances
+from methods.library.kernels import warping_for
 from methods.library.maps import UNMAPPED
 from methods.library.warping import EditCosts, Path, alike
 
@@ -101,6 +102,10 @@ def warp_cells(costs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         costs: int64 [responses, m, n], not negative.
         rows, columns: int64 [responses], how much of the table is a response's.
     """
+    kernels = warping_for(costs)
+    if kernels is not None:
+        known: Tensor = kernels.warp_cells(costs, rows, columns)
+        return known
     _, high, wide = costs.shape
     before = _predecessors(_accumulated(costs)).flatten(1)
     cells = ((rows - 1) * wide + columns - 1).unsqueeze(1)

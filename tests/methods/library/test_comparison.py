@@ -62,6 +62,16 @@ def test_cross_entropy(dtype: torch.dtype) -> None:
     torch.testing.assert_close(upstream.double(), wanted[2], **tolerance(dtype))
 
 
+@DTYPES
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+def test_entropy(dtype: torch.dtype, spread: float) -> None:
+    made = logits(5, 150, 1, dtype, spread)
+    made[0, 70:] = -torch.inf
+    log_probs = made.double().log_softmax(-1)
+    wanted = -torch.where(log_probs > -torch.inf, log_probs.exp() * log_probs, 0.0).sum(-1)
+    torch.testing.assert_close(comparison.entropy(made).double(), wanted, rtol=1e-5, atol=2e-5)
+
+
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
     return {"rtol": 1e-2, "atol": 1e-4} if dtype is torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
 
