@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from harness.data.batches import Batch
 from harness.models.heads import LOW_PRECISION, Head
 from harness.training.objective import LossParts, Objective
-from methods.base import AlignedChunk, Side
+from methods.base import AlignedChunk, LossSums, Method, Side
 from methods.library.closed_form import compiling, cross_entropy
 from methods.library.kernels import kernels_for
 
@@ -93,33 +95,22 @@ class ChunkWalk:
         dtype = torch.float32 if logits.dtype in LOW_PRECISION else logits.dtype
         scale = logits.new_full((), self.objective.ce_weight / self.divisors[0], dtype=dtype)
         found: list[tuple[Tensor, float]] = []
-        upstream: Tensor | None = None
-        lse = full = logits
-        if kernels is None:
-            full = _full(logits)
-        else:
+        upstream = lse = None
+        if kernels is not None:  # what has a kernel adds to the gradient of the cross-entropy
             lse = kernels.log_sum_exp(logits)
             ce, norm, upstream = kernels.cross_entropy(logits, targets, scale, lse)
+        full = _Full(logits)
         for k, term in enumerate(self.objective.terms):
             chunk = self._aligned(k, number, logits, targets, teachers)
             if chunk is None:
                 continue
             share = term.weight / self.divisors[1 + k]
-            sums = None
-            if upstream is not None:
-                with torch.no_grad():
-                    sums = term.method.loss_into(chunk, lse, upstream, share)
-            if sums is None:
-                full = _full(full)
-                with torch.enable_grad():  # losses without a gradient of their own differentiate to the logits alone
-                    full.requires_grad_()
-                    teacher = chunk.teacher.with_logits(_full(chunk.teacher.logits))
-                    sums = term.method.loss(AlignedChunk(chunk.student.with_logits(full), teacher, chunk.groups))
+            sums = _sums(term.method, chunk, full, lse, upstream, share)
             total.kd[k].append(sums.kd.detach())
             total.note(sums.diagnostics)
             gradient, squares = sums.gradient, sums.squared_norm
             if gradient is None and squares is None and sums.kd.requires_grad:
-                gradient, *rest = torch.autograd.grad(sums.kd, [full, *own], allow_unused=True)
+                gradient, *rest = torch.autograd.grad(sums.kd, [full.logits, *own], allow_unused=True)
                 for place, of_parameter in zip(of_own, rest, strict=True):
                     if place is not None and of_parameter is not None:
                         place.add_(of_parameter, alpha=share)
@@ -129,7 +120,7 @@ class ChunkWalk:
             if squares is not None:
                 total.kd_gradient[k].append(squares / self.divisors[1 + k] ** 2)
         if upstream is None:
-            ce, norm, upstream = cross_entropy(full.detach(), targets, scale)
+            ce, norm, upstream = cross_entropy(full.logits.detach(), targets, scale)
         total.ce.append(ce)
         total.ce_gradient.append(norm / self.divisors[0] ** 2)
         for gradient, share in found:
@@ -166,6 +157,31 @@ class ChunkWalk:
             None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
         return AlignedChunk(student, teacher, span[1] - span[0])
+
+
+class _Full:
+    """Logits in float32 at least, made when a loss asks for them, and what its gradient is taken at."""
+
+    def __init__(self, raw: Tensor) -> None:
+        self.raw = raw
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return _full(self.raw.detach()).requires_grad_()
+
+
+def _sums(
+    method: Method[Any], chunk: AlignedChunk, full: _Full, lse: Tensor | None, upstream: Tensor | None, share: float
+) -> LossSums:
+    """A method's loss, by a kernel where it has one; then its gradient is in ``upstream`` already."""
+    if lse is not None and upstream is not None:
+        with torch.no_grad():
+            sums = method.loss_into(chunk, lse, upstream, share)
+        if sums is not None:
+            return sums
+    teacher = chunk.teacher.with_logits(_full(chunk.teacher.logits))
+    with torch.enable_grad():  # losses without a gradient of their own differentiate to the logits, no further
+        return method.loss(AlignedChunk(chunk.student.with_logits(full.logits), teacher, chunk.groups))
 
 
 def _through_head(

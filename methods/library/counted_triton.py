@@ -169,22 +169,9 @@ def _jsd(s, t, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.conste
 
 @triton.jit
 def _student_parts(
-    z,
-    at,
-    inside,
-    shift,
-    teacher_row,
-    teacher_shift,
-    partner,
-    slope_row,
-    matched_weight,
-    rest_weight,
-    HYBRID: tl.constexpr,
-    COUNTED: tl.constexpr,
-    BETA: tl.constexpr,
-    LOG_OURS: tl.constexpr,
-    LOG_THEIRS: tl.constexpr,
-):
+    z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, matched_weight, rest_weight, HYBRID:
+    tl.constexpr, COUNTED: tl.constexpr, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr,
+):  # fmt: skip
     """Of some columns of a group, weighted: value of the matched part, and gradients at log-masses of either part."""
     log_mass = z + shift
     mass = tl.exp(log_mass)
@@ -208,36 +195,11 @@ def _student_parts(
 
 @triton.jit
 def values_kernel(
-    student,
-    teacher,
-    student_rows,
-    teacher_rows,
-    student_lse,
-    teacher_lse,
-    student_joint,
-    teacher_joint,
-    partner,
-    teacher_partner,
-    slope,
-    matched_value,
-    matched_sum,
-    student_sum,
-    teacher_sum,
-    covered,
-    columns_s,
-    columns_t,
-    stride_s,
-    stride_t,
-    bins,
-    matched_weight,
-    rest_weight,
-    HYBRID: tl.constexpr,
-    COUNTED: tl.constexpr,
-    BETA: tl.constexpr,
-    LOG_OURS: tl.constexpr,
-    LOG_THEIRS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    student, teacher, student_rows, teacher_rows, student_lse, teacher_lse, student_joint, teacher_joint,
+    partner, teacher_partner, slope, matched_value, matched_sum, student_sum, teacher_sum, covered, columns_s,
+    columns_t, stride_s, stride_t, bins, matched_weight, rest_weight, HYBRID: tl.constexpr, COUNTED:
+    tl.constexpr, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Sums over a group's columns: the matched value, gradients, the teacher's share of the area, coverage."""
     group = tl.program_id(0).to(tl.int64)
     row, other = tl.load(student_rows + group), tl.load(teacher_rows + group)
@@ -281,35 +243,11 @@ def values_kernel(
 
 @triton.jit
 def gradient_kernel(
-    student,
-    teacher,
-    group_of_row,
-    teacher_rows,
-    student_lse,
-    teacher_lse,
-    student_joint,
-    teacher_joint,
-    partner,
-    slope,
-    of_row,
-    tokens,
-    of_token,
-    upstream,
-    norm,
-    columns_s,
-    stride_s,
-    stride_t,
-    bins,
-    matched_weight,
-    rest_weight,
-    scale,
-    HYBRID: tl.constexpr,
-    COUNTED: tl.constexpr,
-    BETA: tl.constexpr,
-    LOG_OURS: tl.constexpr,
-    LOG_THEIRS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    student, teacher, group_of_row, teacher_rows, student_lse, teacher_lse, student_joint, teacher_joint,
+    partner, slope, of_row, tokens, of_token, upstream, norm, columns_s, stride_s, stride_t, bins,
+    matched_weight, rest_weight, scale, HYBRID: tl.constexpr, COUNTED: tl.constexpr, BETA: tl.constexpr,
+    LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Add a row's gradient to what is there, and its squared norm.
 
     A row that its group keeps has the group's gradient at log-masses; every row gives back p times the sum of what
