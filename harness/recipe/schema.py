@@ -99,10 +99,10 @@ class Training(Strict):
             sampled: whether the student samples some: no pass may hold responses of two draws.
 
         Raises:
-            ValueError: the processes can't have equal shares.
+            ValueError: the processes can't have equal shares; what was found and what was expected.
         """
         if self.batch_size % processes:
-            raise ValueError(f"found {self.batch_size}, on {processes} processes; expected a multiple of {processes}")
+            raise ValueError(f"{self.batch_size}, for {processes} processes", f"a multiple of {processes}")
         share = self.batch_size // processes
         if sampled:
             return math.gcd(share, self.drawn_together)

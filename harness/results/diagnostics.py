@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
 from harness.results.evidence import labelled
+from harness.results.layout import Record
 from harness.store.artefacts import STEPS
 from harness.store.store import Store
 
 
-def diagnostics(record: Mapping[str, Any], store: Store) -> pd.DataFrame | None:
+def diagnostics(record: Record, store: Store) -> pd.DataFrame | None:
     """What training showed, per method and task, means over steps and seeds: the table's appendix."""
     rows = []
     for cell in labelled(record["cells"]):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from harness.base.errors import HarnessError
 from harness.results.evidence import labelled
+from harness.results.layout import RowCell
 from harness.results.record import RunRecord, read_record
 from harness.results.report import Gathered, files_line, gather, write_report
 from harness.store.artefacts import ANSWERS, MODEL, SCORES, STEPS, TRACES, Answer, Failure, JsonFile, Trace
@@ -188,7 +189,7 @@ class CellResult:
         store: where they are.
     """
 
-    record: Mapping[str, Any]
+    record: RowCell
     store: Store
 
     @property

@@ -6,12 +6,14 @@ from rich.markup import escape
 
 from harness.base.errors import HarnessError
 from harness.base.progress import Progress
+from harness.base.ranks import world_size
 from harness.data.tokens import STUDENT
 from harness.generation import vllm as vllm_engine
 from harness.generation.answers import check_room
 from harness.models.heads import check_packing
 from harness.plan.stages import Plan, with_inputs
 from harness.run.workbench import Published, Workbench, model_records
+from methods.library.vocabulary import TokenKind
 
 
 def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) -> None:
@@ -26,6 +28,8 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
     if plan.recipe.evaluation.engine == "vllm" and not plan.recipe.stages:
         vllm_engine.check_installed()
     _warn_of_models_without_commit(bench.published, progress)
+    _check_vocabularies(plan, bench, progress)
+    _check_batches(plan)
     _check_methods(plan, bench)
     _check_rows(plan, bench.published)
     _check_packing(plan, bench.published)
@@ -43,6 +47,41 @@ def _warn_of_models_without_commit(published: Published, progress: Progress) -> 
                 f"[yellow]{role}: {escape(record['uri'])} names no commit[/]; this machine has {record['commit']}. "
                 f"Write @{record['commit']} into the recipe, so that it stays the same model."
             )
+
+
+def _check_vocabularies(plan: Plan, bench: Workbench, progress: Progress) -> None:
+    """Each model has an embedding for all that its texts can hold, and a cross teacher a tokenizer of its own.
+
+    Names of control tokens are text to us, so those beyond the embedding do no harm (Gemma 3's for images).
+    """
+    published = bench.published
+    for role in published.specs:
+        side, rows = published.sides[role], published.vocabulary_size(role)
+        beyond = [rows + int(place) for place in (side.vocabulary.kinds[rows:] < TokenKind.SPECIAL).nonzero()[0]]
+        beyond += [token for token in (*side.bos, *side.eos_ids) if token >= rows]
+        if beyond:
+            raise HarnessError(
+                f"model of {side.name}",
+                f"an embedding of {rows} rows, and {len(beyond)} tokens of its tokenizer beyond it: {beyond[0]}, ...",
+                "an embedding for every token",
+                "Its tokenizer is another model's, or tokens were added to it and not to the model.",
+            )
+    roles = {part.role for cell in plan.cells for part in cell.objective.taught}
+    if "cross" in roles and bench.pairs.of("cross").same_tokenizer:
+        progress.message(
+            "[yellow]teachers.cross has the student's own tokenizer[/]: methods for two tokenizers run, but what they "
+            "learn here says nothing of pairs that cut text differently. teachers.same may be what you mean."
+        )
+
+
+def _check_batches(plan: Plan) -> None:
+    """The processes must be able to share every stage's batches."""
+    asked = (stage for end in plan.ends for stage in with_inputs(end))
+    for section, training in {stage.section: stage.training for stage in asked if stage.training is not None}.items():
+        try:
+            training.micro_batch(world_size())
+        except ValueError as error:
+            raise HarnessError(f"{section}.batch_size", *error.args) from error
 
 
 def _check_methods(plan: Plan, bench: Workbench) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,11 +98,28 @@ class Trained:
 def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
     """Fine-tune a teacher: adapters are stored where LoRA trains, else the whole model."""
     trained = _recorded(stage, folder, tools, lambda: train_published(stage, tools, progress))
+    if (worse := got_worse(trained.steps)) is not None:
+        progress.message(f"[yellow]a poor teacher[/]: {escape(stage.title)} on {stage.task} {worse}")
     if trained.wrapper is not None:
         trained.wrapper.save_pretrained(str(folder / ADAPTER))
     else:
         save_model(trained.model, tools.published.sides[stage.role].tokenizer, folder / MODEL)
     return {}
+
+
+def got_worse(steps: Sequence[Mapping[str, float]]) -> str | None:
+    """In words, that a training ended with a higher cross-entropy than it began with; None where it didn't.
+
+    The first and the last quarter of the steps are compared: single steps differ by their rows.
+    """
+    found = [step["ce"] for step in steps if math.isfinite(step["ce"])]
+    if len(found) < 2:
+        return None
+    some = max(1, len(found) // 4)
+    began, ended = sum(found[:some]) / some, sum(found[-some:]) / some
+    if ended <= began:
+        return None
+    return f"ended worse than it began: its cross-entropy went from {began:.3f} to {ended:.3f} nats a token"
 
 
 def make_warm_start(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
@@ -239,7 +257,7 @@ def _train(
         steps=stage.steps,
         seed=order_seed(stage),
         work=tools.work(stage),
-        on_step=lambda step: progress.advance(int(step["step"])),
+        on_step=lambda step: progress.advance(int(step["step"]), step["loss"]),
     )
     seconds = time.monotonic() - started
     release_memory()  # optimiser state hangs in a cycle of the Trainer's

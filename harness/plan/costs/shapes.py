@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
 from harness.base.errors import HarnessError
+from harness.base.files import Json
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.spec import ModelSpec
 from harness.models.uri import KNOWN_MODELS, parse_uri
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROMPT_BYTES_PER_TOKEN = 4.0
 
@@ -57,7 +61,11 @@ class Shape:
 
     @classmethod
     def of(
-        cls, config: Any, bytes_per_token: Mapping[str, float], layers: int | None = None, eager: bool = False
+        cls,
+        config: PretrainedConfig,
+        bytes_per_token: Mapping[str, float],
+        layers: int | None = None,
+        eager: bool = False,
     ) -> Shape:
         """The sizes of a config's model, built on the meta device: no memory, no weights.
 
@@ -122,9 +130,9 @@ class Shape:
         return norms + attention + width * (self.hidden + (4.0 if self.gated else 1.0) * self.inner)
 
 
-def architectures() -> dict[str, Any]:
+def architectures() -> dict[str, Json]:
     """The file of shapes that come with the harness."""
-    loaded: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text(encoding="utf-8"))
+    loaded: dict[str, Json] = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text(encoding="utf-8"))
     return loaded
 
 

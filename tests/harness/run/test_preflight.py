@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from harness.base.errors import HarnessError
 from harness.base.progress import Silent
 from harness.run.preflight import preflight
+from harness.run.trainings import got_worse
 from tests.harness.run.place import alone
 
 
@@ -35,3 +40,76 @@ def test_packing_is_checked_with_the_models_that_it_trains(
     runner = alone(tiny_recipe, tmp_path, stages=stages, packed=packed)
     preflight(runner.plan, runner.bench, Silent(), unsafe=False)
     assert seen == checked
+
+
+class Heard(Silent):
+    """Keeps what is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def checked(recipe: dict[str, Any], tmp_path: Path) -> list[str]:
+    heard, runner = Heard(), alone(recipe, tmp_path, stages=[], packed=[])
+    preflight(runner.plan, runner.bench, heard, unsafe=False)
+    return heard.messages
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(
+    tiny_recipe: dict[str, Any], tiny_models: Path, tmp_path: Path
+) -> None:
+    """Else a run goes well until a text holds one of the tokens beyond."""
+    folder = Path(shutil.copytree(tiny_models / "cross", tmp_path / "cross"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's: no text holds it
+    tokenizer.save_pretrained(folder)
+    teachers = {"cross": tiny_recipe["teachers"]["cross"] | {"model": f"path:{folder}"}}
+    recipe = tiny_recipe | {"teachers": tiny_recipe["teachers"] | teachers}
+    assert not [text for text in checked(recipe, tmp_path) if "tokenizer" in text]
+    tokenizer.add_tokens(["sheep"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(
+        HarnessError,
+        match=r"model of cross teacher: found .* 1 tokens of its tokenizer",
+    ):
+        checked(recipe, tmp_path / "again")
+
+
+def test_a_cross_teacher_with_the_students_tokenizer_is_told(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    teachers = tiny_recipe["teachers"]
+    same = tiny_recipe | {"teachers": teachers | {"cross": teachers["same"]}, "methods": ["uld"]}
+    assert [text for text in checked(same, tmp_path) if "has the student's own tokenizer" in text]
+
+
+@pytest.mark.parametrize(
+    ("ce", "expected"),
+    [
+        ([2.0, 1.0], None),
+        ([1.0, 2.0], "from 1.000 to 2.000 nats"),
+        ([1.0], None),
+        ([], None),
+        ([2.0, 9.0, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], None),  # quarters: 5.5 and 5.0
+        ([2.0, 3.0, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], "from 2.500 to 5.000"),
+        ([3.0, 1.0, math.nan, 1.0, 3.5], "from 3.000 to 3.500"),
+    ],
+)
+def test_a_training_that_got_worse_is_told(ce: list[float], expected: str | None) -> None:
+    found = got_worse([{"ce": value} for value in ce])
+    assert (found is None) if expected is None else (found is not None and expected in found)
+
+
+@pytest.mark.parametrize("section", ["teacher", "warm_start", "train"])
+def test_a_batch_that_processes_can_not_share_is_told_before_anything_runs(
+    section: str, tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {name: tiny_recipe[name] | {"batch_size": 8} for name in ("teacher", "warm_start", "train")}
+    sizes[section] |= {"batch_size": 12}
+    runner = alone(tiny_recipe, tmp_path, stages=[], **sizes)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(
+        HarnessError, match=rf"^{section}\.batch_size: found 12, for 8 processes; expected a multiple of 8"
+    ):
+        preflight(runner.plan, runner.bench, Silent(), unsafe=False)
