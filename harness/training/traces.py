@@ -121,8 +121,8 @@ class Tracer:
     def _align(self, response: AlignedResponse, layout: Layout, term: Term, student: Tensor, teacher: Tensor) -> Groups:
         """Groups of a method that aligns by entropies."""
         first = int(layout.student_shift[0][0]), int(layout.teacher_shift[0][0])
-        ours = entropies(Head.of(self.student), student, len(student))
-        theirs = entropies(self.heads[term.teacher], teacher, len(teacher))
+        ours = entropies(Head.of(self.student), student, len(student)).cpu().numpy()
+        theirs = entropies(self.heads[term.teacher], teacher, len(teacher)).cpu().numpy()
         return term.method.align(
             replace(
                 response,
