@@ -47,6 +47,7 @@ def commands_of(block: Block) -> Iterator[list[str]]:
 
 def calls(line: str) -> Iterator[list[str]]:
     words = shlex.split(line, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
     if words[:1] == ["harness"]:
         yield words[1:]
     elif words[:1] == ["torchrun"]:
