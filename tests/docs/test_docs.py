@@ -65,6 +65,7 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     group = typer.main.get_command(cli.app)
     above = group.make_context("harness", list(arguments), resilient_parsing=True)
     name, verb, rest = group.resolve_command(above, list(arguments))
+    assert verb is not None, f"no verb {arguments[0]}"
     return verb.make_context(name, rest, parent=above).params if rest else {}
 
 
