@@ -126,7 +126,7 @@ def test_files_exist(page: Path) -> None:
 
 @every_page
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    for target in re.findall(r'(?:\]\(|src=")([^)"\s]+)', prose(page)):
         if "://" in target:
             continue
         file, _, anchor = target.partition("#")
