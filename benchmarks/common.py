@@ -312,13 +312,19 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def write(arguments: argparse.Namespace, name: str, values: dict[str, Any]) -> Path:
-    """Write the numbers behind the tables as JSON, and name the file.
+def result_path(arguments: argparse.Namespace, name: str) -> Path:
+    """The file of a command's numbers.
 
     Only a command without changed options writes what is published; others name what they change, or give ``--out``.
     """
     changed = [f"with-{'-'.join(arguments.changed)}"] if arguments.changed else []
     path: Path = arguments.out or RESULTS / f"{'-'.join([name, *changed])}.json"
+    return path
+
+
+def write(arguments: argparse.Namespace, name: str, values: dict[str, Any]) -> Path:
+    """Write the numbers behind the tables as JSON to :func:`result_path`, and name the file."""
+    path = result_path(arguments, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {"machine": machine(arguments.device), "trl": peer_version()}
     path.write_text(json.dumps(known | values, indent=1, default=_plain) + "\n", encoding="utf-8")

@@ -1,26 +1,30 @@
 """What each method's loss costs from hidden rows to all gradients, beside TRL's losses, a full sort and cross-entropy.
 
     python benchmarks/loss.py                                  # CPU, minutes; --parts methods for the first table alone
-    python benchmarks/loss.py --ways gold "gold top_k" "TRL GOLD" --parts methods --top-k 2048
+    python benchmarks/loss.py --rows gold "gold top_k" "TRL GOLD" --parts methods --top-k 2048
     python benchmarks/loss.py --preset h100 --student-tokenizer qwen2.json --teacher-tokenizer phi3.json --data FOLDER
 
 Every way gets the same random hidden rows and heads and the same alignment of the same text, and gives the gradients of
 rows and student head. Ours are the engine's own chunks; the others make all logits at once, as their authors do. TRL
-reads byte-level tokenizers only. --preset full sweeps further than h100; each preset runs on --device cpu too.
+reads byte-level tokenizers only. --preset full sweeps further than h100; each preset runs on --device cpu too. Each row
+is printed and written, as a line of a .jsonl beside the JSON file, when it is done; --resume leaves out what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from common import (
     Cost,
@@ -38,6 +42,7 @@ from common import (
     peer_version,
     preset_parser,
     read_tokenizer,
+    result_path,
     rows_of_text,
     trained_tokenizer,
     write,
@@ -56,34 +61,48 @@ from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from methods.base import Members, Method, registered
 from methods.base import Rows as RowKind
+from methods.library import kernels
 from methods.library.alignment import pair_positions
+from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import Merged
 from methods.library.vocabulary import TokenizerPair
 
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "sft": {"sft": {}},
+    "gold counted": {"gold": {"sort": "counted"}},
+    "gold": {"gold": {"sort": "exact"}},
+    "gold top_k": {"gold": {"sort": "top_k"}},
+    "uld counted": {"uld": {"sort": "counted"}},
+    "uld": {"uld": {"sort": "exact"}},
+    "uld top_k": {"uld": {"sort": "top_k"}},
+    "cdm text-like": {"cdm": {}},
+    "cdm text-like theta=0": {"cdm": {"theta": 0.0}},
+    "cdm": {"cdm": {}},
     "fkd": {"fkd": {}},
     "rkd": {"rkd": {}},
     "mined": {"mined": {}},
-    "uld": {"uld": {}},
-    "uld top_k": {"uld": {"sort": "top_k"}},
-    "cdm": {"cdm": {}},
-    "gold": {"gold": {}},
-    "gold top_k": {"gold": {"sort": "top_k"}},
     "one_to_one": {"one_to_one": {}},
     "dual(fkd, cdm)": {"fkd": {}, "cdm": {}},
 }
+TEXT_LIKE = " text-like"
+"""Logits of both models agree about most of the likeliest tokens, as they do on text; else they are random."""
 RELEASED = " released"
 OURS |= {name + RELEASED: {name: {"fidelity": "released"}} for name in ("fkd", "rkd", "mined", "uld", "cdm", "gold")}
 """Options of each method by the name of a way; two methods learn from a teacher each."""
 
 COMPILED = " compiled"
-CLOSED = ("sft", "fkd", "rkd", "uld", "uld top_k", "gold", "gold top_k")
+PLAIN = " without kernels"
+"""As where there is no Triton."""
+CLOSED = ("sft", "gold counted", "gold", "gold top_k", "uld counted", "uld", "uld top_k", "fkd", "rkd")
 """Losses with gradients in closed form, which torch.compile may fuse."""
-PEERS = ("cross-entropy", "full sort", "TRL ULD", "TRL GOLD")
+PEERS = ("cross-entropy", "TRL GOLD", "TRL ULD", "full sort")
 RIVAL = {"uld": "TRL ULD", "gold": "TRL GOLD"}
 LOGIT_SPREAD = 3.0
 """Standard deviation of the random logits: some twenty tokens share most of the mass, as in a model's own."""
+
+UNSHARED, NOISE = 0.85, 0.3
+"""Of text-like logits: what spreads those of tokens that one model alone has, and the teacher's noise, beside 1: some
+tenth of the likeliest tokens has no partner, as was measured on text."""
 
 CHECKED_GROUPS = 64
 """The most groups at which results of merging are compared, which costs a second call."""
@@ -99,6 +118,7 @@ class Setting:
         student_size, teacher_size: columns of the logits.
         student_width, teacher_width: of the hidden rows.
         top_k: ranks that ``sort: top_k`` compares, or None for the methods' own number.
+        text_like: see :data:`TEXT_LIKE`.
         folder: of student.json and teacher.json, the tokenizers.
         data: folder of data sets, or None for the samples.
     """
@@ -116,6 +136,7 @@ class Setting:
     data: Path | None = None
     budget: float = 6.0
     top_k: int | None = None
+    text_like: bool = False
 
 
 class Rows(nn.Module):
@@ -167,8 +188,28 @@ class Inputs:
         place = {"device": self.setting.device, "dtype": self.setting.dtype}
         longest = max(e.sides[role].length for e in self.examples)
         hidden = torch.randn(len(self.examples), longest, size[1], generator=generator).to(**place)
-        weight = torch.randn(*size, generator=generator).mul_(LOGIT_SPREAD / size[1] ** 0.5).to(**place)
-        return hidden, weight
+        weight = torch.randn(*size, generator=generator).mul_(LOGIT_SPREAD / size[1] ** 0.5)
+        if role == "cross" and self.setting.text_like:
+            self._agree(hidden, weight)
+        return hidden, weight.to(**place)
+
+    def _agree(self, hidden: Tensor, weight: Tensor) -> None:
+        """Give the teacher the student's logits, and noise, at tokens that both have, where both stand at one byte."""
+        ours, weights = self.of(STUDENT)
+        shared = min(ours.shape[-1], hidden.shape[-1])
+        pair = self.pair("cross")
+        partner = torch.from_numpy(exact_map(pair.teacher, pair.student))
+        (matched,) = (partner != UNMAPPED).nonzero(as_tuple=True)
+        weight[:, :shared] *= (weight.shape[1] / shared) ** 0.5 * UNSHARED
+        weight[:, shared:] *= NOISE
+        weight[matched, :shared] = weights[partner[matched], :shared].to("cpu", weight.dtype)
+        for number, example in enumerate(self.examples):
+            student, teacher = example.sides[STUDENT], example.sides["cross"]
+            starts = [np.concatenate([[0], side.ends[:-1]]) for side in (student, teacher)]
+            near = np.searchsorted(starts[0], starts[1], side="right") - 1
+            rows = torch.from_numpy(near + student.prompt.size - 1).to(hidden.device)
+            first = teacher.prompt.size - 1
+            hidden[number, first : first + len(rows), :shared] = ours[number, rows, :shared]
 
     def _texts(self) -> list[Example]:
         """Answers joined to responses, until there are enough tokens."""
@@ -202,7 +243,7 @@ class Inputs:
 def methods_of(name: str, top_k: int | None = None) -> list[Method]:
     """The methods of one of :data:`OURS`."""
     found = []
-    for key, options in OURS[name.removesuffix(COMPILED)].items():
+    for key, options in OURS[name.removesuffix(PLAIN).removesuffix(COMPILED)].items():
         more = {"top_k": top_k} if top_k and options.get("sort") == "top_k" else {}
         found.append(registered()[key](**options, **more))
     return found
@@ -210,6 +251,13 @@ def methods_of(name: str, top_k: int | None = None) -> list[Method]:
 
 def our_step(inputs: Inputs, methods: Sequence[Method], compiled: bool = False) -> Callable[[], LossParts]:
     """A function that makes loss and gradients of a batch, as the trainer does; the batch is made before."""
+    return our_training(inputs, methods, compiled)[1]
+
+
+def our_training(
+    inputs: Inputs, methods: Sequence[Method], compiled: bool = False
+) -> tuple[Distiller, Callable[[], LossParts]]:
+    """What :func:`our_step` trains, and the step."""
     setting = inputs.setting
     taught = [method for method in methods if method.teacher in ROLE_OF_KIND]
     live: dict[str, nn.Module] = {}
@@ -237,7 +285,7 @@ def our_step(inputs: Inputs, methods: Sequence[Method], compiled: bool = False) 
         parts.loss.backward()
         return parts
 
-    return step
+    return distiller, step
 
 
 def _rows(examples: Sequence[TokenizedExample], hidden: Tensor, role: str) -> dict[str, Tensor]:
@@ -352,22 +400,28 @@ def trl_loss(inputs: Inputs, *, hybrid: bool, extended: bool) -> Callable[[Tenso
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-def measure(setting: Setting, name: str) -> dict[str, Any]:
-    """Time and memory of one way, the shares of what the machine could do, and the response tokens."""
+def measure(setting: Setting, name: str, profiled: bool = False) -> dict[str, Any]:
+    """Time and memory of one way, the shares of what the machine could do, and the response tokens.
+
+    Args:
+        profiled: add what :func:`profile` says.
+    """
     torch.manual_seed(0)
-    inputs = Inputs(setting)
-    notes: dict[str, float] = {}
+    inputs = _inputs(replace(setting, text_like=TEXT_LIKE in name))
+    notes: dict[str, Any] = {}
     if name in PEERS:
         roles = set() if name == "cross-entropy" else {"cross"}
         step: Callable[[], Any] = peer_step(inputs, name)
     else:
         methods = methods_of(name, setting.top_k)
         roles = {ROLE_OF_KIND[method.teacher] for method in methods if method.teacher in ROLE_OF_KIND}
-        step = our_step(inputs, methods, name.endswith(COMPILED))
+        step = our_step(inputs, methods, COMPILED in name)
+        kernels.enabled = PLAIN not in name
     found: list[Any] = []
     spent: Cost = cost(lambda: found.append(step()) or found.clear(), setting.device, setting.budget)
     if name not in PEERS:
         notes = {key: float(pair[0]) / float(pair[1]) for key, pair in step().diagnostics.items() if "error" in key}
+        notes |= {"profile": profile(step, setting.device)} if profiled else {}
     student, sizes = inputs.tokens[STUDENT], {"same": setting.student_size, "cross": setting.teacher_size}
     logits = student * setting.student_size, sum(inputs.tokens[role] * sizes[role] for role in roles)
     return {
@@ -381,6 +435,24 @@ def measure(setting: Setting, name: str) -> dict[str, Any]:
         "moved": (2 * logits[0] + logits[1]) * setting.dtype.itemsize,
         **notes,
     }
+
+
+def profile(step: Callable[[], Any], device: str) -> str:
+    """The kernels of one step that take longest, and how often each ran; of what the host calls on the CPU."""
+    on_gpu = device == "cuda"
+    kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_gpu]
+    with torch.profiler.profile(activities=kinds) as seen:
+        step()
+        if on_gpu:
+            torch.cuda.synchronize()
+    key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    return str(seen.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=90))
+
+
+@lru_cache(maxsize=1)
+def _inputs(setting: Setting) -> Inputs:
+    """Kept for the next way that runs in the same process, as all do on a GPU: making them takes seconds."""
+    return Inputs(setting)
 
 
 def check(setting: Setting) -> dict[str, float]:
@@ -503,7 +575,7 @@ def main() -> None:
     demand(arguments.device)
     preset = PRESETS[arguments.preset]
     fused = [name + COMPILED for name in CLOSED] if arguments.compile else []
-    names = arguments.ways or [*OURS, *fused, *PEERS]
+    names = arguments.ways or [PEERS[0], *fused, *PEERS[1:], *OURS]  # what matters most first: a run may be cut
     absent = [name for name in names if name.startswith("TRL")] if peer() is None else []
     if absent:
         print(f"not here, since TRL is not installed: {', '.join(absent)}\n")
@@ -520,8 +592,17 @@ def command_line() -> argparse.Namespace:
     parser = preset_parser(__doc__.splitlines()[0], PRESETS)
     add_real_inputs(parser)
     ways = [*OURS, *(name + COMPILED for name in CLOSED), *PEERS]
+    ways += [name + PLAIN for name in ways if name not in PEERS]
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--ways", nargs="+", choices=ways, metavar="WAY", help=f"of {', '.join(ways)}; by default all")
+    parser.add_argument(
+        "--rows", "--ways", dest="ways", nargs="+", choices=ways, metavar="ROW", help=f"of {', '.join(ways)}; else all"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="the longest kernels of each row too, in a .txt beside it"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out rows that an earlier run with these options wrote"
+    )
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="with torch.compile too; by default on a GPU"
     )
@@ -545,6 +626,36 @@ def shrunk(arguments: argparse.Namespace) -> dict[str, Any]:
 PARTS = ["methods", "merging", "tokens", "length", "vocabulary", "chunks"]
 
 
+class Lines:
+    """Rows as they are done, a line of JSON each, so that a run that is cut leaves what it had."""
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path, self.rows = path, {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self.rows[row.pop("key")] = row
+        else:
+            path.write_text("", encoding="utf-8")
+
+    def find(self, setting: Setting, name: str) -> dict[str, Any] | None:
+        return self.rows.get(self._key(setting, name))
+
+    def add(self, setting: Setting, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": self._key(setting, row["name"])} | row) + "\n")
+        if "seconds" in row:
+            notes = "".join(f", {key} {value:.2e}" for key, value in row.items() if "error" in key)
+            print(
+                f"# {row['name']}: {row['seconds'] * 1e3:,.1f} ms, {row['bytes'] / 2**20:,.0f} MiB{notes}", flush=True
+            )
+
+    def _key(self, setting: Setting, name: str) -> str:
+        sizes = {key: value for key, value in asdict(setting).items() if key not in ("folder", "data", "budget")}
+        return " ".join([name, *map(str, sizes.values())])
+
+
 class Bench:
     """Runs the parts and prints their tables."""
 
@@ -559,6 +670,7 @@ class Bench:
         budget = min(setting.budget, 0.5) if setting.device == "cpu" else setting.budget
         self.setting, self.swept = self.widened(setting), self.widened(replace(swept, budget=budget))
         self.found: dict[str, Any] = {}
+        self.lines = Lines(result_path(arguments, f"loss-{arguments.preset}").with_suffix(".jsonl"), arguments.resume)
 
     def widened(self, setting: Setting) -> Setting:
         """The setting with logits that are as wide as the given tokenizers ask for."""
@@ -567,7 +679,7 @@ class Bench:
 
     def run(self) -> None:
         device, dtype = self.setting.device, self.setting.dtype
-        print(f"{machine(device)}, TRL {peer_version() or 'absent'}")
+        print(f"{machine(device)}, TRL {peer_version() or 'absent'}", flush=True)
         self.rates = self.place.run(copy_rate, device, dtype), self.place.run(matrix_rate, device, dtype)
         threads = "" if device == "cuda" else ", one thread, processor time"
         print(
@@ -593,14 +705,22 @@ class Bench:
         return replace(setting, folder=folder)
 
     def measured(self, setting: Setting, name: str) -> dict[str, Any]:
-        """One way; where it fails, such as for memory, the reason."""
+        """One way; where it fails, such as for memory, the reason. Printed and written as soon as it is known."""
+        known = self.lines.find(setting, name)
+        if known is not None:
+            return known
         try:
-            found: dict[str, Any] = self.place.run(measure, self.tokenizers(setting), name)
-        except (RuntimeError, NotImplementedError) as error:
+            profiled = self.arguments.profile and name not in PEERS
+            found: dict[str, Any] = self.place.run(measure, self.tokenizers(setting), name, profiled)
+            if profiled:
+                with self.lines.path.with_suffix(".txt").open("a", encoding="utf-8") as file:
+                    file.write(f"{name}\n{found.pop('profile')}\n\n")
+        except Exception as error:  # whatever it is, the other rows are worth having
             found = {"name": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
             print(f"{name}: {found['error']}", file=sys.stderr)
             if setting.device == "cuda":
                 torch.cuda.empty_cache()
+        self.lines.add(setting, found)
         return found
 
     def methods(self) -> None:

@@ -17,17 +17,19 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.base.beside import claim_packages
-from harness.base.errors import HarnessError
+from harness.base.errors import HarnessError, suggest
 from harness.base.heard import hear_warnings
+from harness.base.provenance import commit
 
 if TYPE_CHECKING:
     from harness.base.progress import Progress
+    from harness.base.promises import Checked
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import Part
     from harness.recipe.schema import Recipe
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
     from harness.store.store import Store
     from harness.tasks.base import Task
     from reports import RunComparison
+    from reports.two_runs import Difference
 
 __all__ = [
     "CellResult",
+    "Checked",
     "HarnessError",
     "Plan",
     "Progress",
@@ -45,6 +49,10 @@ __all__ = [
     "Run",
     "WrittenReport",
     "__version__",
+    "changes_since",
+    "check_method",
+    "check_task",
+    "commit",
     "compare",
     "data_folder",
     "download_data",
@@ -57,6 +65,7 @@ __all__ = [
     "plan",
     "recipe_fields",
     "recipe_names",
+    "recipe_of",
     "run",
     "store",
     "tasks_of",
@@ -66,6 +75,7 @@ claim_packages()  # before anything else imports methods or reports
 
 _TYPES = {
     "CellResult": "harness.results.run",
+    "Checked": "harness.base.promises",
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
@@ -116,7 +126,61 @@ def load_recipe(name: str | Path, /, *overrides: str, **fields: Any) -> Recipe:
     """
     from harness.recipe.load import load_recipe as load
 
-    return load(str(name), [*overrides, *(f"{key}={_as_yaml(key, value)}" for key, value in fields.items())])
+    return load(str(name), _as_overrides(overrides, fields))
+
+
+def recipe_of(run: Run, /, *overrides: str, **fields: Any) -> Recipe:
+    """The recipe of an earlier run, with every default as it was then, to run it again.
+
+    Args:
+        run: from :func:`open_run`; run.json is enough, the store may be elsewhere.
+        overrides, fields: as in :func:`load_recipe`, such as where the data lies on this machine.
+
+    Raises:
+        HarnessError: this version of the harness has no such fields, or an override is wrong.
+    """
+    from harness.results.repeat import recipe_of as recipe
+
+    return recipe(run.recorded, _as_overrides(overrides, fields))
+
+
+def changes_since(run: Run, made: Plan) -> list[Difference]:
+    """What differs from an earlier run if a plan of its recipe runs now: fields, digests, versions, the device.
+
+    Where a stage means something else than it did then, "identity" is among them.
+    """
+    from harness.base.identity import environment
+    from harness.results.repeat import changes_since as changes
+
+    return changes(run.recorded, made, environment())
+
+
+def check_method(name: str) -> Iterator[Checked]:
+    """Hold a method, built in or a plug-in's, to what every method promises; one promise after the other.
+
+    Raises:
+        HarnessError: there is no such method.
+    """
+    from harness.training import contract
+    from methods.base import registered
+
+    if name not in registered():
+        raise HarnessError("method", repr(name), f"one of {', '.join(registered())}", suggest(name, registered()))
+    return contract.check_method(name)
+
+
+def check_task(name: str, root: Path | str | None = None) -> list[Checked]:
+    """Hold a task, built in or a plug-in's, to what every task promises.
+
+    Args:
+        root: folder of its data; None for the samples that come with it.
+
+    Raises:
+        HarnessError: there is no such task.
+    """
+    from harness.tasks import contract
+
+    return list(contract.check_task(name, None if root is None else Path(root).expanduser()))
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -288,11 +352,15 @@ def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[
 
 def leads() -> bool:
     """Whether this process shows what a run does and made: of those that a launcher starts, the first."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def _runs(runs: Path | str | None) -> Path:
     return Path(runs if runs is not None else os.environ.get("HARNESS_RUNS") or "runs")
+
+
+def _as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
+    return [*overrides, *(f"{key}={_as_yaml(key, value)}" for key, value in fields.items())]
 
 
 def _as_yaml(key: str, value: Any) -> str:

@@ -12,7 +12,9 @@ from rich.console import Console
 from harness.base.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.api import Recipe
+    from collections.abc import Iterable
+
+    from harness.api import Checked, Recipe
 
 app = typer.Typer(
     name="harness",
@@ -37,6 +39,23 @@ Fields = Annotated[
         metavar="recipe=NAME [key=value ...]", help="A recipe, and any field of it: train.steps=20", show_default=False
     ),
 ]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from harness import api
+
+        commit = api.commit()
+        console.print(f"harness {api.__version__}{f', commit {commit}' if commit else ''}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version and commit, and exit.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
@@ -65,15 +84,24 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C
 def run(
     fields: Fields = None,
     runs: Runs = Path("runs"),
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--from", help="Run an earlier run's recipe again: its folder or run.json.", show_default=False),
+    ] = None,
     unsafe_execution: Annotated[
         bool, typer.Option("--unsafe-execution", help="Run generated code without a sandbox where none can start.")
     ] = False,
 ) -> None:
     """Train and evaluate what a recipe asks for, and print its table."""
     from harness import api
+    from harness.terminal.comparison_view import changes_view
     from harness.terminal.progress import TerminalProgress, stored_table
 
-    made, store = api.plan(_recipe(fields)), api.store(runs)
+    before = None if earlier is None else api.open_run(earlier, runs)
+    made = api.plan(_recipe(fields) if before is None else api.recipe_of(before, *(fields or ())))
+    store = api.store(runs)
+    if before is not None and api.leads():
+        console.print(changes_view(str(earlier), api.changes_since(before, made)))
     if not api.leads():
         api.run(made, runs=runs)
         return
@@ -161,11 +189,41 @@ def power(
 
 
 @app.command()
-def methods() -> None:
-    """List the methods."""
+def methods(name: Annotated[str | None, typer.Argument(help="One of them.", show_default=False)] = None) -> None:
+    """List the methods; or show one: paper, formula, needs, costs and options."""
+    from harness.terminal.described import method_page
     from harness.terminal.listings import methods_table
 
-    console.print(methods_table())
+    console.print(methods_table() if name is None else method_page(name))
+
+
+@app.command()
+def tasks(name: Annotated[str | None, typer.Argument(help="One of them.", show_default=False)] = None) -> None:
+    """List the tasks; or show one: data, metrics, costs and settings."""
+    from harness.terminal.described import task_page, tasks_listing
+
+    console.print(tasks_listing() if name is None else task_page(name))
+
+
+@app.command("test-method")
+def hold_method(name: Annotated[str, typer.Argument(help="A method, also a plug-in's.", show_default=False)]) -> None:
+    """Hold a method to what every method promises, on two tiny models; exit code 1 where it breaks a promise."""
+    from harness import api
+
+    _promises(name, api.check_method(name))
+
+
+@app.command("test-task")
+def hold_task(
+    name: Annotated[str, typer.Argument(help="A task, also a plug-in's.", show_default=False)],
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Folder of its data.", show_default="its own samples")
+    ] = None,
+) -> None:
+    """Hold a task to what every task promises, on a few rows; exit code 1 where it breaks a promise."""
+    from harness import api
+
+    _promises(name, api.check_task(name, root))
 
 
 @app.command()
@@ -250,6 +308,19 @@ def fields(
         console.file.write(fields_page(api.recipe_fields(part)))
     else:
         console.print(fields_tables(api.recipe_fields(part)))
+
+
+def _promises(name: str, checked: Iterable[Checked]) -> None:
+    """A line for each promise as it is checked."""
+    from harness.terminal.promises import promise_line, promises_line
+
+    every = []
+    for one in checked:
+        console.print(promise_line(one))
+        every.append(one)
+    console.print(promises_line(name, every))
+    if any(one.ok is False for one in every):
+        raise typer.Exit(1)
 
 
 def _recipe(fields: list[str] | None) -> Recipe:

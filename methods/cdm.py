@@ -30,11 +30,21 @@ from torch import Tensor
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, IntArray, group_bytes
 from methods.library.cdm_released import released_groups, released_loss, turned
-from methods.library.contextual import MASKED, Direction, Spellings, contextual, coverage, likeliest, mass
+from methods.library.contextual import (
+    MASKED,
+    Direction,
+    Spellings,
+    contextual,
+    coverage,
+    likeliest,
+    mass,
+    stays_on_device,
+)
 from methods.library.divergences import forward_kl, reverse_kl
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map, stored_map, without
 from methods.library.vocabulary import TokenizerPair
 from methods.library.warping import EditCosts, EditDistances, link_groups, path_notes, warp_all
+from methods.library.warping_device import DeviceCosts
 
 _CAVEATS = {
     "one_to_one": "tokens are compared where both sides have one; the paper compares pieces of several tokens too",
@@ -64,7 +74,7 @@ class CDMOptions(SoftenedOptions):
 class CDM(Method[CDMOptions]):
     name, paper, teacher = "cdm", "arXiv 2502.11104", TeacherKind.CROSS_TOKENIZER
     summary = "entropy-weighted time warping, KL over the k likeliest tokens, mapped at each position"
-    fidelities_differ = True
+    fidelities_differ = aligns_on_device = True
     Options = CDMOptions
 
     @property
@@ -109,6 +119,7 @@ class CDM(Method[CDMOptions]):
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.costs = EditCosts(pair.student, pair.teacher)
+        self._device_costs = DeviceCosts(self.costs)
         distances = pair.shared(EditDistances)
         student, teacher = (
             Spellings(self.costs.student_texts, distances),
@@ -140,7 +151,10 @@ class CDM(Method[CDMOptions]):
             return [self._by_bytes(response) for response in responses]
         if self._released:
             return released_groups(self.costs, responses)
-        paths = warp_all([self.costs.weighted(response) for response in responses])
+        if any(stays_on_device(response.student_entropy) for response in responses):
+            paths = self._device_costs.paths(responses)
+        else:
+            paths = warp_all([self.costs.weighted(response) for response in responses])
         return [self._by_path(*path, response) for path, response in zip(paths, responses, strict=True)]
 
     def _by_bytes(self, response: AlignedResponse) -> Groups:

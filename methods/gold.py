@@ -12,7 +12,7 @@ but for a teacher with the student's own tokenizer, where TRL computes the JSD o
 side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of many
 models, are unmatched and count in V_teacher. Temperatures bring no factor τ².
 
-``sort: top_k`` shortens the unmatched part, and says by how much it can be wrong (methods/library/divergences.py).
+``sort: counted`` and ``top_k`` shorten the unmatched part, and say by how much it can be wrong (methods/uld.py).
 
 ``released``: what TRL 1.16 computes with ``use_uld_loss`` and ``uld_use_hybrid_loss`` set, the other ``uld_`` options
 left alone: ``observed`` merging, vocabularies matched by string, the last token of either side left out, whatever it is
@@ -48,7 +48,8 @@ from methods.base import (
 )
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import fused
-from methods.library.divergences import SortOptions, generalized_jsd_parts, sort_error, sorted_l1_parts
+from methods.library.divergences import Sort, SortOptions, distance_by, generalized_jsd_parts, sort_error
+from methods.library.kernels import compare_into, kernels_for, raw_sides
 from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import LOG_FLOOR, Merge, Merged
 from methods.library.vocabulary import TokenizerPair
@@ -141,6 +142,7 @@ class GOLD(Method[GOLDOptions]):
         # GKD's JSD, which GOLD is for a teacher with the student's tokenizer, has no floor
         self._floor = -math.inf if pair.same_tokenizer and not self._released else LOG_FLOOR
         self._columns: dict[tuple[int, int, torch.device], Columns] = {}
+        self._hybrids: dict[tuple[int, int, torch.device], Any] = {}
 
     def align(self, response: AlignedResponse) -> Groups:
         kept = slice(-1 if self._released else None)
@@ -149,7 +151,7 @@ class GOLD(Method[GOLDOptions]):
     def loss(self, chunk: AlignedChunk) -> LossSums:
         options, (student, teacher) = self.options, chunk.members()
         columns = self._columns_of(student.logits, teacher.logits)
-        top_k = options.compared_ranks
+        sort = options.sort_of(student.logits)
         made = _hybrid(
             student,
             teacher,
@@ -160,18 +162,45 @@ class GOLD(Method[GOLDOptions]):
             options.merge,
             options.temperatures,
             self._floor,
-            top_k,
+            sort,
             options.positions == "disagreement",
         )
         diagnostics = _group_shares(chunk)
         if options.positions == "disagreement":
             diagnostics["positions kept"] = made.kept, torch.full_like(made.kept, chunk.groups)
         diagnostics["teacher mass covered"] = made.covered, made.kept
-        diagnostics |= sort_error(made.bound, chunk.groups, top_k)
+        diagnostics |= sort_error(made.bound, chunk.groups, sort)
         kd, gradient = made.value, made.gradient
         if self._released:
             kd, gradient = kd / chunk.groups, gradient / chunk.groups
         return LossSums.closed(chunk.student.logits, kd, gradient, diagnostics)
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        options, sort = self.options, self.options.sort_of(upstream)
+        kernels = kernels_for(upstream, chunk.teacher.logits)
+        plain = options.temperatures == (1.0, 1.0) and self._floor == LOG_FLOOR
+        plain = plain and options.positions == "all" and options.merge != "product"
+        if kernels is None or sort.how != "counted" or not plain:
+            return None
+        sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1.0
+        hybrid = self._hybrid_of(kernels, upstream, chunk.teacher.logits)
+        sums = compare_into(kernels, *sides, chunk.groups, options.merge, hybrid, upstream, scale * share)
+        diagnostics = _group_shares(chunk)
+        diagnostics["teacher mass covered"] = sums.covered, torch.full_like(sums.covered, chunk.groups)
+        diagnostics |= sort_error(sums.bound, chunk.groups, sort)
+        return LossSums(sums.value * share, diagnostics, squared_norm=sums.squared_norm * share**2)
+
+    def _hybrid_of(self, kernels: Any, student: Tensor, teacher: Tensor) -> Any:
+        """What a kernel compares column by column, for logits of this width; made once."""
+        key = student.shape[-1], teacher.shape[-1], student.device
+        if key not in self._hybrids:
+            columns = self._columns_of(student, teacher)
+            partner = torch.full(key[:1], UNMAPPED, dtype=torch.int32, device=student.device)
+            partner[columns.student_matched] = columns.teacher_matched.int()
+            rest = columns.student_rest.numel(), columns.teacher_rest.numel()
+            made = partner, columns.student_of_teacher.int(), rest, self._weights(columns), self.options.beta
+            self._hybrids[key] = kernels.Hybrid(*made)
+        return self._hybrids[key]
 
     def _weights(self, columns: Columns) -> tuple[float, float]:
         """w_m and w_u."""
@@ -216,7 +245,7 @@ def _hybrid(
     how: Merge,
     temperatures: tuple[float, float],
     floor: float,
-    top_k: int | None,
+    sort: Sort,
     only_disagreements: bool,
 ) -> _Hybrid:
     """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
@@ -237,7 +266,7 @@ def _hybrid(
     if unmatched:
         masses = ours.index_select(1, columns.student_rest).exp_()
         rest = theirs.index_select(1, columns.teacher_rest).exp_()
-        distance, signs, error = sorted_l1_parts(masses, rest, top_k)
+        distance, signs, error = distance_by(sort, masses, rest)
         value += weights[1] * distance
         bound = weights[1] * error
         gradient.index_copy_(1, columns.student_rest, masses.mul_(signs).mul_((weights[1] * kept).unsqueeze(-1)))
@@ -250,7 +279,7 @@ def _hybrid(
 def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Of the student's response tokens, those that are a group with one token of the teacher's, and those merged."""
     alone = _sizes(chunk.student, chunk.groups).eq(1) & _sizes(chunk.teacher, chunk.groups).eq(1)
-    single = alone.sum().to(chunk.student.logits.dtype)
+    single = alone.sum().double()
     return {"aligned 1-1": (single, None), "tokens merged": (chunk.student.index.numel() - single, None)}
 
 

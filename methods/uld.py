@@ -10,8 +10,9 @@ no temperature.
 ``released`` (the code of CDM, arXiv 2502.11104) compares the rows after a token is consumed, so that the rows that
 predict the first response token are never used. It concerns pairing by position only.
 
-``sort: top_k`` compares the first ``top_k`` ranks one by one and the mass beyond them as one number a side; how much
-that can be wrong is a diagnostic (methods/library/divergences.py, ``sorted_l1_parts``).
+``sort: counted`` counts masses in bins instead of sorting them (methods/library/counted.py); ``top_k`` compares the
+first ``top_k`` ranks one by one and the mass beyond them as one number (methods/library/divergences.py). How much
+either can be wrong is a diagnostic.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from methods.base import (
 )
 from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.library.closed_form import fused
-from methods.library.divergences import SortOptions, sort_error, sorted_l1_parts
+from methods.library.divergences import Sort, SortOptions, distance_by, sort_error
+from methods.library.kernels import compare_into, kernels_for, raw_sides
 from methods.library.merging import Merge, Merged
 
 
@@ -64,9 +66,18 @@ class ULD(Method[ULDOptions]):
         return pair_positions(response.student_ids.size, response.teacher_ids.size)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        sides, top_k = chunk.members(), self.options.compared_ranks
-        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, self.options.temperatures, top_k)
-        return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, top_k))
+        sides, sort = chunk.members(), self.options.sort_of(chunk.student.logits)
+        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, self.options.temperatures, sort)
+        return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, sort))
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        kernels, sort = kernels_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
+        plain = self.options.temperatures == (1.0, 1.0) and self.options.merge != "product"
+        if kernels is None or sort.how != "counted" or not plain:
+            return None
+        sides = raw_sides(kernels, chunk, lse)
+        sums = compare_into(kernels, *sides, chunk.groups, self.options.merge, None, upstream, scale)
+        return LossSums(sums.value, sort_error(sums.bound, chunk.groups, sort), squared_norm=sums.squared_norm)
 
 
 @fused
@@ -76,10 +87,10 @@ def _distance(
     groups: int,
     how: Merge,
     temperatures: tuple[float, float],
-    top_k: int | None,
+    sort: Sort,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
     ours, theirs = (Merged(side, groups, how, tau) for side, tau in zip((student, teacher), temperatures, strict=True))
     p, q = ours.log_masses.exp(), theirs.log_masses.exp()
-    distance, signs, bound = sorted_l1_parts(p, q, top_k)
+    distance, signs, bound = distance_by(sort, p, q)
     return distance.sum(), ours.at_logits(p.mul_(signs)), bound.sum()

@@ -18,8 +18,11 @@ from safetensors import SafetensorError
 
 from harness.base.errors import HarnessError
 
+Json = Any
+"""What ``json.loads`` gives, and ``json.dumps`` takes: mypy can't say which until whoever reads it does."""
 
-def digest_of(value: Any) -> str:
+
+def digest_of(value: Json) -> str:
     """SHA-256 (hex) of a JSON-able value; the order of keys in a mapping does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -52,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Json) -> None:
     """Write a JSON file atomically, indented so that a person can read it."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 

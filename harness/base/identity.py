@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-import importlib.util
+import importlib.metadata
 import platform
-import subprocess
-from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.base.closure import own_sources
+from harness.base.provenance import commit, plug_ins
 
 
 def seed_of(*coordinates: str | int) -> int:
@@ -22,53 +21,12 @@ def seed_of(*coordinates: str | int) -> int:
 
 @functools.cache
 def code_digest(*modules: str) -> str:
-    """Digest of what the modules compute: comments, docstrings and layout do not count."""
-    parts = []
-    for name in modules:
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(name)
-        parts.append(f"{name}\n{_meaning(Path(spec.origin).read_text(encoding='utf-8'))}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    """Digest of what modules of ours say, by themselves: comments, docstrings and layout do not count.
 
-
-def imported_modules(module: str) -> list[str]:
-    """The module and all that it imports, directly or not, of its own top-level package."""
-    found: set[str] = set()
-    pending = [module]
-    while pending:
-        name = pending.pop()
-        if name in found or (spec := importlib.util.find_spec(name)) is None or spec.origin is None:
-            continue
-        found.add(name)
-        package = module.partition(".")[0]
-        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                named = [node.module]
-            elif isinstance(node, ast.Import):
-                named = [alias.name for alias in node.names]
-            else:
-                continue
-            pending += [other for other in named if other.partition(".")[0] == package]
-    return sorted(found)
-
-
-def _meaning(source: str) -> str:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [statement for statement in body if not _is_docstring(statement)]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.dump(tree)
-
-
-def _is_docstring(statement: Any) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+    Raises:
+        LookupError: there is no module of that name.
+    """
+    return own_sources().digest(modules)
 
 
 @functools.cache
@@ -86,25 +44,11 @@ def environment() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "harness": __version__,
-        "git": _git_commit(),
+        "git": commit(),
+        "plug-ins": plug_ins(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
         "threads": torch.get_num_threads(),
         **versions(*libraries),
     }
-
-
-def _git_commit() -> str:
-    """Commit of the harness's own checkout, with "+changes" where files differ; "" outside a checkout."""
-    here = Path(__file__).parents[1]
-    try:
-        commit = _git("rev-parse", "HEAD", cwd=here)
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", cwd=here) else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _git(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()

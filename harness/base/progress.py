@@ -10,13 +10,13 @@ class Progress(Protocol):
     """What a run tells while it works."""
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays; it may hold markup of rich."""
 
     def begin(self, stage: str, total: int) -> None:
         """A stage starts; ``total`` in the stage's own units."""
 
-    def advance(self, done: int) -> None:
-        """So many units of the stage are done."""
+    def advance(self, done: int, loss: float | None = None) -> None:
+        """So many units of the stage are done; ``loss`` is that of the last step, where it trains."""
 
     def finish(self) -> None:
         """The stage is done."""
@@ -29,7 +29,7 @@ class Silent:
 
     def begin(self, stage: str, total: int) -> None: ...
 
-    def advance(self, done: int) -> None: ...
+    def advance(self, done: int, loss: float | None = None) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -50,9 +50,9 @@ class StageProgress:
         """The stage starts; ``total`` in its own units."""
         self.progress.begin(self.line, total)
 
-    def advance(self, done: int) -> None:
-        """So many units are done."""
-        self.progress.advance(done)
+    def advance(self, done: int, loss: float | None = None) -> None:
+        """So many units are done; ``loss`` is that of the last step, where the stage trains."""
+        self.progress.advance(done, loss)
 
     def message(self, text: str) -> None:
         """A line that stays."""

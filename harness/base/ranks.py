@@ -22,6 +22,11 @@ _NEXT_CALL = timedelta(days=100)
 _MEETING = timedelta(minutes=10)  # ranks end a training together, or fail in it at the same place
 
 
+def world_size() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class RankLostError(HarnessError):
     """The processes of a run have lost one another: none of them can go on."""
 
@@ -45,7 +50,7 @@ class Ranks:
     @classmethod
     def join(cls) -> Ranks:
         """Meet the other processes that the launcher's environment speaks of; alone without a launcher."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+        world = world_size()
         if world == 1:
             return cls()
         if torch.cuda.is_available():

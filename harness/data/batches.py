@@ -23,8 +23,7 @@ from harness.data.chunks import (
 )
 from harness.data.terms import AlignedExample, Term
 from harness.data.tokens import STUDENT, SideTokens, TokenizedExample
-from harness.models.heads import EntropyArray
-from methods.base import Need, Rows
+from methods.base import Method, Need, Rows
 from methods.library.alignment import AlignedResponse, Groups, IntArray
 
 
@@ -89,7 +88,7 @@ class Unaligned:
     groups: tuple[tuple[Groups | AlignedResponse, ...], ...]
 
     def place(
-        self, terms: Sequence[Term], student: EntropyArray, teachers: Mapping[str, EntropyArray]
+        self, terms: Sequence[Term], student: torch.Tensor, teachers: Mapping[str, torch.Tensor]
     ) -> tuple[list[tuple[int, int]], list[TermBatch]]:
         """Chunks and groups, as by :meth:`Layout.place`.
 
@@ -99,15 +98,22 @@ class Unaligned:
         placed = []
         for number, (term, parts) in enumerate(zip(terms, self.groups, strict=True)):
             asked: list[AlignedResponse] = []
+            if any(isinstance(part, AlignedResponse) for part in parts):
+                of_student, of_teacher = (_within_reach(e, term.method) for e in (student, teachers[term.teacher]))
             for place, part in enumerate(parts):
                 if isinstance(part, AlignedResponse):
                     first = self.layout.student_shift[number][place], self.layout.teacher_shift[number][place]
-                    ours = student[first[0] : first[0] + part.student_ids.size]
-                    theirs = teachers[term.teacher][first[1] : first[1] + part.teacher_ids.size]
+                    ours = of_student[first[0] : first[0] + part.student_ids.size]
+                    theirs = of_teacher[first[1] : first[1] + part.teacher_ids.size]
                     asked.append(replace(part, student_entropy=ours, teacher_entropy=theirs))
             made = iter(term.method.align_all(asked))
             placed.append([next(made) if isinstance(part, AlignedResponse) else part for part in parts])
         return self.layout.place(placed)
+
+
+def _within_reach(entropies: torch.Tensor, method: Method) -> Any:
+    """Entropies as a method's :meth:`align_all` takes them."""
+    return entropies if method.aligns_on_device and entropies.device.type != "cpu" else entropies.cpu().numpy()
 
 
 class Collator:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -40,6 +40,13 @@ class AheadBatch:
         self._making.cancel()
 
 
+class Sample(TypedDict):
+    """What a data loader gives: a batch, and what it is made from."""
+
+    batch: Batch | AheadBatch
+    examples: tuple[AlignedExample, ...]
+
+
 class ReadAhead:
     """A collator for data loaders that gives back at once; one thread makes the batches, in order.
 
@@ -54,7 +61,7 @@ class ReadAhead:
         self.collator, self.pin = collator, pin
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
 
-    def __call__(self, examples: Sequence[AlignedExample]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[AlignedExample]) -> Sample:
         """The batch under the key "batch", as transformers' Trainer wants a mapping, and what it is made from."""
         making = self._thread.submit(self._make, examples)
         return {"batch": AheadBatch(making, self.collator.counts(examples)), "examples": tuple(examples)}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from harness.base.errors import HarnessError
+from methods.library.kernels import kernels_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,18 +133,21 @@ def check_head(model: PreTrainedModel, name: str, tolerance: float = 1e-3) -> No
         )
 
 
-EntropyArray = npt.NDArray[np.float64]
+def entropies(head: Head, rows: Tensor, chunk_rows: int) -> Tensor:
+    """float64 [rows]: entropy, in nats, of the next-token distribution of each row; logits exist for a chunk only.
 
-
-def entropies(head: Head, rows: Tensor, chunk_rows: int) -> EntropyArray:
-    """float64 [rows]: entropy, in nats, of the next-token distribution of each row; logits exist for a chunk only."""
+    It stays where the rows are: nothing waits for it here.
+    """
     found = []
     for start in range(0, len(rows), chunk_rows):
         logits = head.logits(rows[start : start + chunk_rows])
+        kernels = kernels_for(logits)
+        if kernels is not None:
+            found.append(kernels.entropy(logits))
+            continue
         log_probs = (logits.float() if logits.dtype in LOW_PRECISION else logits).log_softmax(-1)
         found.append(-(log_probs.exp() * log_probs).sum(-1))
-    joined: EntropyArray = torch.cat(found).double().cpu().numpy()
-    return joined
+    return torch.cat(found).double()
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)

@@ -108,6 +108,7 @@ _PYPI = re.compile(
     re.ASCII,
 )
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}", re.ASCII)
+_MOST_PIECES = 1000
 
 
 def parse_uri(text: str) -> ModelUri:
@@ -158,8 +159,9 @@ def _expand(pattern: str, uri: str) -> list[str]:
     """``a{1..3}`` -> a1, a2, a3, with zeros kept (``{00..03}``); several ranges in one pattern count together."""
     ranges = []
     for first, last in _RANGE.findall(pattern):
-        numbers = range(int(first), int(last) + 1)
-        ranges.append([str(number).zfill(len(first)) for number in numbers])
+        if len(first) > 6 or len(last) > 6 or int(last) - int(first) >= _MOST_PIECES:
+            raise HarnessError("model", f"{uri!r:.200}", f"at most {_MOST_PIECES} pieces, like part{{1..4}}")
+        ranges.append([str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)])
     outside = _RANGE.sub("", pattern)
     if "{" in outside or "}" in outside or any(not numbers for numbers in ranges) or len({*map(len, ranges)}) > 1:
         raise HarnessError("model", repr(uri), "brace ranges that count upwards, all of one length, like part{1..4}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.base.files import digest_of
-from harness.base.identity import code_digest
 from harness.plan.builder import model_sources
+from harness.plan.code import stage_code
 from harness.plan.stages import Cell, Plan
 from methods.base import Method
 
@@ -27,11 +27,12 @@ def shown(plan: Plan, cell: Cell) -> list[Shown]:
     """What the page shows of a cell; nothing where its references are not read at all."""
     if cell.bits is None or cell.seed != plan.recipe.seeds_of(cell.task)[0]:  # seeds align alike
         return []
-    parts = zip(cell.objective.parts, cell.objective.identity()["methods"], strict=True)
-    read = {name: cell.bits.values[name] for name in ("references", "limits", "code")}
-    common = {"read": read, "sides": model_sources(plan.recipe), "shown": SHOWN, "own": code_digest(__name__)}
-    return [
-        Shown(part.method, part.role, digest_of({**common, "role": part.role, "method": own}))
-        for part, own in parts
-        if part.role
-    ]
+    read = {name: cell.bits.values[name] for name in ("references", "limits")}
+    common = {"read": read, "sides": model_sources(plan.recipe), "shown": SHOWN}
+    made = []
+    for part, own in zip(cell.objective.parts, cell.objective.identity()["methods"], strict=True):
+        code = stage_code(KIND, plan.tasks[cell.task], [part.method])
+        if part.role:
+            identity = digest_of({**common, "role": part.role, "method": own, "code": code.digest})
+            made.append(Shown(part.method, part.role, identity))
+    return made

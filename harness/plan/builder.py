@@ -7,16 +7,17 @@ all methods share one teacher, one warm start and one set of teacher rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
+from harness.base.closure import Sources
 from harness.base.device import compute_dtype
-from harness.base.identity import code_digest, versions
 from harness.data.tokens import STUDENT
 from harness.models.cache import source_digest
 from harness.models.spec import ModelSpec
 from harness.models.uri import parse_uri
+from harness.plan.code import stage_code
 from harness.plan.objectives import ObjectiveSpec, make_objectives
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
@@ -25,38 +26,13 @@ from harness.tasks.base import Task
 from harness.tasks.build import data_folder
 from methods.base import Start
 
-_TOKENS = (
-    "harness.data.batches",
-    "harness.data.chunks",
-    "harness.data.rows",
-    "harness.data.terms",
-    "harness.data.tokens",
-    "harness.models.gguf",
-    "harness.models.heads",
-    "harness.models.load",
-    "harness.models.packages",
-    "methods.library.alignment",
-    "methods.library.vocabulary",
-)
-_TRAINING = (
-    *_TOKENS,
-    "harness.base.identity",
-    "harness.data.teacher_rows",
-    "harness.models.lora",
-    "harness.training.loss",
-    "harness.training.trainer",
-    "methods.library.chunk",
-    "methods.library.closed_form",
-    "methods.library.method",
-)
-_LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate")
 
-
-def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None) -> Plan:
+def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None, sources: Sources | None = None) -> Plan:
     """The plan of a recipe.
 
     Args:
         made: its tasks by name, where they read other files than those below ``data.root``.
+        sources: the code that the plan is about; by default the code that runs.
 
     Raises:
         HarnessError: a model URI or a data file is wrong, or a method lacks its teacher.
@@ -68,7 +44,7 @@ def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None) -> Plan:
     objectives = make_objectives(recipe)
     cells, references = [], []
     for task in made.values():
-        builder = _Builder(recipe, task)
+        builder = _Builder(recipe, task, sources)
         cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
         references += builder.references()
     return Plan(recipe, tuple(cells), made, tuple(references))
@@ -82,8 +58,8 @@ def model_sources(recipe: Recipe) -> dict[str, dict[str, Any]]:
 class _Builder:
     """Stages of one task."""
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
-        self.recipe, self.task = recipe, task
+    def __init__(self, recipe: Recipe, task: Task, code: Sources | None) -> None:
+        self.recipe, self.task, self.code = recipe, task, code
         self.sources = model_sources(recipe)
 
     def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
@@ -97,12 +73,7 @@ class _Builder:
         first = seeds[0]
         made = []
         if "untrained" in wanted:
-            model = {
-                "source": self.sources[STUDENT],
-                "code": code_digest(*_TOKENS),  # loading and pruning
-                "versions": versions(*_LIBRARIES),
-            }
-            stages = self._evaluation("the untrained student", {}, model, seed=first)
+            stages = self._evaluation("the untrained student", {}, self.sources[STUDENT], seed=first)
             made.append(Reference(self.task.name, first, *stages, "untrained"))
         if "warm_start" in wanted:
             for seed in seeds:
@@ -125,46 +96,31 @@ class _Builder:
             model: what decides a published model.
         """
         published = {"model": model} if model is not None else {}
+        lora = ["lora"] if self.recipe.teacher.lora and "teacher" in inputs else []
         answers = self._stage(
             "answers",
             f"answers of {title}",
             {
-                "requests": self._test_values(),
-                "code": code_digest(
-                    "harness.generation.answers",
-                    "harness.generation.decoding",
-                    "harness.base.identity",
-                    *self._task_modules(),
-                    *self.task.askers,
-                ),
-                "versions": versions(*(self.task.libraries if self.task.askers else ())),
+                "requests": self._test_values,
                 **self._engine(),
                 **published,
             },
             inputs,
+            asked=[*lora, *(["vllm"] if self.recipe.evaluation.engine == "vllm" else [])],
             **more,
         )
-        scores = self._stage(
-            "scores",
-            f"scores of {title}",
-            {
-                "settings": self.task.scoring_identity(),
-                "code": code_digest(*self._task_modules(), *self._scorers()),
-                "versions": versions(*self.task.libraries),
-            },
-            {"answers": answers},
-            **more,
-        )
+        settings = {"settings": self.task.scoring_identity()}
+        scores = self._stage("scores", f"scores of {title}", settings, {"answers": answers}, **more)
         bits = self._stage(
             "bits",
             f"bits per byte of {title}",
             {
-                "references": self._test_values(),
+                "references": self._test_values,
                 "limits": self.recipe.limits.model_dump(),
-                "code": code_digest("harness.evaluate.bits_per_byte", *self._task_modules(), *_TOKENS),
                 **(published | {"sides": self._sides()} if published else {}),  # the data of a trained model holds them
             },
             inputs,
+            asked=lora,
             **more,
         )
         return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
@@ -175,7 +131,7 @@ class _Builder:
             return {}
         from harness.generation import vllm as vllm_engine
 
-        return {"engine": {"vllm": vllm_engine.installed(), "code": code_digest("harness.generation.vllm")}}
+        return {"engine": {"vllm": vllm_engine.installed()}}
 
     def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
         recipe = self.recipe
@@ -205,10 +161,7 @@ class _Builder:
 
     def _rollout_values(self, training: Training) -> dict[str, Any]:
         """What decides sampled responses: they are drawn a micro-batch at a time."""
-        return {
-            "micro_batch": training.drawn_together,
-            "rollouts": code_digest("harness.training.rollouts", "harness.generation.decoding"),
-        }
+        return {"micro_batch": training.drawn_together}
 
     def _warm_start(self, seed: int) -> Stage:
         steps = self.recipe.warm_start.total_steps(self.training_rows)
@@ -223,13 +176,13 @@ class _Builder:
     def _rows(self, role: str) -> Stage:
         title = f"rows of the {role}-tokenizer teacher"
         values = {
-            "code": code_digest("harness.data.teacher_rows", *_TOKENS),
-            "data": self._data_values(),
+            "data": self._data_values,
             "dtype": compute_dtype(self.recipe.teacher.precision),
         }
         if kept := self.recipe.teacher_rows.identity():
-            values |= {"kept": kept | {"code": code_digest("harness.models.top_rows")}}
-        return self._stage("rows", title, values, {"teacher": self._teacher(role)}, role=role)
+            values |= {"kept": kept}
+        asked = [*(["lora"] if self.recipe.teacher.lora else []), *(["top_k"] if kept else [])]
+        return self._stage("rows", title, values, {"teacher": self._teacher(role)}, asked=asked, role=role)
 
     def _training(
         self,
@@ -252,7 +205,14 @@ class _Builder:
         training: Training = getattr(self.recipe, section)
         values = self._training_values(role or STUDENT, training, steps) | own
         more |= {"training": training, "section": section, "steps": steps}
-        return self._stage(kind, title, values, inputs, role=role, **more)
+        read = {stage.kind for stage in inputs.values()}
+        lora = training.lora or ("teacher" in read and self.recipe.teacher.lora)
+        asked = [
+            *(["lora"] if lora else []),
+            *(["top_k"] if "rows" in read and self.recipe.teacher_rows.identity() else []),
+            *(["rollouts"] if "micro_batch" in values else []),
+        ]
+        return self._stage(kind, title, values, inputs, asked=asked, role=role, **more)
 
     def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Any]:
         return {
@@ -260,11 +220,10 @@ class _Builder:
             "training": training.identity(),
             "steps": steps,
             "dtype": compute_dtype(training.precision),
-            "data": self._data_values(),
-            "code": code_digest(*_TRAINING),
-            "versions": versions(*_LIBRARIES, *(["peft"] if training.lora else [])),
+            "data": self._data_values,
         }
 
+    @cached_property
     def _data_values(self) -> dict[str, Any]:
         """What decides the training tokens: rows, layout, limits, every tokenizer of the pair (cuts are common)."""
         return {
@@ -272,30 +231,39 @@ class _Builder:
             "settings": self.task.training_identity(),
             "limits": self.recipe.limits.model_dump(),
             "sides": self._sides(),
-            "code": code_digest(*self._task_modules()),
         }
 
     def _sides(self) -> dict[str, Any]:
         """What decides which rows are cut: every tokenizer of the pair."""
         return {role: {"source": its["source"], "template": its["template"]} for role, its in self.sources.items()}
 
+    @cached_property
     def _test_values(self) -> dict[str, Any]:
         return {"files": self.task.test_digests(), "settings": self.task.identity()}
-
-    def _task_modules(self) -> list[str]:
-        return ["harness.tasks.base", "harness.data.rows", "harness.tasks.alpaca", type(self.task).__module__]
-
-    def _scorers(self) -> list[str]:
-        return list(self.task.scorers)
 
     @cached_property
     def training_rows(self) -> int:
         return len(self.task.training_examples())
 
     def _stage(
-        self, kind: str, title: str, values: Mapping[str, Any], inputs: Mapping[str, Stage], **more: Any
+        self,
+        kind: str,
+        title: str,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Stage],
+        asked: Collection[str] = (),
+        **more: Any,
     ) -> Stage:
-        return Stage(kind, title, self.task.name, values, inputs, **more)
+        """A stage with the code that makes it.
+
+        Args:
+            asked: code that runs only where a recipe asks for it, and does here.
+        """
+        objective: ObjectiveSpec | None = more.get("objective") if kind == "student" else None
+        methods = objective.methods if objective else ()
+        code = stage_code(kind, self.task, methods, sorted(asked), self.code)
+        values = {**values, "code": code.digest, "versions": dict(code.versions)}
+        return Stage(kind, title, self.task.name, values, inputs, code=code.files, **more)
 
 
 def model_identity(spec: ModelSpec) -> dict[str, Any]:

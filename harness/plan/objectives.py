@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.base.identity import code_digest, imported_modules
+from harness.base.files import Json
 from harness.recipe.schema import Recipe
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.library.dual import DualOptions, is_dual, parts_of
@@ -105,20 +104,14 @@ class ObjectiveSpec:
         """Whether the student samples responses while it trains."""
         return any(Need.ROLLOUTS in m.needs for m in self.methods)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         weights = {"ce_weight", "kd_weight"}  # those that count stand below; a dual teacher's parts have others
         return {
             "methods": [
-                {"method": m.name, "options": m.options.model_dump(mode="json", exclude=weights), "code": _code_of(m)}
-                for m in self.methods
+                {"method": m.name, "options": m.options.model_dump(mode="json", exclude=weights)} for m in self.methods
             ],
             "weights": [self.ce_weight, *(part.weight for part in self.parts)],
         }
-
-
-def _code_of(method: Method) -> str:
-    bases = [c.__module__ for c in type(method).__mro__ if issubclass(c, Method) and c is not Method]
-    return code_digest(*sorted({module for base in bases for module in imported_modules(base)}))
 
 
 def make_objectives(recipe: Recipe) -> list[ObjectiveSpec]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.base.files import digest_of
+from harness.base.files import Json, digest_of
 from harness.base.identity import seed_of
 from harness.plan.objectives import KIND_OF_ROLE, ObjectiveSpec
 from harness.recipe.schema import Recipe
+from harness.store.store import FORMAT
 from harness.tasks.base import Task
 from methods.base import TeacherKind
 
@@ -36,12 +37,13 @@ class Stage:
         training: settings that it trains with, where it trains.
         section: of the recipe, where these stand: "teacher", "warm_start" or "train".
         steps: of the optimiser.
+        code: what is used of each file of code, as digests: says which file changed where ``values["code"]`` did.
     """
 
     kind: str
     title: str
     task: str
-    values: Mapping[str, Any]
+    values: Mapping[str, Json]
     inputs: Mapping[str, Stage] = field(default_factory=dict)
     seed: int = 0
     role: str = ""
@@ -49,11 +51,12 @@ class Stage:
     training: Training | None = None
     section: str = ""
     steps: int = 0
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> str:
         inputs = {name: stage.identity for name, stage in self.inputs.items()}
-        return digest_of({"kind": self.kind, "values": dict(self.values), "inputs": inputs})
+        return digest_of({"format": FORMAT, "kind": self.kind, "values": dict(self.values), "inputs": inputs})
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,10 +56,20 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every problem at once.
         HarnessError: no such recipe, or a file that is not YAML.
     """
+    return recipe_from(name, _read(find_recipe(name), ()), overrides)
+
+
+def recipe_from(name: str, values: Values, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from plain values, such as those of a run's record, with overrides applied.
+
+    Raises:
+        RecipeError: with every problem at once.
+        HarnessError: an override is no ``key=value``.
+    """
     asked: Values = {}
     for text in overrides:
         asked = _merged(asked, _override(text))
-    return validate(name, _extended(_read(find_recipe(name), ()), asked))
+    return validate(name, _extended(values, asked))
 
 
 def validate(name: str, values: object) -> Recipe:

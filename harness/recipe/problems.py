@@ -13,7 +13,6 @@ from harness.base.schema import as_list, as_names, field_at, fields_of, schema_o
 from harness.tasks import tasks
 from methods.base import Method, UnknownMethodError, registered
 from methods.library.dual import DualOptions, is_dual, parts_of
-from reports import published_pairs
 
 
 def problem_line(error: ErrorDetails, schema: type[BaseModel]) -> str:
@@ -108,6 +107,8 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
 def _paper_problems(name: object) -> list[str]:
     if not isinstance(name, str):
         return []
+    from reports import published_pairs  # takes pandas, for which `harness plan` need not wait
+
     known = published_pairs()
     return [] if name in known else [_unknown("paper", "pair of models", name, known)]
 
@@ -176,7 +177,7 @@ def _variant_problems(variants: object, known: Mapping[str, type[Method]]) -> li
     problems = []
     for name, given in _named(variants).items():
         where = f"variants.{name}"
-        if name in (*known, *_OTHER_ROWS, "all", "dual") or not re.fullmatch(r"[\w.-]+", str(name)):
+        if name in (*known, *_OTHER_ROWS, "all", "dual") or not re.fullmatch(r"[\w.-]{1,100}", name):
             problems.append(f"{where}: found {name!r}; expected a name of its own, of letters, digits and _ . -")
         if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
             problems.append(f"{where}: found {given!r:.60}; expected a mapping with the method and options of its own.")

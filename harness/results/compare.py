@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from harness.results.record import RunRecord
+from harness.results.layout import Record
+from harness.results.record import RECORD, RunRecord
 from harness.results.report import gather
 from harness.store.store import Store
 from reports import RunComparison, compare
@@ -23,11 +22,13 @@ def compare_runs(first: RunRecord, second: RunRecord) -> RunComparison:
 
 
 def folder_of(run: Path, runs: Path) -> Path:
-    """The folder of a run that is named by its path, or by its name within ``runs``."""
+    """The folder of a run that is named by its path, by its run.json, or by its name within ``runs``."""
+    if run.name == RECORD:
+        run = run.parent
     return run if run.exists() or not (runs / run).exists() else runs / run
 
 
-def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(record: Record) -> dict[str, object]:
     """What may explain a difference, most likely first; a recipe's fields have the names that overrides have."""
     return {
         **record["recipe"],

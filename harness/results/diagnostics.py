@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
+from harness.base.files import Json
 from harness.results.evidence import labelled
+from harness.results.layout import Record
 from harness.store.artefacts import STEPS
 from harness.store.store import Store
 
 
-def diagnostics(record: Mapping[str, Any], store: Store) -> pd.DataFrame | None:
+def diagnostics(record: Record, store: Store) -> pd.DataFrame | None:
     """What training showed, per method and task, means over steps and seeds: the table's appendix."""
     rows = []
     for cell in labelled(record["cells"]):
@@ -27,6 +28,7 @@ def diagnostics(record: Mapping[str, Any], store: Store) -> pd.DataFrame | None:
             "method": cell["row"],
             "task": cell["task"],
             "steps": len(frame),
+            "passes": _passes(store.read_manifest("student", cell["stages"]["student"])),
             "CE, last step": frame["ce"].dropna().tail(1).sum() if frame["ce"].notna().any() else math.nan,
         }
         for term, which in ((0, ""), (1, "second ")):  # the second is the cross-tokenizer term of a dual teacher
@@ -43,7 +45,17 @@ def diagnostics(record: Mapping[str, Any], store: Store) -> pd.DataFrame | None:
     return table
 
 
-def hardly_heard(record: Mapping[str, Any], store: Store) -> list[str]:
+def _passes(manifest: Mapping[str, Json] | None) -> float:
+    """How often a training went through the rows that were not left out; NaN where they were not counted."""
+    rows = (manifest or {}).get("rows")
+    if manifest is None or rows is None:
+        return math.nan
+    kept = rows["read"] - rows["left_out"] - rows.get("unreadable", 0)
+    steps_a_pass: int = -(-kept // int(manifest["values"]["training"]["batch_size"]))
+    return float(manifest["values"]["steps"]) / max(steps_a_pass, 1)
+
+
+def hardly_heard(record: Record, store: Store) -> list[str]:
     """Footnotes on rows whose teacher is hardly heard: a weighted KD gradient under a tenth of the cross-entropy's.
 
     Means over steps and seeds of the ratio of both gradients' norms at the student's logits; the terms of two teachers

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import yaml
 
 from harness.plan.alignments import KIND
+from harness.results.layout import CellRecord, Record, RowCell
 from harness.store.artefacts import (
     ALIGNMENTS,
     ANSWERS,
@@ -28,7 +28,7 @@ from reports.exhibits import STEP_COLUMNS
 SHOWN_ITEMS = 12  # of a task, with every row's answer
 
 
-def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
+def collect_evidence(record: Record, store: Store) -> Evidence:
     """What a page shows besides the table: steps, answers, alignments, manifests, failures. No model."""
     cells = labelled(record["cells"])
     trained = [cell for cell in cells if "student" in cell["stages"]]  # nothing is trained for a reference alone
@@ -45,20 +45,20 @@ def collect_evidence(record: Mapping[str, Any], store: Store) -> Evidence:
     )
 
 
-def labelled(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def labelled(cells: Sequence[CellRecord]) -> list[RowCell]:
     """The cells of a record with their row's name under "row": "released" is said beside "described", as in tables."""
     described = {cell["method"] for cell in cells if cell["fidelity"] == "described"}
     return [{**cell, "row": _row(cell, cell["method"] in described)} for cell in cells]
 
 
-def _row(cell: Mapping[str, Any], described: bool) -> str:
+def _row(cell: CellRecord, described: bool) -> str:
     if cell["role"] == "teacher":
         return f"teacher {cell['teacher']}"
     released = cell["fidelity"] == "released" and described
     return str(cell["method"]) + (" (released)" if released else "")
 
 
-def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
+def _steps(cells: Sequence[RowCell], store: Store) -> pd.DataFrame:
     """What training showed, one row a step; kept where students were dropped."""
     names = {"kd": "kd_0", "ratio": "kd_ce_ratio_0", "second kd": "kd_1", "second ratio": "kd_ce_ratio_1"}
     rows = []
@@ -73,7 +73,7 @@ def _steps(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
 
 
-def _items(cells: Sequence[Mapping[str, Any]], store: Store, references: Mapping[str, Mapping[str, str]]) -> list[Item]:
+def _items(cells: Sequence[RowCell], store: Store, references: Mapping[str, Mapping[str, str]]) -> list[Item]:
     """The first test items of each task with their reference and the answers of every row's first seed."""
     items: dict[tuple[str, str], tuple[str, list[ShownAnswer]]] = {}
     for cell in _first_seeds(cells):
@@ -101,15 +101,15 @@ def _first_answers(answers: Sequence[Answer]) -> list[Answer]:
     return list(first.values())[:SHOWN_ITEMS]
 
 
-def _first_seeds(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _first_seeds(cells: Sequence[RowCell]) -> list[RowCell]:
     """One cell of each row and task."""
-    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    first: dict[tuple[str, str], RowCell] = {}
     for cell in cells:
         first.setdefault((cell["task"], cell["row"]), cell)
     return list(first.values())
 
 
-def _alignments(cells: Sequence[Mapping[str, Any]], store: Store) -> tuple[list[Alignment], list[tuple[str, int, int]]]:
+def _alignments(cells: Sequence[RowCell], store: Store) -> tuple[list[Alignment], list[tuple[str, int, int]]]:
     """Every alignment that is stored, and of how many responses of each task: (task, shown, all)."""
     found: list[Alignment] = []
     counts: dict[str, tuple[int, int]] = {}
@@ -134,7 +134,7 @@ def _alignments(cells: Sequence[Mapping[str, Any]], store: Store) -> tuple[list[
 
 
 def _alignment(
-    cell: Mapping[str, Any],
+    cell: RowCell,
     method: str,
     stored: ShownPair,
     kd: Sequence[float | None] | None = None,
@@ -159,7 +159,7 @@ def _token_side(side: ShownTokens) -> TokenSide:
     return TokenSide(side["name"], tuple(side["tokens"]), tuple(side["ends"]))
 
 
-def _manifest(record: Mapping[str, Any], store: Store) -> list[tuple[str, str]]:
+def _manifest(record: Record, store: Store) -> list[tuple[str, str]]:
     """The run's identity, what its models came to on the machine that trained, and the versions in use."""
     lines = [("run", str(record["identity"]))]
     manifests = (store.read_manifest("scores", cell["stages"]["scores"]) for cell in record["cells"])
@@ -169,7 +169,7 @@ def _manifest(record: Mapping[str, Any], store: Store) -> list[tuple[str, str]]:
     return lines + [(name, str(value)) for name, value in record["environment"].items()]
 
 
-def _stages(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
+def _stages(cells: Sequence[RowCell], store: Store) -> pd.DataFrame:
     """What is stored of each cell, to find it in the store and to check it."""
     rows = []
     for cell in cells:
@@ -181,7 +181,7 @@ def _stages(cells: Sequence[Mapping[str, Any]], store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _failures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _failures(record: Record) -> list[tuple[str, str]]:
     found: dict[tuple[str, str], None] = {}
     for cell in record["cells"]:
         for failure in cell["failures"].values():

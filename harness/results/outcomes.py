@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
 from harness.results.evidence import labelled
+from harness.results.layout import CellRecord, Record
 from harness.store import artefacts
 from harness.store.store import Store
-from reports.counts import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
+from reports.counts import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING, UNREADABLE
 
 _ENDS = {"eos": "EOS", "length": "length limit"}  # as tables say it
 
 
-def collect_outcomes(record: Mapping[str, Any], store: Store) -> pd.DataFrame:
+def collect_outcomes(record: Record, store: Store) -> pd.DataFrame:
     """Counts by row, task and seed, as :data:`reports.counts.OUTCOME_COLUMNS`."""
     rows = [
         (cell["row"], cell["task"], cell["seed"], *counted)
@@ -26,7 +26,7 @@ def collect_outcomes(record: Mapping[str, Any], store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(OUTCOME_COLUMNS))
 
 
-def scoring_lines(cells: list[Mapping[str, Any]], store: Store) -> list[str]:
+def scoring_lines(cells: Sequence[CellRecord], store: Store) -> list[str]:
     """Where a task's programs ran: the sandbox, cores, and how busy the machine was."""
     places, cores, loads = [], set(), []
     for cell in cells:
@@ -47,7 +47,7 @@ def scoring_lines(cells: list[Mapping[str, Any]], store: Store) -> list[str]:
     return [line + "."]
 
 
-def _of_cell(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[str, str, int]]:
+def _of_cell(cell: CellRecord, store: Store) -> Iterator[tuple[str, str, int]]:
     """(of, outcome, count) of one cell."""
     answers = artefacts.ANSWERS.find(store, "answers", cell["stages"]["answers"]) or []
     yield from _listed(ANSWERS, Counter(_ENDS.get(answer.stop, answer.stop) for answer in answers))
@@ -59,8 +59,10 @@ def _of_cell(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[str, str, 
     for of, kind in ((TRAINING, "student"), (REFERENCES, "bits")):
         manifest = store.read_manifest(kind, cell["stages"][kind]) if kind in cell["stages"] else None
         if manifest is not None and (rows := manifest.get("rows")) is not None:
-            whole = rows["read"] - rows["cut"] - rows["left_out"]
-            yield from _listed(of, {"whole": whole, CUT: rows["cut"], LEFT_OUT: rows["left_out"]})
+            counts = {CUT: rows["cut"], LEFT_OUT: rows["left_out"]}
+            if unreadable := rows.get("unreadable"):
+                counts[UNREADABLE] = unreadable
+            yield from _listed(of, {"whole": rows["read"] - sum(counts.values()), **counts})
 
 
 def _listed(of: str, counts: Mapping[str, int]) -> Iterator[tuple[str, str, int]]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -24,14 +23,21 @@ from harness.plan.stages import Cell, Plan, Reference
 from harness.recipe.schema import Recipe
 from harness.results.citation import bibtex, command_line
 from harness.results.evidence import SHOWN_ITEMS
+from harness.results.layout import CellRecord, FailureRecord, MetricRecord, Record, RowRecord
 from harness.store.artefacts import BITS, SCORES, Failure
 from harness.store.store import Store
+from harness.tasks.base import Metric
 from reports import ITEM_COLUMNS, Score
 
 RECORD = "run.json"
 FORMAT = 2
 
-BITS_PER_BYTE = {"name": "bits_per_byte", "unit": "bits/byte", "headline": False, "higher_is_better": False}
+BITS_PER_BYTE: MetricRecord = {
+    "name": "bits_per_byte",
+    "unit": "bits/byte",
+    "headline": False,
+    "higher_is_better": False,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class RunRecord:
     """
 
     folder: Path
-    record: Mapping[str, Any]
+    record: Record
 
 
 def run_folder(runs: Path, plan: Plan) -> Path:
@@ -56,7 +62,7 @@ def write_record(
     folder: Path,
     plan: Plan,
     failures: Mapping[str, Failure],
-    environment: Mapping[str, Any],
+    environment: Mapping[str, object],
     heard: Sequence[str] = (),
 ) -> RunRecord:
     """Write run.json: all that a report needs beside the store.
@@ -66,7 +72,7 @@ def write_record(
     """
     recipe = plan.recipe
     warnings = list(dict.fromkeys([*_earlier_warnings(folder), *heard]))
-    record = {
+    record: Record = {
         "format": FORMAT,
         "identity": plan.identity,
         "recipe": recipe.model_dump(mode="json"),
@@ -79,13 +85,7 @@ def write_record(
         "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),
-        "sources": {
-            "models": model_sources(recipe),
-            "data": {
-                name: {"train": task.training_digest(), "test": task.test_digests()}
-                for name, task in plan.tasks.items()
-            },
-        },
+        "sources": sources_of(plan),
         "references": _references(plan),
         "command": command_line(),
         "bibtex": bibtex((m.name, m.paper) for cell in plan.cells for m in cell.objective.methods),
@@ -93,6 +93,12 @@ def write_record(
     }
     write_json(folder / RECORD, record)
     return RunRecord(folder, record)
+
+
+def sources_of(plan: Plan) -> dict[str, object]:
+    """Digests of what results are made from: models by role, data by task."""
+    data = {name: {"train": task.training_digest(), "test": task.test_digests()} for name, task in plan.tasks.items()}
+    return {"models": model_sources(plan.recipe), "data": data}
 
 
 def _earlier_warnings(folder: Path) -> list[str]:
@@ -128,7 +134,7 @@ def read_record(folder: Path) -> RunRecord:
 
 def collect(run: RunRecord, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tidy tables: one row per cell and metric, failures included; one row per cell, metric and item."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     items: list[tuple[str, str, str, float, float]] = []
     for cell in run.record["cells"]:
         for score, scored in _scores(cell, store):
@@ -138,7 +144,7 @@ def collect(run: RunRecord, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows), pd.DataFrame(items, columns=list(ITEM_COLUMNS))
 
 
-def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -> dict[str, Any]:
+def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -> CellRecord:
     """What a report must know of a cell or a reference: labels, stage identities, metrics, failures."""
     recipe = plan.recipe
     stages = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers}
@@ -156,15 +162,24 @@ def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -
         "seed": cell.seed,
         "student": recipe.student.name or recipe.student.model,
         "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
-        "metrics": [asdict(metric) for metric in plan.tasks[cell.task].metrics],
+        "metrics": [_metric(metric) for metric in plan.tasks[cell.task].metrics],
         "weights": _weights(cell.objective) if isinstance(cell, Cell) else [],
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
         "alignments": [one.identity for one in shown(plan, cell)] if isinstance(cell, Cell) else [],
         "failures": {
-            name: asdict(failure)
+            name: FailureRecord(stage=failure.stage, reason=failure.reason, skipped=failure.skipped)
             for name, stage in stages.items()
             if stage is not None and (failure := failures.get(stage.identity)) is not None
         },
+    }
+
+
+def _metric(metric: Metric) -> MetricRecord:
+    return {
+        "name": metric.name,
+        "unit": metric.unit,
+        "headline": metric.headline,
+        "higher_is_better": metric.higher_is_better,
     }
 
 
@@ -198,7 +213,7 @@ def _baseline(plan: Plan) -> str:
     return next((label for label in labels if label.replace(" ", "") == asked.replace(" ", "")), asked)
 
 
-def _row_of_method(cell: Cell) -> dict[str, str]:
+def _row_of_method(cell: Cell) -> RowRecord:
     objective = cell.objective
     return {
         "method": objective.label,
@@ -219,7 +234,7 @@ def _caveats(plan: Plan) -> list[str]:
     return sorted({f"{name}: {method.caveat}" for name, method in methods if method.caveat})
 
 
-def _scores(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
+def _scores(cell: CellRecord, store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
     """All numbers of a cell, or why they are not there, each with its items' values and weights."""
     stored = SCORES.find(store, "scores", cell["stages"]["scores"])
     for metric in cell["metrics"]:
@@ -234,9 +249,7 @@ def _scores(cell: Mapping[str, Any], store: Store) -> Iterator[tuple[Score, dict
         yield score, {item.id: (item.bits / item.bytes, float(item.bytes)) for item in bits if item.bytes}
 
 
-def _score(
-    cell: Mapping[str, Any], stage: str, metric: Mapping[str, Any], value: float, items: int, stored: bool
-) -> Score:
+def _score(cell: CellRecord, stage: str, metric: MetricRecord, value: float, items: int, stored: bool) -> Score:
     failure = cell["failures"].get(stage)
     status, reason = "done", ""
     if math.isnan(value):

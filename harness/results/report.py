@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,6 +12,7 @@ from harness.base.files import disk_errors
 from harness.results.diagnostics import diagnostics, hardly_heard
 from harness.results.evidence import collect_evidence
 from harness.results.kept import REBUILT, REBUILT_NOTE, kept_frame, with_kept
+from harness.results.layout import Record
 from harness.results.outcomes import collect_outcomes, scoring_lines
 from harness.results.record import RECORD, RunRecord, collect
 from harness.results.spent import collect_costs
@@ -35,7 +35,7 @@ class Gathered:
     items: pd.DataFrame
     rebuilt: bool
 
-    def analysed(self, record: Mapping[str, Any], columns: Sequence[str] | None = None) -> Analysis:
+    def analysed(self, record: Record, columns: Sequence[str] | None = None) -> Analysis:
         """Intervals and tests, of the columns that the recipe names or of those given.
 
         Raises:
@@ -44,7 +44,7 @@ class Gathered:
         named = self.named(record)[0] if columns is None else columns
         return analyse(self.results, self.items, record["baseline"], named)
 
-    def named(self, record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    def named(self, record: Record) -> tuple[list[str], list[str]]:
         """The columns that the recipe names for its tests, and those of them that the run does not have."""
         known = set(self.results["task"] + "." + self.results["metric"])
         primary = record.get("primary", ())
@@ -99,7 +99,7 @@ def report_context(run: RunRecord, store: Store) -> ReportContext:
     record = run.record
     return ReportContext(
         title=record["title"],
-        recipe=record["recipe"]["name"],
+        recipe=str(record["recipe"]["name"]),
         protocol=_protocol_and_caveats(run, store),
         settings=[(name, value) for name, value in record["settings"]],
         notes=[*record["notes"], *hardly_heard(record, store)],

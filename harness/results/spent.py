@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
 from harness.results.evidence import labelled
+from harness.results.layout import Record
 from harness.store.artefacts import STEPS, TIMING
 from harness.store.store import Store
 from reports.training_costs import COST_COLUMNS
@@ -16,7 +15,7 @@ from reports.training_costs import COST_COLUMNS
 GIB = 2**30
 
 
-def collect_costs(record: Mapping[str, Any], store: Store) -> pd.DataFrame:
+def collect_costs(record: Record, store: Store) -> pd.DataFrame:
     """A line for each trained student, as :data:`reports.training_costs.COST_COLUMNS`; dropped ones too."""
     rows = []
     for cell in labelled(record["cells"]):

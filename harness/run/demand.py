@@ -123,6 +123,7 @@ class Demand:
             "task": stage.task,
             "seed": stage.seed,
             "values": dict(stage.values),
+            "code": dict(stage.code),
             "inputs": {name: {"kind": s.kind, "identity": s.identity} for name, s in stage.inputs.items()},
             "models": self._models,
         }

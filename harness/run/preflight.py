@@ -6,6 +6,7 @@ from rich.markup import escape
 
 from harness.base.errors import HarnessError
 from harness.base.progress import Progress
+from harness.base.ranks import world_size
 from harness.data.tokens import STUDENT
 from harness.generation import vllm as vllm_engine
 from harness.generation.answers import check_room
@@ -28,6 +29,7 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
         vllm_engine.check_installed()
     _warn_of_models_without_commit(bench.published, progress)
     _check_vocabularies(plan, bench, progress)
+    _check_batches(plan)
     _check_methods(plan, bench)
     _check_rows(plan, bench.published)
     _check_packing(plan, bench.published)
@@ -72,6 +74,16 @@ def _check_vocabularies(plan: Plan, bench: Workbench, progress: Progress) -> Non
         )
 
 
+def _check_batches(plan: Plan) -> None:
+    """The processes must be able to share every stage's batches."""
+    asked = (stage for end in plan.ends for stage in with_inputs(end))
+    for section, training in {stage.section: stage.training for stage in asked if stage.training is not None}.items():
+        try:
+            training.micro_batch(world_size())
+        except ValueError as error:
+            raise HarnessError(f"{section}.batch_size", *error.args) from error
+
+
 def _check_methods(plan: Plan, bench: Workbench) -> None:
     """Every method must be able to use its teacher's tokenizer."""
     for objective in {id(cell.objective): cell.objective for cell in plan.cells}.values():
@@ -110,6 +122,9 @@ def _check_lengths(plan: Plan, bench: Workbench, task: str) -> None:
     """Every model of the pair must be able to read the task's rows, and what is evaluated its test prompts."""
     recipe, published = plan.recipe, bench.published
     examples, length = bench.texts.examples(task, "train"), str(recipe.limits.length)
+    if not examples and (rows := bench.texts.counts(task, "train"))["unreadable"] == rows["read"] > 0:
+        found = f"drop, which leaves out all {rows['read']:,} training rows of {task}"
+        raise HarnessError("limits.unreadable", found, "tokenizers that keep text as it is", "Take another model.")
     if not examples:
         raise HarnessError("limits.length", length, f"room for a prompt of {task} and its response", "Raise it.")
     if recipe.evaluation.bits_per_byte:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.markup import escape
+
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
 from harness.plan.stages import Cell, Plan
@@ -63,6 +65,8 @@ class Runner:
         """Make everything that the plan's cells need. Bad input raises; other failures become rows."""
         if any(self.demand.find(end) is None for end in self.plan.ends):
             self.store.sweep()
+            if left := self.store.left_alone():
+                self.progress.message(escape(left))
             preflight(self.plan, self.bench, self.progress, self.unsafe)
         if self.plan.recipe.stages:
             for stage in self.plan.ends:

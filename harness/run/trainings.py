@@ -257,7 +257,7 @@ def _train(
         steps=stage.steps,
         seed=order_seed(stage),
         work=tools.work(stage),
-        on_step=lambda step: progress.advance(int(step["step"])),
+        on_step=lambda step: progress.advance(int(step["step"]), step["loss"]),
     )
     seconds = time.monotonic() - started
     release_memory()  # optimiser state hangs in a cycle of the Trainer's

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
-from harness.base.files import write_json, write_text
+from harness.base.files import Json, write_json, write_text
 from harness.store.store import Artefact, Store
 
 T = TypeVar("T")
@@ -142,8 +142,6 @@ class Failure:
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
-
-Json = Any  # what json.loads gives; a file's `parse` says what it is
 
 
 @dataclass(frozen=True)

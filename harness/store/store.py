@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import IO, Any
 
 from harness.base.files import disk_errors, new_directory, sha256_file, write_json
 
-FORMAT = 1
+FORMAT = 2
+"""Of manifests and identities: raise it when either changes. Stages of another one are left alone."""
+
 MANIFEST = "manifest.json"
 _WORK = ".work-"
 _NAME_LENGTH = 24  # hex digits of an identity in a folder's name; the manifest holds all 64
@@ -92,8 +95,11 @@ class Store:
             manifest: completed in the block by the caller, and here by format, identity and output digests.
         """
         final = self._folder(kind, identity)
-        if final.exists() and self.find(kind, identity) is None:  # dropped, damaged or of an older format
-            shutil.rmtree(final)
+        if final.exists() and self.find(kind, identity) is None:
+            if (other := _format_of(final)) not in (None, FORMAT):
+                final.rename(final.with_name(f"{final.name}.format-{other}"))
+            else:  # dropped or damaged
+                shutil.rmtree(final)
         with new_directory(final) as folder:
             yield folder
             files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -101,6 +107,36 @@ class Store:
             complete = manifest | {"format": FORMAT, "kind": kind, "identity": identity, "outputs": outputs}
             write_json(folder / MANIFEST, complete)
         shutil.rmtree(self.work_folder(kind, identity), ignore_errors=True)
+
+    def manifests(self, kind: str) -> list[Mapping[str, Any]]:
+        """Manifests of all stages of a kind, dropped ones too."""
+        found: list[Mapping[str, Any]] = []
+        for path in sorted(self.root.glob(f"{kind}/[!.]*/{MANIFEST}")):
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+                found.append(manifest)
+        return found
+
+    def left_alone(self) -> str:
+        """A line on stages of other formats; empty where there are none."""
+        lines = []
+        for known, folders in self.other_formats().items():
+            age = "an older" if known < FORMAT else "a newer"
+            kinds = Counter(folder.parent.name for folder in folders)
+            named = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+            lines.append(f"{len(folders)} stages of {age} format are left alone in {self.root}: {named}")
+        return "; ".join(lines)
+
+    def other_formats(self) -> dict[int, list[Path]]:
+        """Folders of stages that this version can't read, by their format. Nothing changes or removes them."""
+        found: dict[int, list[Path]] = {}
+        for folder in sorted(self.root.glob("*/[!.]*")):
+            if (known := _format_of(folder)) not in (None, FORMAT):
+                found.setdefault(known, []).append(folder)
+        return found
 
     def sweep(self, older_than_s: float = 7 * 24 * 3600) -> None:
         """Remove what killed processes left half-written; younger folders may belong to one that is at work."""
@@ -168,6 +204,15 @@ class Store:
 
     def _folder(self, kind: str, identity: str) -> Path:
         return self.root / kind / identity[:_NAME_LENGTH]
+
+
+def _format_of(folder: Path) -> int | None:
+    """The format of the stage in a folder; None where its manifest can't be read."""
+    try:
+        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return known if isinstance(known, int) else None
 
 
 def _lock(file: IO[str], on_wait: Callable[[], None]) -> None:

@@ -12,33 +12,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.base.errors import HarnessError, suggest
+from harness.base.promises import BrokenPromiseError, Checked
 from harness.data.rows import Example, Request
 from harness.tasks import tasks
 from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
 
 ITEMS = 6
 """Rows to train on, and items to test on."""
-
-
-class Checked(NamedTuple):
-    """What became of a promise.
-
-    Attributes:
-        promise: as a sentence.
-        ok: whether it is kept; None where this machine can't tell.
-        detail: what breaks it, or why it was not checked; "" where it is kept.
-    """
-
-    promise: str
-    ok: bool | None
-    detail: str
-
-
-class BrokenPromiseError(Exception):
-    """A task does not keep a promise; the message says how."""
 
 
 class NotCheckedError(Exception):

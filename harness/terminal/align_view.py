@@ -17,7 +17,7 @@ from harness.data.rows import Example
 from harness.data.text_side import load_sides
 from harness.data.tokens import STUDENT, SideTokens, tokenize
 from harness.models.cache import Report
-from harness.models.heads import EntropyArray, Head, entropies, hidden_states
+from harness.models.heads import Head, entropies, hidden_states
 from harness.models.load import load_model
 from harness.models.resolve import resolve
 from harness.models.uri import parse_uri
@@ -27,7 +27,7 @@ from harness.terminal.align_block import ShownPair, ShownSide, visible
 from methods.library.alignment import AlignedResponse, IntArray, group_bytes
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map
 from methods.library.vocabulary import TokenizerPair, TokenKind, Vocabulary
-from methods.library.warping import EditCosts, confirmed_links, entropy_weights, warp
+from methods.library.warping import EditCosts, FloatArray, confirmed_links, entropy_weights, warp
 
 if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
@@ -100,7 +100,7 @@ def shown_pairs(recipe: Recipe, example: Example, with_entropies: bool, report: 
 
 
 def _shown(
-    pair: TokenizerPair, response: AlignedResponse, of_rows: Sequence[EntropyArray] | None, note: str
+    pair: TokenizerPair, response: AlignedResponse, of_rows: Sequence[FloatArray] | None, note: str
 ) -> ShownPair:
     groups = group_bytes(response.student_ends, response.teacher_ends)
     costs = EditCosts(pair.student, pair.teacher).costs(response.student_ids, response.teacher_ids)
@@ -130,11 +130,12 @@ def _side(own: Vocabulary, mapped: VocabularyMap, ids: IntArray, index: IntArray
 
 
 @torch.inference_mode()
-def _entropies(spec: ModelSpec, tokens: SideTokens) -> EntropyArray:
+def _entropies(spec: ModelSpec, tokens: SideTokens) -> FloatArray:
     """float64 [n], in nats, of the rows that predict the response."""
     local = resolve(parse_uri(spec.model))
     model = load_model(local.folder, attention=spec.attention, layers=spec.layers).eval()
     ids = torch.from_numpy(tokens.sequence)[None]
     hidden = hidden_states(model, ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None])
     first = tokens.prompt.size - 1
-    return entropies(Head.of(model), hidden[0, first : first + tokens.response.size], 256)
+    found = entropies(Head.of(model), hidden[0, first : first + tokens.response.size], 256)
+    return found.numpy()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from harness.base.errors import HarnessError
@@ -15,6 +14,7 @@ from harness.plan.costs.measured import Measured, costs_here
 from harness.plan.costs.stages import Coster
 from harness.plan.stages import Plan, Stage
 from harness.store.store import Store
+from harness.terminal.listing import Listing
 
 # --- As a table -------------------------------------------------------------------------------------------------------
 
@@ -35,11 +35,9 @@ def costs_table(plan: Plan, store: Store, demanded: set[str]) -> Group | Text:
     for stage in stages:
         by_title.setdefault(_title(stage), []).append(stage)
     here = costs_here(stages, costs, Measured(store))
-    table = Table(title="Estimated costs of what would run", title_justify="left")
-    table.add_column("stages", no_wrap=True)
     columns = ["n", "operations", "GiB", "disk", *(f"h, {device.name}" for device in DEVICES)]
-    for column in [*columns, *(["h, this machine"] if here else [])]:
-        table.add_column(column, justify="right")
+    columns += ["h, this machine"] if here else []
+    table = Listing("stages", *columns, title="Estimated costs of what would run", numbers=columns)
     for title, group in by_title.items():
         memory = max(costs[stage.identity].memory for stage in group)
         table.add_row(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from harness.recipe.fields import FieldLine, Part
+from harness.terminal.listing import Listing
 
 _PAGE = """\
 # Fields of a recipe
@@ -23,9 +23,9 @@ def fields_tables(parts: Iterable[Part]) -> Group:
     """A table for each part, under where it stands in a recipe."""
     blocks: list[RenderableType] = []
     for part in parts:
-        table = Table("field", "type", "default", "", box=None, pad_edge=False, header_style="bold")
+        table = Listing("field", "type", "default", "what it is")
         for line in part.fields:
-            table.add_row(*map(Text, (line.name, line.type, _default(line), line.description)))
+            table.add_row(line.name, line.type, _default(line), line.description)
         blocks += [Text(_title(part), style="bold"), Text(part.about), table, Text()]
     return Group(*blocks)
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from harness.base.errors import HarnessError
 from harness.models.cache import cache_folder
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.uri import KNOWN_MODELS, parse_uri
+from harness.terminal.listing import Listing
 
 if TYPE_CHECKING:
     from harness.tasks.base import Task
@@ -28,7 +28,7 @@ def methods_table() -> Group:
     """Methods with the teacher they need, their paper and their options."""
     from methods.base import KDOptions, registered
 
-    table = _table("method", "teacher", "fidelities", "what it does", "paper", "own options")
+    table = Listing("method", "teacher", "fidelities", "what it does", "paper", "own options")
     for method in registered().values():
         fidelities = "described, released" if method.fidelities_differ else "described"
         own = sorted(set(method.Options.model_fields) - set(KDOptions.model_fields))
@@ -41,11 +41,11 @@ def methods_table() -> Group:
     return Group(table, Text(dual))
 
 
-def recipes_table() -> Table:
+def recipes_table() -> Listing:
     """Recipes that come with the harness, with the first line of their headers."""
     from harness.recipe.load import find_recipe, recipe_names
 
-    table = _table("recipe", "what it is")
+    table = Listing("recipe", "what it is")
     for name in recipe_names():
         first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
         table.add_row(name, first.removeprefix("#").strip().removeprefix(f"{name}:").strip())
@@ -54,7 +54,7 @@ def recipes_table() -> Table:
 
 def models_table() -> Group:
     """Small models that install as packages: what is downloaded, from where, under which licence."""
-    table = _table("model", "downloaded", "size", "licence", "from", "what it is")
+    table = Listing("model", "downloaded", "size", "licence", "from", "what it is")
     for name, known in KNOWN_MODELS.items():
         here = is_downloaded(parse_uri(known.uri))
         table.add_row(name, _yes(here), f"{known.size_mb:.0f} MB", known.licence, known.source, known.description)
@@ -86,7 +86,7 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
 
     folder = root if root is not None else samples_folder()
     kinds = {name: kind for name, kind in tasks().items() if asked is None or name in asked}
-    table = _table("task", "rows of", "file", "rows", "fields of a row")
+    table = Listing("task", "rows of", "file", "rows", "fields of a row")
     for name, kind in kinds.items():
         found = kind.data_needs(None if asked is None else asked[name].settings)
         place = root if root is not None else kind.samples()
@@ -121,14 +121,14 @@ def _count_of(one: DataNeed, path: Path) -> Text:
 
 def doctor_table(runs: Path) -> Group:
     """Versions, device, memory, disk, caches, sandbox, optional parts; what is missing and how to get it."""
-    table = _table("what", "found", "advice")
+    table = Listing("what", "found", "advice")
     for check in (_python, _libraries, _device, _memory, lambda: _disk(runs), _caches, _sandbox, _optional):
         for row in check():
-            table.add_row(row[0], row[1], Text(row[2]))  # as text: [tensorboard] is no markup
+            table.add_row(*row)
     return Group(table)
 
 
-Row = tuple[str, RenderableType, str]
+Row = tuple[str, str | Text, str]
 
 
 def _python() -> list[Row]:
@@ -216,13 +216,6 @@ def _optional() -> list[Row]:
         found = importlib.util.find_spec(name) is not None
         rows.append((f"optional: {name}", _yes(found), "" if found else advice))
     return rows
-
-
-def _table(*columns: str) -> Table:
-    table = Table(show_lines=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _yes(value: bool) -> Text:

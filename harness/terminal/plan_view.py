@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from harness.generation import vllm as vllm_engine
 from harness.plan.builder import make_plan
 from harness.plan.costs.made_up_rows import in_words, with_made_up_rows
 from harness.plan.stages import demanded_stages
@@ -23,8 +22,11 @@ def plan_view(recipe: Recipe, store: Store) -> RenderableType:
         parts: list[RenderableType] = [plan_table(made, store, unseen)]
         seen = {name: task for name, task in tasks.items() if name not in unseen}
         warnings = [*in_words(recipe, unseen), *shortfalls(seen)]
-        if recipe.evaluation.engine == "vllm" and vllm_engine.installed() is None:
-            warnings.append(f"evaluation.engine: a run stops here, as vLLM is not installed. {vllm_engine.HOW}")
+        if recipe.evaluation.engine == "vllm":
+            from harness.generation import vllm as vllm_engine  # takes transformers, for which others need not wait
+
+            if vllm_engine.installed() is None:
+                warnings.append(f"evaluation.engine: a run stops here, as vLLM is not installed. {vllm_engine.HOW}")
         parts += [Text(line, "yellow") for line in warnings]
         if demanded := demanded_stages(made, store):
             parts.append(costs_table(made, store, demanded))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from harness.base.files import gigabytes
+from harness.plan.reasons import reasons
 from harness.plan.stages import demanded_stages
+from harness.terminal.listing import Listing
+from harness.terminal.stage_log import StageLog
 
 if TYPE_CHECKING:
     from harness.plan.stages import Plan, Stage
@@ -24,7 +26,10 @@ _WEIGHTS = {"teacher": 3.0, "warm_start": 4.0, "rows": 2.0, "student": 4.0, "ans
 
 
 class TerminalProgress:
-    """Two bars, one for the stage and one for the whole run; finished cells stay as lines above them."""
+    """Two bars, one for the stage and one for the whole run; finished cells stay as lines above them.
+
+    A log or a pipe has lines in their place: when a stage starts, how far it is, what it took.
+    """
 
     def __init__(self, console: Console, plan: Plan, store: Store) -> None:
         self.console, self.plan, self.store = console, plan, store
@@ -44,6 +49,7 @@ class TerminalProgress:
         self.everything = self.bars.add_task("[bold]all stages", total=_weight(self.missing) or 1)
         self.stage = self.bars.add_task("", total=1, visible=False)
         self.reported: set[str] = set()
+        self.log = None if console.is_terminal else StageLog(lambda line: console.print(line, markup=False))
 
     def __enter__(self) -> TerminalProgress:
         if self.missing:
@@ -63,18 +69,27 @@ class TerminalProgress:
 
     def begin(self, stage: str, total: int) -> None:
         self.bars.reset(self.stage, total=total, description=stage, visible=True)
-        if not self.console.is_terminal:  # a log has no bars
-            self.console.print(f"  {stage}")
+        if self.log is not None:
+            self.log.begin(stage, total)
 
-    def advance(self, done: int) -> None:
+    def advance(self, done: int, loss: float | None = None) -> None:
         self.bars.update(self.stage, completed=done)
+        if self.log is not None:
+            self.log.advance(done, loss)
 
     def finish(self) -> None:
         self.bars.update(self.stage, visible=False)
-        self._update()
+        done = self._update()
+        if self.log is not None:
+            share = _weight(done) / (_weight(self.missing) or 1)
+            self.log.finish(share, f"{len(done)} of {len(self.missing)} stages are done")
 
-    def _update(self) -> None:
-        """Move the overall bar, and print a line for each cell that has been scored since the last call."""
+    def _update(self) -> list[Stage]:
+        """Move the overall bar, and print a line for each cell that has been scored since the last call.
+
+        Returns:
+            What is done of the stages that had to run.
+        """
         self.finished |= {s.identity for s in self.missing if self.store.find(s.kind, s.identity) is not None}
         done = [stage for stage in self.missing if stage.identity in self.finished]
         self.bars.update(self.everything, completed=_weight(done))
@@ -82,6 +97,7 @@ class TerminalProgress:
             if cell.scores.identity in self.finished and cell.name not in self.reported:
                 self.reported.add(cell.name)
                 self.console.print(f"[green]done[/]  {cell.name}")
+        return done
 
 
 def _weight(stages: list[Stage]) -> float:
@@ -95,9 +111,9 @@ def plan_table(plan: Plan, store: Store, unknown: Container[str] = ()) -> Group:
         unknown: tasks whose stages have identities that only the data decides.
     """
     demanded = demanded_stages(plan, store)
-    shared = _table(f"{plan.recipe.name}: stages that cells share", "task", "stage", "seed", "identity", "state")
+    shared = Listing("task", "stage", "seed", "identity", "state", title=f"{plan.recipe.name}: stages that cells share")
     beside = f" and {len(plan.references)} references" if plan.references else ""
-    cells = _table(f"{len(plan.cells)} cells{beside}", "task", "method", "seed", *_OF_A_CELL)
+    cells = Listing("task", "method", "seed", *_OF_A_CELL, title=f"{len(plan.cells)} cells{beside}")
     for stage in plan.stages():
         if stage.kind not in _OF_A_CELL.values():
             state = _state(stage, store, demanded)
@@ -113,12 +129,17 @@ def plan_table(plan: Plan, store: Store, unknown: Container[str] = ()) -> Group:
         cells.add_row(cell.task, cell.objective.name, str(cell.seed), *states)
     counts = Counter(str(_state(stage, store, demanded)) for stage in plan.stages())
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
-    return Group(shared, cells, Text(f"{len(plan.stages())} stages: {summary}. Nothing was executed."))
+    lines = [f"{len(plan.stages())} stages: {summary}. Nothing was executed."]
+    if why := reasons(plan, store, unknown):
+        lines += ["New beside what is stored, by", *(f"  {reason}" for reason in why)]
+    if left := store.left_alone():
+        lines.append(left)
+    return Group(shared, cells, Text("\n".join(lines)))
 
 
 def stored_table(plan: Plan, store: Store) -> Group:
     """What there is of the stages that a recipe asked for alone."""
-    table = _table(f"{plan.recipe.name}: teachers", "task", "stage", "identity", "rows")
+    table = Listing("task", "stage", "identity", "rows", title=f"{plan.recipe.name}: teachers")
     for stage in plan.ends:
         found = store.find(stage.kind, stage.identity)
         size = "" if found is None or stage.kind != "rows" else gigabytes(int(found.manifest["bytes"]))
@@ -137,10 +158,3 @@ def _state(stage: Stage | None, store: Store, demanded: set[str]) -> Text:
         return Text("stored", "green")
     # What nobody asks for any more: all that reads it is stored.
     return Text("would run", "yellow") if stage.identity in demanded else Text("not needed", "dim")
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column)
-    return table

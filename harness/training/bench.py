@@ -16,6 +16,8 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
     Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
@@ -59,21 +61,22 @@ class Bench:
     """A student, the teacher that the method wants, and four aligned examples."""
 
     method: Method
-    student: Any
-    teacher: Any | None
+    student: PreTrainedModel
+    teacher: PreTrainedModel | None
     role: str
     examples: list[AlignedExample]
     objective: Objective
     sides: dict[str, TextSide]
 
-    def collator(self, **settings: Any) -> Collator:
+    def collator(self, **settings: Any) -> Collator:  # Any: the collator's own settings
         pad = {STUDENT: 0, "same": 0, "cross": 0}
         return Collator(self.objective.terms, pad, **settings)
 
-    def distiller(self, student: Any | None = None) -> Distiller:
+    def distiller(self, student: PreTrainedModel | None = None) -> Distiller:
         teachers = {self.role: self.teacher} if self.teacher is not None else {}
         return Distiller(self.student if student is None else student, self.objective, teachers)
 
+    # Any: the collator's own settings
     def batch(self, examples: Sequence[AlignedExample] | None = None, **settings: Any) -> Batch:
         return self.collator(**settings).collate(self.examples if examples is None else examples)
 
@@ -99,7 +102,7 @@ def bench(method: Method, *, dtype: torch.dtype = torch.float64, identical: bool
     student_side = TextSide(tiny_tokenizer("byte_level"), template="plain", name="student")
     sides = {STUDENT: student_side}
     student = tiny_model(student_kind, len(student_side.vocabulary), dtype=dtype)
-    teacher: Any | None = None
+    teacher: PreTrainedModel | None = None
     if role:
         family = "byte_level" if role == "same" or identical else "byte_fallback"
         sides[role] = TextSide(tiny_tokenizer(family), template="plain", name="teacher")
@@ -122,7 +125,7 @@ def tiny_tokenizer(family: str, size: int = 400, texts: tuple[str, ...] = TEXTS)
 
 def tiny_model(
     architecture: str, vocabulary: int, *, seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 2
-) -> Any:
+) -> PreTrainedModel:
     """A randomly initialised causal language model: 2 layers of width 64."""
     shape = {
         "vocab_size": vocabulary,
@@ -134,7 +137,7 @@ def tiny_model(
         "eos_token_id": 2,
     }
     wide = shape | {"intermediate_size": 128, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    config: Any = {
+    config: PretrainedConfig = {
         "qwen2": lambda: Qwen2Config(**wide, tie_word_embeddings=True),
         "phi3": lambda: Phi3Config(**wide, tie_word_embeddings=False),
         "gemma2": lambda: Gemma2Config(**wide, head_dim=16, sliding_window=256),
@@ -159,6 +162,7 @@ class StoppedError(Exception):
     """Raised after a step by :func:`run`, as if the process had been stopped."""
 
 
+# Any: of the training's fields, which check them
 def run(method: Method, folder: Path, *, stop_after: int = 99, **settings: Any) -> list[dict[str, float]]:
     """Four optimiser steps on the tiny pair; the loss of each.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +13,9 @@ from torch import Tensor
 from harness.data.batches import Batch
 from harness.models.heads import LOW_PRECISION, Head
 from harness.training.objective import LossParts, Objective
-from methods.base import AlignedChunk, LossSums, Side
+from methods.base import AlignedChunk, LossSums, Method, Side
 from methods.library.closed_form import compiling, cross_entropy
+from methods.library.kernels import kernels_for
 
 
 class ChunkWalk:
@@ -65,7 +68,7 @@ class ChunkWalk:
             for number, (start, stop) in enumerate(self.batch.chunks):
                 piece = rows[start:stop].to(head.weight.dtype)
                 with torch.no_grad():
-                    logits = _full(head.logits(piece))
+                    logits = head.logits(piece)
                 upstream = self._chunk(number, logits, teachers, own, gradients[1 + of_head :], total)
                 if any(wanted[: 1 + of_head]):
                     with torch.no_grad():
@@ -88,40 +91,53 @@ class ChunkWalk:
             [rows, vocabulary], the gradient of the weighted, normalised loss at the logits.
         """
         targets = self.batch.targets[slice(*self.batch.chunks[number])]
+        kernels = kernels_for(logits)
+        dtype = torch.float32 if logits.dtype in LOW_PRECISION else logits.dtype
+        scale = logits.new_full((), self.objective.ce_weight / self.divisors[0], dtype=dtype)
         found: list[tuple[Tensor, float]] = []
+        upstream = lse = None
+        if kernels is not None:  # what has a kernel adds to the gradient of the cross-entropy
+            lse = kernels.log_sum_exp(logits)
+            ce, norm, upstream = kernels.cross_entropy(logits, targets, scale, lse)
+        full = _Full(logits)
         for k, term in enumerate(self.objective.terms):
-            sums = self._term(k, number, logits, targets, teachers)
-            if sums is None:
+            chunk = self._aligned(k, number, logits, targets, teachers)
+            if chunk is None:
                 continue
+            share = term.weight / self.divisors[1 + k]
+            sums = _sums(term.method, chunk, full, lse, upstream, share)
             total.kd[k].append(sums.kd.detach())
             total.note(sums.diagnostics)
-            share = term.weight / self.divisors[1 + k]
-            gradient = sums.gradient
-            if gradient is None and sums.kd.requires_grad:
-                gradient, *rest = torch.autograd.grad(sums.kd, [logits, *own], allow_unused=True)
+            gradient, squares = sums.gradient, sums.squared_norm
+            if gradient is None and squares is None and sums.kd.requires_grad:
+                gradient, *rest = torch.autograd.grad(sums.kd, [full.logits, *own], allow_unused=True)
                 for place, of_parameter in zip(of_own, rest, strict=True):
                     if place is not None and of_parameter is not None:
                         place.add_(of_parameter, alpha=share)
             if gradient is not None:
-                total.kd_gradient[k].append(torch.linalg.vector_norm(gradient).square() / self.divisors[1 + k] ** 2)
+                squares = torch.linalg.vector_norm(gradient).square()
                 found.append((gradient, share))
-        scale = logits.new_full((), self.objective.ce_weight / self.divisors[0])
-        ce, norm, upstream = cross_entropy(logits.detach(), targets, scale)
+            if squares is not None:
+                total.kd_gradient[k].append(squares / self.divisors[1 + k] ** 2)
+        if upstream is None:
+            ce, norm, upstream = cross_entropy(full.logits.detach(), targets, scale)
         total.ce.append(ce)
         total.ce_gradient.append(norm / self.divisors[0] ** 2)
         for gradient, share in found:
             upstream.add_(gradient, alpha=share)
         return upstream
 
-    def _term(self, k: int, number: int, logits: Tensor, targets: Tensor, teachers: dict[str, Head]) -> LossSums | None:
-        """The KD sum of one term over one chunk; None where the chunk has no group."""
+    def _aligned(
+        self, k: int, number: int, logits: Tensor, targets: Tensor, teachers: dict[str, Head]
+    ) -> AlignedChunk | None:
+        """One term's groups of one chunk over logits as the heads give them; None where the chunk has no group."""
         term, groups = self.objective.terms[k], self.batch.terms[k]
         student_members, teacher_members, span, rows = groups.slices[number]
         if span[0] == span[1]:
             return None
         with torch.no_grad():
             head = teachers[term.teacher]
-            teacher_logits = _full(head.logits(self.teacher_rows[term.teacher][slice(*rows)].to(head.weight.dtype)))
+            teacher_logits = head.logits(self.teacher_rows[term.teacher][slice(*rows)].to(head.weight.dtype))
         in_order = groups.in_order[number]
         student = Side(
             logits,
@@ -140,9 +156,32 @@ class ChunkWalk:
             in_order[1],
             None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
-        with torch.enable_grad():  # losses without a gradient of their own differentiate to the logits, no further
-            logits.requires_grad_()
-            return term.method.loss(AlignedChunk(student, teacher, span[1] - span[0]))
+        return AlignedChunk(student, teacher, span[1] - span[0])
+
+
+class _Full:
+    """Logits in float32 at least, made when a loss asks for them, and what its gradient is taken at."""
+
+    def __init__(self, raw: Tensor) -> None:
+        self.raw = raw
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return _full(self.raw.detach()).requires_grad_()
+
+
+def _sums(
+    method: Method[Any], chunk: AlignedChunk, full: _Full, lse: Tensor | None, upstream: Tensor | None, share: float
+) -> LossSums:
+    """A method's loss, by a kernel where it has one; then its gradient is in ``upstream`` already."""
+    if lse is not None and upstream is not None:
+        with torch.no_grad():
+            sums = method.loss_into(chunk, lse, upstream, share)
+        if sums is not None:
+            return sums
+    teacher = chunk.teacher.with_logits(_full(chunk.teacher.logits))
+    with torch.enable_grad():  # losses without a gradient of their own differentiate to the logits, no further
+        return method.loss(AlignedChunk(chunk.student.with_logits(full.logits), teacher, chunk.groups))
 
 
 def _through_head(
@@ -158,10 +197,18 @@ def _through_head(
         if of_weight.dtype == low.dtype:
             of_weight.addmm_(low.T, rows)  # adds inside of the product: no second [vocabulary, hidden] matrix
         else:
-            of_weight.add_(low.T @ rows)
+            _add_product(of_weight, low.T, rows)
     for gradient in of_bias:
         if gradient is not None:
             gradient.add_(at_linear.sum(0))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a product of low precision to float32, inside of the product where the device can."""
+    if total.device.type == "cuda" and hasattr(torch.ops.aten.addmm, "dtype_out"):
+        torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
+    else:
+        total.add_(left @ right)
 
 
 class _Sums:

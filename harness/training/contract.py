@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from harness.base.promises import BrokenPromiseError, Checked
 from harness.data.batches import Batch
 from harness.data.terms import align
 from harness.data.tokens import STUDENT, SideTokens
@@ -24,16 +25,14 @@ from methods.base import Method, Rows, TeacherKind, find
 from methods.library.vocabulary import TokenizerPair, Vocabulary
 
 
-class BrokenPromiseError(Exception):
-    """A method does not keep its contract; the message says in what."""
-
-
-def _promise(kept: Any, detail: str) -> None:
+def _promise(kept: bool | torch.Tensor, detail: str) -> None:
     if not kept:
         raise BrokenPromiseError(detail)
 
 
-def _close(name: str, found: Any, expected: Any, tolerance: float, least: float = 0.0) -> None:
+def _close(
+    name: str, found: float | torch.Tensor, expected: float | torch.Tensor, tolerance: float, least: float = 0.0
+) -> None:
     """Numbers that differ by at most ``tolerance`` of the expected one, or of ``least`` where that is more."""
     left, right = float(found), float(expected)
     near = abs(left - right) <= tolerance * max(abs(right), least)  # NaN is not near
@@ -187,7 +186,7 @@ def nothing_is_changed(method: Method) -> None:
     _promise(_same(weights, [dict(model.state_dict()) for model in models]), "weights have been changed")
 
 
-def _same(left: Any, right: Any) -> bool:
+def _same(left: Any, right: Any) -> bool:  # Any: of one type, which is found out here
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, np.ndarray):
@@ -309,20 +308,6 @@ def keep(promise: str, method: Method, folder: Path) -> None:
         check(method, folder)
     else:
         check(method)
-
-
-class Checked(NamedTuple):
-    """How a method did on one promise.
-
-    Attributes:
-        promise: with the fidelity, where a method has two.
-        ok: whether it keeps it; None where the promise is none of its.
-        detail: what was found, or why nothing was checked.
-    """
-
-    promise: str
-    ok: bool | None
-    detail: str = ""
 
 
 def check_method(name: str) -> Iterator[Checked]:

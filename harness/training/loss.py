@@ -116,6 +116,7 @@ class Distiller(nn.Module):
             total += float(nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum"))
         return total / max(int(batch.targets.ne(-100).sum()), 1)
 
+    # Any: whatever torch's own takes and gives
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Parameters without the second name of tied ones, since safetensors refuses shared memory."""
         kept: dict[str, Any] = {}
@@ -136,12 +137,12 @@ class Distiller(nn.Module):
     def tie_weights(self) -> None:
         """Nothing to do: a tied parameter is one tensor under two names. Called by the Trainer after loading."""
 
-    def activation_checkpointing_enable(self, **settings: Any) -> None:
+    def activation_checkpointing_enable(self, **settings: object) -> None:
         """Recompute the student's activations in the backward pass; called by the Trainer."""
         student: Any = self.student
         student.activation_checkpointing_enable(**settings)
 
-    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+    def gradient_checkpointing_enable(self, **settings: object) -> None:
         """The same under the name that transformers before 5.23 calls."""
         student: Any = self.student
         student.gradient_checkpointing_enable(**settings)
@@ -150,7 +151,7 @@ class Distiller(nn.Module):
 class _Chunked(torch.autograd.Function):
     """Runs a walk in the forward pass, gradients included; the backward pass only scales them."""
 
-    @staticmethod
+    @staticmethod  # Any: torch's context, which takes what is put on it
     def forward(ctx: Any, walk: ChunkWalk, sink: list[LossParts], rows: Tensor, *parameters: Tensor) -> Tensor:
         wanted = list(ctx.needs_input_grad[2:])
         # The head is a function of the tensors that it is given; a method uses its own parameters as they are.
@@ -161,8 +162,8 @@ class _Chunked(torch.autograd.Function):
         sink.append(parts)
         return parts.loss
 
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+    @staticmethod  # Any: as above
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if gradient is None else gradient * scale for gradient in ctx.gradients]
         ctx.gradients = None
         return None, None, *scaled

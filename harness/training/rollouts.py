@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, join_sampled
 from harness.generation.decoding import GumbelNoise, continue_prompts
 from methods.base import Need
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 from methods.library.alignment import Groups
 
 
@@ -85,13 +88,13 @@ class Rollouts:
         return seed_of("rollout", self.seed, step, micro_batch) < self.settings.share * 2**31
 
     @torch.no_grad()
-    def batch(self, student: Any, examples: Sequence[AlignedExample], step: int) -> Batch:
+    def batch(self, student: PreTrainedModel, examples: Sequence[AlignedExample], step: int) -> Batch:
         """A batch of the examples' prompts with responses that the student samples, on the CPU."""
         responses = self._sample(student, examples, step)
         joined = join_sampled([aligned.example for aligned in examples], responses, self.sides, self.max_length)
         return self.collator.collate([self._align(example) for example in joined], sampled=self.scorers)
 
-    def _sample(self, student: Any, examples: Sequence[AlignedExample], step: int) -> list[list[int]]:
+    def _sample(self, student: PreTrainedModel, examples: Sequence[AlignedExample], step: int) -> list[list[int]]:
         """Ids of each response, up to what ended it, that one included."""
         settings, side = self.settings, self.sides[STUDENT]
         processors: list[LogitsProcessor] = [_KnownTokens(len(side.vocabulary))]

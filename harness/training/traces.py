@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from harness.training.chunk_walk import ChunkWalk
 from harness.training.objective import Objective
 from methods.base import Rows
 from methods.library.alignment import AlignedResponse, Groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TRACED = 4  # responses of a task
 LONGEST = 200  # tokens of a traced response on the longest side: more is not read, and its logits take memory
@@ -56,8 +59,8 @@ class Tracer:
 
     def __init__(
         self,
-        student: Any,
-        live: Mapping[str, Any],
+        student: PreTrainedModel,
+        live: Mapping[str, PreTrainedModel],
         heads: Mapping[str, Head],
         stored: Mapping[str, StoredRows],
         pad: Mapping[str, int],
@@ -118,8 +121,8 @@ class Tracer:
     def _align(self, response: AlignedResponse, layout: Layout, term: Term, student: Tensor, teacher: Tensor) -> Groups:
         """Groups of a method that aligns by entropies."""
         first = int(layout.student_shift[0][0]), int(layout.teacher_shift[0][0])
-        ours = entropies(Head.of(self.student), student, len(student))
-        theirs = entropies(self.heads[term.teacher], teacher, len(teacher))
+        ours = entropies(Head.of(self.student), student, len(student)).cpu().numpy()
+        theirs = entropies(self.heads[term.teacher], teacher, len(teacher)).cpu().numpy()
         return term.method.align(
             replace(
                 response,

@@ -7,22 +7,23 @@ clipping, schedules, mixed precision, checkpoints, resuming and trackers are the
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
-from torch.utils.data import Sampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from harness.base.device import compute_dtype
 from harness.base.errors import HarnessError
+from harness.base.ranks import world_size
 from harness.data.batches import Batch, Collator
-from harness.data.read_ahead import AheadBatch, ReadAhead
+from harness.data.read_ahead import AheadBatch, ReadAhead, Sample
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
@@ -46,7 +47,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        *args: Any,
+        *args: Any,  # Any: the Trainer's own, which is untyped
         sampler: Sampler[int] | None = None,
         rollouts: Rollouts | None = None,
         draws_share: int = 1,
@@ -71,25 +72,28 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._on_step = on_step
         self.steps: list[dict[str, float]] = []
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+    def _get_train_sampler(self, train_dataset: Dataset[AlignedExample] | None = None) -> Sampler[int] | None:
         """Our own order of the examples, or the Trainer's."""
-        return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
+        if self._sampler is not None:
+            return self._sampler
+        theirs: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+        return theirs
 
-    def get_train_dataloader(self) -> Any:
+    def get_train_dataloader(self) -> DataLoader[Sample]:
         """The Trainer's, whose order of examples is told the epoch here too.
 
         Accelerate does not reach it where several processes go on in a later epoch: it stands too deep.
         """
-        loader = super().get_train_dataloader()
-        batches = loader.batch_sampler
+        loader: DataLoader[Sample] = super().get_train_dataloader()
+        batches: Any = loader.batch_sampler  # accelerate's, round ours
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
         self._order = batches.sampler
         return loader
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
+        self, epoch_iterator: Iterator[Sample], num_batches: int, device: torch.device
+    ) -> tuple[list[Sample], Tensor | None]:
         """The batches of one accumulation window, and their counts summed over the window and all ranks."""
         if hasattr(self._order, "set_epoch"):  # read when the epoch's first batch is asked for
             self._order.set_epoch(int(self.state.epoch or 0))
@@ -119,18 +123,23 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             self._window.facts["sampled micro-batches"] = sampled
         return samples, counts
 
-    def _sampled(self, sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    def _sampled(self, sample: Sample, device: torch.device) -> Sample:
         """A micro-batch of the same prompts with responses of the student's own."""
         assert self._rollouts is not None
         if isinstance(sample["batch"], AheadBatch):
             sample["batch"].cancel()
         with self.accelerator.autocast():  # the Trainer leaves precision to a forward pass of the whole distiller
             batch = self._rollouts.batch(self.model.student, sample["examples"], self.state.global_step)
-        return sample | {"batch": batch.to(device)}
+        moved: Batch = batch.to(device)
+        return {"batch": moved, "examples": sample["examples"]}
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: Sample,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, LossParts]:
         """Loss of one micro-batch, a part of its window's loss."""
         assert self._window.divisors is not None
         batch = inputs["batch"]
@@ -204,7 +213,7 @@ class _Window:
         for name, value in parts.diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, torch.zeros_like(value)) + value
 
-    def means(self, accelerator: Any) -> dict[str, float]:
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, the methods' own diagnostics.
 
         Without a token that carries CE there is no mean of it: NaN.
@@ -222,7 +231,7 @@ class _Window:
             values[f"kd_ce_ratio_{term}"] = math.sqrt(gradient / ce_gradient) if ce_gradient else math.nan
         return values | self._shares(accelerator, tokens)
 
-    def _shares(self, accelerator: Any, tokens: float) -> dict[str, float]:
+    def _shares(self, accelerator: Accelerator, tokens: float) -> dict[str, float]:
         """The methods' own diagnostics. Ranks may know different ones: a chunk without groups has none."""
         names = sorted(set(gather_object(list(self.diagnostics))))
         if not names:
@@ -267,7 +276,7 @@ def train(
         check_packing(distiller.student)
     marker = CheckpointMarker()
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
-    micro = training.micro_batch(_world_size(), sampled=rollouts is not None)
+    micro = training.micro_batch(world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
         model=distiller,
         args=_arguments(training, micro, steps, seed, work),
@@ -308,7 +317,7 @@ def _arguments(training: Training, micro: int, steps: int, seed: int, work: Path
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=training.batch_size // (micro * _world_size()),
+        gradient_accumulation_steps=training.batch_size // (micro * world_size()),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup,
@@ -339,7 +348,3 @@ def _arguments(training: Training, micro: int, steps: int, seed: int, work: Path
     if arguments.n_gpu > 1:  # one process drives one GPU: DataParallel can't scatter our batches
         arguments._n_gpu = 1
     return arguments
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
 
@@ -25,7 +26,7 @@ class AlignedResponse:
         student_ends, teacher_ends: int64 [n], [m], where each token ends, in bytes of the response.
         student_prompt, teacher_prompt: number of tokens before the response.
         student_entropy, teacher_entropy: float64 [n], [m], in nats, of the rows that the method's loss reads; None
-            unless the method needs them.
+            unless the method needs them. Tensors where the method aligns on the models' device, else arrays.
     """
 
     student_ids: IntArray
@@ -34,8 +35,8 @@ class AlignedResponse:
     teacher_ends: IntArray
     student_prompt: int = 0
     teacher_prompt: int = 0
-    student_entropy: npt.NDArray[np.float64] | None = None
-    teacher_entropy: npt.NDArray[np.float64] | None = None
+    student_entropy: npt.NDArray[np.float64] | Tensor | None = None
+    teacher_entropy: npt.NDArray[np.float64] | Tensor | None = None
 
 
 @dataclass(frozen=True)

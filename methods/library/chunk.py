@@ -24,11 +24,13 @@ class LossSums:
             for the response tokens.
         gradient: of ``kd`` at the chunk's student logits, [rows, vocabulary], where the method has it in closed form;
             then ``kd`` needs no graph. See :meth:`LossSums.closed`.
+        squared_norm: scalar, of that gradient, where :meth:`Method.loss_into` has added it already.
     """
 
     kd: Tensor
     diagnostics: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     gradient: Tensor | None = None
+    squared_norm: Tensor | None = None
 
     @classmethod
     def closed(
@@ -96,14 +98,15 @@ class Side:
 
     def first_columns(self, columns: int) -> Side:
         """The same rows over the first ``columns`` entries of the vocabulary."""
-        return self._with(self.logits[:, :columns])
+        return self.with_logits(self.logits[:, :columns])
 
     def over_columns(self, columns: Tensor) -> Side:
         """The same rows over chosen entries of the vocabulary, int64 [columns], in their order."""
         chosen = self.logits.index_select(1, columns.to(self.logits.device))
-        return self._with(chosen)
+        return self.with_logits(chosen)
 
-    def _with(self, logits: Tensor) -> Side:
+    def with_logits(self, logits: Tensor) -> Side:
+        """The same rows and groups over other logits."""
         return Side(logits, self.targets, self.index, self.group, self.tokens, self.in_order, self.weight)
 
     def paired_logits(self) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 IGNORED = -100
 P = ParamSpec("P")
@@ -45,6 +44,8 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         nonlocal eager_only
         with torch.no_grad():
             if _compiling and not eager_only:
+                from torch._dynamo.exc import TorchDynamoException  # takes seconds, which `harness plan` need not wait
+
                 try:
                     return _compiled(function)(*args, **kwargs)  # type: ignore[no-any-return]
                 except TorchDynamoException as error:  # no compiler here, or none that knows this: nothing is lost
@@ -61,6 +62,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Options and kinds of chunks (all members in order, none merged) do: more of them than torch allows by default.
     """
+    import torch._dynamo
+
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
     return compiled

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 from methods.library.alignment import IntArray
+from methods.library.edit_distance import TextTable
 from methods.library.maps import UNMAPPED, Tables, VocabularyMap
+from methods.library.near_tokens import nearest_partners
 from methods.library.warping import EditDistances
 
 FloatArray = npt.NDArray[np.float64]
@@ -39,12 +43,17 @@ class Spellings:
     """
 
     def __init__(self, texts: Sequence[str], distances: EditDistances) -> None:
-        self.distances, self.numbers = distances, distances.numbers(texts)
+        self.texts, self.distances, self.numbers = texts, distances, distances.numbers(texts)
         self.lengths: IntArray = np.fromiter(map(len, texts), np.int64, len(texts))
         self.tables = Tables(
             lengths=torch.from_numpy(self.lengths.astype(np.float32)),
             characters=torch.from_numpy(_character_sets(texts, self.lengths)),
         )
+
+    @cached_property
+    def points(self) -> TextTable:
+        """The texts for a device that measures pairs itself."""
+        return TextTable(self.texts)
 
 
 class Direction:
@@ -84,6 +93,11 @@ def likeliest(logits: Tensor, source: Direction, k: int) -> Tensor:
     return known.topk(min(k, known.shape[-1]), dim=-1).indices
 
 
+def stays_on_device(where: Any) -> bool:
+    """Whether work on these numbers stays on their device, which is not the CPU."""
+    return isinstance(where, Tensor) and where.device.type != "cpu"
+
+
 def contextual(theirs: Tensor, ours: Tensor, ahead: Direction, back: Direction, theta: float) -> tuple[Tensor, Tensor]:
     """int64 [positions, k] each: partner of each teacher and of each student token at its position; -1 for none.
 
@@ -93,7 +107,13 @@ def contextual(theirs: Tensor, ours: Tensor, ahead: Direction, back: Direction, 
     to_student, to_teacher = _static_one_to_one(theirs, ahead), _static_one_to_one(ours, back)
     there = to_student == UNMAPPED, ~_among(ours, to_student)  # source tokens that seek, target tokens that are free
     back_again = ~_among(theirs, to_teacher), to_teacher == UNMAPPED
-    # Distances are the same both ways: one search, and one transfer from the device, for both directions.
+    # Distances are the same both ways: one search for both directions.
+    if stays_on_device(theirs):
+        of_theirs, of_ours = (torch.stack(side).any(0) for side in zip(there, back_again, strict=True))
+        candidates = _may_be_near(theirs, ours, of_theirs, of_ours, ahead, theta)
+        points = ahead.source.points, ahead.target.points
+        found = nearest_partners(theirs, ours, candidates, there, back_again, points, theta)
+        return torch.maximum(to_student, found[0]), torch.maximum(to_teacher, found[1])
     near = near_pairs(theirs, ours, [there, back_again], ahead, theta)
     a, b = (near.kept(use) for use in near.uses)
     k = theirs.shape[-1], ours.shape[-1]

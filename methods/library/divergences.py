@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
+
+from methods.library.counted import counted_l1_parts, edges
 
 
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -90,23 +92,58 @@ def generalized_jsd_parts(student: Tensor, teacher: Tensor, beta: float, floor: 
     return value, gradient.masked_fill_(below, 0.0)
 
 
+class Sort(NamedTuple):
+    """How ranks are compared.
+
+    Attributes:
+        how: "sorted", "counted" or "resolved"; see :func:`distance_by`.
+        top_k: ranks that are compared one by one where they are sorted; None for all.
+        ends: edges of the bins where masses are counted.
+    """
+
+    how: Literal["sorted", "counted", "resolved"] = "sorted"
+    top_k: int | None = None
+    ends: Tensor | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing but rounding is lost."""
+        return self.how == "resolved" or (self.how == "sorted" and self.top_k is None)
+
+
 class SortOptions(BaseModel):
     """Options of methods that compare sorted distributions."""
 
-    sort: Literal["exact", "top_k"] = Field(
-        "exact", description="compare all ranks, or the first top_k of them and what is left as one mass"
+    sort: Literal["auto", "exact", "counted", "top_k"] = Field(
+        "auto",
+        description="exact: all ranks; counted: masses in bins, 1e-3 off at most as a rule, no sort; top_k: the first "
+        "top_k ranks, and what is left as one mass; auto: exact on a CPU, counted on a GPU",
     )
     top_k: int = Field(1024, ge=1, description="ranks that are compared one by one, where sort is top_k")
 
-    @property
-    def compared_ranks(self) -> int | None:
-        """How many ranks :func:`sorted_l1_parts` compares; None for all."""
-        return self.top_k if self.sort == "top_k" else None
+    def sort_of(self, logits: Tensor) -> Sort:
+        """How masses that come from these logits are compared, on their device."""
+        on_cpu = logits.device.type == "cpu"
+        if self.sort == "top_k" or (on_cpu and self.sort != "counted"):
+            return Sort("sorted", self.top_k if self.sort == "top_k" else None)
+        masses = torch.float64 if logits.dtype is torch.float64 else torch.float32
+        return Sort("resolved" if self.sort == "exact" else "counted", None, edges(masses, logits.device))
 
 
-def sort_error(bound: Tensor, groups: int, top_k: int | None) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """The diagnostic of a shortened sort: the most by which KD may be too small, per group."""
-    return {} if top_k is None else {"sort error at most": (bound, torch.full_like(bound, groups))}
+def sort_error(bound: Tensor, groups: int, sort: Sort) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """The diagnostic of a sort that is not exact: the most by which KD may be too small, per group."""
+    return {} if sort.is_exact else {"sort error at most": (bound, torch.full_like(bound, groups))}
+
+
+def distance_by(sort: Sort, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sorted distance of rows of masses, its gradient at the student's, and the most by which it is too small.
+
+    A "sorted" one is :func:`sorted_l1_parts`; a "counted" or "resolved" one :func:`counted_l1_parts`, where "resolved"
+    sorts what counting leaves in doubt.
+    """
+    if sort.how == "sorted":
+        return sorted_l1_parts(student, teacher, sort.top_k)
+    return counted_l1_parts(student, teacher, sort.how == "resolved", sort.ends)
 
 
 def sorted_l1(student: Tensor, teacher: Tensor) -> Tensor:

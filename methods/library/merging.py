@@ -56,12 +56,12 @@ def bayesian(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, gr
     Returns:
         [groups, vocabulary], log-masses.
     """
-    return _times_realised(log_probs, index, group, tokens, _kept(group, groups, "bayesian"))
+    return _times_realised(log_probs, index, group, tokens, kept_members(group, groups, "bayesian"))
 
 
 def observed(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, groups: int) -> Tensor:
     """The first member's row, times the probabilities of the members after it; as :func:`bayesian`."""
-    return _times_realised(log_probs, index, group, tokens, _kept(group, groups, "observed"))
+    return _times_realised(log_probs, index, group, tokens, kept_members(group, groups, "observed"))
 
 
 def product(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, groups: int) -> Tensor:
@@ -77,7 +77,7 @@ def _times_realised(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Ten
     return log_probs.index_select(0, index[kept]) + joint.unsqueeze(-1)
 
 
-def _kept(group: Tensor, groups: int, how: Merge) -> Tensor:
+def kept_members(group: Tensor, groups: int, how: Merge) -> Tensor:
     """int64 [groups]: the member of each group whose row stays, the last one or the first."""
     numbers = torch.arange(groups, device=group.device)
     if how == "bayesian":
@@ -106,7 +106,7 @@ class Merged:
             rows = self._log_probs.index_select(0, side.row)
             self.log_masses = self._zeros(groups).index_add_(0, side.group, rows).log_softmax(-1)
         else:
-            kept = torch.arange(groups, device=side.group.device) if alone else _kept(side.group, groups, how)
+            kept = torch.arange(groups, device=side.group.device) if alone else kept_members(side.group, groups, how)
             self._own, self._ids = side.row[kept], side.tokens.clamp_min(0)
             self._realised = self._log_probs[side.row, self._ids]
             self._others = torch.ones_like(self._realised).index_fill_(0, kept, 0.0)

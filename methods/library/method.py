@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Generic, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from methods.library.alignment import AlignedResponse, Groups
@@ -126,6 +126,7 @@ class Method(ABC, Generic[O_co]):
         teacher: which teacher it needs.
         start: which weights the student starts from.
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
+        aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
         sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
         Options: the fields that a recipe may set, with their defaults: what the class is generic over.
     """
@@ -136,6 +137,7 @@ class Method(ABC, Generic[O_co]):
     teacher: ClassVar[TeacherKind]
     start: ClassVar[Start] = Start.WARM_START
     fidelities_differ: ClassVar[bool] = False
+    aligns_on_device: ClassVar[bool] = False
     sorts: ClassVar[bool] = False
 
     # no ClassVar, which can't be generic: so mypy holds `Options = ULDOptions` to the parameter of the class
@@ -216,6 +218,18 @@ class Method(ABC, Generic[O_co]):
     @abstractmethod
     def loss(self, chunk: AlignedChunk) -> LossSums:
         """The sum of the distillation loss over the chunk, differentiable with respect to ``chunk.student``."""
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        """As :meth:`loss`, by a kernel that adds ``scale`` times the gradient to ``upstream``.
+
+        None where the method has no such form, as by default; then :meth:`loss` is asked. It runs without a graph.
+
+        Args:
+            chunk: logits as the heads give them, in bfloat16 too.
+            lse: float32 [rows], log of the sum of the exponentials of each of the student's rows.
+            upstream: [rows, vocabulary], the gradient at the student's logits so far, in their dtype.
+        """
+        return None
 
     def trainable(self) -> nn.Module | None:
         """Parameters of the method's own that are trained with the student."""

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist, cpdist
 
@@ -78,7 +79,7 @@ class EditCosts:
         self.student_texts, self.teacher_texts = token_texts(student), token_texts(teacher)
         mapped = exact_map(teacher, student)
         mapped[teacher.kinds != TokenKind.SPECIAL] = UNMAPPED
-        self._student_of_special = mapped
+        self.student_of_special = mapped
 
     def costs(self, student_ids: IntArray, teacher_ids: IntArray) -> IntArray:
         """int64 [m, n]: cost of each teacher token with each student token; each pair of ids is measured once."""
@@ -86,7 +87,7 @@ class EditCosts:
         theirs, their_place = np.unique(teacher_ids, return_inverse=True)
         left, right = [self.teacher_texts[i] for i in theirs], [self.student_texts[i] for i in ours]
         distances = cdist(left, right, scorer=Levenshtein.distance, dtype=np.int32).astype(np.int64)
-        distances[self._student_of_special[theirs][:, None] == ours] = 0
+        distances[self.student_of_special[theirs][:, None] == ours] = 0
         costs: IntArray = distances.take(our_place, axis=1).take(their_place, axis=0)
         return costs
 
@@ -95,8 +96,8 @@ class EditCosts:
         assert response.student_entropy is not None
         assert response.teacher_entropy is not None
         costs = self.costs(response.student_ids, response.teacher_ids)
-        costs *= entropy_weights(response.teacher_entropy)[:, None]
-        costs *= entropy_weights(response.student_entropy)
+        costs *= entropy_weights(torch.as_tensor(response.teacher_entropy).cpu().numpy())[:, None]
+        costs *= entropy_weights(torch.as_tensor(response.student_entropy).cpu().numpy())
         return costs
 
 
@@ -139,14 +140,14 @@ def warp_all(costs: Sequence[IntArray]) -> list[Path]:
         costs: int64 [m_b, n_b] each, not negative.
     """
     paths: list[Path] = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))] * len(costs)
-    for part in _alike([table.shape for table in costs]):
+    for part in alike([table.shape for table in costs]):
         total = _accumulated([costs[number] for number in part])
         for place, number in enumerate(part):
             paths[number] = _walk_back(total, place, *costs[number].shape)
     return paths
 
 
-def _alike(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+def alike(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
     """Numbers of the tables that have cells, parted so that tables of like size share one of limited size."""
     part: list[int] = []
     rows = columns = 0

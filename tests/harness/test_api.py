@@ -41,7 +41,7 @@ class Told:
     def begin(self, stage: str, total: int) -> None:
         self.stages.append(stage)
 
-    def advance(self, done: int) -> None: ...
+    def advance(self, done: int, loss: float | None = None) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -266,15 +266,15 @@ def test_what_an_earlier_call_heard_stays_in_the_record(
 
     from harness.run.runner import Runner
 
-    own = Runner.preflight
+    own = Runner.run
 
-    def preflight(self: Runner) -> None:
+    def warned(self: Runner) -> None:
         warnings.warn("loss runs uncompiled", stacklevel=1)
         own(self)
 
     recipe = api.load_recipe(recipe_file, tasks=["dolly"], methods=["control"])
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "preflight", preflight)
+        patch.setattr(Runner, "run", warned)
         api.run(recipe, runs=tmp_path)
     run = api.run(recipe, runs=tmp_path)
     assert "loss runs uncompiled" in json.loads((run.folder / "run.json").read_text())["notes"]
@@ -293,3 +293,10 @@ def test_the_package_gives_the_api_when_asked() -> None:
     assert harness.api is api
     with pytest.raises(AttributeError, match="no attribute 'apj'"):
         harness.apj  # noqa: B018
+
+
+def test_version_and_commit(harness: Command) -> None:
+    done = harness("--version")
+    assert done.code == 0
+    assert done.out.startswith(f"harness {api.__version__}")
+    assert api.commit()[:40] in done.out

@@ -27,6 +27,14 @@ from tests.methods.library.test_warping import by_hand
 
 STUDENT, TEACHER = (Vocabulary.of(tiny.tokenizer(f).backend_tokenizer, f, (2,)) for f in ("byte_level", "unigram"))
 PAIR = TokenizerPair(STUDENT, TEACHER)
+WHERE = pytest.mark.parametrize("where", ["host", "device"])
+"""Whether pairs are measured as on the CPU, or as where logits are on a GPU."""
+
+
+def stay(where: str, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        "methods.library.contextual.stays_on_device", lambda found: where == "device" and isinstance(found, Tensor)
+    )
 
 
 def toy(seed: int) -> TokenizerPair:
@@ -123,10 +131,12 @@ def described(
     return total
 
 
+@WHERE
 @pytest.mark.parametrize(
     ("k", "kind"), [(1, "exact"), (7, "exact"), (60, "exact"), (100, "exact"), (60, "nearest"), (60, "prefix")]
 )
-def test_described_equals_loops_over_positions(k: int, kind: str) -> None:
+def test_described_equals_loops_over_positions(k: int, kind: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stay(where, monkeypatch)
     method = CDM(k=k, static_map=kind)
     method.prepare(PAIR)
     made = chunk(9, seed=k)
@@ -225,10 +235,14 @@ def test_released_equals_loops_over_positions(k: int, kind: str) -> None:
     assert_equal(made, method.loss(made).kd, released(made, k, kind))
 
 
+@WHERE
 @pytest.mark.parametrize("fidelity", ["described", "released"])
 @pytest.mark.parametrize("kind", ["exact", "nearest", "prefix"])
-def test_both_equal_loops_where_tokens_are_much_alike(fidelity: str, kind: str) -> None:
+def test_both_equal_loops_where_tokens_are_much_alike(
+    fidelity: str, kind: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many near tokens, ties, blanks and id 0: what the vocabularies above have little of."""
+    stay(where, monkeypatch)
     formula = {"described": described, "released": released}[fidelity]
     for seed in range(25):
         pair = toy(seed)

@@ -14,8 +14,14 @@ from methods.fkd import FKD
 
 # Options that lead through code of their own, by method.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "gold": [{"merge": "observed"}, {"merge": "product"}, {"positions": "disagreement"}, {"sort": "top_k", "top_k": 8}],
-    "uld": [{"pairing": "bytes"}, {"sort": "top_k", "top_k": 8}],
+    "gold": [
+        {"merge": "observed"},
+        {"merge": "product"},
+        {"positions": "disagreement"},
+        {"sort": "top_k", "top_k": 8},
+        {"sort": "counted"},
+    ],
+    "uld": [{"pairing": "bytes"}, {"sort": "top_k", "top_k": 8}, {"sort": "counted"}],
 }
 
 

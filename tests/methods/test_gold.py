@@ -267,7 +267,7 @@ def test_columns_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "unused"),
-    [((1.0, 0.0), "sorted_l1_parts"), ((0.0, 1.0), "generalized_jsd_parts")],
+    [((1.0, 0.0), "distance_by"), ((0.0, 1.0), "generalized_jsd_parts")],
     ids=["matched alone", "unmatched alone"],
 )
 def test_a_part_without_weight_is_not_computed(

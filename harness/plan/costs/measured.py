@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from harness.base.files import digest_of
+from harness.base.files import Json, digest_of
 from harness.base.identity import environment
 from harness.plan.costs.devices import DEVICES, Cost
 from harness.plan.stages import Stage
@@ -42,7 +41,7 @@ class Measured:
                 paces[_alike(manifest["kind"], manifest["task"], manifest["values"])] = pace
         return paces
 
-    def _trainings(self) -> Iterator[tuple[dict[str, Any], Path]]:
+    def _trainings(self) -> Iterator[tuple[dict[str, Json], Path]]:
         for kind in ("teacher", "warm_start", "student"):
             for path in sorted((self.store.root / kind).glob(f"*/{MANIFEST}")):
                 try:
@@ -53,7 +52,7 @@ class Measured:
                 yield manifest, path.parent
 
 
-def _alike(kind: str, task: str, values: Mapping[str, Any]) -> str:
+def _alike(kind: str, task: str, values: Mapping[str, Json]) -> str:
     """Trainings of one key differ in nothing that a step's time depends on but, at most, settings of speed."""
     training = {k: v for k, v in values.get("training", {}).items() if k in ("batch_size", "lora")}
     objective = values.get("objective", {})

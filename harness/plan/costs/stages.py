@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -68,12 +67,11 @@ class Coster:
     def remedy(self, stage: Stage, device: Device) -> str:
         """The first setting, or several together, with which a stage fits a device; empty where none is known."""
         if stage.kind == "answers":
-            steps = [{"evaluation.batch_size": size} for size in (32, 8, 1)]
-            return self._first_that_fits(stage, device, steps)
+            return self._first_that_fits(stage, device, [{"evaluation.batch_size": size} for size in (32, 8, 1)])
         if stage.training is None:
             return ""
-        steps = []
-        tried: dict[str, Any] = {}
+        steps: list[dict[str, object]] = []
+        tried: dict[str, object] = {}
         for name, value in (
             ("micro_batch_size", 1),
             ("gradient_checkpointing", True),
@@ -85,7 +83,7 @@ class Coster:
                 steps.append(dict(tried))
         return self._first_that_fits(stage, device, steps)
 
-    def _first_that_fits(self, stage: Stage, device: Device, steps: Sequence[Mapping[str, Any]]) -> str:
+    def _first_that_fits(self, stage: Stage, device: Device, steps: Sequence[Mapping[str, object]]) -> str:
         for changes in steps:
             if self.cost(stage, _changed(self.recipe, changes)).memory <= device.memory:
                 return " ".join(f"{name}={_said(value)}" for name, value in changes.items())
@@ -268,7 +266,7 @@ def _changed(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     return recipe
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     if isinstance(value, Lora):
         return f"'{{rank: {value.rank}, alpha: {value.alpha:g}}}'"
     return str(value).lower()

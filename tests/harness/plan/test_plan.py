@@ -20,6 +20,7 @@ from harness.base.errors import HarnessError
 from harness.plan.builder import make_plan
 from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe, validate
+from harness.recipe.schema import Training
 from harness.tasks.base import samples_folder
 from methods.base import Rows, Start, TeacherKind, registered
 
@@ -124,6 +125,24 @@ def test_the_parts_of_an_objective_are_methods_with_their_own_teachers(planned: 
 def test_epochs_count_rows(planned: Planner) -> None:
     plan = planned(train__steps=None, train__epochs=3, train__batch_size=4)
     assert plan.cells[1].student.steps == 3 * 8 // 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "steps"),
+    [
+        (9, 8, 10, 20),
+        (9, 8, 0.5, 1),
+        (8, 8, 10, 10),
+        (5005, 32, 7, 7 * 157),
+        (100, 8, 1.5, 20),
+        (3, 8, 2, 2),
+        (9, 8, 0.1, 1),
+    ],
+)
+def test_an_epoch_is_a_pass_over_all_rows(rows: int, batch: int, epochs: float, steps: int) -> None:
+    """9 rows at batch 8 take 2 steps a pass: 11 steps made 5.5 passes of 10."""
+    assert Training(epochs=epochs, batch_size=batch).total_steps(rows) == steps
+    assert Training(epochs=epochs, steps=3, batch_size=batch).total_steps(rows) == 3
 
 
 def test_released_rows_stand_only_where_they_differ(planned: Planner) -> None:
@@ -357,95 +376,6 @@ def test_new_versions_of_libraries_make_stages_new(planned: Planner, monkeypatch
     monkeypatch.undo()
     identity.versions.cache_clear()
     assert planned().identity == before.identity
-
-
-@pytest.mark.parametrize(
-    ("module", "new"),
-    [
-        ("harness.training.trainer", ALL),
-        ("methods.library.closed_form", ALL),  # holds the cross-entropy
-        ("harness.data.teacher_rows", ALL),
-        ("harness.models.load", ALL),
-        ("harness.tasks.dolly", ALL),
-        ("harness.generation.answers", {"answers", "scores"}),
-        ("harness.generation.decoding", {"answers", "scores"}),
-        ("harness.evaluate.rouge", {"scores"}),
-        ("harness.evaluate.bits_per_byte", {"bits"}),
-        ("methods.uld", CELL),
-        ("methods.library.divergences", CELL),
-    ],
-)
-def test_new_code_makes_what_it_computes_new(
-    planned: Planner, monkeypatch: pytest.MonkeyPatch, module: str, new: set[str]
-) -> None:
-    before, own = planned(), identity.code_digest
-    monkeypatch.setattr("harness.plan.builder.code_digest", lambda *names: own(*names) + "!" * (module in names))
-    assert kinds_that_differ(before, planned()) == new
-
-
-def test_samples_of_the_untrained_student_follow_the_code_that_makes_seeds(
-    planned: Planner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, own = planned(evaluation__references="untrained"), identity.code_digest
-    monkeypatch.setattr(
-        "harness.plan.builder.code_digest", lambda *names: own(*names) + "!" * ("harness.base.identity" in names)
-    )
-    one, other = (plan.references[0] for plan in (before, planned(evaluation__references="untrained")))
-    assert one.answers.identity != other.answers.identity
-    assert one.bits is not None
-    assert other.bits is not None
-    assert one.bits.identity == other.bits.identity
-
-
-def test_a_method_answers_for_all_that_it_imports() -> None:
-    """The vocabulary map of strict 1:1 decides its students, though its file only calls it."""
-    assert {"methods.library.maps", "methods.library.alignment", "methods.base"} < set(
-        identity.imported_modules("methods.one_to_one")
-    )
-    assert "methods.library.maps" not in identity.imported_modules("methods.uld")
-
-
-@pytest.mark.parametrize(("task", "module"), [("gsm8k", "gsm8k"), ("codem", "programs.evalplus")])
-def test_prompts_follow_the_code_and_the_library_that_make_them(
-    planned: Planner, monkeypatch: pytest.MonkeyPatch, task: str, module: str
-) -> None:
-    """lm-eval and EvalPlus do not only score: they say what is asked."""
-    before, own = planned(tasks=[task]), identity.code_digest
-    name = f"harness.evaluate.{module}"
-    monkeypatch.setattr("harness.plan.builder.code_digest", lambda *names: own(*names) + "!" * (name in names))
-    assert kinds_that_differ(before, planned(tasks=[task])) == {"answers", "scores"}
-    assert before.cells[0].answers.values["versions"]
-
-
-# --- Digests of code --------------------------------------------------------------------------------------------------
-
-SOURCE = '''"""A module."""
-
-def area(r):  # of a circle
-    """The area."""
-    return 3 * r
-'''
-
-
-def test_comments_docstrings_and_layout_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def digest(source: str) -> str:
-        (tmp_path / "some_module.py").write_text(source)
-        identity.code_digest.cache_clear()
-        importlib.invalidate_caches()
-        return identity.code_digest("some_module")
-
-    before = digest(SOURCE)
-    for same in (SOURCE.replace("of a circle", "roughly"), SOURCE.replace("The area.", "x"), "\n\n" + SOURCE):
-        assert digest(same) == before
-    for other in (SOURCE.replace("3 *", "4 *"), SOURCE.replace("def area(r)", "def area(s)"), SOURCE + "x = 'y'\n"):
-        assert digest(other) != before
-
-
-def test_the_digest_of_a_module_that_is_not_there_fails() -> None:
-    with pytest.raises(ModuleNotFoundError):
-        identity.code_digest("harness.nowhere")
 
 
 # --- Without models ---------------------------------------------------------------------------------------------------

@@ -392,7 +392,7 @@ def test_the_papers_recipes_run_on_eight_gpus() -> None:
 
 
 def test_processes_that_can_not_have_equal_shares_are_told() -> None:
-    with pytest.raises(ValueError, match="found 4, on 8 processes; expected a multiple of 8"):
+    with pytest.raises(ValueError, match="4, for 8 processes"):
         Training(steps=1, batch_size=4).micro_batch(8)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.store.store import Artefact, CorruptArtefactError, Store
+from harness.store.store import FORMAT, Artefact, CorruptArtefactError, Store
 
 ONE, TWO = "1" * 64, "2" * 64
 
@@ -130,11 +130,26 @@ def test_a_damaged_manifest_is_no_stage(store: Store, text: str) -> None:
     assert stored(store).json("a.json") == [1]
 
 
-def test_an_older_format_is_no_stage(store: Store) -> None:
+@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1])
+def test_a_stage_of_another_format_is_no_stage_and_is_left_alone(store: Store, other: int) -> None:
     artefact = stored(store)
     manifest = json.loads((artefact.folder / "manifest.json").read_text())
-    (artefact.folder / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
+    (artefact.folder / "manifest.json").write_text(json.dumps(manifest | {"format": other}))
     assert store.find("kind", ONE) is None
+    assert store.other_formats() == {other: [artefact.folder]}
+    assert stored(store, ONE, **{"c.json": "[2]"}).json("c.json") == [2]
+    ((folder,),) = store.other_formats().values()
+    assert json.loads((folder / "a.json").read_text()) == [1]
+    store.sweep(older_than_s=-1)
+    assert store.other_formats() == {other: [folder]}
+
+
+def test_a_store_of_one_format_has_no_others(store: Store) -> None:
+    assert store.other_formats() == {}
+    stored(store)
+    (store.root / "kind" / "odd").mkdir()
+    (store.root / "kind" / "odd" / "manifest.json").write_text("[]")
+    assert store.other_formats() == {}
 
 
 def test_dropped_files_are_gone_and_the_rest_stays_readable(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from methods.library.closed_form import with_gradient
+from methods.library.counted import edges
 from methods.library.divergences import (
+    Sort,
+    SortOptions,
     _largest,
     _largest_values,
+    distance_by,
     forward_kl,
     generalized_jsd,
     generalized_jsd_parts,
@@ -321,3 +326,35 @@ def test_the_closed_form_changes_nothing_that_it_is_given() -> None:
     sorted_l1_parts(student, teacher)
     assert torch.equal(student, kept[0])
     assert torch.equal(teacher, kept[1])
+
+
+@pytest.mark.parametrize("how", ["counted", "resolved"])
+def test_distance_without_a_sort(how: Literal["counted", "resolved"]) -> None:
+    """What the GPU computes, beside the full sort."""
+    student, teacher = (random_logits(5, n, seed=n).softmax(-1) for n in (400, 300))
+    sort = Sort(how, None, edges(student.dtype, student.device))
+    distance, signs, bound = distance_by(sort, student, teacher)
+    wanted, of_sort, _ = distance_by(Sort(), student, teacher)
+    assert (wanted - distance <= bound + 1e-12).all()
+    assert (wanted - distance >= -1e-12).all()
+    if how == "resolved":
+        assert torch.equal(signs, of_sort)
+
+
+def test_the_device_chooses_the_sort() -> None:
+    """On a CPU nothing changes by itself; on a GPU masses are counted, and sorted where they are in doubt if asked."""
+    here, there = torch.zeros(1, 3), torch.zeros(1, 3, device="meta")
+    options = {sort: SortOptions(sort=sort, top_k=7) for sort in ("auto", "exact", "counted", "top_k")}
+    chosen = {sort: (made.sort_of(here)[:2], made.sort_of(there)[:2]) for sort, made in options.items()}
+    assert chosen == {
+        "auto": (("sorted", None), ("counted", None)),
+        "exact": (("sorted", None), ("resolved", None)),
+        "counted": (("counted", None), ("counted", None)),
+        "top_k": (("sorted", 7), ("sorted", 7)),
+    }
+    assert [Sort().is_exact, Sort("resolved").is_exact, Sort("counted").is_exact, Sort("sorted", 7).is_exact] == [
+        True,
+        True,
+        False,
+        False,
+    ]

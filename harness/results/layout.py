@@ -1,0 +1,79 @@
+"""What stands in run.json: types of what a record of a run holds."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+
+class MetricRecord(TypedDict):
+    """See :class:`harness.tasks.base.Metric`."""
+
+    name: str
+    unit: str
+    headline: bool
+    higher_is_better: bool
+
+
+class FailureRecord(TypedDict):
+    """See :class:`harness.store.artefacts.Failure`."""
+
+    stage: str
+    reason: str
+    skipped: bool
+
+
+class RowRecord(TypedDict):
+    """The row of the table that a cell is of: "method" is what it is called there, "role" whether a method made it."""
+
+    method: str
+    fidelity: str
+    role: str
+    teacher_kind: str
+
+
+class CellRecord(RowRecord):
+    """A cell, or a reference to compare with.
+
+    ``stages`` has the identities of its stages by kind ("answers", "scores", "bits", and "student" where one was
+    trained), ``alignments`` those of the alignments that are shown of it, ``failures`` what has no result, by kind;
+    ``weights`` of the cross-entropy and of each teacher's term.
+    """
+
+    name: str
+    task: str
+    seed: int
+    student: str
+    teacher: str
+    metrics: list[MetricRecord]
+    weights: NotRequired[list[float]]
+    stages: dict[str, str]
+    alignments: NotRequired[list[str]]
+    failures: dict[str, FailureRecord]
+
+
+class RowCell(CellRecord):
+    """A cell with the label of its row in tables."""
+
+    row: str
+
+
+class Record(TypedDict):
+    """A run: ``recipe`` is the recipe as it was read, ``protocol`` how numbers are made, in words, by task."""
+
+    format: int
+    identity: str
+    recipe: dict[str, object]
+    title: str
+    notes: list[str]
+    warnings: NotRequired[list[str]]
+    protocol: dict[str, list[str]]
+    baseline: str
+    primary: NotRequired[list[str]]
+    paper: str
+    command: NotRequired[str]
+    bibtex: NotRequired[list[str]]
+    settings: list[tuple[str, str]]
+    environment: dict[str, object]
+    sources: dict[str, object]
+    references: dict[str, dict[str, str]]
+    cells: list[CellRecord]

@@ -1,0 +1,189 @@
+"""methods.library.counted_triton in Triton's interpreter: the plain definitions in float64 are the truth."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ["TRITON_INTERPRET"] != "1":
+    pytest.skip("kernels are interpreted here, or not tried", allow_module_level=True)
+
+from methods.base import Members, Method
+from methods.fkd import FKD
+from methods.gold import GOLD
+from methods.library import comparison, kernels
+from methods.library.closed_form import cross_entropy
+from methods.library.counted import counted_l1_parts
+from methods.library.divergences import generalized_jsd_parts
+from methods.library.merging import LOG_FLOOR, Merge, Merged, kept_members
+from methods.sft import SFT
+from methods.uld import ULD
+from tests.harness.training.test_loss import walked
+from tests.methods import contract
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of several blocks, the last one part empty, in little time."""
+    monkeypatch.setattr(comparison, "BLOCK", 64)
+
+
+def logits(rows: int, columns: int, seed: int, dtype: torch.dtype, spread: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (spread * torch.randn(rows, columns, generator=generator)).to(dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("columns", [1, 63, 64, 150])
+def test_log_sum_exp(columns: int, dtype: torch.dtype) -> None:
+    made = logits(5, columns, columns, dtype, 20)
+    made[0, columns // 2 :] = -torch.inf if columns > 1 else made[0, 0]
+    torch.testing.assert_close(comparison.log_sum_exp(made), made.double().logsumexp(-1).float())
+
+
+@DTYPES
+def test_cross_entropy(dtype: torch.dtype) -> None:
+    made, targets = logits(6, 150, 0, dtype), torch.tensor([3, -100, 149, 0, 64, -100])
+    scale = torch.tensor(0.25)
+    value, norm, upstream = comparison.cross_entropy(made, targets, scale, comparison.log_sum_exp(made))
+    wanted = cross_entropy(made.double(), targets, scale.double())
+    torch.testing.assert_close(value.double(), wanted[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(norm.double(), wanted[1], rtol=1e-6, atol=1e-6)
+    assert upstream.dtype == dtype
+    torch.testing.assert_close(upstream.double(), wanted[2], **tolerance(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+def test_entropy(dtype: torch.dtype, spread: float) -> None:
+    made = logits(5, 150, 1, dtype, spread)
+    made[0, 70:] = -torch.inf
+    log_probs = made.double().log_softmax(-1)
+    wanted = -torch.where(log_probs > -torch.inf, log_probs.exp() * log_probs, 0.0).sum(-1)
+    torch.testing.assert_close(comparison.entropy(made).double(), wanted, rtol=1e-5, atol=2e-5)
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    return {"rtol": 1e-2, "atol": 1e-4} if dtype is torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+
+
+def members(rows: Tensor, sizes: list[int], skipped: int, seed: int) -> Members:
+    """Groups of neighbouring rows after some that are in none."""
+    count = sum(sizes)
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    tokens = torch.randint(0, rows.shape[1], (count,), generator=torch.Generator().manual_seed(seed))
+    return Members(rows, torch.arange(skipped, skipped + count), group, tokens, False)
+
+
+def plainly(student: Members, teacher: Members, groups: int, how: Merge, columns: Tensor | None, beta: float) -> tuple:
+    """Value, gradient, bound and coverage from masses in float64, and counted as if they were float32."""
+    sides = [Members(side.logits.double(), *side[1:]) for side in (student, teacher)]
+    merged = Merged(sides[0], groups, how)
+    ours, theirs = merged.log_masses, Merged(sides[1], groups, how).log_masses
+    weights, gradient = (0.0, 1.0), torch.zeros_like(ours)
+    value, covered = ours.new_zeros(groups), ours.new_zeros(groups)
+    rest = [torch.arange(side.shape[1]) for side in (ours, theirs)]
+    if columns is not None:
+        weights, matched = (0.6, 0.4), (columns >= 0).nonzero().squeeze(1)
+        rest = [torch.tensor([i for i in range(side.shape[1]) if i not in set(used.tolist())])
+                for side, used in ((ours, columns[matched]), (theirs, matched))]  # fmt: skip
+        made, at_shared = generalized_jsd_parts(ours[:, columns[matched]], theirs[:, matched], beta, LOG_FLOOR)
+        value += weights[0] * made
+        gradient[:, columns[matched]] = weights[0] * at_shared
+        plain = sides[1].logits.softmax(-1)[:, matched].sum(-1)
+        kept = kept_members(teacher.group, groups, how)
+        covered = plain[teacher.row[kept]]
+    masses = [side[:, some].exp() for side, some in zip((ours, theirs), rest, strict=True)]
+    distance, signs, bound = counted_l1_parts(*(m.float() for m in masses))
+    value += weights[1] * distance.double()
+    gradient[:, rest[0]] = weights[1] * signs.double() * masses[0]
+    return value.sum(), merged.at_logits(gradient), weights[1] * bound.double().sum(), covered.sum()
+
+
+@DTYPES
+@pytest.mark.parametrize("how", ["bayesian", "observed"])
+@pytest.mark.parametrize("sizes", [([1, 1, 1, 1], [1, 1, 1, 1]), ([1, 3, 2, 1], [2, 1, 4, 1])], ids=["alone", "merged"])
+@pytest.mark.parametrize("hybrid", [None, 0.0, 0.5, 1.0])
+def test_comparison(dtype: torch.dtype, how: Merge, sizes: tuple[list[int], list[int]], hybrid: float | None) -> None:
+    groups = len(sizes[0])
+    student = members(logits(sum(sizes[0]) + 3, 150, 0, dtype), sizes[0], 2, 1)
+    teacher = members(logits(sum(sizes[1]) + 1, 90, 2, dtype), sizes[1], 0, 3)
+    columns = None
+    if hybrid is not None:  # the teacher's column to the student's
+        columns = torch.full((90,), -1)
+        columns[::2] = torch.randperm(150, generator=torch.Generator().manual_seed(5))[:45]
+    upstream = logits(len(student.logits), 150, 9, torch.float32).to(dtype)
+    before = upstream.clone()
+    raw = [kernels.Raw(*side[:4], comparison.log_sum_exp(side.logits)) for side in (student, teacher)]
+    found = kernels.compare_into(comparison, *raw, groups, how, shared(columns, hybrid), upstream, 0.5)
+    value, gradient, bound, covered = plainly(student, teacher, groups, how, columns, hybrid or 0.0)
+    assert float(found.value) == pytest.approx(float(value), rel=1e-5, abs=1e-6)
+    assert float(found.bound) == pytest.approx(float(bound), rel=1e-3, abs=1e-6)
+    assert float(found.covered) == pytest.approx(float(covered), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(upstream.double(), before.double() + 0.5 * gradient, **tolerance(dtype))
+    assert float(found.squared_norm) == pytest.approx(float(gradient.square().sum()), rel=1e-4)
+
+
+def shared(columns: Tensor | None, beta: float | None) -> comparison.Hybrid | None:
+    if columns is None or beta is None:
+        return None
+    partner = torch.full((150,), -1, dtype=torch.int32)
+    (matched,) = (columns >= 0).nonzero(as_tuple=True)
+    partner[columns[matched]] = matched.int()
+    rest = 150 - len(matched), len(columns) - len(matched)
+    return comparison.Hybrid(partner, columns.int(), rest, (0.6, 0.4), beta)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SFT(), ULD(sort="counted"), ULD(sort="counted", pairing="bytes"), GOLD(sort="counted"), FKD(),
+     GOLD(sort="counted", fidelity="released"), GOLD(sort="counted", matched_weight=1.0, unmatched_weight=0.0)],
+    ids=lambda method: " ".join(map(str, (method.name, *method.options.model_dump(exclude_defaults=True).values()))),
+)  # fmt: skip
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_walk_with_kernels(method: Method, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's own walk over chunks, with losses that have a kernel and one that has none."""
+    monkeypatch.setattr(comparison, "BLOCK", 1024)
+    made = contract.bench(method, dtype=torch.float32)
+    walk, rows, weights = walked(made)
+    plain, (of_rows, of_weight) = walk.run(rows, weights, [True, True])
+    monkeypatch.setattr(kernels, "_fit", lambda logits: logits.dtype in (torch.float32, torch.bfloat16))
+    with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+        parts, (kernel_rows, kernel_weight) = walk.run(rows, weights, [True, True])
+    close = {"rtol": 1e-4, "atol": 1e-6} if precision is torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    for name in ("loss", "ce", "kd", "ce_gradient", "kd_gradient"):
+        torch.testing.assert_close(getattr(parts, name).double(), getattr(plain, name).double(), **close)
+    assert parts.diagnostics.keys() == plain.diagnostics.keys()
+    for name, pair in parts.diagnostics.items():
+        torch.testing.assert_close(pair, plain.diagnostics[name], equal_nan=True, rtol=0.05, atol=0.1)
+    for found, wanted in ((kernel_rows, of_rows), (kernel_weight, of_weight)):
+        assert found is not None
+        assert wanted is not None
+        assert (found - wanted).norm() / wanted.norm() < (1e-4 if precision is torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize(("columns_s", "columns_t"), [(1, 1), (1, 70), (70, 1), (300, 40), (40, 300)])
+def test_distances_of_all_shapes(columns_s: int, columns_t: int, spread: float) -> None:
+    """Confident rows, flat rows, equal rows and rows of a single column."""
+    student, teacher = logits(4, columns_s, 0, torch.float32, spread), logits(4, columns_t, 1, torch.float32, spread)
+    if columns_s == columns_t:
+        student = teacher
+    sides = [kernels.Raw(z, torch.arange(4), torch.arange(4), torch.zeros(4, dtype=torch.int64),
+                         comparison.log_sum_exp(z)) for z in (student, teacher)]  # fmt: skip
+    upstream = torch.zeros(4, columns_s)
+    found = kernels.compare_into(comparison, *sides, 4, "bayesian", None, upstream, 1.0)
+    p, q = (side.double().softmax(-1).float() for side in (student, teacher))
+    distance, signs, bound = counted_l1_parts(p, q)
+    assert float(found.value) == pytest.approx(float(distance.double().sum()), abs=2e-5)
+    assert float(found.bound) == pytest.approx(float(bound.double().sum()), rel=1e-2, abs=1e-5)
+    assert (upstream - p * (signs - (signs * p).sum(-1, keepdim=True))).abs().sum(-1).max() < 1e-3

@@ -1,0 +1,55 @@
+"""methods.library.warping_triton in Triton's interpreter: the host's paths and rapidfuzz's distances."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+import torch
+from rapidfuzz.distance import Levenshtein
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ["TRITON_INTERPRET"] != "1":
+    pytest.skip("kernels are interpreted here, or not tried", allow_module_level=True)
+
+from methods.library import kernels, warping_triton
+from methods.library.edit_distance import TextTable, edit_distances
+from methods.library.warping import warp_all
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_paths(seed: int) -> None:
+    """Small costs, so that many cells are equal, and a response of a single cell."""
+    generator = np.random.default_rng(seed)
+    shapes = [(1, 1), *(tuple(generator.integers(1, 12, 2)) for _ in range(4))]
+    tables = [generator.integers(0, 4, shape) for shape in shapes]
+    high, wide = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+    padded = generator.integers(0, 4, (len(tables), high, wide))
+    for place, table in enumerate(tables):
+        padded[place, : table.shape[0], : table.shape[1]] = table
+    rows, columns = (torch.tensor([int(shape[axis]) for shape in shapes]) for axis in (0, 1))
+    cells = warping_triton.warp_cells(torch.from_numpy(padded), rows, columns)
+    for path, (teacher, student) in zip(cells.tolist(), warp_all(tables), strict=True):
+        wanted = (teacher * wide + student).tolist()[::-1]
+        assert path[: len(wanted)] == wanted
+        assert not any(path[len(wanted) :])
+
+
+def test_edit_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of up to 64 characters by the kernel, and longer ones beside it."""
+    monkeypatch.setattr(kernels, "warping_for", lambda numbers: warping_triton)
+    monkeypatch.setattr("methods.library.edit_distance.warping_for", lambda numbers: warping_triton)
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("ab\u00e4\u4e2d"), random.integers(0, 9))) for _ in range(40)] + [
+        "a" * 64,
+        "ab" * 31,
+    ]
+    for given in (texts, [*texts, "xyz" * 30]):
+        table = TextTable(given)
+        ids = torch.from_numpy(random.integers(0, len(given), (2, 300)))
+        found = edit_distances(table, table, ids[0], ids[1])
+        assert found.tolist() == [Levenshtein.distance(given[a], given[b]) for a, b in ids.T.tolist()]
