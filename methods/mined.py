@@ -4,13 +4,18 @@ Wan et al., arXiv 2401.10491 (FuseLLM), token alignment; as a loss in Zhang et a
 L = CE + w · mean_i KL(p(i) || p_S(i)),   both softened at τ, over the student's vocabulary, without a factor τ²
 
 Two maps by edit distance: time warping links the tokens of the responses, and each teacher token t is mapped to the
-student token M(t) at the minimum edit distance (``nearest_map`` of methods/library/maps.py). Let student token y_i be
-linked to teacher token x_j, and neither to another. Where M(x_j) = y_i, the target p(i) is the teacher's distribution
+student token M(t) at the minimum edit distance (``nearest_map`` of methods/library/maps.py). Let student token y_i have
+one link, to teacher token x_j, which may have others. Where M(x_j) = y_i, the target p(i) is the teacher's distribution
 in the row that predicts x_j, mapped: a student token has the logit of the teacher token that reaches it, the softmax
-runs over the student tokens that any reaches, and the others have probability 0. Of several teacher tokens that reach
-one student token the lowest id counts (DSKD), or the one with the largest logit. At every other i the target is the
-gold token: KL = -log p_S(y_i), softened too. (DSKD's own code asks this of the token before, in the rows that consume
-it.)
+runs over the student tokens that any reaches, and the others have probability 0. At every other i the target is the
+gold token: KL = -log p_S(y_i), softened too.
+
+Whose code was followed in what: the link of y_i alone counts, as in FuseLLM and DSKD. Of several teacher tokens that
+reach one student token the one that spells it counts, else the likeliest (FuseLLM walks the teacher's tokens from the
+likeliest down), so that p(i) gives y_i the teacher's own logit, and a piece of byte fallback, ``<0x30>``, reaches
+nothing that another piece spells. ``collisions: dskd`` is DSKD's choice: the first of its file, over the pieces as they
+are written. The dense loss with gold tokens is DSKD's, but that its code asks all this of the token before, in the rows
+that consume it.
 
 ``released`` (the code of CDM, arXiv 2502.11104) is a control: both sides of its KD term are tensors of the teacher, so
 that no gradient reaches the student. Path, rows and means are those of CDM's released form. Let z be the teacher's

@@ -32,7 +32,10 @@ from methods.library.alignment import Groups
 from tests import tiny
 
 CROSS = "cross"
-CHAT = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}<s>me:"
+CHAT = (
+    "{% for m in messages %}<s>{{ 'me:' if m.role == 'assistant' else m.role + '\n' }}{{ m.content }}</s>\n"
+    "{% endfor %}{% if add_generation_prompt %}<s>me:{% endif %}"
+)
 TEXTS = [Example(f"x/{i}", prompt, response, f"file line {i}") for i, (prompt, response) in enumerate(tiny.SAMPLES)]
 
 

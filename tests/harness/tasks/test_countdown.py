@@ -339,7 +339,7 @@ def test_too_few_problems_are_an_error_with_the_dials() -> None:
         ({"operators": "++"}, "stands there twice"),
         ({"operators": ""}, "at least 1"),
         ({"largest_number": 1}, "greater than or equal to 2"),
-        ({"train_items": None}, "valid integer"),
+        ({"train_items": "many"}, "valid integer"),
     ],
 )
 def test_wrong_settings(changes: dict[str, Any], words: str) -> None:

@@ -232,7 +232,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Coster:
     (root / "gsm8k").mkdir()
     random = np.random.default_rng(0)
     sizes = np.maximum(random.normal((235, 288), (90, 140), (512, 2)), 40).astype(int)
-    rows = [json.dumps({"question": "q" * a, "answer": "a" * b}) for a, b in sizes]
+    rows = [json.dumps({"question": "q" * a, "answer": "a" * (b - 7) + "\n#### 42"}) for a, b in sizes]
     for name in ("train", "test"):
         (root / f"gsm8k/{name}.jsonl").write_text("\n".join(rows))
     long = ["batch_size=32", "micro_batch_size=32", "steps=467"]
