@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TypedDict, Unpack
 
 from harness.base.closure import Sources
 from harness.base.device import compute_dtype
+from harness.base.files import Json
 from harness.data.tokens import STUDENT
 from harness.models.cache import source_digest
 from harness.models.spec import ModelSpec
@@ -50,9 +51,25 @@ def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None, sources: S
     return Plan(recipe, tuple(cells), made, tuple(references))
 
 
-def model_sources(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def model_sources(recipe: Recipe) -> dict[str, dict[str, Json]]:
     """What of each model of the pair decides results, by role."""
     return {role: model_identity(spec) for role, spec in recipe.models_by_role().items()}
+
+
+class _About(TypedDict, total=False):
+    """Attributes of a :class:`Stage` that say what it is about."""
+
+    seed: int
+    role: str
+    objective: ObjectiveSpec
+
+
+class _Further(_About, total=False):
+    """And those of one that trains."""
+
+    training: Training
+    section: str
+    steps: int
 
 
 class _Builder:
@@ -87,7 +104,7 @@ class _Builder:
         return made
 
     def _evaluation(
-        self, title: str, inputs: Mapping[str, Stage], model: Mapping[str, Any] | None = None, **more: Any
+        self, title: str, inputs: Mapping[str, Stage], model: Mapping[str, Json] | None = None, **more: Unpack[_About]
     ) -> tuple[Stage, Stage, Stage | None]:
         """Answers, scores and bits per byte of a model: one protocol for students, teachers and references.
 
@@ -125,7 +142,7 @@ class _Builder:
         )
         return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
 
-    def _engine(self) -> dict[str, Any]:
+    def _engine(self) -> dict[str, Json]:
         """What generates, where it is not transformers: other numerics. A plan needs no engine, a run does."""
         if self.recipe.evaluation.engine == "hf":
             return {}
@@ -159,7 +176,7 @@ class _Builder:
             objective=objective,
         )
 
-    def _rollout_values(self, training: Training) -> dict[str, Any]:
+    def _rollout_values(self, training: Training) -> dict[str, Json]:
         """What decides sampled responses: they are drawn a micro-batch at a time."""
         return {"micro_batch": training.drawn_together}
 
@@ -190,21 +207,18 @@ class _Builder:
         title: str,
         section: str,
         steps: int,
-        own: dict[str, Any],
+        own: dict[str, Json],
         inputs: Mapping[str, Stage],
-        *,
-        role: str = "",
-        **more: Any,
+        **more: Unpack[_About],
     ) -> Stage:
         """A stage that trains with a section of the recipe.
 
         Args:
             own: what decides its result beyond what all trainings have.
-            role: of the model that is trained; empty for the student.
         """
         training: Training = getattr(self.recipe, section)
-        values = self._training_values(role or STUDENT, training, steps) | own
-        more |= {"training": training, "section": section, "steps": steps}
+        values = self._training_values(more.get("role") or STUDENT, training, steps) | own
+        further: _Further = {**more, "training": training, "section": section, "steps": steps}
         read = {stage.kind for stage in inputs.values()}
         lora = training.lora or ("teacher" in read and self.recipe.teacher.lora)
         asked = [
@@ -212,9 +226,9 @@ class _Builder:
             *(["top_k"] if "rows" in read and self.recipe.teacher_rows.identity() else []),
             *(["rollouts"] if "micro_batch" in values else []),
         ]
-        return self._stage(kind, title, values, inputs, asked=asked, role=role, **more)
+        return self._stage(kind, title, values, inputs, asked=asked, **further)
 
-    def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Any]:
+    def _training_values(self, role: str, training: Training, steps: int) -> dict[str, Json]:
         return {
             "model": self.sources[role],
             "training": training.identity(),
@@ -224,7 +238,7 @@ class _Builder:
         }
 
     @cached_property
-    def _data_values(self) -> dict[str, Any]:
+    def _data_values(self) -> dict[str, Json]:
         """What decides the training tokens: rows, layout, limits, every tokenizer of the pair (cuts are common)."""
         return {
             "file": self.task.training_digest(),
@@ -233,12 +247,12 @@ class _Builder:
             "sides": self._sides(),
         }
 
-    def _sides(self) -> dict[str, Any]:
+    def _sides(self) -> dict[str, Json]:
         """What decides which rows are cut: every tokenizer of the pair."""
         return {role: {"source": its["source"], "template": its["template"]} for role, its in self.sources.items()}
 
     @cached_property
-    def _test_values(self) -> dict[str, Any]:
+    def _test_values(self) -> dict[str, Json]:
         return {"files": self.task.test_digests(), "settings": self.task.identity()}
 
     @cached_property
@@ -249,24 +263,24 @@ class _Builder:
         self,
         kind: str,
         title: str,
-        values: Mapping[str, Any],
+        values: Mapping[str, Json],
         inputs: Mapping[str, Stage],
         asked: Collection[str] = (),
-        **more: Any,
+        **more: Unpack[_Further],
     ) -> Stage:
         """A stage with the code that makes it.
 
         Args:
             asked: code that runs only where a recipe asks for it, and does here.
         """
-        objective: ObjectiveSpec | None = more.get("objective") if kind == "student" else None
+        objective = more.get("objective") if kind == "student" else None
         methods = objective.methods if objective else ()
         code = stage_code(kind, self.task, methods, sorted(asked), self.code)
         values = {**values, "code": code.digest, "versions": dict(code.versions)}
         return Stage(kind, title, self.task.name, values, inputs, code=code.files, **more)
 
 
-def model_identity(spec: ModelSpec) -> dict[str, Any]:
+def model_identity(spec: ModelSpec) -> dict[str, Json]:
     """What of a model's entry decides results; its name in tables does not."""
     return {
         "source": source_digest(parse_uri(spec.model)),

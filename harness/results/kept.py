@@ -72,6 +72,7 @@ def kept_frame(folder: Path, name: str, fresh: pd.DataFrame) -> pd.DataFrame:
     return old if len(old) > len(fresh) else fresh
 
 
+# Any: what pandas gives of a line
 def _by_key(results: pd.DataFrame) -> dict[tuple[str, str], dict[Hashable, Any]]:
     """Each line by its cell and metric."""
     return {(line["cell"], line["metric"]): line for line in results.to_dict("records")}
