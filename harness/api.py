@@ -352,7 +352,7 @@ def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[
 
 def leads() -> bool:
     """Whether this process shows what a run does and made: of those that a launcher starts, the first."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def _runs(runs: Path | str | None) -> Path:

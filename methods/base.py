@@ -13,6 +13,7 @@ from methods.library.method import (
     SoftenedOptions,
     Start,
     TeacherKind,
+    TemperatureOptions,
 )
 from methods.library.registry import ENTRY_POINT_GROUP, UnknownMethodError, find, register, registered
 
@@ -33,6 +34,7 @@ __all__ = [
     "SoftenedOptions",
     "Start",
     "TeacherKind",
+    "TemperatureOptions",
     "UnknownMethodError",
     "find",
     "register",

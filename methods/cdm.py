@@ -5,9 +5,12 @@ dynamic time warping whose cost is the edit distance of two tokens times weights
 At an aligned position the k likeliest tokens of each side are mapped to the other: by equal bytes, or else to the
 nearest of the other side's k likeliest whose edit distance, over the sum of both lengths, is below θ.
 
-``described``: rows that predict the first token of each aligned piece, whose prefixes agree where both pieces start
-on the same byte; L_KD sums τ² [KL(p_T || p_S) over the teacher's k + KL(p_S || p_T) over the student's k] over the
-pieces, each a softmax over its mapped columns; the map is per position and one-to-one, nearest pairs first.
+``described``: L_KD sums τ² [KL(p_T || p_S) over the teacher's k + KL(p_S || p_T) over the student's k] over the pieces
+of the path, each a softmax over its mapped columns; the map is per position and one-to-one, nearest pairs first, and a
+token that is a space alone (▁) has no partner. ``pieces`` says which rows stand for a piece of several tokens:
+``one_to_one``: none, only pieces of one token on both sides are compared. ``first``: those that predict the first token
+of either side, whose prefixes agree where both pieces start on the same byte; they teach how the teacher cuts a text.
+``mean``: the mean of the piece's logits, as in the paper's code.
 
 ``released`` (the authors' code): means of logits after the pieces are consumed, a map with the code's faults, and a
 mean over elements; see methods/library/cdm_released.py. The map of each position: methods/library/contextual.py.
@@ -38,16 +41,27 @@ from methods.library.contextual import (
     stays_on_device,
 )
 from methods.library.divergences import forward_kl, reverse_kl
-from methods.library.maps import UNMAPPED, exact_map, stored_map
+from methods.library.maps import UNMAPPED, VocabularyMap, exact_map, stored_map, without
 from methods.library.vocabulary import TokenizerPair
 from methods.library.warping import EditCosts, EditDistances, link_groups, path_notes, warp_all
 from methods.library.warping_device import DeviceCosts
+
+_CAVEATS = {
+    "one_to_one": "tokens are compared where both sides have one; the paper compares pieces of several tokens too",
+    "first": "of pieces of several tokens the first are compared, which teaches how the teacher cuts a text",
+    "mean": "",
+}
 
 
 class CDMOptions(SoftenedOptions):
     k: int = Field(100, ge=1, description="likeliest tokens of each side that are compared")
     theta: float = Field(0.3, ge=0, description="θ: edit distance over both lengths below which tokens are mapped")
     static_map: Literal["exact", "nearest", "prefix"] = Field("exact", description="map that is made once a pair")
+    pieces: Literal["one_to_one", "first", "mean"] = Field(
+        "one_to_one",
+        description="what is compared where a token stands for several: nothing, the rows of both first tokens, or "
+        "means of logits as in the paper's code (described)",
+    )
     alignment: Literal["dtw", "bytes"] = Field(
         "dtw", description="time warping as in the paper, or groups on shared byte boundaries"
     )
@@ -96,7 +110,7 @@ class CDM(Method[CDMOptions]):
     @property
     def caveat(self) -> str:
         if not self._released:
-            return ""
+            return _CAVEATS[self.options.pieces]
         columns = 2 * self.options.k
         return (
             f"the authors' code takes a mean over the {columns} columns of a position, so this KD term is about "
@@ -106,19 +120,27 @@ class CDM(Method[CDMOptions]):
     def prepare(self, pair: TokenizerPair) -> None:
         self.costs = EditCosts(pair.student, pair.teacher)
         self._device_costs = DeviceCosts(self.costs)
-        distances, kind = pair.shared(EditDistances), self.options.static_map
+        distances = pair.shared(EditDistances)
         student, teacher = (
             Spellings(self.costs.student_texts, distances),
             Spellings(self.costs.teacher_texts, distances),
         )
-        ahead = stored_map(kind, pair.teacher, pair.student, pair.maps)
-        if self._released:
-            back = turned(ahead, len(pair.student))
-        else:
-            back = stored_map(kind, pair.student, pair.teacher, pair.maps)
+        ahead, back = self._static_maps(pair)
         exact = exact_map(pair.teacher, pair.student), exact_map(pair.student, pair.teacher)
         self.to_student = Direction(teacher, student, ahead, ahead == exact[0])
         self.to_teacher = Direction(student, teacher, back, back == exact[1])
+
+    def _static_maps(self, pair: TokenizerPair) -> tuple[VocabularyMap, VocabularyMap]:
+        """Teacher to student, and back."""
+        kind = self.options.static_map
+        ahead = stored_map(kind, pair.teacher, pair.student, pair.maps)
+        if self._released:
+            return ahead, turned(ahead, len(pair.student))
+        back = stored_map(kind, pair.student, pair.teacher, pair.maps)
+        blank = [
+            np.asarray([spelling == b" " for spelling in side.token_bytes]) for side in (pair.student, pair.teacher)
+        ]
+        return without(ahead, blank[1], blank[0]), without(back, blank[0], blank[1])
 
     def align(self, response: AlignedResponse) -> Groups:
         return self.align_all([response])[0]
@@ -138,20 +160,33 @@ class CDM(Method[CDMOptions]):
     def _by_bytes(self, response: AlignedResponse) -> Groups:
         groups = group_bytes(response.student_ends, response.teacher_ends)
         pairs = {"aligned 1-1": (float(groups.only_one_to_one().count), float(response.student_ids.size))}
-        return replace(groups, notes=pairs) if self._released else _first_members(groups, pairs)
+        return replace(groups, notes=pairs) if self._released else self._compared(groups, pairs)
 
     def _by_path(self, teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:
         notes = path_notes(teacher, student, response)
-        groups = _first_members(link_groups(teacher, student), notes)
+        groups = self._compared(link_groups(teacher, student), notes)
+        ours = _first_members(groups.student_index, groups.student_group)
+        theirs = _first_members(groups.teacher_index, groups.teacher_group)
         starts = [np.concatenate([[0], ends])[:-1] for ends in (response.student_ends, response.teacher_ends)]
-        apart = np.sum(starts[0][groups.student_index] != starts[1][groups.teacher_index])
+        apart = np.sum(starts[0][ours] != starts[1][theirs])
         notes["pieces that start apart"] = (float(apart), float(groups.count))
         return groups
+
+    def _compared(self, groups: Groups, notes: dict[str, tuple[float, float]]) -> Groups:
+        """The rows of the pieces that count."""
+        if self.options.pieces == "one_to_one":
+            groups = groups.only_one_to_one()
+        elif self.options.pieces == "first":
+            student = _first_members(groups.student_index, groups.student_group)
+            groups = Groups.one_to_one(student, _first_members(groups.teacher_index, groups.teacher_group))
+        return replace(groups, notes=notes)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         tau, theta = self.options.temperature, self.options.theta
         if self._released:
             return released_loss(chunk, self.to_student, self.to_teacher, self.options.k, theta, tau)
+        if self.options.pieces == "mean":
+            chunk = chunk.of_means()
         ours = _paired(chunk.student, likeliest(chunk.student.logits, self.to_teacher, self.options.k))
         theirs = _paired(chunk.teacher, likeliest(chunk.teacher.logits, self.to_student, self.options.k))
         to_student, to_teacher = contextual(theirs, ours, self.to_student, self.to_teacher, theta)
@@ -166,12 +201,9 @@ class CDM(Method[CDMOptions]):
         return LossSums(tau**2 * (forward + reverse).sum(), coverage(masked, covered))
 
 
-def _first_members(groups: Groups, notes: dict[str, tuple[float, float]]) -> Groups:
-    """Each group's first token on each side, as a pair."""
-    numbers = np.arange(groups.count)
-    student = groups.student_index[np.searchsorted(groups.student_group, numbers)]
-    teacher = groups.teacher_index[np.searchsorted(groups.teacher_group, numbers)]
-    return Groups(student, numbers, teacher, numbers, groups.count, notes=notes)
+def _first_members(index: IntArray, group: IntArray) -> IntArray:
+    """int64 [groups]: each group's first token on one side."""
+    return index[np.flatnonzero(np.diff(group, prepend=-1))]
 
 
 def _paired(side: Side, of_rows: Tensor) -> Tensor:

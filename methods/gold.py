@@ -7,21 +7,25 @@ Hugging Face, "Unlocking On-Policy Distillation for Any Model Family" (2025-10-2
 g: groups of tokens that end on the same byte; S, T: their merged masses (methods/library/merging.py), not renormalised,
 so that the matched part may be negative; (k): sorted. This is the loss on given responses.
 
-Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e-8 on both sides, and get no gradient;
-where one side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of
-many models, are unmatched and count in V_teacher. A temperature brings no factor τ².
+Facts of TRL 1.16 that hold here too: in the GJSD, masses below 1e-8 count as 1e-8 on both sides, and get no gradient,
+but for a teacher with the student's own tokenizer, where TRL computes the JSD of GKD, which has no floor; where one
+side has no unmatched columns, the unmatched part is 0; columns beyond the tokenizer, which pad the logits of many
+models, are unmatched and count in V_teacher. Temperatures bring no factor τ².
 
 ``sort: counted`` and ``top_k`` shorten the unmatched part, and say by how much it can be wrong (methods/uld.py).
 
-``released``: what TRL 1.16 computes where its options are left alone: ``observed`` merging, vocabularies matched by
-string, the last token of either side left out, whatever it is (EOS, unless the response was cut), means over the
-groups of a response and then over responses. ``merge`` and ``match`` still count where a recipe sets them. TRL compares
-a tail that ends on different bytes too; here both sides end on one byte, so that there is none but in cut responses.
-``described`` mends all of these.
+``released``: what TRL 1.16 computes with ``use_uld_loss`` and ``uld_use_hybrid_loss`` set, the other ``uld_`` options
+left alone: ``observed`` merging, vocabularies matched by string, the last token of either side left out, whatever it is
+(EOS, unless the response was cut), the floor for every tokenizer, means over the groups of a response and then over
+responses. ``merge`` and ``match`` still count where a recipe sets them, and β, λ, temperatures and the weights are the
+recipe's. (With nothing set TRL has no cross-tokenizer loss but GKD's JSD: CE 0, KD 1, λ 0.5, temperature 0.9.) TRL
+compares a tail that ends on different bytes too; here both sides end on one byte, so that there is none but in cut
+responses. ``described`` mends all of these.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -36,10 +40,10 @@ from methods.base import (
     Need,
     NonNegative,
     OnPolicyOptions,
-    Positive,
     Rows,
     Side,
     TeacherKind,
+    TemperatureOptions,
     register,
 )
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
@@ -81,7 +85,7 @@ class Columns(NamedTuple):
         return cls(partner, student_matched, teacher_matched, alone.nonzero().squeeze(1), teacher_rest)
 
 
-class GOLDOptions(SortOptions, OnPolicyOptions):
+class GOLDOptions(SortOptions, TemperatureOptions, OnPolicyOptions):
     merge: Merge = Field(
         "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
     )
@@ -102,7 +106,6 @@ class GOLDOptions(SortOptions, OnPolicyOptions):
         "all",
         description="all groups, or those where the student's first choice is not the teacher's; others count 0",
     )
-    temperature: Positive = Field(1.0, description="divides the logits of both sides")
 
     @model_validator(mode="before")
     @classmethod
@@ -136,6 +139,8 @@ class GOLD(Method[GOLDOptions]):
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student, self.options.match))
+        # GKD's JSD, which GOLD is for a teacher with the student's tokenizer, has no floor
+        self._floor = -math.inf if pair.same_tokenizer and not self._released else LOG_FLOOR
         self._columns: dict[tuple[int, int, torch.device], Columns] = {}
         self._hybrids: dict[tuple[int, int, torch.device], Any] = {}
 
@@ -155,7 +160,8 @@ class GOLD(Method[GOLDOptions]):
             self._weights(columns),
             options.beta,
             options.merge,
-            options.temperature,
+            options.temperatures,
+            self._floor,
             sort,
             options.positions == "disagreement",
         )
@@ -172,7 +178,8 @@ class GOLD(Method[GOLDOptions]):
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         options, sort = self.options, self.options.sort_of(upstream)
         kernels = kernels_for(upstream, chunk.teacher.logits)
-        plain = options.temperature == 1.0 and options.positions == "all" and options.merge != "product"
+        plain = options.temperatures == (1.0, 1.0) and self._floor == LOG_FLOOR
+        plain = plain and options.positions == "all" and options.merge != "product"
         if kernels is None or sort.how != "counted" or not plain:
             return None
         sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1.0
@@ -236,13 +243,14 @@ def _hybrid(
     weights: tuple[float, float],
     beta: float,
     how: Merge,
-    temperature: float,
+    temperatures: tuple[float, float],
+    floor: float,
     sort: Sort,
     only_disagreements: bool,
 ) -> _Hybrid:
     """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
-    merged = Merged(student, groups, how, temperature)
-    ours, theirs = merged.log_masses, Merged(teacher, groups, how, temperature).log_masses
+    merged = Merged(student, groups, how, temperatures[0])
+    ours, theirs = merged.log_masses, Merged(teacher, groups, how, temperatures[1]).log_masses
     kept = torch.ones_like(ours[:, 0])
     if only_disagreements:  # the likeliest token differs; one without a partner from every other
         kept *= columns.student_of_teacher[theirs.argmax(-1)] != ours.argmax(-1)
@@ -251,9 +259,7 @@ def _hybrid(
     shared = theirs.index_select(1, columns.teacher_matched)
     covered, total = shared.exp().sum(-1), theirs.exp().sum(-1)
     if weights[0] != 0:
-        distance, at_shared = generalized_jsd_parts(
-            ours.index_select(1, columns.student_matched), shared, beta, LOG_FLOOR
-        )
+        distance, at_shared = generalized_jsd_parts(ours.index_select(1, columns.student_matched), shared, beta, floor)
         value += weights[0] * distance
         at_shared *= (weights[0] * kept).unsqueeze(-1)
         gradient.index_copy_(1, columns.student_matched, at_shared)

@@ -23,7 +23,6 @@ The value is no more than a number in the log.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,21 +31,21 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
-from methods.library.alignment import AlignedResponse, Groups
+from methods.library.alignment import AlignedResponse, Groups, IntArray
 from methods.library.cdm_released import released_divergence, released_groups
 from methods.library.contextual import MASKED
-from methods.library.maps import UNMAPPED, Tables, stored_map
+from methods.library.maps import UNMAPPED, Tables, exact_map, stored_map
 from methods.library.vocabulary import TokenizerPair
-from methods.library.warping import EditCosts, link_groups, path_notes, warp_all
+from methods.library.warping import EditCosts, path_notes, warp_all
 
 _ROWS_AT_ONCE = 32
 
 
 class MinEDOptions(SoftenedOptions):
-    collisions: Literal["lowest", "max"] = Field(
-        "lowest",
-        description="of several teacher tokens that are mapped to one student token the lowest id counts, as in "
-        "DSKD, or the largest logit, which keeps more of the teacher's mass (described)",
+    collisions: Literal["max", "dskd"] = Field(
+        "max",
+        description="of several teacher tokens that are mapped to one student token the one that spells it counts, "
+        "else the largest logit; dskd: the first, by a map over the pieces as they are written (described)",
     )
     normalize: Literal["tokens", "samples"] = Field(  # every response token carries KD
         "tokens", description="what the KD sum is divided by: the student's response tokens, or the responses"
@@ -100,21 +99,29 @@ class MinED(Method[MinEDOptions]):
         )
 
     def prepare(self, pair: TokenizerPair) -> None:
-        student_of_teacher = stored_map("nearest", pair.teacher, pair.student, pair.maps)
+        dskd = self.options.collisions == "dskd" and not self._released
+        student_of_teacher = stored_map("pieces" if dskd else "nearest", pair.teacher, pair.student, pair.maps)
         self.costs = EditCosts(pair.student, pair.teacher)
-        reaching = np.flatnonzero(student_of_teacher != UNMAPPED)
-        columns, lowest, place = np.unique(student_of_teacher[reaching], return_index=True, return_inverse=True)
         self.student_of_teacher = torch.from_numpy(student_of_teacher)
+        counted = student_of_teacher.copy()  # the tokens of the teacher whose logit may count for the one they reach
+        if dskd:
+            reached = np.flatnonzero(counted != UNMAPPED)
+            _, first = np.unique(counted[reached], return_index=True)
+            counted[np.delete(reached, first)] = UNMAPPED
+        else:
+            exact = exact_map(pair.teacher, pair.student)
+            counted[(exact == UNMAPPED) & np.isin(counted, exact[exact != UNMAPPED])] = UNMAPPED
+        reaching = np.flatnonzero(counted != UNMAPPED)
+        columns, place = np.unique(counted[reaching], return_inverse=True)
         self.tables = Tables(
             student_of_teacher=self.student_of_teacher,
             columns=torch.from_numpy(columns),  # student tokens that are reached, ascending
-            lowest=torch.from_numpy(reaching[lowest]),  # the first teacher token that reaches each
-            reaching=torch.from_numpy(reaching),  # teacher tokens that reach one,
-            place=torch.from_numpy(place),  # and its place in `columns`
+            reaching=torch.from_numpy(reaching),  # teacher tokens that may count,
+            place=torch.from_numpy(place),  # and the place of the one that each reaches in `columns`
         )
 
     def align(self, response: AlignedResponse) -> Groups:
-        """Pieces of the path, so that every student token is in one group: 1-1 links are those of two members."""
+        """Every student token with the teacher tokens that it is linked to: one link is a group of two members."""
         return self.align_all([response])[0]
 
     def align_all(self, responses: Sequence[AlignedResponse]) -> list[Groups]:
@@ -123,8 +130,8 @@ class MinED(Method[MinEDOptions]):
             return released_groups(self.costs, responses)
         paths = warp_all([self.costs.costs(one.student_ids, one.teacher_ids) for one in responses])
         return [
-            replace(link_groups(*path), notes=path_notes(*path, response))
-            for path, response in zip(paths, responses, strict=True)
+            _of_each_token(teacher, student, response)
+            for (teacher, student), response in zip(paths, responses, strict=True)
         ]
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
@@ -165,8 +172,6 @@ class MinED(Method[MinEDOptions]):
     def _mapped(self, logits: Tensor, rows: Tensor) -> Tensor:
         """[rows, columns]: for each student token that is reached, the logit of the teacher token that counts."""
         tables = self.tables.on(logits.device)
-        if self.options.collisions == "lowest":
-            return logits.index_select(1, tables["lowest"]).index_select(0, rows)
         reaching = logits.index_select(1, tables["reaching"]).index_select(0, rows)
         place = tables["place"].expand_as(reaching)
         return reaching.new_full((len(rows), len(tables["columns"])), -torch.inf).scatter_reduce(
@@ -187,6 +192,13 @@ class MinED(Method[MinEDOptions]):
                 "teacher mass covered": ((z.softmax(-1) * mapped).sum(), positions),
             },
         )
+
+
+def _of_each_token(teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:
+    """Groups of a path's links by student token; a teacher token may be in several."""
+    count = response.student_ids.size if student.size else 0
+    every = np.arange(count)
+    return Groups(every, every, teacher, student, count, notes=path_notes(teacher, student, response))
 
 
 class _CrossEntropy(torch.autograd.Function):

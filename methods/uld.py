@@ -2,7 +2,8 @@
 
 Boizard et al., arXiv 2402.12030, section 3:   L = CE + w · mean_i Σ_k |p_(k)(i) - q_(k)(i)|
 p, q: next-token distributions of student and teacher, each sorted in descending order, the smaller vocabulary padded
-with zeros; responses are paired by position and cut to the shorter. The paper sets w = 1.5 beside a CE of weight 1.
+with zeros; responses are paired by position and cut to the shorter. The paper sets w = 1.5 beside a CE of weight 1, and
+no temperature.
 
 ``pairing: bytes`` is GOLD's extended form (methods/gold.py): groups that end on the same byte, their rows merged.
 
@@ -21,7 +22,17 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, KDOptions, LossSums, Members, Method, Rows, TeacherKind, register
+from methods.base import (
+    AlignedChunk,
+    KDOptions,
+    LossSums,
+    Members,
+    Method,
+    Rows,
+    TeacherKind,
+    TemperatureOptions,
+    register,
+)
 from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.library.closed_form import fused
 from methods.library.divergences import Sort, SortOptions, distance_by, sort_error
@@ -29,7 +40,7 @@ from methods.library.kernels import compare_into, kernels_for, raw_sides
 from methods.library.merging import Merge, Merged
 
 
-class ULDOptions(SortOptions, KDOptions):
+class ULDOptions(SortOptions, TemperatureOptions, KDOptions):
     pairing: Literal["position", "bytes"] = Field(
         "position", description="the i-th tokens, as in the paper, or groups on shared byte boundaries"
     )
@@ -56,12 +67,13 @@ class ULD(Method[ULDOptions]):
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         sides, sort = chunk.members(), self.options.sort_of(chunk.student.logits)
-        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, sort)
+        value, gradient, bound = _distance(*sides, chunk.groups, self.options.merge, self.options.temperatures, sort)
         return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, sort))
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         kernels, sort = kernels_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
-        if kernels is None or sort.how != "counted" or self.options.merge == "product":
+        plain = self.options.temperatures == (1.0, 1.0) and self.options.merge != "product"
+        if kernels is None or sort.how != "counted" or not plain:
             return None
         sides = raw_sides(kernels, chunk, lse)
         sums = compare_into(kernels, *sides, chunk.groups, self.options.merge, None, upstream, scale)
@@ -69,9 +81,16 @@ class ULD(Method[ULDOptions]):
 
 
 @fused
-def _distance(student: Members, teacher: Members, groups: int, how: Merge, sort: Sort) -> tuple[Tensor, Tensor, Tensor]:
+def _distance(
+    student: Members,
+    teacher: Members,
+    groups: int,
+    how: Merge,
+    temperatures: tuple[float, float],
+    sort: Sort,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
-    ours, theirs = Merged(student, groups, how), Merged(teacher, groups, how)
+    ours, theirs = (Merged(side, groups, how, tau) for side, tau in zip((student, teacher), temperatures, strict=True))
     p, q = ours.log_masses.exp(), theirs.log_masses.exp()
     distance, signs, bound = distance_by(sort, p, q)
     return distance.sum(), ours.at_logits(p.mul_(signs)), bound.sum()

@@ -21,6 +21,7 @@ from reports.retraining import BoolArray, Contrasts, contrasts, item_variance, p
 from reports.statistics import CONFIDENCE, FloatArray, holm, student_t_quantile, weighted_mean
 
 LEVEL = 0.05  # of significance, after correction
+FEWEST_ITEMS = 10  # that a test is made on: the spread of fewer says little of other items, and may be 0 by chance
 INTERVAL = f"{100 * CONFIDENCE:g} % interval"  # as headings say it
 
 CellKey = tuple[RowKey, str, str]  # row, task, metric
@@ -32,7 +33,7 @@ class Comparison:
     """Two rows in one column, paired by seed on the items that both have; differences are in the column's unit."""
 
     difference: float  # the row's score minus the other's
-    error: float | None  # its standard error, over trainings and items; None, as p and interval, where seeds can't tell
+    error: float | None  # its standard error, over trainings and items; None, as p and interval, where nothing can tell
     df: float | None
     interval: Interval | None  # of the difference, by the same test
     p: float | None  # two-sided
@@ -189,7 +190,11 @@ class _Tested:
         return {pair: self._comparison(made, place, pair) for place, pair in enumerate(pairs)}
 
     def _comparison(self, made: Contrasts, place: int, pair: tuple[RowKey, RowKey]) -> Comparison:
-        difference, p, interval = float(made.difference[place]), _known(made.p[place]), None
+        enough = len(self.weights) >= FEWEST_ITEMS
+        p, p_pooled, p_welch = (
+            _known(values[place]) if enough else None for values in (made.p, made.p_pooled, made.p_welch)
+        )
+        difference, interval = float(made.difference[place]), None
         error, df = (None if p is None else float(values[place]) for values in (made.error, made.df))
         if error is not None and df is not None:
             half = float(student_t_quantile(1 - CONFIDENCE, df)) * error
@@ -201,17 +206,17 @@ class _Tested:
             interval=interval,
             p=p,
             p_corrected=p,
-            p_pooled=_known(made.p_pooled[place]),
-            p_welch=_known(made.p_welch[place]),
+            p_pooled=p_pooled,
+            p_welch=p_welch,
             better=(difference > 0) == self.column.higher_is_better,
             n_items=len(self.weights),
             seeds=tuple(seed for seed, common in zip(self.seeds, self._common(pair), strict=True) if common),
         )
 
     def noise(self) -> Noise | None:
-        """None where one seed alone, or rows that all agree, show no spread."""
+        """None where one seed alone, or rows that all agree, show no spread; and with too few items."""
         variance, df = pooled_variance(self.scores)
-        if not math.isfinite(variance):
+        if not math.isfinite(variance) or len(self.weights) < FEWEST_ITEMS:
             return None
         pairs = itertools.combinations(self.rows, 2)
         items = [self._item_variance(pair) for pair in pairs if self._common(pair).any()]

@@ -13,7 +13,7 @@ ANSWERS, PROMPTS, TRAINING, REFERENCES = "answers", "prompts", "training rows", 
 JUDGED = "judged answers"  # by a task that has its own words for what it finds
 ENDS = ("EOS", "stop string", "length limit")  # of ANSWERS
 VERDICTS = ("pass", "fail", "timeout")
-CUT, LEFT_OUT = "cut", "left out"  # of the others, beside "whole"
+CUT, LEFT_OUT, UNREADABLE = "cut", "left out", "unreadable"  # of the others, beside "whole"
 
 _NO_VERDICTS = frozenset({ANSWERS, PROMPTS, TRAINING, REFERENCES, JUDGED})
 
@@ -43,7 +43,8 @@ def outcome_tables(outcomes: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]
         (
             "Rows read",
             "Responses that are cut at limits.length train without an end; prompts that leave no room are left out. "
-            "References are those of bits per byte, which leaves out what would be cut.",
+            "References are those of bits per byte, which leaves out what would be cut. Rows that a tokenizer changes "
+            "are unreadable, and left out too.",
             _rows(outcomes),
         ),
     ]
@@ -96,10 +97,15 @@ def _rows(outcomes: pd.DataFrame) -> pd.DataFrame:
         alike.insert(1, "rows of the table", rows)
         alike.insert(1, "what", kind)
         parts.append(alike)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if not parts:
+        return pd.DataFrame()
+    table = pd.concat(parts, ignore_index=True)
+    return table if table[UNREADABLE].any() else table.drop(columns=UNREADABLE)
 
 
-def _counted(outcomes: pd.DataFrame, of: str, names: tuple[str, ...] = ("whole", CUT, LEFT_OUT)) -> pd.DataFrame:
+def _counted(
+    outcomes: pd.DataFrame, of: str, names: tuple[str, ...] = ("whole", CUT, LEFT_OUT, UNREADABLE)
+) -> pd.DataFrame:
     """Columns task, row and the outcomes named, task by task in the order of rows; 0 where nothing was counted."""
     tasks = {task: place for place, task in enumerate(dict.fromkeys(outcomes["task"]))}
     part = outcomes[outcomes["of"] == of].sort_values("task", key=lambda names: names.map(tasks), kind="stable")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from reports.analysis import INTERVAL, LEVEL
+from reports.analysis import FEWEST_ITEMS, INTERVAL, LEVEL
 from reports.statistics import RESAMPLES
 from reports.table import Column, Table
 from reports.verdict import listed
@@ -97,6 +97,8 @@ def _marks(table: Table) -> Iterator[str]:
             f"No mark where a row has one training seed ({', '.join(single)}): what training again would change, one "
             "seed can't tell."
         )
+    if few := _names([column for column, one in compared if column.key in table.named and one.n_items < FEWEST_ITEMS]):
+        yield f"No mark where fewer than {FEWEST_ITEMS} items were scored ({', '.join(few)})."
     if other := _names([column for column, _ in compared if column.key not in table.named]):
         yield f"Not named for the test, and without marks: {listed(other)}."
 

@@ -27,7 +27,7 @@ def terminal(table: Table, context: ReportContext, width: int = WIDTH) -> Render
     `width` is the terminal's, in characters; the result is for `rich`'s `Console.print`.
     Raises ValueError naming a task that has no protocol lines.
     """
-    parts: list[RenderableType] = [Text(line) for line in verdict(table)]
+    parts: list[RenderableType] = [_verdict(line) for line in verdict(table)]
     parts += _tables(table, context, width)
     parts += [Text(f"{_mark(number)} {text}") for number, text in enumerate(table.footnotes, start=1)]
     parts += [Text(text, "dim") for text in explanations(table)]
@@ -38,6 +38,11 @@ def terminal(table: Table, context: ReportContext, width: int = WIDTH) -> Render
         parts += _paper(table, context)
     parts += [Text.assemble((name, "bold"), ": ", value) for name, value in context.settings]
     return Renderables(*parts)
+
+
+def _verdict(line: str) -> Text:
+    columns, colon, said = line.partition(": ")
+    return Text.assemble((columns, "bold"), colon, said)
 
 
 def _paper(table: Table, context: ReportContext) -> list[RenderableType]:

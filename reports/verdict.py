@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from reports.analysis import INTERVAL, Comparison
+from reports.analysis import FEWEST_ITEMS, INTERVAL, Comparison
 from reports.power import comparisons_of, findable
 from reports.table import Column, Pairwise, Table
 
@@ -10,16 +10,15 @@ MOST_NAMED = 12  # rows that a sentence lists
 
 
 def verdict(table: Table) -> list[str]:
-    """A line or two for each column that is tested; the same in every format, and the first thing it says."""
-    if not table.pairwise:
-        return []
+    """A line for each column that is tested, or for all that say the same; the first thing that every format says."""
     several = len(table.students()) > 1
-    lines = []
+    columns: dict[str, list[str]] = {}
     for pairwise in table.pairwise:
         if pairwise.column.key in table.named:
             student = f"{pairwise.student}, " if several else ""
-            lines.append(f"{student}{pairwise.column.full_label}: {' '.join(_sentences(table, pairwise))}")
-    return lines
+            said = " ".join(_sentences(table, pairwise))
+            columns.setdefault(said, []).append(f"{student}{pairwise.column.full_label}")
+    return [f"{'; '.join(names) if several else ', '.join(names)}: {said}" for said, names in columns.items()]
 
 
 def p_text(p: float) -> str:
@@ -46,6 +45,9 @@ def _sentences(table: Table, pairwise: Pairwise) -> Iterator[str]:
             "one training seed, so that no row can be told from another: training again might turn any difference "
             "round. Two seeds are the least."
         )
+        return
+    if (items := min(one.n_items for one in made)) < FEWEST_ITEMS:
+        yield f"{items} test items, so that no row can be told from another. {FEWEST_ITEMS} are the least for a test."
         return
     if all(one.p is None for one in made):
         yield "all differences are the same in every seed, so that nothing tells how far chance reaches."

@@ -117,7 +117,7 @@ def test_importing_a_method_needs_no_engine() -> None:
 
 def test_help_loads_no_heavy_library() -> None:
     """`harness --help` has to answer at once."""
-    heavy = {"torch", "transformers", "pandas", "numpy", "pydantic", "omegaconf", "lm_eval", "evalplus", "peft"}
+    heavy = {"torch", "transformers", "pandas", "numpy", "pydantic", "yaml", "lm_eval", "evalplus", "peft"}
     code = "import contextlib, sys; sys.argv = ['harness', '--help']\nfrom harness.cli import main\n"
     code += "with contextlib.suppress(SystemExit): main()"
     loaded = {name.partition(".")[0] for name in _loaded_by(code)}

@@ -21,6 +21,7 @@ from harness.base.source import LOOSE, ModuleSource
 # Bases from elsewhere that call none of a class's methods but by their names in our code.
 _SETTINGS = "pydantic.BaseModel"
 _PASSIVE_BASES = {"abc.ABC", "object", "typing.Generic", "typing.Protocol", _SETTINGS}
+_OF_A_MODULE = {"__file__", "__name__", "__path__"}  # read of a module, they say nothing of what is in it
 _FILES: dict[tuple[str, str, int, int], ModuleSource] = {}  # by name, path, time and size: each is parsed once
 
 
@@ -210,7 +211,11 @@ class Sources:
         """
         if use not in self._resolved:
             found, left = self._named(use.module, use.name), use.attributes
-            while left and isinstance(found, str) and (inner := self._named(found, left[0])) is not None:
+            while left and isinstance(found, str):
+                inner = None if left[0] in _OF_A_MODULE else self._named(found, left[0])
+                if inner is None:
+                    found = None if left[0] in _OF_A_MODULE else found
+                    break
                 found, left = inner, left[1:]
             self._resolved[use] = found, left
         return self._resolved[use]

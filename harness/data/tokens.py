@@ -21,7 +21,10 @@ from methods.library.alignment import AlignedResponse, IntArray, cut_at_common_b
 from methods.library.vocabulary import UnsupportedTokenizerError
 
 STUDENT = "student"
-Overlong = Literal["error", "drop"]
+OnBadRow = Literal["error", "drop"]
+"""What to do with a row that can't be trained on, or measured."""
+LeftOut = Literal["overlong", "unreadable"]
+"""Why a row was dropped: its prompt leaves no room, or a tokenizer changes its response."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,17 @@ def tokenize(
     examples: Sequence[Example],
     sides: Mapping[str, TextSide],
     max_length: int,
-    overlong: Overlong = "error",
+    overlong: OnBadRow = "error",
+    unreadable: OnBadRow = "error",
+    left_out: dict[str, LeftOut] | None = None,
 ) -> list[TokenizedExample]:
     """Tokenise examples for every model of a pair; one call into the tokenizers library a side.
 
     Args:
         max_length: the most tokens of prompt and response together, EOS included, on any side.
         overlong: what to do with a prompt that leaves no room for a response.
+        unreadable: what to do with a response that a tokenizer changes, as one that normalises text may.
+        left_out: takes the ids of dropped rows, each with the reason.
 
     Raises:
         HarnessError: an empty response, a prompt that leaves no room, a tokenizer that changes text.
@@ -89,6 +96,7 @@ def tokenize(
     prompts = {role: side.prompts([example.prompt for example in examples]) for role, side in sides.items()}
     responses = {role: side.responses([example.response for example in examples]) for role, side in sides.items()}
     tokenized = []
+    dropped = {} if left_out is None else left_out
     for number, example in enumerate(examples):
         rendered = {role: prompts[role][number] for role in sides}
         if not example.bos:
@@ -100,7 +108,13 @@ def tokenize(
                 raise HarnessError(
                     where, f"a prompt without a token for {sides[role].name}", "a prompt, or a BOS token"
                 )
-        joined = _join(example, one, {role: responses[role][number] for role in sides}, sides, max_length)
+        try:
+            joined = _join(example, one, {role: responses[role][number] for role in sides}, sides, max_length)
+        except _UnreadableError:
+            if unreadable == "error":
+                raise
+            dropped[example.id] = "unreadable"
+            continue
         if joined is not None:
             tokenized.append(joined)
         elif overlong == "error":
@@ -111,7 +125,13 @@ def tokenize(
                 "room for a token of the response and its end, and a byte boundary that all models share before it",
                 "Raise limits.length, or set limits.overlong=drop to leave such rows out.",
             )
+        else:
+            dropped[example.id] = "overlong"
     return tokenized
+
+
+class _UnreadableError(HarnessError):
+    """A response that a tokenizer changes."""
 
 
 def _join(
@@ -126,9 +146,9 @@ def _join(
     try:
         ends = {role: sides[role].vocabulary.ends(ids, text) for role, ids in responses.items()}
     except UnsupportedTokenizerError as error:
-        raise HarnessError(
-            example.source or example.id, str(error), "a tokenizer that keeps every byte of the response"
-        ) from error
+        fix = "Write the row as the tokenizer reads it, or set limits.unreadable=drop to leave such rows out."
+        expected = "a tokenizer that keeps every byte of the response"
+        raise _UnreadableError(example.source or example.id, str(error), expected, fix) from error
     room = {role: max_length - prompt.size - 1 for role, prompt in prompts.items()}  # one place is EOS's
     return _cut_and_end(example.id, prompts, responses, ends, room, {role: side.eos for role, side in sides.items()})
 

@@ -160,7 +160,7 @@ def _plain_words(annotation: object) -> str:
     if origin in (tuple, list):
         one = _plain_words(inside[0])
         return f"list of {one}" if " | " not in one else f"list of ({one})"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return f"mapping of {_plain_words(inside[0])} to {_plain_words(inside[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "fields of its own"

@@ -89,7 +89,7 @@ class Training(Strict):
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        return max(1, round(self.epochs * rows / self.batch_size))
+        return max(1, round(self.epochs * -(-rows // self.batch_size)))  # the last step of a pass may be a smaller one
 
     def micro_batch(self, processes: int = 1, sampled: bool = False) -> int:
         """Responses per forward pass and process: at most ``micro_batch_size``, whole numbers of them a step.
@@ -136,6 +136,9 @@ class Limits(Strict):
     length: int = Field(512, ge=2, description="prompt and response together, EOS included, on every side")
     overlong: Literal["error", "drop"] = Field(
         "error", description="a prompt that leaves no room: stop, or leave it out"
+    )
+    unreadable: Literal["error", "drop"] = Field(
+        "error", description="a response that a tokenizer changes, as by normalising it: stop, or leave it out"
     )
 
 

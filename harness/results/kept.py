@@ -36,7 +36,7 @@ def with_kept(
     """
     fresh, file = _by_key(results), folder / "results.csv"
     if not file.is_file():
-        if not failed and all(line["status"] != "done" for line in fresh.values()):
+        if not failed and all(line["status"] == "failed" for line in fresh.values()):
             raise HarnessError(
                 str(folder),
                 "no stored result of this run, and no results.csv",

@@ -35,7 +35,8 @@ class CellRecord(RowRecord):
     """A cell, or a reference to compare with.
 
     ``stages`` has the identities of its stages by kind ("answers", "scores", "bits", and "student" where one was
-    trained), ``alignments`` those of the alignments that are shown of it, ``failures`` what has no result, by kind.
+    trained), ``alignments`` those of the alignments that are shown of it, ``failures`` what has no result, by kind;
+    ``weights`` of the cross-entropy and of each teacher's term.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CellRecord(RowRecord):
     student: str
     teacher: str
     metrics: list[MetricRecord]
+    weights: NotRequired[list[float]]
     stages: dict[str, str]
     alignments: NotRequired[list[str]]
     failures: dict[str, FailureRecord]

@@ -11,7 +11,7 @@ from harness.results.evidence import labelled
 from harness.results.layout import CellRecord, Record
 from harness.store import artefacts
 from harness.store.store import Store
-from reports.counts import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING
+from reports.counts import ANSWERS, CUT, JUDGED, LEFT_OUT, OUTCOME_COLUMNS, PROMPTS, REFERENCES, TRAINING, UNREADABLE
 
 _ENDS = {"eos": "EOS", "length": "length limit"}  # as tables say it
 
@@ -59,8 +59,10 @@ def _of_cell(cell: CellRecord, store: Store) -> Iterator[tuple[str, str, int]]:
     for of, kind in ((TRAINING, "student"), (REFERENCES, "bits")):
         manifest = store.read_manifest(kind, cell["stages"][kind]) if kind in cell["stages"] else None
         if manifest is not None and (rows := manifest.get("rows")) is not None:
-            whole = rows["read"] - rows["cut"] - rows["left_out"]
-            yield from _listed(of, {"whole": whole, CUT: rows["cut"], LEFT_OUT: rows["left_out"]})
+            counts = {CUT: rows["cut"], LEFT_OUT: rows["left_out"]}
+            if unreadable := rows.get("unreadable"):
+                counts[UNREADABLE] = unreadable
+            yield from _listed(of, {"whole": rows["read"] - sum(counts.values()), **counts})
 
 
 def _listed(of: str, counts: Mapping[str, int]) -> Iterator[tuple[str, str, int]]:

@@ -18,6 +18,7 @@ from harness.generation import vllm as vllm_engine
 from harness.models.spec import ModelSpec
 from harness.plan.alignments import shown
 from harness.plan.builder import model_sources
+from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Cell, Plan, Reference
 from harness.recipe.schema import Recipe
 from harness.results.citation import bibtex, command_line
@@ -162,6 +163,7 @@ def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -
         "student": recipe.student.name or recipe.student.model,
         "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
         "metrics": [_metric(metric) for metric in plan.tasks[cell.task].metrics],
+        "weights": _weights(cell.objective) if isinstance(cell, Cell) else [],
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
         "alignments": [one.identity for one in shown(plan, cell)] if isinstance(cell, Cell) else [],
         "failures": {
@@ -219,6 +221,11 @@ def _row_of_method(cell: Cell) -> RowRecord:
         "role": "student",
         "teacher_kind": objective.teacher_kind,
     }
+
+
+def _weights(objective: ObjectiveSpec) -> list[float]:
+    """Of the cross-entropy and of each teacher's term."""
+    return [objective.ce_weight, *(part.weight for part in objective.taught)]
 
 
 def _caveats(plan: Plan) -> list[str]:

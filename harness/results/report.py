@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.base.files import disk_errors
-from harness.results.diagnostics import diagnostics
+from harness.results.diagnostics import diagnostics, hardly_heard
 from harness.results.evidence import collect_evidence
 from harness.results.kept import REBUILT, REBUILT_NOTE, kept_frame, with_kept
 from harness.results.layout import Record
@@ -102,7 +102,7 @@ def report_context(run: RunRecord, store: Store) -> ReportContext:
         recipe=str(record["recipe"]["name"]),
         protocol=_protocol_and_caveats(run, store),
         settings=[(name, value) for name, value in record["settings"]],
-        notes=record["notes"],
+        notes=[*record["notes"], *hardly_heard(record, store)],
         appendix=diagnostics(run.record, store),
         paper=record["paper"],
         recipe_values=record["recipe"],

@@ -15,9 +15,11 @@ from rich.text import Text
 
 from harness.base.errors import HarnessError
 from harness.results.evidence import labelled
+from harness.results.kept import kept_frame
 from harness.results.layout import RowCell
 from harness.results.record import RunRecord, read_record
 from harness.results.report import Gathered, files_line, gather, write_report
+from harness.results.spent import collect_costs
 from harness.store.artefacts import ANSWERS, MODEL, SCORES, STEPS, TRACES, Answer, Failure, JsonFile, Trace
 from harness.store.store import Store
 from reports import ReportContext, Table, build_table, csv_wide, power_frame, terminal
@@ -79,10 +81,14 @@ class Run:
 
         Columns as in table.csv: ``method``, ``teacher`` and others name the row; for each task and metric follow
         ``dolly.rouge_l.mean`` in the metric's unit, its ``std`` over seeds, the interval over items (``low``,
-        ``high``), and the comparison with the baseline (``difference``, ``p``, ...).
+        ``high``), and the comparison with the baseline (``difference``, ``p``, ...); for each task what its trainings
+        cost (``dolly.seconds``, ...).
         """
-        analysis = self._gathered.analysed(self.recorded.record)
-        text = csv_wide(build_table(self._gathered.results, analysis, all_metrics=True))
+        gathered, costs = self._gathered, collect_costs(self.recorded.record, self.store)
+        if gathered.rebuilt:
+            costs = kept_frame(self.folder, "costs.csv", costs)
+        whole = build_table(gathered.results, gathered.analysed(self.recorded.record), all_metrics=True)
+        text = csv_wide(whole, costs)
         return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""]).fillna(
             {"teacher": "", "fidelity": ""}
         )

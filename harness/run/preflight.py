@@ -122,6 +122,9 @@ def _check_lengths(plan: Plan, bench: Workbench, task: str) -> None:
     """Every model of the pair must be able to read the task's rows, and what is evaluated its test prompts."""
     recipe, published = plan.recipe, bench.published
     examples, length = bench.texts.examples(task, "train"), str(recipe.limits.length)
+    if not examples and (rows := bench.texts.counts(task, "train"))["unreadable"] == rows["read"] > 0:
+        found = f"drop, which leaves out all {rows['read']:,} training rows of {task}"
+        raise HarnessError("limits.unreadable", found, "tokenizers that keep text as it is", "Take another model.")
     if not examples:
         raise HarnessError("limits.length", length, f"room for a prompt of {task} and its response", "Raise it.")
     if recipe.evaluation.bits_per_byte:

@@ -5,6 +5,7 @@ Each part by itself: what makes a stage is handed no more than its result depend
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from harness.data.rows import Request
 from harness.data.teacher_rows import StoredRows
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.text_side import TextSide, load_sides
-from harness.data.tokens import STUDENT, Overlong, TokenizedExample, tokenize
+from harness.data.tokens import STUDENT, LeftOut, OnBadRow, TokenizedExample, tokenize
 from harness.models.cache import Report
 from harness.models.heads import Head, check_head
 from harness.models.load import load_model
@@ -127,7 +128,7 @@ class Texts:
     def __init__(self, tasks: Mapping[str, Task], published: Published, limits: Limits) -> None:
         self._tasks, self._published, self._limits = tasks, published, limits
         self._tokenized: dict[str, list[TokenizedExample]] = {}
-        self._read: dict[str, int] = {}  # rows of each, before limits left some out
+        self._left_out: dict[str, dict[str, LeftOut]] = {}  # rows of each, and why
 
     def examples(self, task: str, split: str) -> list[TokenizedExample]:
         """Tokenised rows of "train" or "test", cut at a boundary that all models of the pair share."""
@@ -135,16 +136,20 @@ class Texts:
         if key not in self._tokenized:
             source = self._tasks[task]
             examples = source.training_examples() if split == "train" else source.reference_examples()
-            overlong: Overlong = self._limits.overlong if split == "train" else "drop"
-            self._tokenized[key] = tokenize(examples, self._published.sides, self._limits.length, overlong)
-            self._read[key] = len(examples)
+            limits, why = self._limits, self._left_out.setdefault(key, {})
+            # what bits per byte alone would read stops no other score
+            bad: tuple[OnBadRow, OnBadRow] = ("drop", "drop")
+            if split == "train":
+                bad = limits.overlong, limits.unreadable
+            self._tokenized[key] = tokenize(examples, self._published.sides, limits.length, *bad, why)
         return self._tokenized[key]
 
     def counts(self, task: str, split: str) -> dict[str, int]:
-        """Rows that were read, those of them that a limit left out, and those whose response it cut."""
+        """Rows that were read, those of them that were left out, by reason, and those whose response a limit cut."""
         kept = self.examples(task, split)
-        read = self._read[f"{task}/{split}"]
-        return {"read": read, "left_out": read - len(kept), "cut": sum(example.cut for example in kept)}
+        why = Counter(self._left_out[f"{task}/{split}"].values())
+        left_out = {"left_out": why["overlong"], "unreadable": why["unreadable"]}
+        return {"read": len(kept) + why.total(), **left_out, "cut": sum(example.cut for example in kept)}
 
 
 class Prompts:

@@ -179,6 +179,16 @@ class AlignedChunk:
             teacher.weight = torch.from_numpy(groups.teacher_weight).to(teacher_logits.device)
         return cls(student, teacher, groups.count)
 
+    def of_means(self) -> AlignedChunk:
+        """A chunk of a row a group and side: the means of their members' logits."""
+        number = torch.arange(self.groups, device=self.student.group.device)
+        nothing = torch.full_like(number, IGNORED)  # a mean predicts no token
+        student, teacher = (
+            Side(side.mean_logits(self.groups), nothing, number, number, nothing, True)
+            for side in (self.student, self.teacher)
+        )
+        return AlignedChunk(student, teacher, self.groups)
+
     def paired_over_shared_columns(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Paired log-probabilities of student and teacher over one vocabulary, both [members, columns].
 

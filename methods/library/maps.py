@@ -27,6 +27,7 @@ from methods.library.vocabulary import TokenKind, Vocabulary
 VocabularyMap = npt.NDArray[np.int64]
 """int64 [source tokens]: id in the target vocabulary, or -1 where a token is unmapped."""
 
+BoolArray = npt.NDArray[np.bool_]
 UNMAPPED = -1
 _QUERIES_AT_ONCE = 1024
 _FAR = np.iinfo(np.int64).max
@@ -78,7 +79,7 @@ def prefix_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
 
 
 def nearest_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
-    """The target token at the minimum edit distance; ties go to the lowest id (FuseLLM, arXiv 2401.10491; DSKD).
+    """The target token at the minimum edit distance; ties go to the lowest id (FuseLLM, arXiv 2401.10491).
 
     Distances are Levenshtein's over the characters of the canonical text, over bytes where they are no UTF-8. Special
     and unused tokens are mapped as by :func:`exact_map`.
@@ -92,6 +93,32 @@ def nearest_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
         # an exact match stays what it is: of two tokens with one text it takes the ordinary one
         mapped[searched] = np.where(mapped[searched] == UNMAPPED, candidates[found], mapped[searched])
     return mapped
+
+
+def pieces_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
+    """As :func:`nearest_map`, over the tokenizers' own strings as they stand in their files, as in DSKD's code.
+
+    Only the sign for a space is made the target's (``▁the`` to ``Ġthe``); ``<0x30>`` is a string of six characters,
+    and ``é`` reads ``Ã©`` on a byte-level side. Special and unused tokens are mapped as by :func:`exact_map`.
+    """
+    mapped = exact_map(source, target)
+    searched = np.flatnonzero(source.kinds <= TokenKind.FALLBACK)
+    candidates = np.flatnonzero(target.kinds <= TokenKind.FALLBACK)
+    if candidates.size:
+        ours, theirs = _space_sign(source), _space_sign(target)
+        queries = [(source.pieces[i] or "").replace(ours, theirs) for i in searched]
+        found, _ = nearest_strings(queries, [target.pieces[i] or "" for i in candidates])
+        mapped[searched] = candidates[found]
+    return mapped
+
+
+def _space_sign(vocabulary: Vocabulary) -> str:
+    """What the pieces of a vocabulary write for a space: ``Ġ``, ``▁`` or a space itself."""
+    for index in np.flatnonzero(vocabulary.kinds == TokenKind.ORDINARY):
+        piece = vocabulary.pieces[index]
+        if piece and vocabulary.token_bytes[index].startswith(b" "):
+            return piece[0]
+    return " "
 
 
 def nearest_strings(
@@ -128,6 +155,7 @@ def nearest_strings(
 MAPS: Mapping[str, Callable[[Vocabulary, Vocabulary], VocabularyMap]] = {
     "exact": exact_map,
     "nearest": nearest_map,
+    "pieces": pieces_map,
     "prefix": prefix_map,
 }
 """Maps that recipes may name."""
@@ -152,6 +180,12 @@ def stored_map(kind: str, source: Vocabulary, target: Vocabulary, folder: Path |
     with suppress(OSError):
         _keep(made, path)
     return made
+
+
+def without(mapped: VocabularyMap, source: BoolArray, target: BoolArray) -> VocabularyMap:
+    """A copy in which some source tokens, bool [source tokens], and some target tokens have no partner."""
+    kept = np.where(source, UNMAPPED, mapped)
+    return np.where(target[kept.clip(0)], UNMAPPED, kept)
 
 
 def _keep(made: VocabularyMap, path: Path) -> None:

@@ -84,6 +84,20 @@ class SoftenedOptions(KDOptions):
     temperature: Positive = Field(2.0, description="τ, divides the logits of both sides; CDM's scripts use 2")
 
 
+class TemperatureOptions(BaseModel):
+    """Temperatures of methods that compare both models' masses as they are; they bring no factor τ²."""
+
+    temperature: Positive = Field(1.0, description="divides the logits of both sides")
+    student_temperature: Positive | None = Field(None, description="of the student alone; none: temperature")
+    teacher_temperature: Positive | None = Field(None, description="of the teacher alone; none: temperature")
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Of student and teacher."""
+        both = self.temperature
+        return self.student_temperature or both, self.teacher_temperature or both
+
+
 class OnPolicyOptions(KDOptions):
     """Options of methods that can learn from the student's own responses (GKD, arXiv 2306.13649; GOLD)."""
 

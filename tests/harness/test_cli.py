@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.cells import cell_len
+from rich.console import Console
 from safetensors import SafetensorError
 
 from harness import cli
@@ -115,7 +118,7 @@ def test_a_recipe_that_is_no_yaml(harness: Command, tmp_path: Path) -> None:
     [
         ("{", "line 3: found '{'"),
         ('{"instruction": "a"}', "line 3, field 'output': found no such field"),
-        ('{"instruction": "a", "output": 3}', "line 3, field 'output': found 3; expected str"),
+        ('{"instruction": "a", "output": 3}', "line 3, field 'output': found 3; expected a text"),
         ('{"instruction": "a", "output": ""}', "line 3: found an empty response"),
         ('{"instruction": "' + "long " * 400 + '", "output": "b"}', "line 3: found a prompt of "),
     ],
@@ -133,7 +136,7 @@ def test_a_wrong_training_row(tiny_run: Callable[..., Done], samples: Path, line
     ("task", "row", "words"),
     [
         ("dolly", {"instruction": "a", "output": []}, "line 1, field 'output': found []"),
-        ("gsm8k", {"question": "a", "answer": "no number"}, "line 1, field answer: found no final answer"),
+        ("gsm8k", {"question": "a", "answer": "no number"}, "line 1, field 'answer': found no final answer"),
         ("codem", {"task_id": "HumanEval/1"}, "line 1, field prompt"),
     ],
 )
@@ -403,3 +406,25 @@ def test_help_names_every_verb(harness: Command) -> None:
     for command in cli.app.registered_commands:
         assert command.callback is not None
         assert command.callback.__name__ in done.out
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["methods", "methods gold", "tasks", "tasks codem", "recipes", "models", "data", "doctor", "fields", "plan smoke"],
+)
+def test_80_columns_hold_whole_words(harness: Command, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """Whatever is printed there is made of words that a wide terminal shows, too; a path may be longer than a line."""
+
+    def words(width: int) -> set[str]:
+        out = io.StringIO()
+        monkeypatch.setattr(cli, "console", Console(file=out, width=width, highlight=False))
+        assert harness(*verb.split()).code == 0
+        lines = out.getvalue().splitlines()
+        assert max(map(cell_len, lines)) <= width
+        return {word for line in lines for word in line.translate(_LINES).split()}
+
+    broken = {word for word in words(80) - words(400) if not word.replace(".", "").isdigit()}  # of a clock, or memory
+    assert not broken
+
+
+_LINES = str.maketrans(dict.fromkeys("┃│┏┓┗┛━┡┩╇┳└┘─┴", " "))

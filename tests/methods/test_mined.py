@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from torch import Tensor
 from harness.data.tokens import STUDENT, SideTokens
 from methods.base import AlignedChunk, Rows, Side
 from methods.library.alignment import AlignedResponse
-from methods.library.maps import UNMAPPED, nearest_map
-from methods.library.vocabulary import TokenizerPair, Vocabulary
+from methods.library.maps import UNMAPPED, exact_map, nearest_map, pieces_map
+from methods.library.vocabulary import TokenizerPair, TokenKind, Vocabulary
 from methods.library.warping import token_texts
 from methods.mined import MinED
 from tests import tiny
@@ -25,17 +26,19 @@ FAMILIES = {STUDENT: "byte_level", "cross": "byte_fallback"}
 VOCABULARIES = {role: Vocabulary.of(tiny.tokenizer(f).backend_tokenizer, f, (2,)) for role, f in FAMILIES.items()}
 TEXTS = {role: token_texts(vocabulary) for role, vocabulary in VOCABULARIES.items()}
 MAP = nearest_map(VOCABULARIES["cross"], VOCABULARIES[STUDENT]).tolist()
+MAPS_OF = {"max": MAP, "dskd": pieces_map(VOCABULARIES["cross"], VOCABULARIES[STUDENT]).tolist()}
+EXACT = exact_map(VOCABULARIES["cross"], VOCABULARIES[STUDENT]).tolist()
 
 
 # --- the whole loss, through the engine -------------------------------------------------------------------------------
 
 
-def same_tokens(ours: list[int], theirs: list[int]) -> dict[int, int]:
-    """Student token -> teacher token, where they are linked 1-1 and one token by the map."""
+def same_tokens(ours: list[int], theirs: list[int], mapped: list[int]) -> dict[int, int]:
+    """Student token -> teacher token, where it is the only one that it is linked to and one token by the map."""
     costs = [[edit_cost(t, s) for s in ours] for t in theirs]
     links = double_loop(costs)
-    teachers, students = Counter(j for j, _ in links), Counter(i for _, i in links)
-    return {i: j for j, i in links if teachers[j] == students[i] == 1 and MAP[theirs[j]] == ours[i]}
+    students = Counter(i for _, i in links)
+    return {i: j for j, i in links if students[i] == 1 and mapped[theirs[j]] == ours[i]}
 
 
 def edit_cost(teacher: int, student: int) -> int:
@@ -45,10 +48,14 @@ def edit_cost(teacher: int, student: int) -> int:
 def target(logits: Tensor, size: int, tau: float, collisions: str) -> Tensor:
     """The teacher's softened distribution over the student's vocabulary, one entry after the other."""
     reached: dict[int, Tensor] = {}
-    for t, s in enumerate(MAP):
-        if s == UNMAPPED:
+    spelled: set[int] = set()
+    for t, s in enumerate(MAPS_OF[collisions]):
+        if s == UNMAPPED or s in spelled:
             continue
-        if s not in reached or (collisions == "max" and logits[t] > reached[s]):
+        if collisions == "max" and EXACT[t] == s:
+            spelled.add(s)
+            reached[s] = logits[t]
+        elif s not in reached or (collisions == "max" and logits[t] > reached[s]):
             reached[s] = logits[t]
     total = sum((z / tau).exp() for z in reached.values())
     p = torch.zeros(size, dtype=logits.dtype)
@@ -63,15 +70,15 @@ def response_rows(model: torch.nn.Module, side: SideTokens) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("options", [{}, {"collisions": "max"}, {"temperature": 1.0}, {"normalize": "samples"}])
+@pytest.mark.parametrize("options", [{}, {"collisions": "dskd"}, {"temperature": 1.0}, {"normalize": "samples"}])
 def test_loss_and_gradient_equal_loops(options: dict[str, object]) -> None:
-    tau, collisions = float(options.get("temperature", 2.0)), str(options.get("collisions", "lowest"))  # type: ignore[arg-type]
+    tau, collisions = float(options.get("temperature", 2.0)), str(options.get("collisions", "max"))  # type: ignore[arg-type]
     made = contract.bench(MinED(**options))
     kd, ce, kept, tokens = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0, 0
     for aligned in made.examples:
         mine, other = aligned.example.sides[STUDENT], aligned.example.sides["cross"]
         zs, zt = response_rows(made.student, mine), response_rows(made.teacher, other).detach()  # type: ignore[arg-type]
-        pairs = same_tokens(mine.response.tolist(), other.response.tolist())
+        pairs = same_tokens(mine.response.tolist(), other.response.tolist(), MAPS_OF[collisions])
         for i, y in enumerate(mine.response.tolist()):
             q = (zs[i] / tau).log_softmax(-1)
             ce = ce - zs[i].log_softmax(-1)[y]
@@ -97,7 +104,7 @@ def test_loss_and_gradient_equal_loops(options: dict[str, object]) -> None:
     assert 0 < confirmed <= links
 
 
-@pytest.mark.parametrize("collisions", ["lowest", "max"])
+@pytest.mark.parametrize("collisions", ["max", "dskd"])
 @pytest.mark.parametrize(
     "groups",
     [
@@ -120,8 +127,8 @@ def test_groups_of_any_size_over_padded_vocabularies_equal_loops(
     for group, sizes in enumerate(groups):
         i, j = (int((side == group).nonzero()[0]) for side in number)
         if sizes == (1, 1):
-            tokens[0][i] = MAP[int(tokens[1][j])] if group % 2 == 0 else 5
-            if MAP[int(tokens[1][j])] == int(tokens[0][i]):
+            tokens[0][i] = MAPS_OF[collisions][int(tokens[1][j])] if group % 2 == 0 else 5
+            if MAPS_OF[collisions][int(tokens[1][j])] == int(tokens[0][i]):
                 pairs[i] = j
     assert pairs or len(groups) == 1
     sides, rows = [], []
@@ -169,18 +176,21 @@ def test_float32_and_bfloat16_rows_of_the_teacher() -> None:
 # --- collisions -------------------------------------------------------------------------------------------------------
 
 OURS = by_hand([b"</s>", b"ab", b"xyz", b"q"], {0}, eos=0)
-THEIRS = by_hand([b"<eos>", b"abb", b"ab", b"xyz", b"ac"], {0}, eos=0)  # abb, ab and ac reach ab; none reaches q
-LOGITS = torch.tensor([[1.0, 0.5, 2.0, -1.0, 3.0, 9.0]], dtype=torch.float64)  # the last column is no token
+THEIRS = by_hand([b"<eos>", b"abb", b"ab", b"xy", b"ac", b"xz"], {0}, eos=0)  # abb, ab, ac reach ab; xy, xz reach xyz
+OURS, THEIRS = (replace(v, pieces=tuple(map(bytes.decode, v.token_bytes))) for v in (OURS, THEIRS))
+LOGITS = torch.tensor([[1.0, 0.5, 2.0, -1.0, 3.0, 0.7, 9.0]], dtype=torch.float64)  # the last column is no token
 
 
-@pytest.mark.parametrize(("collisions", "counts"), [("lowest", [1.0, 0.5, -1.0]), ("max", [1.0, 3.0, -1.0])])
+@pytest.mark.parametrize(("collisions", "counts"), [("max", [1.0, 2.0, 0.7]), ("dskd", [1.0, 0.5, -1.0])])
 def test_collisions_by_hand(collisions: str, counts: list[float]) -> None:
+    """What spells "ab" counts, though "ac" is likelier; of "xy" and "xz", which spell nothing, the likelier. In DSKD
+    the first of the file.
+    """
     method = MinED(collisions=collisions, temperature=2.0)
     method.prepare(TokenizerPair(OURS, THEIRS))
-    assert method.student_of_teacher.tolist() == [0, 1, 1, 2, 1]
+    assert method.student_of_teacher.tolist() == [0, 1, 1, 2, 1, 2]
     zs = torch.tensor([[0.3, -0.2, 0.1, 0.7, 0.0]], dtype=torch.float64, requires_grad=True)
     one, zero = torch.tensor([1]), torch.zeros(1, dtype=torch.int64)
-    # the student's "ab" with the teacher's "ab", which does not count for "ab" where the lowest id does
     sums = method.loss(
         AlignedChunk(Side(zs, one, zero, zero, one, True), Side(LOGITS, zero, zero, zero, torch.tensor([2]), True), 1)
     )
@@ -194,13 +204,82 @@ def test_collisions_by_hand(collisions: str, counts: list[float]) -> None:
     assert float(kept) == 1  # type: ignore[arg-type]
 
 
+def target_logits(pair: TokenizerPair, collisions: str = "max") -> tuple[dict[int, float], Tensor]:
+    """Logit of each student token that is reached, of a teacher's row whose logits are all different."""
+    method = MinED(collisions=collisions)
+    method.prepare(pair)
+    row = torch.randn(1, len(pair.teacher), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mapped = method._mapped(row, torch.zeros(1, dtype=torch.int64))[0]
+    return dict(zip(method.tables.on(row.device)["columns"].tolist(), mapped.tolist(), strict=True)), row[0]
+
+
+@pytest.mark.parametrize("family", ["byte_fallback", "unigram"])
+def test_a_token_that_both_spell_keeps_the_teachers_logit(family: str) -> None:
+    """Where the lowest id counted, 64 of 387 columns had another token's: "0" that of ``<0x30>``, " the" of " th"."""
+    teacher = Vocabulary.of(tiny.tokenizer(family).backend_tokenizer, family, (2,))
+    found, row = target_logits(TokenizerPair(VOCABULARIES[STUDENT], teacher))
+    ours = {spelling: i for i, spelling in enumerate(VOCABULARIES[STUDENT].token_bytes) if i > 2}
+    fallback = teacher.kinds == TokenKind.FALLBACK
+    spelled = {s: t for t, s in enumerate(teacher.token_bytes) if t > 2 and fallback[t]}
+    spelled |= {s: t for t, s in enumerate(teacher.token_bytes) if t > 2 and not fallback[t]}
+    alike = ours.keys() & spelled.keys()
+    assert len(alike) > 300
+    assert {s for s in alike if found[ours[s]] != float(row[spelled[s]])} == set()
+    lowest = {
+        s: next(t for t, named in enumerate(nearest_map(teacher, VOCABULARIES[STUDENT])) if named == ours[s])
+        for s in alike
+    }
+    assert sum(lowest[s] != spelled[s] for s in alike) >= 60  # what this test would have found before
+
+
+def test_at_every_position_with_equal_bytes_the_target_gives_the_realised_token_the_teachers_logit() -> None:
+    """Of whole responses: 1-1 positions by bytes, the target's logit against the teacher's own."""
+    made = contract.bench(MinED())
+    seen = 0
+    for aligned in made.examples:
+        mine, other = (aligned.example.sides[role] for role in FAMILIES)
+        rows = response_rows(made.teacher, other).detach()
+        mapped = made.method._mapped(rows, torch.arange(len(rows)))
+        columns = made.method.tables.on(rows.device)["columns"].tolist()
+        starts = [
+            dict(zip(zip([0, *side.ends], side.ends, strict=False), range(99999), strict=False))
+            for side in (mine, other)
+        ]
+        for span in starts[0].keys() & starts[1].keys():
+            i, j = (start[span] for start in starts)
+            token = int(mine.response[i])
+            spelled = (
+                VOCABULARIES[STUDENT].token_bytes[token],
+                VOCABULARIES["cross"].token_bytes[int(other.response[j])],
+            )
+            if spelled[0] == spelled[1]:
+                assert float(mapped[j, columns.index(token)]) == float(rows[j, int(other.response[j])])
+                seen += 1
+    assert seen > 30
+
+
+def test_dskd_maps_pieces_as_they_are_written() -> None:
+    """``<0x30>`` is a string of six characters there; a sentencepiece space reads as the student's."""
+    there = dict(zip(VOCABULARIES["cross"].pieces, MAPS_OF["dskd"], strict=True))
+    ours = dict(zip(VOCABULARIES[STUDENT].pieces, range(len(VOCABULARIES[STUDENT])), strict=True))
+    assert there["▁the"] == ours["Ġthe"]
+    assert there["0"] == ours["0"]
+    for piece in ("▁th", "def", "<0x30>", "▁+"):
+        wanted = piece.replace("▁", "Ġ")
+        distances = [
+            Levenshtein.distance(wanted, other or "") if i > 2 else 99
+            for i, other in enumerate(VOCABULARIES[STUDENT].pieces)
+        ]
+        assert there[piece] == distances.index(min(distances)), piece
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "kept"),
     [
         pytest.param([1], [2], 1, id="the same token"),
         pytest.param([1], [4], 1, id="another token that the map sends there"),
         pytest.param([2], [2], 0, id="linked, but another token by the map"),
-        pytest.param([1, 3], [2], 0, id="two student tokens for one"),
+        pytest.param([1, 3], [2], 1, id="two student tokens for one: each has one link"),
         pytest.param([1], [2, 4], 0, id="two teacher tokens for one"),
         pytest.param([1, 2, 0], [2, 3, 0], 3, id="ends of a response, whatever their names"),
     ],
@@ -216,7 +295,8 @@ def test_which_positions_have_the_teachers_distribution(student: list[int], teac
     ):
         rows = torch.zeros(tokens.size, 6, dtype=torch.float64, requires_grad=tokens is ids[0])
         own = torch.from_numpy(tokens)
-        sides.append(Side(rows, own, torch.from_numpy(index), torch.from_numpy(group), own, True))
+        in_order = index.tolist() == list(range(tokens.size))
+        sides.append(Side(rows, own, torch.from_numpy(index), torch.from_numpy(group), own[index], in_order))
     sums = method.loss(AlignedChunk(sides[0], sides[1], groups.count))
     assert float(sums.diagnostics["targets from the teacher"][0]) == kept
     assert torch.isfinite(sums.kd)

@@ -1,11 +1,9 @@
-"""Losses without the engine: `harness.align` and `methods.loss` against the engine, in a plain loop, as documented."""
+"""Losses without the engine: `harness.align` and `methods.loss` against the engine, in a plain loop."""
 
 from __future__ import annotations
 
 import copy
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from tests import tiny
 from tests.methods import contract
 from tests.methods.test_contract import METHODS
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "python_losses.md"
 FAMILIES = {"same": "byte_level", "cross": "byte_fallback"}
 
 
@@ -103,23 +100,6 @@ def test_a_plain_loop_learns_from_a_teacher_with_another_tokenizer(name: str) ->
         optimizer.zero_grad()
         losses.append(float(kd.detach()))
     assert losses[-1] < 0.9 * losses[0]
-
-
-def test_the_document_runs_as_it_stands() -> None:
-    student, teacher, ours, theirs = models()
-    names: dict[str, Any] = {
-        "student": student,
-        "teacher": teacher,
-        "student_tokenizer": ours,
-        "teacher_tokenizer": theirs,
-        "rows_of_data": tiny.SAMPLES,
-    }
-    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 4
-    for block in blocks:
-        exec(compile(block, str(DOCUMENT), "exec"), names)
-    assert torch.isfinite(names["total"])
-    assert float(names["sums"].kd.detach()) > 0
 
 
 # --- what align does --------------------------------------------------------------------------------------------------

@@ -155,6 +155,49 @@ def test_loss_and_gradient_are_trls(
         assert_near(found, trl_loss(peer, [example], [student], [teacher]))
 
 
+@pytest.mark.parametrize("hybrid", [None, (0.5, None)])
+def test_temperatures_are_trls(trl: Any, hybrid: tuple[float, float | None] | None) -> None:
+    """One for the student, another for the teacher."""
+    apart = {"student_temperature": 2.0, "teacher_temperature": 0.7}
+    if hybrid is None:
+        method: Method = ULD(pairing="bytes", normalize="rows", **apart)
+    else:
+        method = GOLD(match="string", beta=hybrid[0], normalize="rows", **apart)
+    method.prepare(pair_of(350, 400))
+    config = configured(
+        use_extended_uld=True,
+        uld_token_merge_strategy="bayesian",
+        uld_use_hybrid_loss=hybrid is not None,
+        uld_hybrid_matched_weight=None,
+        uld_hybrid_unmatched_weight=None,
+        beta=None if hybrid is None else hybrid[0],
+        **{f"uld_{name}": value for name, value in apart.items()},
+    )
+    peer = trl.ULDLoss(config, text_side(350).tokenizer, text_side(400).tokenizer)
+    example = examples(350, 400)[1]
+    student, teacher = random_logits(example, STUDENT, 350, 0), random_logits(example, "cross", 400, 1)
+    assert_near(
+        loss_of_logits(method, [example], [student], [teacher]), trl_loss(peer, [example], [student], [teacher])
+    )
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_with_one_tokenizer_it_is_trls_jsd(trl: Any, beta: float) -> None:
+    """GKD's, which GOLDTrainer computes for such a teacher, at logits of spread 5: far below the floor of 1e-8."""
+    method = GOLD(beta=beta, matched_weight=1, unmatched_weight=1, normalize="rows")
+    method.prepare(TokenizerPair(text_side(400).vocabulary, text_side(400).vocabulary))
+    made = tokenize([Example("0", *tiny.SAMPLES[3])], {r: text_side(400) for r in (STUDENT, "cross")}, max_length=256)
+    student, teacher = (random_logits(made[0], STUDENT, 400, seed) * 5 / 3 for seed in (0, 1))
+    found = loss_of_logits(method, made, [student], [teacher])
+    side = made[0].sides[STUDENT]
+    rows = slice(side.prompt.size - 1, side.length - 1)
+    student.requires_grad_()
+    loss = trl.GOLDTrainer.generalized_jsd_loss(student[None, rows], teacher[None, rows], beta=beta, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss / side.response.size, student)
+    assert student[rows].log_softmax(-1).min() < -18.5
+    assert_near(found, (float(loss.detach()) / side.response.size, [gradient]))
+
+
 @PAIRS
 def test_released_is_trl_with_its_own_defaults(trl: Any, ours: int, theirs: int, tmp_path: Path) -> None:
     """Several responses at once: EOS skipped, means over each response's groups, then over responses."""

@@ -127,13 +127,13 @@ def sequence_kl(every: Sequence[Run], row: Callable[..., Tensor], tau: float = 2
     return float(sum(row(r.zs[i], r.zt[i], tau) for r in every for i in range(r.ps + r.ns)))
 
 
-def sorted_l1_rows(every: Sequence[Run], first: int) -> float:
+def sorted_l1_rows(every: Sequence[Run], first: int, taus: tuple[float, float] = (1.0, 1.0)) -> float:
     """Σ_k |p_(k) - q_(k)|, token by token from position p + first on, as far as the shorter response goes."""
     total = 0.0
     for r in every:
         for i in range(min(r.ns, r.nt)):
-            p = r.zs[r.ps + first + i].softmax(-1).sort(descending=True).values.tolist()
-            q = r.zt[r.pt + first + i].softmax(-1).sort(descending=True).values.tolist()
+            p = (r.zs[r.ps + first + i] / taus[0]).softmax(-1).sort(descending=True).values.tolist()
+            q = (r.zt[r.pt + first + i] / taus[1]).softmax(-1).sort(descending=True).values.tolist()
             p, q = p + [0.0] * (len(q) - len(p)), q + [0.0] * (len(p) - len(q))
             total += sum(abs(a - b) for a, b in zip(p, q, strict=True))
     return total
@@ -154,6 +154,14 @@ VALUES = [
     pytest.param(ULD(), CROSS, uld, "tokens", id="uld"),
     pytest.param(ULD(), SAME, uld, "tokens", id="uld with one tokenizer"),
     pytest.param(ULD(fidelity="released"), CROSS, uld_released, "tokens", id="uld released"),
+    pytest.param(ULD(temperature=2), CROSS, partial(uld, taus=(2.0, 2.0)), "tokens", id="uld at temperature 2"),
+    pytest.param(
+        ULD(student_temperature=2, teacher_temperature=0.7),
+        CROSS,
+        partial(uld, taus=(2.0, 0.7)),
+        "tokens",
+        id="uld at two temperatures",
+    ),
     pytest.param(ULD(normalize="samples"), CROSS, uld, "samples", id="uld per response"),
     pytest.param(ULD(normalize="rows"), CROSS, uld, "rows", id="uld per pair"),
 ]
@@ -229,8 +237,8 @@ def test_logits_padded_to_other_sizes_are_compared_over_the_shared_columns(
 
 @pytest.mark.parametrize(
     ("method", "values"),
-    [(FKD, {"temperature": 0}), (FKD, {"kd_weight": -1}), (ULD, {"temperature": 2}), (ULD, {"fidelity": "exact"}),
-     (ULD, {"ce_weight": float("nan")}), (SFT, {"normalize": "bytes"})],
+    [(FKD, {"temperature": 0}), (FKD, {"kd_weight": -1}), (ULD, {"teacher_temperature": 0}),
+     (ULD, {"fidelity": "exact"}), (ULD, {"ce_weight": float("nan")}), (SFT, {"normalize": "bytes"})],
 )  # fmt: skip
 def test_options_are_checked(method: type[Method], values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(values))):

@@ -207,6 +207,20 @@ def test_one_seed_tells_nothing_of_methods() -> None:
     assert (got.p, got.p_corrected, got.interval, got.error, got.mark) == (None, None, None, None, "")
 
 
+@pytest.mark.parametrize("items", [9, 10])
+def test_a_test_needs_ten_items(items: int) -> None:
+    """A row that is right on all of four items in all seeds has no spread over items, and no mark either."""
+    frames, rng = Frames(), np.random.default_rng(1)
+    for seed in range(3):
+        for method, effect in (("control", 0), ("uld", 30), ("cdm", 0.1)):
+            frames.add(method, EASY[:items] + effect + rng.normal(0, 1), seed=seed)
+    table = frames.table()
+    assert [cell.mark for cell in cells(table).values()] == (["", "†", ""] if items == 10 else [""] * 3)
+    assert ("No mark where fewer than 10 items were scored (dolly ROUGE-L)." in explained(table)) == (items == 9)
+    assert (f"dolly ROUGE-L: {items} test items, so that no row can be told" in explained(table)) == (items == 9)
+    assert bool(frames.analyse().noise) == (items == 10)
+
+
 def three_seeds(**effects: float) -> Frames:
     """Rows that differ from the baseline by these amounts, in both metrics, with noise of 1 between trainings."""
     frames, rng = Frames(), np.random.default_rng(3)

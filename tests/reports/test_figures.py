@@ -49,6 +49,28 @@ def test_bars_are_as_long_as_their_means_and_whiskers_end_where_the_interval_doe
     assert sorted((whisker[:, 0] - zero) / unit) == pytest.approx([5, 8], rel=1e-3)
 
 
+def test_differences_stand_round_zero_with_their_intervals_and_are_filled_where_they_were_found() -> None:
+    values = {"row": ["a", "b"], "difference": [-2.0, 1.0], "low": [-3.0, math.nan], "high": [-1.0, math.nan]}
+    svg = figures.forest(
+        pd.DataFrame(values | {"found": [True, False]}), LOOKS, name="f", label="EM: row minus control"
+    )
+    (interval,) = [p for p in paths(svg, stroke=LOOKS["a"].colour) if len(p) == 2]
+    at = {
+        row: (float(use.get("x", "")), use.get("fill-opacity", "1"))
+        for use in ElementTree.fromstring(svg).iter(f"{SVG}use")
+        for row in "ab"
+        if use.get("stroke") == LOOKS[row].colour
+    }
+    unit = (interval[:, 0].max() - interval[:, 0].min()) / 2
+    assert at["a"][0] == pytest.approx(interval[:, 0].mean(), abs=0.01)
+    assert at["b"][0] - at["a"][0] == pytest.approx(3 * unit, rel=1e-3)
+    zeros = [
+        p for p in paths(svg, stroke="currentColor") if len(p) == 2 and np.ptp(p[:, 0]) == 0 and np.ptp(p[:, 1]) > 20
+    ]
+    assert any(p[0, 0] == pytest.approx(at["a"][0] + 2 * unit, abs=0.01) for p in zeros)
+    assert (at["a"][1], at["b"][1]) == ("1", "0")
+
+
 def test_lines_are_means_over_seeds() -> None:
     rows = [
         ("a", seed, step, value)

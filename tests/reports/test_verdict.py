@@ -54,6 +54,14 @@ def test_one_seed_settles_nothing() -> None:
     assert line.startswith("dolly ROUGE-L: one training seed, so that no row can be told from another")
 
 
+def test_columns_that_say_the_same_share_a_line() -> None:
+    frames = Frames()
+    for metric in ("rouge_l", "bits_per_byte"):
+        frames.add("control", EASY, metric).add("uld", BETTER, metric)
+    (line,) = verdict(frames.table())
+    assert line.startswith("dolly ROUGE-L, gsm8k bits/byte: one training seed")
+
+
 def test_seeds_that_agree_settle_nothing() -> None:
     frames = Frames()
     for seed in (0, 1):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,9 @@ import numpy.typing as npt
 import yaml
 
 from harness.base.errors import HarnessError
-from harness.base.files import Json
+from harness.base.files import Json, digest_of, write_json
+from harness.base.identity import code_digest, versions
+from harness.models.cache import cache_folder
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.spec import ModelSpec
 from harness.models.uri import KNOWN_MODELS, parse_uri
@@ -142,24 +146,34 @@ def shape_of(spec: ModelSpec) -> Shape:
     Raises:
         HarnessError: neither is there.
     """
-    from transformers import AutoConfig
-
     uri = parse_uri(spec.model)
     known = architectures()
     repository = uri.repository or next((k.source for k in KNOWN_MODELS.values() if k.uri == spec.model), "")
     entry = known["models"].get(repository)
     tokenizer = entry["tokenizer"] if entry else "unknown"
     ratios = {name: ratio for name, ratio in known["bytes_per_token"][tokenizer].items() if name != "measured_with"}
+    folder: Path | None = None
     if is_downloaded(uri):
-        config = AutoConfig.from_pretrained(resolve(uri, download=False).folder, local_files_only=True)
+        folder = resolve(uri, download=False).folder
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     elif entry:
         fields = dict(entry["config"])
-        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     else:
         raise HarnessError(
             spec.model, "no config on this machine", "a downloaded model, or one of architectures.yaml", "Download it."
         )
-    return Shape.of(config, ratios, spec.layers, spec.attention == "eager")
+    eager = spec.attention == "eager"
+    decides = {"config": fields, "layers": spec.layers, "eager": eager, **versions("transformers")}
+    path = cache_folder() / "shapes" / f"{digest_of({**decides, 'code': code_digest(__name__)})[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return replace(Shape(**json.loads(path.read_text(encoding="utf-8"))), bytes_per_token=ratios)
+    from transformers import AutoConfig  # takes seconds: what it finds is kept
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True) if folder else AutoConfig.for_model(**fields)
+    shape = Shape.of(config, ratios, spec.layers, eager)
+    with suppress(HarnessError, OSError):  # a cache that can't be written costs the seconds again
+        write_json(path, asdict(shape))
+    return shape
 
 
 # --- Texts ------------------------------------------------------------------------------------------------------------

@@ -216,6 +216,13 @@ def test_what_can_not_be_followed_counts_as_a_whole_module(used: Written, main: 
     assert {"area", "helper", "unused"} <= names(used({"pack/main.py": main, "pack/lib.py": LIB}))
 
 
+def test_the_place_of_a_module_is_not_what_is_in_it(used: Written) -> None:
+    main = "import pack.lib\ndef entry():\n    return pack.__file__, pack.lib.__file__\n"
+    files = {"pack/main.py": main, "pack/lib.py": LIB, "pack/__init__.py": "def __getattr__(name):\n    return name\n"}
+    assert names(used(files)) == {"entry"}
+    assert "__getattr__" in names(used({**files, "pack/main.py": main.replace("pack.__file__", "pack.anything")}))
+
+
 def test_statements_that_run_at_import_count_with_their_module(used: Written) -> None:
     loose = "import warnings\nwarnings.simplefilter('ignore')\n"
     files = {"pack/main.py": MAIN, "pack/lib.py": LIB + loose}

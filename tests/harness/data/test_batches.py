@@ -23,7 +23,7 @@ from harness.data.chunks import TEACHER_ROWS, row_bounds, row_window
 from harness.data.rows import Example
 from harness.data.terms import AlignedExample, Term
 from harness.data.text_side import TextSide
-from harness.data.tokens import STUDENT, SideTokens, TokenizedExample, tokenize
+from harness.data.tokens import STUDENT, LeftOut, SideTokens, TokenizedExample, tokenize
 from harness.models.heads import Head, hidden_states
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
@@ -143,6 +143,27 @@ def test_rows_without_room_can_be_dropped() -> None:
     long = Example("y", "the quick brown fox " * 9, "yes")
     kept = tokenize([TEXTS[0], long, TEXTS[1]], sides(), 64, overlong="drop")
     assert [example.id for example in kept] == ["x/0", "x/1"]
+
+
+def test_rows_that_a_tokenizer_changes_can_be_dropped_and_are_told_from_others() -> None:
+    """A decomposed É under a tokenizer that composes; a SentencePiece space in a text; ½ where it becomes 1⁄2."""
+    made = tokenizer("byte_level")
+    made.backend_tokenizer.normalizer = normalizers.NFKC()
+    both = {STUDENT: TextSide(made, template="plain", name="composing"), CROSS: side("byte_fallback")}
+    rows = [
+        Example("e", "a", "E\u0301t\u00e9", "file line 1"),
+        Example("half", "a", "½ cup", "file line 2"),
+        Example("space", "a", "so\u2581what", "file line 3"),
+        Example("long", "a" * 90, "fine", "file line 4"),
+        Example("fine", "a", "Été, 1 cup", "file line 5"),
+    ]
+    why: dict[str, LeftOut] = {}
+    kept = tokenize(rows, both, 64, "drop", "drop", why)
+    assert [example.id for example in kept] == ["fine"]
+    assert why == {"e": "unreadable", "half": "unreadable", "space": "unreadable", "long": "overlong"}
+    for place in range(3):
+        with pytest.raises(HarnessError, match=rf"^file line {place + 1}: .* set limits\.unreadable=drop"):
+            tokenize(rows[place:], both, 64, "drop")
 
 
 def test_a_tokenizer_that_changes_text_names_the_row_and_itself() -> None:

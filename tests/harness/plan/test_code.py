@@ -33,11 +33,15 @@ from methods.base import registered
 
 # Files and folders of which no stage uses anything, and why that can't change a result.
 BESIDE_RESULTS = {
+    "harness/__init__.py": "names for a notebook",
     "harness/__main__.py": "starts the command line",
     "harness/cli.py": "asks and shows",
     "harness/terminal": "shows",
     "harness/results": "reads what is stored",
+    "harness/recipe/fields.py": "lists settings",
     "harness/recipe/load.py": "what it reads stands in the values of stages",
+    "harness/recipe/references.py": "what it reads stands in the values of stages",
+    "harness/recipe/yaml_text.py": "what it reads stands in the values of stages",
     "harness/recipe/problems.py": "refuses, before anything is planned",
     "harness/plan/builder.py": "what it decides stands in the values of stages",
     "harness/plan/code.py": "decides identities",
@@ -49,7 +53,10 @@ BESIDE_RESULTS = {
     "harness/base/source.py": "decides identities",
     "harness/base/errors.py": "words",
     "harness/base/progress.py": "words",
-    "harness/base/schema.py": "reads recipes",
+    "harness/base/beside.py": "finds packages and recipes",
+    "harness/base/heard.py": "words",
+    "harness/base/promises.py": "words",
+    "harness/base/provenance.py": "says what code made a result",
     "harness/run/demand.py": "has stages made that are not stored",
     "harness/run/preflight.py": "refuses, before anything is made",
     "harness/run/runner.py": "walks a plan",
@@ -62,6 +69,9 @@ BESIDE_RESULTS = {
     "harness/tasks/__init__.py": "finds tasks, which count where they are handed over",
     "harness/tasks/build.py": "gives tasks their settings, which stand in the values of stages",
     "harness/tasks/dev.py": "writes data files, whose digests stand in the values of stages",
+    "harness/tasks/hub.py": "downloads data files, whose digests stand in the values of stages",
+    "harness/data/align.py": "aligns a text for a notebook",
+    "methods/library/on_logits.py": "losses for a notebook",
     "harness/tasks/files.py": "says which data files are there",
     "methods/library/dual.py": "what it decides stands in the values of stages",
 }

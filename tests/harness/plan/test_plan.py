@@ -20,6 +20,7 @@ from harness.base.errors import HarnessError
 from harness.plan.builder import make_plan
 from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe, validate
+from harness.recipe.schema import Training
 from harness.tasks.base import samples_folder
 from methods.base import Rows, Start, TeacherKind, registered
 
@@ -124,6 +125,24 @@ def test_the_parts_of_an_objective_are_methods_with_their_own_teachers(planned: 
 def test_epochs_count_rows(planned: Planner) -> None:
     plan = planned(train__steps=None, train__epochs=3, train__batch_size=4)
     assert plan.cells[1].student.steps == 3 * 8 // 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "steps"),
+    [
+        (9, 8, 10, 20),
+        (9, 8, 0.5, 1),
+        (8, 8, 10, 10),
+        (5005, 32, 7, 7 * 157),
+        (100, 8, 1.5, 20),
+        (3, 8, 2, 2),
+        (9, 8, 0.1, 1),
+    ],
+)
+def test_an_epoch_is_a_pass_over_all_rows(rows: int, batch: int, epochs: float, steps: int) -> None:
+    """9 rows at batch 8 take 2 steps a pass: 11 steps made 5.5 passes of 10."""
+    assert Training(epochs=epochs, batch_size=batch).total_steps(rows) == steps
+    assert Training(epochs=epochs, steps=3, batch_size=batch).total_steps(rows) == 3
 
 
 def test_released_rows_stand_only_where_they_differ(planned: Planner) -> None:

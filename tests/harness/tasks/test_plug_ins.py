@@ -16,51 +16,9 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 
-REVERSAL = """
-from harness.data.rows import Example, Request, read_rows
-from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
-from pydantic import Field
-
-
-class ReversalSettings(TaskSettings):
-    shout: bool = Field(False, description="words in capitals")
-
-
-class Reversal(Task[ReversalSettings]):
-    name, summary = "reversal", "words backwards, same words"
-    source = "made for a test, CC0"
-    Settings = ReversalSettings
-    metrics = (Metric("same_word"),)
-    train_files, test_files = ("reversal/train.jsonl",), ("reversal/test.jsonl",)
-    fields = ("word", "word")
-
-    def training_examples(self):
-        return self._examples(self.train_file, self.settings.train_items)
-
-    def reference_examples(self):
-        return self._examples(self.test_file, self.settings.test_items)
-
-    def requests(self):
-        return [Request(example.id, example.prompt) for example in self.reference_examples()]
-
-    def score(self, outputs, work, unsafe):
-        right = {example.id: example.response for example in self.reference_examples()}
-        return {
-            who: ItemScores({"same_word": {item: 100.0 * (said[item].strip() == text) for item, text in right.items()}})
-            for who, said in outputs.items()
-        }
-
-    def protocol(self):
-        return [f"{len(self.requests())} words, scored where the answer is the word backwards."]
-
-    def training_identity(self):
-        return super().training_identity() | {"shout": self.settings.shout}
-
-    def _examples(self, path, limit):
-        words = [row["word"] for row in read_rows(path, {"word": str}, limit)]
-        words = [word.upper() for word in words] if self.settings.shout else words
-        return [Example(f"{path.stem}/{i}", f"Backwards: {word}\\n", word[::-1]) for i, word in enumerate(words)]
-"""
+PAGE = (ROOT / "docs/add_a_task.md").read_text(encoding="utf-8")
+REVERSAL = PAGE.partition('```python title="reversal_words.py"\n')[2].partition("```")[0]
+"""The task of the documentation, word for word."""
 
 Install = Callable[..., None]
 
@@ -121,6 +79,7 @@ def test_a_task_of_another_package_plans_runs_and_reports(
     install: Install, tmp_path: Path, tiny_recipe: dict[str, Any]
 ) -> None:
     install("reversal_words", REVERSAL, reversal="Reversal")
+    assert '"ctkd_harness.tasks"]\nreversal = "reversal_words:Reversal"' in PAGE
     words(tmp_path)
     values = copy.deepcopy(tiny_recipe) | {"name": "words", "tasks": ["reversal"], "methods": ["control", "uld"]}
     values |= {"reversal": {"train_items": 6, "test_items": 3, "new_tokens": 4, "shout": True}}
@@ -131,7 +90,7 @@ def test_a_task_of_another_package_plans_runs_and_reports(
     assert done.returncode == 0, done.stderr
     listed, planned, ran, again, _ = done.stdout.split("=====\n")
     assert "reversal/train.jsonl" in listed
-    assert "made for a test, CC0." in listed
+    assert "made for an example, CC0." in listed
     assert "reversal" in planned
     assert "same word" in ran
     assert "same word" in again

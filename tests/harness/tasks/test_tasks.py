@@ -660,4 +660,6 @@ def test_our_dolly_prompts_are_those_that_dskds_files_carry(shared_data: Path) -
     lines = [line for name in files for line in (shared_data / f"{name}.jsonl").read_text().splitlines()]
     assert [request.prompt for request in task.requests()] == [json.loads(line)["prompt"] for line in lines]
     sizes = " ".join(task.protocol())
-    assert all(words in sizes for words in ("Dolly 500 items", "SelfInst 242", "Vicuna 80", "S-NI 1694", "UnNI ("))
+    # of SelfInst's 242 one has no word that rouge-score finds in its reference, which is "- 😌😊"
+    assert all(words in sizes for words in ("Dolly 500 items", "SelfInst 241", "Vicuna 80", "S-NI 1694", "UnNI ("))
+    assert "every answer would get 0 (DSKD counts such items as 0): selfinst/147." in sizes

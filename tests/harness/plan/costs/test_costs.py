@@ -78,6 +78,21 @@ def test_a_pruned_model_has_fewer_layers_and_the_same_head() -> None:
     assert (pruned.layers, pruned.head, whole.body - pruned.body) == (18, whole.head, 12 * layer)
 
 
+def test_a_shape_is_found_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers take seconds to load, which a plan need not wait for again."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    asked = [ModelSpec(model="hf:Qwen/Qwen2-0.5B", layers=layers) for layers in (None, 2)]
+    found = [shape_of(spec) for spec in asked]
+    assert found[0].body > found[1].body
+    monkeypatch.setattr(Shape, "of", lambda *_: pytest.fail("found already"))
+    assert [shape_of(spec) for spec in asked] == found
+    for path in (tmp_path / "shapes").iterdir():
+        path.write_text("{")
+    monkeypatch.undo()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    assert [shape_of(spec) for spec in asked] == found
+
+
 def test_every_model_of_a_recipe_has_its_shape_without_the_hub() -> None:
     for name in recipe_names():
         for spec in load_recipe(name).models_by_role().values():
