@@ -123,11 +123,11 @@ class SortOptions(BaseModel):
 
     def sort_of(self, logits: Tensor) -> Sort:
         """How masses that come from these logits are compared, on their device."""
-        on_cpu = logits.device.type == "cpu"
-        if self.sort == "top_k" or (on_cpu and self.sort != "counted"):
+        on_gpu = logits.device.type != "cpu"
+        if self.sort != "counted" and not (self.sort == "auto" and on_gpu):
             return Sort("sorted", self.top_k if self.sort == "top_k" else None)
         masses = torch.float64 if logits.dtype is torch.float64 else torch.float32
-        return Sort("resolved" if self.sort == "exact" else "counted", None, edges(masses, logits.device))
+        return Sort("counted", None, edges(masses, logits.device))
 
 
 def sort_error(bound: Tensor, groups: int, sort: Sort) -> dict[str, tuple[Tensor, Tensor | None]]:

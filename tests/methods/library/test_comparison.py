@@ -1,4 +1,10 @@
-"""methods.library.counted_triton in Triton's interpreter: the plain definitions in float64 are the truth."""
+"""methods.library.counted_triton in Triton's interpreter: the plain definitions in float64 are the truth.
+
+    TRITON_INTERPRET=1 python -m pytest tests/methods/library/test_comparison.py
+
+takes some minutes, and so test_warping_triton.py; the interpreter of Triton 3.6 needs numpy before 2.4. On a GPU
+``benchmarks/gpu_checks.py`` tries the kernels.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-os.environ.setdefault("TRITON_INTERPRET", "1")
-if os.environ["TRITON_INTERPRET"] != "1":
-    pytest.skip("kernels are interpreted here, or not tried", allow_module_level=True)
+if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs Triton and TRITON_INTERPRET=1, which no other test may see", allow_module_level=True)
 
 from methods.base import Members, Method
 from methods.fkd import FKD

@@ -342,13 +342,13 @@ def test_distance_without_a_sort(how: Literal["counted", "resolved"]) -> None:
 
 
 def test_the_device_chooses_the_sort() -> None:
-    """On a CPU nothing changes by itself; on a GPU masses are counted, and sorted where they are in doubt if asked."""
+    """On a CPU nothing changes by itself; on a GPU masses are counted unless a recipe wants a sort."""
     here, there = torch.zeros(1, 3), torch.zeros(1, 3, device="meta")
     options = {sort: SortOptions(sort=sort, top_k=7) for sort in ("auto", "exact", "counted", "top_k")}
     chosen = {sort: (made.sort_of(here)[:2], made.sort_of(there)[:2]) for sort, made in options.items()}
     assert chosen == {
         "auto": (("sorted", None), ("counted", None)),
-        "exact": (("sorted", None), ("resolved", None)),
+        "exact": (("sorted", None), ("sorted", None)),
         "counted": (("counted", None), ("counted", None)),
         "top_k": (("sorted", 7), ("sorted", 7)),
     }

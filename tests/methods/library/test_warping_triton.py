@@ -10,11 +10,8 @@ import pytest
 import torch
 from rapidfuzz.distance import Levenshtein
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-os.environ.setdefault("TRITON_INTERPRET", "1")
-if os.environ["TRITON_INTERPRET"] != "1":
-    pytest.skip("kernels are interpreted here, or not tried", allow_module_level=True)
+if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs Triton and TRITON_INTERPRET=1, which no other test may see", allow_module_level=True)
 
 from methods.library import kernels, warping_triton
 from methods.library.edit_distance import TextTable, edit_distances
