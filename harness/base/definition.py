@@ -216,8 +216,8 @@ class Reader:
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, bound: Scope) -> None:
         body: Sequence[ast.AST] = [node.body] if isinstance(node, ast.Lambda) else node.body
-        parts = [part for each in body for part in ast.walk(each)]
-        outer = {name for part in parts if isinstance(part, ast.Global) for name in part.names}
+        statements = all_statements((each for each in body if isinstance(each, ast.stmt)), into_functions=True)
+        outer = {name for each in statements if isinstance(each, ast.Global) for name in each.names}
         outer |= self.local_imports.keys()
         inner = {**bound, **{name: None for name in names_bound(body) if name not in outer}}
         for each in ast.walk(node.args):

@@ -6,10 +6,12 @@ A definition is a function, a constant, a class without its members, or a member
 from __future__ import annotations
 
 import ast
+import dis
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import CodeType
 
 from harness.base.definition import (
     FUNCTIONS,
@@ -94,8 +96,7 @@ class ModuleSource(Namespace):
         """Modules of the project that are imported, and by no name used: for what they do when they are."""
         if self.is_package:  # there, names are imported for others
             return []
-        used = {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)} | self.for_types
-        used |= {name for text in _text_annotations(self._tree) for name in _NAME.findall(text)}
+        used = _names_in(compile(self._tree, self.name, "exec", optimize=2)) | self.for_types
         bound = self.bound(all_statements(self._tree.body, into_functions=False))
         return sorted({module for name, module, _ in bound if name not in used and self.is_own(module)})
 
@@ -178,13 +179,15 @@ def _typing_imports(tree: ast.Module) -> set[str]:
     return {alias.asname or alias.name.partition(".")[0] for node in imports for alias in node.names}
 
 
-def _text_annotations(tree: ast.Module) -> Iterator[str]:
-    """Annotations that are written as texts."""
-    for node in ast.walk(tree):
-        for field in ("annotation", "returns"):
-            annotation = getattr(node, field, None)
-            if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-                yield annotation.value
+def _names_in(code: CodeType) -> set[str]:
+    """Names that code reads, and words of its texts: with postponed evaluation, an annotation is a text."""
+    found = {str(each.argval) for each in dis.get_instructions(code) if each.opname == "LOAD_NAME"}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= {*constant.co_names, *_names_in(constant)}
+        elif isinstance(constant, str):
+            found |= set(_NAME.findall(constant))
+    return found
 
 
 def _is_dunder(name: str) -> bool:
