@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM
 
 from harness.base.device import compute_dtype, device
 from harness.data.teacher_rows import StoredRows, store_rows
+from harness.data.templates import TextSide
 from harness.data.terms import Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.models.heads import Head
 from harness.plan.builder import make_plan

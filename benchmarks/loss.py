@@ -52,8 +52,8 @@ from torch.nn import functional
 
 from harness.data.batches import Collator
 from harness.data.rows import Example
+from harness.data.templates import TextSide
 from harness.data.terms import Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.models.heads import Head
 from harness.plan.objectives import ROLE_OF_KIND

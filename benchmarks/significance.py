@@ -26,7 +26,7 @@ import numpy.typing as npt
 from common import machine, markdown, parsed, write
 
 from reports.analysis import LEVEL
-from reports.retraining import Contrasts, contrasts, pooled_variance
+from reports.method_tests import Contrasts, contrasts, pooled_variance
 from reports.statistics import holm, student_t_tail
 
 Array = npt.NDArray[np.float64]

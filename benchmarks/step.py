@@ -48,8 +48,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from harness.data.rows import Example
 from harness.data.teacher_rows import StoredRows, store_rows
+from harness.data.templates import TextSide
 from harness.data.terms import Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, tokenize
 from harness.models.heads import Head
 from harness.recipe.schema import Training

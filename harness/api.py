@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.base.beside import claim_packages
 from harness.base.errors import HarnessError, suggest
-from harness.base.heard import hear_warnings
+from harness.base.heard_warnings import hear_warnings
+from harness.base.installation import claim_packages
 from harness.base.provenance import commit
 
 if TYPE_CHECKING:

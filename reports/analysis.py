@@ -1,8 +1,8 @@
 """From item-level scores to what the table says of its cells: intervals, and tests of methods against each other.
 
 The tests that decide marks and bold print are of methods: what training again, and other test items, would change
-(`reports.retraining`). They need two seeds. Tests of these students over items alone stand in the appendix under their
-own name (`reports.item_tests`).
+(`reports.method_tests`). They need two seeds. Tests of these students over items alone stand in the appendix, under
+their own name (`reports.item_tests`).
 """
 
 import itertools
@@ -17,7 +17,7 @@ import pandas as pd
 
 from reports.frame import RowKey, Score, checked_items, scores
 from reports.item_tests import Interval, ItemScores, ItemTest
-from reports.retraining import BoolArray, Contrasts, contrasts, item_variance, pooled_variance
+from reports.method_tests import BoolArray, Contrasts, contrasts, item_variance, pooled_variance
 from reports.statistics import CONFIDENCE, FloatArray, holm, student_t_quantile, weighted_mean
 
 LEVEL = 0.05  # of significance, after correction

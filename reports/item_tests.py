@@ -1,7 +1,7 @@
 """What other test items would show of the students that were trained: intervals of cells, and tests of these students.
 
 They do not make one method better than another: a score that is exact enough, such as bits per byte, also tells two
-seeds of one method apart. Tests of methods are in `reports.retraining`.
+seeds of one method apart. Tests of methods are in `reports.method_tests`.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,6 @@
 """How small a difference a comparison finds, and how many seeds one of a given size needs.
 
-Columns are simulated with the noise that a run showed, and tested by the rule of the table (`reports.retraining`).
+Columns are simulated with the noise that a run showed, and tested by the rule of the table (`reports.method_tests`).
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from reports.analysis import LEVEL, Noise
-from reports.retraining import contrasts
+from reports.method_tests import contrasts
 from reports.statistics import seed_of, student_t_quantile
 from reports.table import Pairwise, Table
 

@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from harness.models import tiny
-from harness.training.bench import SAMPLES, TEXTS, tiny_tokenizer
-from harness.training.bench import tiny_model as model
+from harness.training.contract_bench import SAMPLES, TEXTS, tiny_tokenizer
+from harness.training.contract_bench import tiny_model as model
 
 __all__ = ["ARCHITECTURES", "FAMILIES", "MORE_FAMILIES", "SAMPLES", "TEXT", "model", "tokenizer"]
 

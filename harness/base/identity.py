@@ -9,7 +9,7 @@ import platform
 from typing import Any
 
 from harness import __version__
-from harness.base.closure import own_sources
+from harness.base.code_closure import own_sources
 from harness.base.provenance import commit, plug_ins
 
 

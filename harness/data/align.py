@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.base.errors import HarnessError
 from harness.data.rows import Example
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.data.tokens import STUDENT, tokenize
 from methods.library.on_logits import Alignment
 from methods.library.vocabulary import TokenizerPair

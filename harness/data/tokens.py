@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.base.errors import HarnessError
 from harness.data.rows import Example
-from harness.data.text_side import ByteTokens, TextSide
+from harness.data.templates import ByteTokens, TextSide
 from harness.store.artefacts import ShownTokens
 from methods.library.alignment import AlignedResponse, IntArray, cut_at_common_boundary
 from methods.library.vocabulary import UnsupportedTokenizerError

@@ -16,7 +16,7 @@ import torch
 
 from harness.base.errors import HarnessError
 from harness.data.rows import Request
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.generation.decoding import GumbelNoise, StopStrings, continue_prompts, text_until_stop
 from harness.store.artefacts import Answer
 

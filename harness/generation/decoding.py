@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.base.identity import seed_of
 from harness.data.rows import Request
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 
 SEGMENT = 16
 """New tokens between two looks at which answers have ended; taking rows out costs about as much as one token."""

@@ -23,7 +23,7 @@ import torch
 from harness.base.errors import HarnessError
 from harness.base.identity import seed_of
 from harness.data.rows import Request
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.generation.answers import answer_of, cut_prompt, prompt_tokens
 from harness.models.load import save_model
 from harness.store.artefacts import Answer

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from harness.base.files import digest_of
 from harness.plan.builder import model_sources
-from harness.plan.code import stage_code
+from harness.plan.stage_code import stage_code
 from harness.plan.stages import Cell, Plan
 from methods.base import Method
 

@@ -11,15 +11,15 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import TypedDict, Unpack
 
-from harness.base.closure import Sources
+from harness.base.code_closure import Sources
 from harness.base.device import compute_dtype
 from harness.base.files import Json
 from harness.data.tokens import STUDENT
 from harness.models.cache import source_digest
 from harness.models.spec import ModelSpec
 from harness.models.uri import parse_uri
-from harness.plan.code import stage_code
 from harness.plan.objectives import ObjectiveSpec, make_objectives
+from harness.plan.stage_code import stage_code
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
 from harness.recipe.schema import Recipe, Training

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.base.beside import folder_beside
 from harness.base.errors import HarnessError, suggest
+from harness.base.installation import folder_beside
 from harness.recipe.problems import name_problems, problem_line, truth_problems
 from harness.recipe.references import MAX_DEPTH, resolved, resolved_at
 from harness.recipe.schema import Recipe

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 
 from harness.base.progress import Progress
+from harness.data.templates import TextSide
 from harness.data.terms import pairs
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, token_side
 from harness.models.resolve import is_downloaded
 from harness.models.uri import parse_uri

@@ -18,8 +18,8 @@ from transformers import AutoConfig
 from harness.base.device import Precision, compute_dtype, device, release_memory
 from harness.data.rows import Request
 from harness.data.teacher_rows import StoredRows
+from harness.data.templates import TextSide, load_sides
 from harness.data.terms import AlignedExample, Term, align
-from harness.data.text_side import TextSide, load_sides
 from harness.data.tokens import STUDENT, LeftOut, OnBadRow, TokenizedExample, tokenize
 from harness.models.cache import Report
 from harness.models.heads import Head, check_head

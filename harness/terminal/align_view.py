@@ -14,7 +14,7 @@ import torch
 
 from harness.base.errors import HarnessError, suggest
 from harness.data.rows import Example
-from harness.data.text_side import load_sides
+from harness.data.templates import load_sides
 from harness.data.tokens import STUDENT, SideTokens, tokenize
 from harness.models.cache import Report
 from harness.models.heads import Head, entropies, hidden_states

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from harness.terminal.listing import Listing
+from harness.terminal.columns import Listing
 from reports import RunComparison, comparison_terminal
 from reports.two_runs import Difference
 

@@ -14,7 +14,7 @@ from harness.plan.costs.measured import Measured, costs_here
 from harness.plan.costs.stages import Coster
 from harness.plan.stages import Plan, Stage
 from harness.store.store import Store
-from harness.terminal.listing import Listing
+from harness.terminal.columns import Listing
 
 # --- As a table -------------------------------------------------------------------------------------------------------
 

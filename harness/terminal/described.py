@@ -14,8 +14,8 @@ from harness.base.errors import HarnessError, suggest
 from harness.recipe.fields import parts
 from harness.tasks import tasks
 from harness.tasks.base import Metric
+from harness.terminal.columns import Listing
 from harness.terminal.fields_table import fields_tables
-from harness.terminal.listing import Listing
 from methods.base import Method, registered
 
 

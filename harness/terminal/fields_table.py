@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from harness.recipe.fields import FieldLine, Part
-from harness.terminal.listing import Listing
+from harness.terminal.columns import Listing
 
 _PAGE = """\
 # Fields of a recipe

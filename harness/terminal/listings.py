@@ -17,7 +17,7 @@ from harness.base.errors import HarnessError
 from harness.models.cache import cache_folder
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.uri import KNOWN_MODELS, parse_uri
-from harness.terminal.listing import Listing
+from harness.terminal.columns import Listing
 
 if TYPE_CHECKING:
     from harness.tasks.base import Task

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness.base.files import gigabytes
 from harness.plan.reasons import reasons
 from harness.plan.stages import demanded_stages
-from harness.terminal.listing import Listing
+from harness.terminal.columns import Listing
 from harness.terminal.stage_log import StageLog
 
 if TYPE_CHECKING:

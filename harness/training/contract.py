@@ -20,7 +20,7 @@ from harness.base.promises import BrokenPromiseError, Checked
 from harness.data.batches import Batch
 from harness.data.terms import align
 from harness.data.tokens import STUDENT, SideTokens
-from harness.training.bench import Bench, StoppedError, bench, run
+from harness.training.contract_bench import Bench, StoppedError, bench, run
 from methods.base import Method, Rows, TeacherKind, find
 from methods.library.vocabulary import TokenizerPair, Vocabulary
 

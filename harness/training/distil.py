@@ -12,8 +12,8 @@ import torch
 from harness.base.device import chunk_rows, compiles
 from harness.data.batches import Collator
 from harness.data.teacher_rows import StoredRows
+from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample
-from harness.data.text_side import TextSide
 from harness.models.heads import Head
 from harness.recipe.schema import Training
 from harness.training.loss import Distiller

@@ -17,8 +17,8 @@ from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWar
 
 from harness.base.identity import seed_of
 from harness.data.batches import Batch, Collator
+from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, join_sampled
 from harness.generation.decoding import GumbelNoise, continue_prompts
 from methods.base import Need

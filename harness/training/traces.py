@@ -19,8 +19,8 @@ from harness.base.files import digest_of
 from harness.data.batches import Batch, Collator
 from harness.data.chunks import Layout
 from harness.data.teacher_rows import StoredRows
+from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align, pairs
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, SideTokens, TokenizedExample, token_side
 from harness.models.heads import Head, entropies, hidden_states
 from harness.store.artefacts import Trace

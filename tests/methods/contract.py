@@ -1,4 +1,4 @@
-"""What tests of methods share: the bench of harness/training/bench.py, and the engine's loss of given logits."""
+"""What tests of methods share: harness/training/contract_bench.py, and the engine's loss of given logits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from harness.data.chunks import TEACHER_ROWS, row_bounds
 from harness.data.terms import AlignedExample, Term
 from harness.data.tokens import STUDENT, TokenizedExample
 from harness.models.heads import Head
-from harness.training.bench import Bench, StoppedError, bench, run
 from harness.training.chunk_walk import ChunkWalk
 from harness.training.contract import resumed_equals_straight
+from harness.training.contract_bench import Bench, StoppedError, bench, run
 from harness.training.objective import Objective
 from methods.base import Method
 from methods.library.alignment import Groups

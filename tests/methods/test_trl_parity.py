@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.data.rows import Example
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from methods.base import Method
 from methods.gold import GOLD, Columns

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from harness.data.batches import Batch, Collator
 from harness.data.rows import Example
+from harness.data.templates import TextSide
 from harness.data.terms import Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective

@@ -11,8 +11,8 @@ from scipy import stats
 
 from reports import power_frame, power_lines
 from reports.analysis import LEVEL, Noise
+from reports.method_tests import contrasts
 from reports.power import MOST_SEEDS, POWER, comparisons_of, findable, seeds_for
-from reports.retraining import contrasts
 from reports.statistics import holm
 from tests.reports.test_analysis import BETTER, EASY, Frames, three_seeds
 

@@ -21,8 +21,8 @@ from harness.base.errors import HarnessError
 from harness.data.batches import Batch, Collator
 from harness.data.chunks import TEACHER_ROWS, row_bounds, row_window
 from harness.data.rows import Example
+from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, LeftOut, SideTokens, TokenizedExample, tokenize
 from harness.models.heads import Head, hidden_states
 from harness.training.loss import Distiller

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from harness.base.errors import HarnessError
 from harness.data.batches import Collator
 from harness.data.rows import Example, Request
+from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.evaluate.programs.problems import read_problems
 from harness.generation.decoding import text_until_stop

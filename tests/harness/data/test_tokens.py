@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.data.text_side import ByteTokens, TextSide
+from harness.data.templates import ByteTokens, TextSide
 from harness.models.cache import cache_folder
 from harness.models.load import load_tokenizer
 from harness.models.resolve import is_downloaded, resolve

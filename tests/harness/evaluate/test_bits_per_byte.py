@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.data.rows import Example
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.evaluate.bits_per_byte import Bits, corpus_bits_per_byte, measure
 from tests import tiny

@@ -19,7 +19,7 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer
 from harness.base.errors import HarnessError
 from harness.base.identity import seed_of
 from harness.data.rows import Request
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.generation.answers import Answer, check_room, generate
 from harness.generation.decoding import SEGMENT, cut_at_stop
 from tests import tiny

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.base.identity import seed_of
 from harness.data.rows import Request
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.generation import vllm as vllm_engine
 from harness.generation.answers import generate
 from harness.plan.builder import make_plan

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 from harness.base.errors import HarnessError
 from harness.data.batches import Collator
 from harness.data.rows import Example
+from harness.data.templates import TextSide
 from harness.data.terms import Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, tokenize
 from harness.models.heads import Head, check_head, hidden_states
 from harness.training.loss import Distiller

@@ -12,7 +12,7 @@ import torch
 
 from harness.base.errors import HarnessError
 from harness.base.files import sha256_file
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.models import tiny
 from harness.models.cache import source_digest
 from harness.models.gguf import ROUND_TRIP_TEXT

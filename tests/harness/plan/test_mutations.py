@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from harness.base.closure import OWN_PACKAGES as PACKAGES
-from harness.base.closure import Sources, own_sources
+from harness.base.code_closure import OWN_PACKAGES as PACKAGES
+from harness.base.code_closure import Sources, own_sources
 from harness.plan.builder import make_plan
 from harness.plan.stages import Stage
 from harness.recipe.load import validate

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from harness.data.batches import Collator
 from harness.data.read_ahead import ReadAhead
 from harness.data.rows import Example
+from harness.data.templates import TextSide
 from harness.data.terms import Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, join_sampled, tokenize
 from harness.recipe.schema import Training
 from harness.training.loss import Distiller

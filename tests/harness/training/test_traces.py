@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.data.teacher_rows import StoredRows, store_rows
-from harness.data.text_side import TextSide
+from harness.data.templates import TextSide
 from harness.data.tokens import STUDENT
 from harness.models.heads import Head
 from harness.training.traces import TRACED, Tracer, chosen

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from harness.base.definition import Definition, Use
-from harness.base.source import LOOSE, ModuleSource
+from harness.base.code_definition import Definition, Use
+from harness.base.code_source import LOOSE, ModuleSource
 
 # Bases from elsewhere that call none of a class's methods but by their names in our code.
 _SETTINGS = "pydantic.BaseModel"

@@ -1,4 +1,4 @@
-"""reports.retraining: against scipy where it has the same test, by hand where rules differ, by simulation at large."""
+"""reports.method_tests: with scipy where it has the same test, by hand where rules differ, by simulation at large."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.retraining import contrasts, item_variance, pooled_variance
+from reports.method_tests import contrasts, item_variance, pooled_variance
 
 NAN = np.nan
 

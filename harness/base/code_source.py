@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from types import CodeType
 
-from harness.base.definition import (
+from harness.base.code_definition import (
     FUNCTIONS,
     Definition,
     Namespace,

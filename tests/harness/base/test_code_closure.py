@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.base import source
-from harness.base.closure import Closure, Sources
+from harness.base import code_source as source
+from harness.base.code_closure import Closure, Sources
 
 Written = Callable[..., Closure]
 

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from harness.base.heard import hear_warnings
+from harness.base.heard_warnings import hear_warnings
 
 
 def library(name: str) -> types.ModuleType:

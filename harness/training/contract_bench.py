@@ -24,8 +24,8 @@ from transformers import (
 
 from harness.data.batches import Batch, Collator
 from harness.data.rows import Example
+from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
-from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, tokenize
 from harness.models import tiny
 from harness.recipe.schema import Training

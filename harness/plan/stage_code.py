@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.base.closure import Closure, Sources, own_sources
+from harness.base.code_closure import Closure, Sources, own_sources
 from harness.base.errors import HarnessError
 from harness.base.identity import versions
 from harness.tasks.base import Task
@@ -37,7 +37,7 @@ WIRING: Mapping[str, Sequence[str]] = {
 """What hands things to entry points: it counts as it stands, and is not followed to the other entry points."""
 
 CANNOT_CHANGE_A_RESULT: Mapping[str, str] = {
-    "harness.base.closure": "names what is kept",
+    "harness.base.code_closure": "names what is kept",
     "harness.base.errors": "words of errors, which are never stored as results",
     "harness.base.progress": "tells what happens, and gives nothing back",
     "harness.store.store": "gives back the files that were put in, by their digests",

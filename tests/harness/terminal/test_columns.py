@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from harness.terminal.listing import Listing
+from harness.terminal.columns import Listing
 
 ROWS = [
     ("cdm", "cross-tokenizer", "entropy-weighted time warping, KL over the k likeliest tokens", "1.25"),

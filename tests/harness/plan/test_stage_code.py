@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from harness.base.closure import OWN_PACKAGES as PACKAGES
-from harness.base.closure import Closure, Sources, own_sources
+from harness.base.code_closure import OWN_PACKAGES as PACKAGES
+from harness.base.code_closure import Closure, Sources, own_sources
 from harness.base.errors import HarnessError
 from harness.plan.builder import make_plan
-from harness.plan.code import (
+from harness.plan.stage_code import (
     CANNOT_CHANGE_A_RESULT,
     ENTRY_POINTS,
     ON_REQUEST,
@@ -44,17 +44,17 @@ BESIDE_RESULTS = {
     "harness/recipe/yaml_text.py": "what it reads stands in the values of stages",
     "harness/recipe/problems.py": "refuses, before anything is planned",
     "harness/plan/builder.py": "what it decides stands in the values of stages",
-    "harness/plan/code.py": "decides identities",
+    "harness/plan/stage_code.py": "decides identities",
     "harness/plan/reasons.py": "explains identities",
     "harness/plan/costs": "estimates",
     "harness/api.py": "asks and shows",
-    "harness/base/closure.py": "decides identities",
-    "harness/base/definition.py": "decides identities",
-    "harness/base/source.py": "decides identities",
+    "harness/base/code_closure.py": "decides identities",
+    "harness/base/code_definition.py": "decides identities",
+    "harness/base/code_source.py": "decides identities",
     "harness/base/errors.py": "words",
     "harness/base/progress.py": "words",
-    "harness/base/beside.py": "finds packages and recipes",
-    "harness/base/heard.py": "words",
+    "harness/base/installation.py": "finds packages and recipes",
+    "harness/base/heard_warnings.py": "words",
     "harness/base/promises.py": "words",
     "harness/base/provenance.py": "says what code made a result",
     "harness/run/demand.py": "has stages made that are not stored",
@@ -63,7 +63,7 @@ BESIDE_RESULTS = {
     "harness/store/store.py": "keeps what was made",
     "harness/tasks/contract.py": "tests a task",
     "harness/training/contract.py": "tests a method",
-    "harness/training/bench.py": "tests a method",
+    "harness/training/contract_bench.py": "tests a method",
     "methods/__init__.py": "losses for a notebook",
     "methods/base.py": "names what stands elsewhere, where it counts",
     "harness/tasks/__init__.py": "finds tasks, which count where they are handed over",
