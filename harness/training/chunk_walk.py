@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +170,7 @@ class _Full:
 
 
 def _sums(
-    method: Method[Any], chunk: AlignedChunk, full: _Full, lse: Tensor | None, upstream: Tensor | None, share: float
+    method: Method, chunk: AlignedChunk, full: _Full, lse: Tensor | None, upstream: Tensor | None, share: float
 ) -> LossSums:
     """A method's loss, by a kernel where it has one; then its gradient is in ``upstream`` already."""
     if lse is not None and upstream is not None:
