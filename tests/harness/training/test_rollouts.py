@@ -15,12 +15,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from harness.data.batches import Collator
 from harness.data.read_ahead import ReadAhead
 from harness.data.rows import Example
+from harness.data.terms import Term, align
 from harness.data.text_side import TextSide
 from harness.data.tokens import STUDENT, join_sampled, tokenize
+from harness.recipe.schema import Training
+from harness.training.loss import Distiller
+from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
-from harness.training.trainer import DistillationTrainer, _Window
+from harness.training.trainer import DistillationTrainer, _Window, train
 from methods.base import Method, Need, OnPolicyOptions
 from methods.fkd import FKD
 from methods.uld import ULD
@@ -205,7 +210,7 @@ def test_a_sampled_batch_is_scored_without_cross_entropy(kind: type[Method]) -> 
     assert float(parts.kd[0]) > 0
     responses = rollouts(made)._sample(made.student, made.examples, step=1)
     again = join_sampled([aligned.example for aligned in made.examples], responses, made.sides, 128)
-    plain = made.batch([contract.align(example, made.objective.terms) for example in again])
+    plain = made.batch([align(example, made.objective.terms) for example in again])
     as_reference = made.loss(plain)
     assert float(as_reference.ce) > 0
     assert float(as_reference.kd[0]) == pytest.approx(float(parts.kd[0]), rel=1e-12)
@@ -218,17 +223,17 @@ def test_only_terms_that_ask_for_samples_see_them() -> None:
     """In dual(fkd, on-policy uld) FKD's teacher scores references only."""
     made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=8))
     same = contract.bench(FKD())
-    terms = (contract.Term(same.method, "same", 0.5), *made.objective.terms)
+    terms = (Term(same.method, "same", 0.5), *made.objective.terms)
     sides = same.sides | made.sides
-    collator = contract.Collator(terms, {STUDENT: 0, "same": 0, "cross": 0})
+    collator = Collator(terms, {STUDENT: 0, "same": 0, "cross": 0})
     settings = RolloutSettings.of(terms)
     assert settings is not None
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(tiny.SAMPLES)]
-    examples = [contract.align(example, terms) for example in tokenize(texts, sides, 128)]
+    examples = [align(example, terms) for example in tokenize(texts, sides, 128)]
     batch = Rollouts(settings, terms, sides, collator, 128, 5).batch(made.student, examples, step=0)
     assert set(batch.teachers) == {"cross"}
-    objective = contract.Objective("dual", 0.3, terms)
-    distiller = contract.Distiller(made.student, objective, {"same": same.teacher, "cross": made.teacher})
+    objective = Objective("dual", 0.3, terms)
+    distiller = Distiller(made.student, objective, {"same": same.teacher, "cross": made.teacher})
     parts = distiller(batch, objective.divisors(batch.counts))
     assert float(parts.kd[0]) == 0
     assert float(parts.kd[1]) > 0
@@ -307,7 +312,7 @@ def test_responses_are_sampled_in_the_precision_of_the_training(
 
 
 def test_terms_of_one_objective_sample_alike() -> None:
-    terms = [contract.Term(OnPolicyULD(rollout_share=share), "cross", 1.0) for share in (0.2, 0.4)]
+    terms = [Term(OnPolicyULD(rollout_share=share), "cross", 1.0) for share in (0.2, 0.4)]
     with pytest.raises(ValueError, match="sample alike"):
         RolloutSettings.of(terms)
 
@@ -323,11 +328,11 @@ def test_on_policy_training_brings_the_student_nearer_to_its_teacher(tmp_path: P
     """Forward KL on the student's own samples alone, without a reference response."""
     made = contract.bench(OnPolicyFKD(rollout_share=1.0, rollout_tokens=12), dtype=torch.float32)
     collator = made.collator()
-    steps = contract.train(
+    steps = train(
         made.distiller(),
         made.examples,
         collator,
-        contract.Training(steps=30, batch_size=4, learning_rate=3e-3),
+        Training(steps=30, batch_size=4, learning_rate=3e-3),
         steps=30,
         seed=0,
         work=tmp_path,
