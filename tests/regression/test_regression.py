@@ -166,7 +166,7 @@ def test_stopped_and_resumed_equals_straight(folder: Path, row: str) -> None:
     with mock.patch.object(Silent, "advance", stop_after(2)), pytest.raises(InterruptedError):
         trained_with(folder, row, checkpoint_every=1)
     seen: list[int] = []
-    with mock.patch.object(Silent, "advance", lambda self, step: seen.append(step)):
+    with mock.patch.object(Silent, "advance", lambda self, step, loss=None: seen.append(step)):
         resumed = trained_with(folder, row, checkpoint_every=1)
     assert seen[0] > 1
     assert len(resumed["loss"]) > len(seen)
@@ -176,7 +176,7 @@ def test_stopped_and_resumed_equals_straight(folder: Path, row: str) -> None:
 def stop_after(steps: int) -> Any:
     """Of a training: its progress fails once as many steps are done."""
 
-    def advance(self: Silent, step: int) -> None:
+    def advance(self: Silent, step: int, loss: float | None = None) -> None:
         if step > steps:
             raise InterruptedError
 
