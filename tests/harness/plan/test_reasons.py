@@ -63,7 +63,7 @@ def texts(plan: Plan, store: Store) -> dict[str, dict[str, int]]:
     [
         ({"train__learning_rate": 3e-4}, {"train.learning_rate 0.001 -> 0.0003": {"student": 2}}),
         ({"warm_start__batch_size": 4}, {"warm_start.batch_size 2 -> 4": {"warm_start": 1}}),
-        ({"method_options__uld": {"sort": "top_k"}}, {"uld.sort exact -> top_k": {"student": 1}}),
+        ({"method_options__uld": {"sort": "top_k"}}, {"uld.sort auto -> top_k": {"student": 1}}),
         (
             {"method_options__uld": {"kd_weight": 0.9}},
             {"weights of CE and KD [0.5, 0.5] -> [0.5, 0.9]": {"student": 1}},
