@@ -24,7 +24,6 @@ _PASSIVE_BASES = {"abc.ABC", "object", "typing.Generic", "typing.Protocol", _SET
 _OF_A_MODULE = {"__file__", "__name__", "__path__"}  # read of a module, they say nothing of what is in it
 _FILES: dict[tuple[str, str, int, int], ModuleSource] = {}  # by name, path, time and size: each is parsed once
 
-
 OWN_PACKAGES = ("harness", "methods")
 Key = tuple[str, str]  # a definition: its module and its name there
 

@@ -104,10 +104,6 @@ class Task(ABC, Generic[S_co]):
     """Distributions whose version decides scores."""
     scoring: ClassVar[frozenset[str]] = frozenset()
     """Settings that decide scores and no answer: with others, stored answers are scored again."""
-    scorers: ClassVar[tuple[str, ...]] = ()
-    """Modules that decide scores, beside the task's own."""
-    askers: ClassVar[tuple[str, ...]] = ()
-    """Modules that decide prompts, with the libraries above."""
     text: ClassVar[str] = ""
     """What responses read like, for a plan's costs: "mathematics", "instructions" or "code"; "" for anything else."""
     judge_seconds: ClassVar[float] = 1e-3

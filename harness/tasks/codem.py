@@ -71,8 +71,6 @@ class CodeM(Task[CodeMSettings]):
     }
     libraries = ("evalplus",)
     scoring = frozenset({"pass_at"})
-    scorers = tuple(f"harness.evaluate.programs.{name}" for name in ("evalplus", "sandbox", "plain", "solve", "judge"))
-    askers = ("harness.evaluate.programs.evalplus",)
     text = "code"
     judge_seconds = 0.35  # of one program in EvalPlus, on 2 cores
 

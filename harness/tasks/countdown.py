@@ -116,7 +116,6 @@ class Countdown(Task[CountdownSettings]):
     metrics = (Metric("accuracy"),)
     train_files = ()
     test_files = ()
-    scorers = ()  # this module is its own
 
     def training_examples(self) -> list[Example]:
         return self._examples("train", "countdown/train")

@@ -159,7 +159,6 @@ class Dolly(Task[DollySettings]):
     }
     libraries = ("rouge-score",)
     scoring = frozenset({"rouge_tokens"})
-    scorers = ("harness.evaluate.rouge",)
     text = "instructions"
 
     @classmethod

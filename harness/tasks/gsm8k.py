@@ -53,8 +53,6 @@ class GSM8K(Task[GSM8KSettings]):
         "gsm8k": DevSplit(train_files, "gsm8k/train.jsonl", "gsm8k/test.jsonl")
     }
     libraries = ("lm-eval",)
-    scorers = ("harness.evaluate.gsm8k",)
-    askers = ("harness.evaluate.gsm8k",)
     text = "mathematics"
 
     @classmethod
