@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.base.progress import Progress
     from harness.base.promises import Checked
     from harness.plan.stages import Plan, Stage
-    from harness.recipe.fields import Part
+    from harness.recipe.fields import FieldsPart
     from harness.recipe.schema import Recipe
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.store.store import Store
@@ -98,7 +98,7 @@ def recipe_names() -> list[str]:
     return load.recipe_names()
 
 
-def recipe_fields(part: str | None = None) -> list[Part]:
+def recipe_fields(part: str | None = None) -> list[FieldsPart]:
     """What a recipe may set: of all of it, or of a part, task or method, with types, defaults and meanings.
 
     Raises:

@@ -2,13 +2,13 @@
 
 from reports.analysis import Analysis, Comparison, analyse
 from reports.context import ReportContext
-from reports.exhibits import Alignment, Answer, Evidence, Item, TokenSide
+from reports.exhibits import Evidence, Item, ShownAlignment, ShownAnswer, TokenSide
 from reports.folder import write
 from reports.frame import ITEM_COLUMNS, Score, checked, checked_items, read_items, read_results
 from reports.layout import build_table
 from reports.power import power_frame, power_lines
 from reports.published import PaperComparison, beside_published, published_pairs
-from reports.table import Cell, Column, Group, Row, Table
+from reports.table import Column, Group, Row, Table, TableCell
 from reports.to_csv import csv_wide
 from reports.to_html import html
 from reports.to_latex import latex, latex_table
@@ -19,10 +19,7 @@ from reports.verdict import verdict
 
 __all__ = [
     "ITEM_COLUMNS",
-    "Alignment",
     "Analysis",
-    "Answer",
-    "Cell",
     "Column",
     "Comparison",
     "Evidence",
@@ -33,7 +30,10 @@ __all__ = [
     "Row",
     "RunComparison",
     "Score",
+    "ShownAlignment",
+    "ShownAnswer",
     "Table",
+    "TableCell",
     "TokenSide",
     "analyse",
     "beside_published",

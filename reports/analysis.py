@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from reports.frame import RowKey, Score, checked_items, scores
-from reports.item_tests import Interval, ItemScores, ItemTest
+from reports.item_tests import Interval, ItemTest, ScoresByItem
 from reports.method_tests import BoolArray, Contrasts, contrasts, item_variance, pooled_variance
 from reports.statistics import CONFIDENCE, FloatArray, holm, student_t_quantile, weighted_mean
 
@@ -139,7 +139,7 @@ def analyse(results: pd.DataFrame, items: pd.DataFrame, baseline: str = "", name
 class _Tested:
     """The rows of one student in one column, as far as they were scored on common items."""
 
-    column: ItemScores
+    column: ScoresByItem
     base: RowKey | None
     rows: tuple[RowKey, ...]
     seeds: tuple[int, ...]
@@ -147,7 +147,7 @@ class _Tested:
     weights: FloatArray  # [items]
 
     @classmethod
-    def of(cls, column: ItemScores, student: str, baseline: str) -> "_Tested | None":
+    def of(cls, column: ScoresByItem, student: str, baseline: str) -> "_Tested | None":
         """None without two rows to compare."""
         rows = [row for row in column.rows if (row.student, row.role) == (student, "student")]
         base = next((row for row in rows if baseline and row.method == baseline), None)
@@ -263,7 +263,7 @@ def _known(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _columns(results: pd.DataFrame, items: pd.DataFrame) -> list[ItemScores]:
+def _columns(results: pd.DataFrame, items: pd.DataFrame) -> list[ScoresByItem]:
     """The results' columns with the item-level scores of each row; a row that lacks those of a seed is left out."""
     parts = {key: part.set_index("item") for key, part in checked_items(items).groupby(["cell", "metric"], sort=False)}
     scored: dict[tuple[str, str], dict[RowKey, dict[int, pd.DataFrame | None]]] = {}
@@ -291,7 +291,7 @@ def _column(
     higher_is_better: bool,
     printed: bool,
     scored: Mapping[RowKey, Mapping[int, pd.DataFrame | None]],
-) -> ItemScores:
+) -> ScoresByItem:
     whole = {
         row: {seed: part for seed, part in sorted(by_seed.items()) if part is not None}
         for row, by_seed in scored.items()
@@ -306,4 +306,4 @@ def _column(
         row: pd.DataFrame({seed: part["value"] for seed, part in by_seed.items()}).sort_index()
         for row, by_seed in whole.items()
     }
-    return ItemScores(task, metric, higher_is_better, printed, rows, by_item.first())
+    return ScoresByItem(task, metric, higher_is_better, printed, rows, by_item.first())

@@ -10,7 +10,7 @@ import pandas as pd
 from reports import figures
 from reports.analysis import INTERVAL
 from reports.exhibits import Evidence
-from reports.table import Cell, Column, Row, Table
+from reports.table import Column, Row, Table, TableCell
 
 PAGE_INK = "#767676"  # of letters and lines in a file, which has no page round it: reads on white and on black
 
@@ -113,7 +113,7 @@ def _name(row: Row) -> str:
     return f"teacher {row.teacher}" if row.role == "teacher" and row.teacher else row.label
 
 
-def _interval(cell: Cell) -> tuple[float, float]:
+def _interval(cell: TableCell) -> tuple[float, float]:
     if cell.interval is not None:
         return cell.interval
     if cell.mean is None or cell.std is None:

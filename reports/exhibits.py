@@ -12,7 +12,7 @@ term. NaN where there is none."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """What one student said to an item; ``scores`` are (metric, value in the metric's unit, unit)."""
 
     row: str
@@ -28,7 +28,7 @@ class Item:
     task: str
     id: str
     prompt: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ShownAnswer, ...]
     reference: str = ""
 
 
@@ -42,7 +42,7 @@ class TokenSide:
 
 
 @dataclass(frozen=True)
-class Alignment:
+class ShownAlignment:
     """Which tokens of a response one distillation term compares, and what it costs there.
 
     ``groups`` are pairs of student and teacher token numbers; a token in no group is masked. ``kd`` has a number for
@@ -70,7 +70,7 @@ class Evidence:
 
     steps: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(STEP_COLUMNS)), compare=False)
     items: Sequence[Item] = ()
-    alignments: Sequence[Alignment] = ()
+    alignments: Sequence[ShownAlignment] = ()
     aligned: Sequence[tuple[str, int, int]] = ()  # (task, responses with an alignment, all of its test responses)
     recipe: str = ""  # YAML
     manifest: Sequence[tuple[str, str]] = ()  # versions, digests

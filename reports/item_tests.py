@@ -41,7 +41,7 @@ class ItemTest:
 
 
 @dataclass(frozen=True)
-class ItemScores:
+class ScoresByItem:
     """Item-level scores of one metric of one task: for each row a frame with items as index and seeds as columns."""
 
     task: str

@@ -11,7 +11,7 @@ import pandas as pd
 from reports.analysis import NO_ANALYSIS, Analysis, CellKey
 from reports.frame import ROLES, TEACHER_KINDS, RowKey, Score, scores
 from reports.item_tests import Interval
-from reports.table import AVERAGE, DASH, Cell, CellStatus, Column, Group, Pairwise, Row, Table
+from reports.table import AVERAGE, DASH, CellStatus, Column, Group, Pairwise, Row, Table, TableCell
 
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ class _Builder:
 
     def _row(self, records: Sequence[Score], several_teachers: bool) -> Row:
         first = records[0]
-        cells: list[Cell] = []
+        cells: list[TableCell] = []
         for column in self.columns:
             if column.is_average:
                 cells.append(self._average(cells, records))
@@ -167,7 +167,7 @@ class _Builder:
             return f"{method} (reference)" if method else "untrained"
         return method
 
-    def _cell(self, column: Column, records: Sequence[Score]) -> Cell:
+    def _cell(self, column: Column, records: Sequence[Score]) -> TableCell:
         mine = {s.seed: s for s in records if (s.task, s.metric) == (column.task, column.metric)}
         values = {seed: s.value for seed, s in mine.items() if _has_value(s)}
         problems = {seed: _problem(mine.get(seed)) for seed in _planned(column, records) if seed not in values}
@@ -175,7 +175,7 @@ class _Builder:
             column, values, problems, _status_without_values(mine), (records[0].row, column.task, column.metric)
         )
 
-    def _average(self, cells: Sequence[Cell], records: Sequence[Score]) -> Cell:
+    def _average(self, cells: Sequence[TableCell], records: Sequence[Score]) -> TableCell:
         """Seed by seed, over the seeds that have every score: means over different seeds are not comparable.
 
         A seed that was not planned for all of its tasks is no seed of the average.
@@ -184,7 +184,7 @@ class _Builder:
         parts = [dict(cell.values) for cell, _ in averaged]
         planned = set.intersection(*(_planned(column, records) for _, column in averaged))
         if not planned:
-            return Cell(
+            return TableCell(
                 DASH, "", (), None, None, "missing", self._note("no average, as its tasks have no seed in common")
             )
         complete = [seed for seed in planned if all(seed in part for part in parts)]
@@ -199,7 +199,7 @@ class _Builder:
         problems: Mapping[int, str],
         empty: CellStatus,
         key: CellKey | None = None,
-    ) -> Cell:
+    ) -> TableCell:
         """The cell for `values`, and a footnote for the seeds with `problems`.
 
         `empty`: its status without values; `key`: where the analysis has its interval and comparison.
@@ -207,10 +207,10 @@ class _Builder:
         pairs = tuple(sorted(values.items()))
         if not pairs:
             named = f"{empty}: " if empty in ("failed", "skipped") else ""
-            return Cell(DASH, "", (), None, None, empty, self._note(named + _by_seed(problems, alone=True)))
+            return TableCell(DASH, "", (), None, None, empty, self._note(named + _by_seed(problems, alone=True)))
         mean, std = _mean_and_std([value for _, value in pairs])
         interval = None if key is None else self.analysis.intervals.get(key)
-        cell = Cell(
+        cell = TableCell(
             f"{mean:.{column.digits}f}",
             _spread(std, interval, column.digits),
             pairs,

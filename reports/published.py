@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from reports.analysis import INTERVAL
-from reports.table import Cell, Column, Group, Row, Table
+from reports.table import Column, Group, Row, Table, TableCell
 
 PAPERS = Path(__file__).parent / "paper"
 
@@ -43,7 +43,7 @@ class Beside:
     group: Group
     row: Row
     column: Column
-    ours: Cell  # has a mean
+    ours: TableCell  # has a mean
     theirs: float
 
     @property
@@ -59,7 +59,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PaperDifference:
     """A setting that is not the paper's, as a reader sees both."""
 
     name: str
@@ -73,7 +73,7 @@ class PaperComparison:
 
     source: Published
     rows: tuple[Beside, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[PaperDifference, ...]
     not_run: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -182,7 +182,9 @@ def _published_row(group: Group, row: Row) -> str:
     return f"teacher {group.teacher_kind}" if row.role == "teacher" else row.method
 
 
-def _differences(source: Published, recipe: Mapping[str, Any], columns: tuple[Column, ...]) -> Iterator[Difference]:
+def _differences(
+    source: Published, recipe: Mapping[str, Any], columns: tuple[Column, ...]
+) -> Iterator[PaperDifference]:
     tasks = {column.task for column in columns}
     other_tasks = {key.partition(".")[0] for key in source.columns} - tasks
     for name, theirs in source.settings.items():
@@ -190,11 +192,11 @@ def _differences(source: Published, recipe: Mapping[str, Any], columns: tuple[Co
             accepted = theirs if isinstance(theirs, list) else [theirs]
             ours = _lookup(recipe, name)
             if ours not in accepted:
-                yield Difference(name, _shown(ours), " or ".join(_shown(value) for value in accepted))
+                yield PaperDifference(name, _shown(ours), " or ".join(_shown(value) for value in accepted))
     for column in columns:
         theirs_items = source.columns[column.key].items
         if column.items != (theirs_items,):
-            yield Difference(f"{column.full_label} items", ", ".join(map(str, column.items)), str(theirs_items))
+            yield PaperDifference(f"{column.full_label} items", ", ".join(map(str, column.items)), str(theirs_items))
 
 
 def _lookup(recipe: Mapping[str, Any], name: str) -> Any:

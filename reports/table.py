@@ -84,7 +84,7 @@ AVERAGE = Column("average", "", "%", higher_is_better=True, is_average=True)
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What stands at a row and a column. `mean` is None exactly where `number` is a dash; `std` where seeds < 2."""
 
     number: str  # the mean as printed, or a dash
@@ -124,7 +124,7 @@ class Row:
     teacher: str
     role: str
     n_seeds: int  # seeds that gave at least one number
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Table:
     named: tuple[str, ...] = ()  # keys of the columns that are tested, and corrected for together
     pairwise: tuple[Pairwise, ...] = ()
 
-    def cells(self) -> Iterator[tuple[Group, Row, Column, Cell]]:
+    def cells(self) -> Iterator[tuple[Group, Row, Column, TableCell]]:
         """Every cell with where it stands, row by row."""
         for group in self.groups:
             for row in group.rows:

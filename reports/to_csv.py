@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.table import Cell, Row, Table
+from reports.table import Row, Table, TableCell
 from reports.training_costs import PARTS as COSTS
 from reports.training_costs import by_row
 
@@ -46,7 +46,7 @@ def _spent(spent: Mapping[Any, Mapping[Hashable, Any]], row: Row, task: str, par
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _values(cell: Cell) -> list[object]:
+def _values(cell: TableCell) -> list[object]:
     low, high = cell.interval or (None, None)
     c = cell.comparison
     tests = [None if c is None else getattr(c, name) for name in TESTED]

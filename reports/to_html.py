@@ -20,7 +20,7 @@ from reports import drawn
 from reports.appendix import appendices
 from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
 from reports.drawn import Part
-from reports.exhibits import NO_EVIDENCE, Alignment, Evidence, Item
+from reports.exhibits import NO_EVIDENCE, Evidence, Item, ShownAlignment
 from reports.figures import Style
 from reports.legends import explanations
 from reports.published import beside_published
@@ -175,7 +175,7 @@ def _size(text: str) -> int:
     return len(text.encode()) + 5 * sum(text.count(character) for character in "<>&'") + 1
 
 
-def _packed(alignments: Sequence[Alignment], most: int) -> dict[str, list[Any]]:
+def _packed(alignments: Sequence[ShownAlignment], most: int) -> dict[str, list[Any]]:
     """Alignments as the page's script reads them: tokens and groups that several of them share stand there once.
 
     Test items go in turn through the tasks, all methods of an item together, as far as so many bytes reach.
@@ -209,9 +209,9 @@ def _packed(alignments: Sequence[Alignment], most: int) -> dict[str, list[Any]]:
     return packed
 
 
-def _in_turn(alignments: Sequence[Alignment]) -> list[list[Alignment]]:
+def _in_turn(alignments: Sequence[ShownAlignment]) -> list[list[ShownAlignment]]:
     """The alignments of each test item, the first items of all tasks first."""
-    items: dict[str, dict[str, list[Alignment]]] = {}
+    items: dict[str, dict[str, list[ShownAlignment]]] = {}
     for alignment in alignments:
         items.setdefault(alignment.task, {}).setdefault(alignment.item, []).append(alignment)
     numbered = [(number, item) for of_task in items.values() for number, item in enumerate(of_task.values())]

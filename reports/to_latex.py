@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from reports.analysis import INTERVAL, LEVEL
 from reports.context import ReportContext, protocols
 from reports.legends import explanations
-from reports.table import Cell, Group, Row, Table
+from reports.table import Group, Row, Table, TableCell
 from reports.verdict import verdict
 
 TABLE = "table.tex"
@@ -180,7 +180,7 @@ def _row(row: Row) -> str:
     return _line([escape(row.label), str(row.n_seeds), *(_cell(cell) for cell in row.cells)])
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     number = rf"\textbf{{{escape(cell.number)}}}" if cell.best else escape(cell.number)
     text = f"{number}{escape(cell.mark)} {escape(cell.spread)}".rstrip()
     return text if cell.note is None else rf"{text}$^{{{cell.note}}}$"

@@ -9,7 +9,7 @@ from reports.appendix import appendices
 from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
 from reports.legends import explanations
 from reports.published import PaperComparison, beside_published
-from reports.table import DASH, Cell, Group, Row, Table
+from reports.table import DASH, Group, Row, Table, TableCell
 from reports.verdict import verdict
 
 SIGNIFICANT_DIGITS = 4  # of the appendix's numbers, whose units we do not know
@@ -84,7 +84,7 @@ def _row(row: Row) -> list[str]:
     return [escape(row.label), str(row.n_seeds), *(_cell(cell) for cell in row.cells)]
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     text = f"**{escape(cell.text)}**" if cell.best else escape(cell.text)
     return text if cell.note is None else f"{text} <sup>{cell.note}</sup>"
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from reports.context import PAPER_HEADER, ReportContext, paper_grid, protocols
 from reports.legends import explanations
 from reports.published import beside_published
-from reports.table import Cell, Table
+from reports.table import Table, TableCell
 from reports.verdict import verdict
 
 WIDTH = 100
@@ -80,7 +80,7 @@ def _first_column(table: Table) -> int:
     return min(FIRST_COLUMN, max([*groups, *rows, *(len(student) for student, _ in table.students())]))
 
 
-def _widths(table: Table, show: Callable[[Cell], str]) -> list[int]:
+def _widths(table: Table, show: Callable[[TableCell], str]) -> list[int]:
     """Characters that each column takes, its gap included."""
     rows = [row for group in table.groups for row in group.rows]
     return [
@@ -92,7 +92,7 @@ def _widths(table: Table, show: Callable[[Cell], str]) -> list[int]:
     ]
 
 
-def _table(table: Table, block: list[int], show: Callable[[Cell], str], title: str | None) -> RichTable:
+def _table(table: Table, block: list[int], show: Callable[[TableCell], str], title: str | None) -> RichTable:
     """The table's columns with the indices in `block`."""
     grid = RichTable(box=box.SIMPLE_HEAD, title=title and Text(title, "bold"), title_justify="left", pad_edge=False)
     grid.add_column(Text("method"), max_width=FIRST_COLUMN, overflow="fold")
@@ -112,11 +112,11 @@ def _table(table: Table, block: list[int], show: Callable[[Cell], str], title: s
     return grid
 
 
-def _one_line(cell: Cell) -> str:
+def _one_line(cell: TableCell) -> str:
     return cell.text + _mark(cell.note)
 
 
-def _two_lines(cell: Cell) -> str:
+def _two_lines(cell: TableCell) -> str:
     """The spread under the mean, the footnote's mark at the mean."""
     spread = cell.spread.replace("± ", "±").strip("()")
     return "\n".join([cell.number + cell.mark + _mark(cell.note), *([spread] if spread else [])])

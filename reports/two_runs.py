@@ -35,7 +35,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Side:
+class RunSide:
     """A number of one run: the mean over its seeds, or why there is none.
 
     Attributes:
@@ -62,7 +62,7 @@ class Pair:
     unit: str
     higher_is_better: bool
     row: str
-    sides: tuple[Side, Side]
+    sides: tuple[RunSide, RunSide]
 
     @property
     def difference(self) -> float | None:
@@ -169,16 +169,16 @@ def _row(s: Score) -> str:
     return f"{s.method} (released)" if s.fidelity == "released" else s.method
 
 
-def _side(records: Sequence[Score]) -> Side:
+def _side(records: Sequence[Score]) -> RunSide:
     if not records:
-        return Side(None, reason="no such row", there=False)
+        return RunSide(None, reason="no such row", there=False)
     done = [s for s in records if s.status == "done" and math.isfinite(s.value)]
     missing = [s for s in records if s not in done]
     reason = f"seed {missing[0].seed} {_problem(missing[0])}" if missing else ""
     if not done:
-        return Side(None, reason=reason)
+        return RunSide(None, reason=reason)
     items = tuple(sorted({s.n_items for s in done}))
-    return Side(statistics.fmean(s.value for s in done), tuple(sorted(s.seed for s in done)), items, reason)
+    return RunSide(statistics.fmean(s.value for s in done), tuple(sorted(s.seed for s in done)), items, reason)
 
 
 def _problem(s: Score) -> str:

@@ -37,7 +37,7 @@ class FieldLine:
 
 
 @dataclass(frozen=True)
-class Part:
+class FieldsPart:
     """Fields that stand together.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part:
     fields: tuple[FieldLine, ...]
 
 
-def parts(asked: str | None = None) -> list[Part]:
+def parts(asked: str | None = None) -> list[FieldsPart]:
     """The parts of a recipe with their fields: first the recipe's own, then tasks' settings and methods' options.
 
     Args:
@@ -65,10 +65,10 @@ def parts(asked: str | None = None) -> list[Part]:
     if asked is None:
         return every
     path = f"method_options.{asked}" if asked in registered() or asked == "dual" else asked
-    found = [Part((path,), part.about, part.fields) for part in every if path in part.paths]
+    found = [FieldsPart((path,), part.about, part.fields) for part in every if path in part.paths]
     if found:
         return found + [
-            Part((one,), part.about, part.fields)
+            FieldsPart((one,), part.about, part.fields)
             for part in every
             for one in part.paths
             if one.startswith(f"{path}.") and part.fields
@@ -76,7 +76,7 @@ def parts(asked: str | None = None) -> list[Part]:
     above, _, name = path.rpartition(".")
     for part in every:
         if above in part.paths and (lines := tuple(line for line in part.fields if line.name == name)):
-            return [Part((above,), part.about, lines)]
+            return [FieldsPart((above,), part.about, lines)]
     known = [one for part in every for one in part.paths]
     known += [f"{one}.{line.name}".lstrip(".") for part in every for one in part.paths for line in part.fields]
     known += [*registered(), "dual"]
@@ -84,7 +84,7 @@ def parts(asked: str | None = None) -> list[Part]:
     raise HarnessError("field", repr(asked), "a field or part of a recipe, or a method", hint)
 
 
-def _of_recipe() -> Iterator[Part]:
+def _of_recipe() -> Iterator[FieldsPart]:
     """The recipe and its parts, each schema once with all the places where it stands."""
     places: dict[type[BaseModel], list[str]] = {}
     pending: list[tuple[type[BaseModel], str]] = [(Recipe, "")]
@@ -99,14 +99,16 @@ def _of_recipe() -> Iterator[Part]:
         yield _part(schema, tuple(paths), settings.get(schema, ""))
 
 
-def _of_methods() -> Iterator[Part]:
+def _of_methods() -> Iterator[FieldsPart]:
     for name, method in registered().items():
         yield _part(method.Options, (f"method_options.{name}",), f"{method.summary} ({method.paper})")
     yield _part(DualOptions, ("method_options.dual",), "two teachers: dual(METHOD, METHOD)")
 
 
-def _part(schema: type[BaseModel], paths: tuple[str, ...], about: str) -> Part:
-    return Part(paths, about or _about(schema), tuple(_line(name, field) for name, field in fields_of(schema).items()))
+def _part(schema: type[BaseModel], paths: tuple[str, ...], about: str) -> FieldsPart:
+    return FieldsPart(
+        paths, about or _about(schema), tuple(_line(name, field) for name, field in fields_of(schema).items())
+    )
 
 
 def _line(name: str, field: FieldInfo) -> FieldLine:

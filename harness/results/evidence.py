@@ -21,8 +21,7 @@ from harness.store.artefacts import (
     ShownTokens,
 )
 from harness.store.store import Store
-from reports import Alignment, Evidence, Item, TokenSide
-from reports import Answer as ShownAnswer
+from reports import Evidence, Item, ShownAlignment, ShownAnswer, TokenSide
 from reports.exhibits import STEP_COLUMNS
 
 SHOWN_ITEMS = 12  # of a task, with every row's answer
@@ -109,9 +108,9 @@ def _first_seeds(cells: Sequence[RowCell]) -> list[RowCell]:
     return list(first.values())
 
 
-def _alignments(cells: Sequence[RowCell], store: Store) -> tuple[list[Alignment], list[tuple[str, int, int]]]:
+def _alignments(cells: Sequence[RowCell], store: Store) -> tuple[list[ShownAlignment], list[tuple[str, int, int]]]:
     """Every alignment that is stored, and of how many responses of each task: (task, shown, all)."""
-    found: list[Alignment] = []
+    found: list[ShownAlignment] = []
     counts: dict[str, tuple[int, int]] = {}
     for cell in _first_seeds(cells):
         traces = TRACES.kept(store, "student", cell["stages"]["student"]) or []
@@ -139,8 +138,8 @@ def _alignment(
     stored: ShownPair,
     kd: Sequence[float | None] | None = None,
     stand_in: bool = False,
-) -> Alignment:
-    return Alignment(
+) -> ShownAlignment:
+    return ShownAlignment(
         task=cell["task"],
         item=stored["item"],
         row=cell["row"],

@@ -19,7 +19,7 @@ from harness.generation import vllm as vllm_engine
 from harness.generation.answers import generate
 from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import Evaluation
-from harness.run.workbench import Prompts, Published, Texts, TrainedModels, as_student
+from harness.run.workbench import Prompts, PublishedModels, Texts, TrainedModels, as_student
 from harness.store.artefacts import ANSWERS, BITS, DETAILS, SCORES, Answer
 from harness.tasks.base import ItemScores, Task
 
@@ -32,7 +32,7 @@ def make_answers(
     folder: Path,
     task: Task,
     prompts: Prompts,
-    published: Published,
+    published: PublishedModels,
     trained: TrainedModels,
     evaluation: Evaluation,
     progress: StageProgress,
@@ -57,7 +57,12 @@ def make_answers(
 
 
 def make_bits(
-    stage: Stage, folder: Path, texts: Texts, published: Published, trained: TrainedModels, progress: StageProgress
+    stage: Stage,
+    folder: Path,
+    texts: Texts,
+    published: PublishedModels,
+    trained: TrainedModels,
+    progress: StageProgress,
 ) -> dict[str, object]:
     """Measure a model's bits per byte on a task's reference responses."""
     model = _evaluated(stage, published, trained)
@@ -93,7 +98,7 @@ def store_scores(scores: ItemScores, folder: Path) -> dict[str, object]:
     return {"caveat": scores.caveat}
 
 
-def _evaluated(stage: Stage, published: Published, trained: TrainedModels) -> PreTrainedModel:
+def _evaluated(stage: Stage, published: PublishedModels, trained: TrainedModels) -> PreTrainedModel:
     """The model that a stage of an evaluation is about."""
     if "teacher" in stage.inputs:
         trained.forget_student()

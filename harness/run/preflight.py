@@ -12,7 +12,7 @@ from harness.generation import vllm as vllm_engine
 from harness.generation.answers import check_room
 from harness.models.heads import check_packing
 from harness.plan.stages import Plan, with_inputs
-from harness.run.workbench import Published, Workbench, model_records
+from harness.run.workbench import PublishedModels, Workbench, model_records
 from methods.library.vocabulary import TokenKind
 
 
@@ -40,7 +40,7 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
             progress.message(f"[yellow]{name}[/]: {escape(warning)}")
 
 
-def _warn_of_models_without_commit(published: Published, progress: Progress) -> None:
+def _warn_of_models_without_commit(published: PublishedModels, progress: Progress) -> None:
     for role, record in model_records(published).items():
         if "commit" in record and record["commit"] not in record["uri"]:
             progress.message(
@@ -97,7 +97,7 @@ def _check_methods(plan: Plan, bench: Workbench) -> None:
                 )
 
 
-def _check_rows(plan: Plan, published: Published) -> None:
+def _check_rows(plan: Plan, published: PublishedModels) -> None:
     """No more tokens of a position can be kept than the teacher has."""
     kept = plan.recipe.teacher_rows
     if kept.keep != "top_k":
@@ -110,7 +110,7 @@ def _check_rows(plan: Plan, published: Published) -> None:
             )
 
 
-def _check_packing(plan: Plan, published: Published) -> None:
+def _check_packing(plan: Plan, published: PublishedModels) -> None:
     """Models that are to be trained on packed sequences must keep them apart."""
     asked = (stage for end in plan.ends for stage in with_inputs(end))
     packed = {stage.role or STUDENT for stage in asked if stage.training is not None and stage.training.packing}
@@ -155,7 +155,7 @@ def _check_rollouts(plan: Plan, bench: Workbench, task: str) -> None:
         )
 
 
-def _room(published: Published, role: str) -> int | None:
+def _room(published: PublishedModels, role: str) -> int | None:
     """The most tokens that a model reads; None where its config does not say."""
     room: int | None = getattr(published.config(role).get_text_config(), "max_position_embeddings", None)
     return room

@@ -16,7 +16,7 @@ from harness.run.alignments import make_alignments
 from harness.run.demand import Demand
 from harness.run.makers import Makers
 from harness.run.preflight import preflight
-from harness.run.workbench import Published, Workbench, model_records
+from harness.run.workbench import PublishedModels, Workbench, model_records
 from harness.store.artefacts import KEPT_OF_STUDENTS, Failure
 from harness.store.store import Store
 
@@ -44,7 +44,7 @@ class Runner:
     ) -> None:
         self.plan, self.store, self.progress, self.unsafe = plan, store, progress, unsafe
         self.ranks = ranks or Ranks()
-        published = Published(plan.recipe.models_by_role(), progress.message)
+        published = PublishedModels(plan.recipe.models_by_role(), progress.message)
         self.demand = Demand(
             store,
             folder,

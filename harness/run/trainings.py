@@ -24,7 +24,7 @@ from harness.models.lora import add_lora
 from harness.models.top_rows import packer
 from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import TeacherRows
-from harness.run.workbench import AlignedRows, Fetch, Pairs, Published, TeacherSignal, Texts, TrainedModels
+from harness.run.workbench import AlignedRows, Fetch, Pairs, PublishedModels, TeacherSignal, Texts, TrainedModels
 from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES, Timing
 from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
@@ -48,7 +48,7 @@ class TrainingTools:
         ranks: the processes that train together.
     """
 
-    published: Published
+    published: PublishedModels
     aligned: AlignedRows
     max_length: int
     work: Callable[[Stage], Path]
@@ -154,7 +154,7 @@ def make_student(
 def make_rows(
     stage: Stage,
     folder: Path,
-    published: Published,
+    published: PublishedModels,
     texts: Texts,
     kept: TrainedModels,
     signal: TeacherSignal,

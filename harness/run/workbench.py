@@ -44,7 +44,7 @@ Fetch = Callable[[Stage], Artefact]
 """The stored result of a stage, made first where it is missing."""
 
 
-class Published:
+class PublishedModels:
     """The models of the pair as they were published, by role. Weights are read anew at each call.
 
     Args:
@@ -83,7 +83,7 @@ class Published:
         return load_model(folder, attention=self.specs[role].attention)
 
 
-def model_records(published: Published) -> dict[str, dict[str, str]]:
+def model_records(published: PublishedModels) -> dict[str, dict[str, str]]:
     """URI of each model by role, and the commit or digest that it came to on this machine."""
     records: dict[str, dict[str, str]] = {}
     for role, spec in published.specs.items():
@@ -101,7 +101,7 @@ class Pairs:
         maps: folder in which vocabulary maps are kept between runs.
     """
 
-    def __init__(self, published: Published, maps: Path) -> None:
+    def __init__(self, published: PublishedModels, maps: Path) -> None:
         self._published, self._maps = published, maps
         self._made: dict[str, TokenizerPair] = {}
 
@@ -125,7 +125,7 @@ class Texts:
         limits: of lengths.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], published: Published, limits: Limits) -> None:
+    def __init__(self, tasks: Mapping[str, Task], published: PublishedModels, limits: Limits) -> None:
         self._tasks, self._published, self._limits = tasks, published, limits
         self._tokenized: dict[str, list[TokenizedExample]] = {}
         self._left_out: dict[str, dict[str, LeftOut]] = {}  # rows of each, and why
@@ -211,7 +211,7 @@ class TrainedModels:
         precision: that frozen teachers compute in.
     """
 
-    def __init__(self, published: Published, need: Fetch, precision: Precision) -> None:
+    def __init__(self, published: PublishedModels, need: Fetch, precision: Precision) -> None:
         self._published, self._need, self._precision = published, need, precision
         self._student: tuple[str, PreTrainedModel] | None = None
         self._teacher: tuple[str, PreTrainedModel] | None = None
@@ -271,7 +271,7 @@ class TeacherSignal:
         kept: what is stored of a position.
     """
 
-    def __init__(self, published: Published, trained: TrainedModels, need: Fetch, kept: TeacherRows) -> None:
+    def __init__(self, published: PublishedModels, trained: TrainedModels, need: Fetch, kept: TeacherRows) -> None:
         self._published, self._trained, self._need, self._kept = published, trained, need, kept
         self._heads: dict[str, Head] = {}
         self._checked: set[str] = set()
@@ -319,7 +319,7 @@ class TeacherSignal:
 class Workbench:
     """All of it, for one run."""
 
-    published: Published
+    published: PublishedModels
     pairs: Pairs
     texts: Texts
     prompts: Prompts
@@ -328,7 +328,7 @@ class Workbench:
     signal: TeacherSignal
 
     @classmethod
-    def of(cls, plan: Plan, published: Published, need: Fetch, maps: Path) -> Workbench:
+    def of(cls, plan: Plan, published: PublishedModels, need: Fetch, maps: Path) -> Workbench:
         """An empty one for a plan.
 
         Args:

@@ -42,7 +42,7 @@ class ShownSide:
 
 
 @dataclass(frozen=True)
-class ShownPair:
+class PairView:
     """A text as the student and one teacher see it.
 
     Attributes:
@@ -94,7 +94,7 @@ def _repeated(character: str, count: int) -> str:
 # --- how it is shown --------------------------------------------------------------------------------------------------
 
 
-def rendered(pair: ShownPair, width: int) -> RenderableType:
+def rendered(pair: PairView, width: int) -> RenderableType:
     """Everything about a pair, for a console of so many cells."""
     title = Text.assemble((pair.teacher.name, "bold"), " → ", (pair.student.name, "bold"), f"   ({pair.note})")
     blocks = [block for columns in _lines(_columns(pair), width) for block in (_block(columns), Text())]
@@ -124,7 +124,7 @@ class _Column:
         return max(cell.cell_len for cell in self.cells)
 
 
-def _columns(pair: ShownPair) -> list[_Column]:
+def _columns(pair: PairView) -> list[_Column]:
     """A column a group, in order, and one for the tokens in no group."""
     astray = {pair.student.group[s] for (_, s), ok in zip(pair.links, pair.confirmed, strict=True) if not ok}
     astray |= {pair.teacher.group[t] for (t, _), ok in zip(pair.links, pair.confirmed, strict=True) if not ok}
@@ -212,7 +212,7 @@ def _block(columns: Sequence[_Column]) -> Text:
     return Text("\n", no_wrap=True, overflow="ignore").join(rows)
 
 
-def _links(pair: ShownPair) -> Text:
+def _links(pair: PairView) -> Text:
     """CDM's links that leave their group."""
     astray = [link for link, ok in zip(pair.links, pair.confirmed, strict=True) if not ok]
     stay = len(pair.links) - len(astray)
@@ -236,7 +236,7 @@ def _links(pair: ShownPair) -> Text:
     return text.append(f"; and {len(astray) - _LINKS_SHOWN} more." if len(astray) > _LINKS_SHOWN else ".")
 
 
-def _summary(pair: ShownPair) -> Table:
+def _summary(pair: PairView) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
     for name in ("tokens", "in 1-1 groups", "merged", "in no group", "without a partner"):
@@ -250,7 +250,7 @@ def _summary(pair: ShownPair) -> Table:
     return table
 
 
-def _legend(pair: ShownPair) -> Text:
+def _legend(pair: PairView) -> Text:
     """What the signs mean that stand above."""
     tokens = "".join((*pair.student.tokens, *pair.teacher.tokens))
     signs = [

@@ -23,7 +23,7 @@ from harness.models.resolve import resolve
 from harness.models.uri import parse_uri
 from harness.recipe.schema import Recipe
 from harness.tasks import tasks
-from harness.terminal.align_block import ShownPair, ShownSide, visible
+from harness.terminal.align_block import PairView, ShownSide, visible
 from methods.library.alignment import AlignedResponse, IntArray, group_bytes
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map
 from methods.library.vocabulary import TokenizerPair, TokenKind, Vocabulary
@@ -66,7 +66,7 @@ def chosen_text(recipe: Recipe, task: str | None, row: int | None, text: str | N
     return examples[row or 0]
 
 
-def shown_pairs(recipe: Recipe, example: Example, with_entropies: bool, report: Report) -> list[ShownPair]:
+def shown_pairs(recipe: Recipe, example: Example, with_entropies: bool, report: Report) -> list[PairView]:
     """The text for the student and each teacher with another tokenizer.
 
     Args:
@@ -99,9 +99,7 @@ def shown_pairs(recipe: Recipe, example: Example, with_entropies: bool, report: 
     ]
 
 
-def _shown(
-    pair: TokenizerPair, response: AlignedResponse, of_rows: Sequence[FloatArray] | None, note: str
-) -> ShownPair:
+def _shown(pair: TokenizerPair, response: AlignedResponse, of_rows: Sequence[FloatArray] | None, note: str) -> PairView:
     groups = group_bytes(response.student_ends, response.teacher_ends)
     costs = EditCosts(pair.student, pair.teacher).costs(response.student_ids, response.teacher_ids)
     weights = "flat, since no model is loaded"
@@ -110,7 +108,7 @@ def _shown(
         weights = "from entropies of the models as published"
     teacher, student = warp(costs)
     to_teacher, to_student = exact_map(pair.student, pair.teacher), exact_map(pair.teacher, pair.student)
-    return ShownPair(
+    return PairView(
         _side(pair.student, to_teacher, response.student_ids, groups.student_index, groups.student_group),
         _side(pair.teacher, to_student, response.teacher_ids, groups.teacher_index, groups.teacher_group),
         groups.count,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from harness.recipe.fields import FieldLine, Part
+from harness.recipe.fields import FieldLine, FieldsPart
 from harness.terminal.columns import Listing
 
 _PAGE = """\
@@ -19,7 +19,7 @@ empties what is a mapping, and `${path.of.a.field}` is the value of another fiel
 """
 
 
-def fields_tables(parts: Iterable[Part]) -> Group:
+def fields_tables(parts: Iterable[FieldsPart]) -> Group:
     """A table for each part, under where it stands in a recipe."""
     blocks: list[RenderableType] = []
     for part in parts:
@@ -30,7 +30,7 @@ def fields_tables(parts: Iterable[Part]) -> Group:
     return Group(*blocks)
 
 
-def fields_page(parts: Iterable[Part]) -> str:
+def fields_page(parts: Iterable[FieldsPart]) -> str:
     """The same in Markdown."""
     blocks = [_PAGE]
     for part in parts:
@@ -49,7 +49,7 @@ def fields_page(parts: Iterable[Part]) -> str:
     return "\n".join(blocks)
 
 
-def _title(part: Part) -> str:
+def _title(part: FieldsPart) -> str:
     return ", ".join(path for path in part.paths if path) or "The recipe"
 
 

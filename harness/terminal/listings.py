@@ -128,19 +128,19 @@ def doctor_table(runs: Path) -> Group:
     return Group(table)
 
 
-Row = tuple[str, str | Text, str]
+ListingRow = tuple[str, str | Text, str]
 
 
-def _python() -> list[Row]:
+def _python() -> list[ListingRow]:
     return [("Python", f"{platform.python_version()} on {platform.platform()}", "")]
 
 
-def _libraries() -> list[Row]:
+def _libraries() -> list[ListingRow]:
     from harness.tasks import tasks
 
     ours = ("ctkd-harness", "torch", "transformers", "tokenizers", "accelerate", "peft")
     names = dict.fromkeys([*ours, *(library for kind in tasks().values() for library in kind.libraries)])
-    rows: list[Row] = []
+    rows: list[ListingRow] = []
     for name in names:
         try:
             rows.append((name, importlib.metadata.version(name), ""))
@@ -149,7 +149,7 @@ def _libraries() -> list[Row]:
     return rows
 
 
-def _device() -> list[Row]:
+def _device() -> list[ListingRow]:
     import torch
 
     threads = torch.get_num_threads()
@@ -164,7 +164,7 @@ def _device() -> list[Row]:
     ]
 
 
-def _memory() -> list[Row]:
+def _memory() -> list[ListingRow]:
     import psutil
 
     memory = psutil.virtual_memory()
@@ -173,8 +173,8 @@ def _memory() -> list[Row]:
     return [("memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}", advice)]
 
 
-def _disk(runs: Path) -> list[Row]:
-    rows: list[Row] = []
+def _disk(runs: Path) -> list[ListingRow]:
+    rows: list[ListingRow] = []
     for what, folder in (("disk of runs", runs), ("disk of models", cache_folder())):
         there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         free = shutil.disk_usage(there).free
@@ -183,7 +183,7 @@ def _disk(runs: Path) -> list[Row]:
     return rows
 
 
-def _caches() -> list[Row]:
+def _caches() -> list[ListingRow]:
     known = KNOWN_MODELS.values()
     here = sum(is_downloaded(parse_uri(model.uri)) for model in known)
     advice = "" if here == len(known) else "harness models --download"
@@ -194,7 +194,7 @@ def _caches() -> list[Row]:
     ]
 
 
-def _sandbox() -> list[Row]:
+def _sandbox() -> list[ListingRow]:
     from harness.evaluate.programs.sandbox import probe
 
     status = probe()
@@ -203,7 +203,7 @@ def _sandbox() -> list[Row]:
     return [("sandbox", Text("can't start", "yellow"), status.reason)]
 
 
-def _optional() -> list[Row]:
+def _optional() -> list[ListingRow]:
     from harness.generation.vllm import HOW
 
     optional = {
@@ -211,7 +211,7 @@ def _optional() -> list[Row]:
         "wandb": "pip install wandb, then train.report_to=[wandb]",
         "vllm": f"{HOW} Then evaluation.engine=vllm",
     }
-    rows: list[Row] = []
+    rows: list[ListingRow] = []
     for name, advice in optional.items():
         found = importlib.util.find_spec(name) is not None
         rows.append((f"optional: {name}", _yes(found), "" if found else advice))

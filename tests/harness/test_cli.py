@@ -23,7 +23,7 @@ from harness.base.errors import HarnessError
 from harness.models.load import save_model
 from harness.models.resolve import resolve
 from harness.results.record import RECORD
-from harness.run.workbench import Published
+from harness.run.workbench import PublishedModels
 from harness.tasks.base import samples_folder
 from harness.terminal.progress import TerminalProgress
 from harness.training import trainer as train
@@ -43,7 +43,7 @@ def tiny_run(tiny_recipe: dict[str, Any], harness: Command, tmp_path: Path) -> C
 @pytest.fixture
 def nothing_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad input is found before any model is loaded."""
-    monkeypatch.setattr(Published, "model", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(PublishedModels, "model", lambda *args: pytest.fail("a model was loaded"))
 
 
 @pytest.fixture
@@ -373,7 +373,7 @@ def test_two_runs_of_one_stage_at_once(
 
 
 def test_an_interrupt_says_how_to_go_on(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Published, "model", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr(PublishedModels, "model", _raises(KeyboardInterrupt()))
     done = tiny_run()
     assert done.code == 130
     assert "the same command goes on where it stopped" in done.err

@@ -18,10 +18,10 @@ from scipy import stats
 from reports import (
     ITEM_COLUMNS,
     Analysis,
-    Cell,
     Comparison,
     ReportContext,
     Table,
+    TableCell,
     analyse,
     build_table,
     csv_wide,
@@ -72,7 +72,7 @@ def comparisons(analysis: Analysis, metric: str = "rouge_l") -> dict[str, Compar
     return {row.method: made for (row, _, name), made in analysis.comparisons.items() if name == metric}
 
 
-def cells(table: Table) -> dict[tuple[str, str], Cell]:
+def cells(table: Table) -> dict[tuple[str, str], TableCell]:
     return {(row.label, column.key): cell for _, row, column, cell in table.cells()}
 
 

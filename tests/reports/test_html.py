@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports import Alignment, Answer, Evidence, Item, ReportContext, TokenSide, build_table, html, write
+from reports import Evidence, Item, ReportContext, ShownAlignment, ShownAnswer, TokenSide, build_table, html, write
 from reports.exhibits import STEP_COLUMNS
 from reports.to_html import LONGEST_TEXT, MOST_BYTES
 from reports.training_costs import COST_COLUMNS
@@ -38,9 +38,9 @@ RESULTS = frame(
 )
 
 
-def alignment(row: str = "uld", text: str = "ab", item: str = "x/0") -> Alignment:
+def alignment(row: str = "uld", text: str = "ab", item: str = "x/0") -> ShownAlignment:
     student, teacher = TokenSide("small", ("a", text, "</s>"), (1, 2, 2)), TokenSide("big", ("ab", "</s>"), (2, 2))
-    return Alignment("dolly", item, row, "uld", student, teacher, (((0, 1), (0,)),), (0.25, 0.5, None))
+    return ShownAlignment("dolly", item, row, "uld", student, teacher, (((0, 1), (0,)),), (0.25, 0.5, None))
 
 
 def costs() -> pd.DataFrame:
@@ -58,7 +58,7 @@ def evidence(**more: object) -> Evidence:
                 "dolly",
                 name,
                 "Why?",
-                tuple(Answer(row, HOSTILE, "length", (("rouge_l", 12.345, "%"),)) for row in rows),
+                tuple(ShownAnswer(row, HOSTILE, "length", (("rouge_l", 12.345, "%"),)) for row in rows),
             )
             for name, rows in (("x/0", ("sft", "uld")), ("x/1", ("sft", "uld")))
         ],
@@ -293,7 +293,10 @@ def test_what_can_be_chosen_and_what_is_not_there_is_said() -> None:
 
 
 def test_the_reference_stands_before_the_answers() -> None:
-    items = [Item("dolly", "x/0", "Why?", (Answer("sft", "so", "eos"),), HOSTILE), Item("dolly", "x/1", "Who?", ())]
+    items = [
+        Item("dolly", "x/0", "Why?", (ShownAnswer("sft", "so", "eos"),), HOSTILE),
+        Item("dolly", "x/1", "Who?", ()),
+    ]
     made = Page(page(evidence(items=items)))
     assert made.texts["h4"] == ["reference answer", "sft"]
     assert made.texts["pre"][:3] == ["Why?", HOSTILE, "so"]
@@ -312,7 +315,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from() -> None:
         manifest=[(HOSTILE, HOSTILE)],
         failures=[(HOSTILE, HOSTILE)],
         stages=pd.DataFrame({HOSTILE: [HOSTILE]}),
-        items=[Item(HOSTILE, HOSTILE, HOSTILE, (Answer(HOSTILE, HOSTILE, HOSTILE, ((HOSTILE, 1.0, HOSTILE),)),))],
+        items=[Item(HOSTILE, HOSTILE, HOSTILE, (ShownAnswer(HOSTILE, HOSTILE, HOSTILE, ((HOSTILE, 1.0, HOSTILE),)),))],
     )
     given = ReportContext(
         title=HOSTILE,
@@ -356,7 +359,8 @@ def test_the_page_stays_small_and_says_what_it_leaves_out() -> None:
     long = "word " * 2_000
     many = evidence(
         items=[
-            Item("dolly", f"x/{i}", long, tuple(Answer(f"m{k}", long, "eos") for k in range(20))) for i in range(60)
+            Item("dolly", f"x/{i}", long, tuple(ShownAnswer(f"m{k}", long, "eos") for k in range(20)))
+            for i in range(60)
         ],
         alignments=[alignment(item=f"x/{i}", text=f"{i} '<{long}") for i in range(400)],
     )

@@ -19,11 +19,11 @@ from pandas.testing import assert_frame_equal
 from rich.console import Console
 
 from reports import (
-    Cell,
     ReportContext,
     Row,
     Score,
     Table,
+    TableCell,
     analyse,
     build_table,
     checked,
@@ -83,7 +83,7 @@ def rows_of(table: Table) -> dict[str, Row]:
     return {row.label: row for group in table.groups for row in group.rows}
 
 
-def cell(table: Table, label: str, key: str = "dolly.rouge_l") -> Cell:
+def cell(table: Table, label: str, key: str = "dolly.rouge_l") -> TableCell:
     return rows_of(table)[label].cells[[column.key for column in table.columns].index(key)]
 
 

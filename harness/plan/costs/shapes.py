@@ -180,7 +180,7 @@ def shape_of(spec: ModelSpec) -> Shape:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextSizes:
     """Rows of a task in tokens of one model.
 
     Attributes:
@@ -191,7 +191,7 @@ class Texts:
     responses: FloatArray
 
     @classmethod
-    def of(cls, sizes: FloatArray, ratio: float, limit: int) -> Texts:
+    def of(cls, sizes: FloatArray, ratio: float, limit: int) -> TextSizes:
         """From [rows, 2] bytes of prompts and responses."""
         prompts = np.ceil(sizes[:, 0] / PROMPT_BYTES_PER_TOKEN) + 1
         kept = prompts < limit

@@ -30,7 +30,7 @@ from harness.plan.costs.devices import (
     Cost,
     Device,
 )
-from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, Texts, shape_of, text_sizes
+from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of, text_sizes
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
 from harness.recipe.schema import Recipe, Training
@@ -137,7 +137,7 @@ class Coster:
         return Cost(flops * passes, launches * passes, traffic * passes, cpu * passes, memory, disk, fp32=width == 4)
 
     def _training_memory(
-        self, shape: Shape, training: Training, tokens: float, texts: Texts, objective: ObjectiveSpec | None
+        self, shape: Shape, training: Training, tokens: float, texts: TextSizes, objective: ObjectiveSpec | None
     ) -> float:
         trained, width = _trained(shape, training), _width(training)
         memory = 4.0 * shape.parameters + 12.0 * trained  # float32 weights; gradients and AdamW's two moments
@@ -222,9 +222,9 @@ class Coster:
         cpu = new_tokens * batch * shape.vocabulary * DRAW_SECONDS if sampled else 0.0
         return Cost(launches=launches, traffic=traffic, cpu=cpu)
 
-    def _texts(self, task: str, role: str, split: str = "train") -> Texts:
+    def _texts(self, task: str, role: str, split: str = "train") -> TextSizes:
         ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
-        return Texts.of(self._bytes[task, split], ratio, self.recipe.limits.length)
+        return TextSizes.of(self._bytes[task, split], ratio, self.recipe.limits.length)
 
     @cached_property
     def _bytes(self) -> dict[tuple[str, str], FloatArray]:

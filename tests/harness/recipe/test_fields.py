@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import HarnessError
-from harness.recipe.fields import FieldLine, Part, parts
+from harness.recipe.fields import FieldLine, FieldsPart, parts
 from harness.recipe.schema import Recipe, Training
 from harness.tasks import tasks
 from harness.terminal.fields_table import fields_page
@@ -74,5 +74,5 @@ def test_an_unknown_part_names_the_nearest(asked: str, meant: str) -> None:
 
 
 def test_bars_do_not_break_a_table_of_the_page() -> None:
-    page = fields_page([Part(("x",), "about", (FieldLine("a", "b | c", "1", "KL(T || S)"),))])
+    page = fields_page([FieldsPart(("x",), "about", (FieldLine("a", "b | c", "1", "KL(T || S)"),))])
     assert page.splitlines()[-1] == "| `a` | b \\| c | 1 | KL(T \\|\\| S) |"

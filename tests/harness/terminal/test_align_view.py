@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from harness.data.rows import Example
 from harness.models.load import load_model
 from harness.recipe.load import load_recipe
-from harness.terminal.align_block import ShownPair, ShownSide, rendered, visible
+from harness.terminal.align_block import PairView, ShownSide, rendered, visible
 from harness.terminal.align_view import BUILT_IN, shown_pairs
 from methods.library.warping import entropy_weights
 from tests import tiny
@@ -216,7 +216,7 @@ def side(tokens: str, group: list[int], name: str) -> ShownSide:
     return ShownSide(name, named, np.asarray(group), np.zeros(len(named), dtype=bool), 100)
 
 
-def printed(pair: ShownPair, width: int, **settings: Any) -> str:
+def printed(pair: PairView, width: int, **settings: Any) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False, **settings)
     console.print(rendered(pair, width))
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -224,7 +224,7 @@ def printed(pair: ShownPair, width: int, **settings: Any) -> str:
 
 def test_tokens_in_no_group_and_their_links() -> None:
     """A tail on both sides; the link of its tokens is confirmed by nothing."""
-    pair = ShownPair(
+    pair = PairView(
         side("a b", [0, -1], "s"),
         side("a cd", [0, -1], "t"),
         1,
@@ -250,7 +250,7 @@ def test_groups_wider_than_a_line_go_on_in_the_next(width: int) -> None:
     teacher = ["all", "of", "it"]
     groups = [[*[0] * 2, *[1] * 38, 2, 3], [0, 1, 1]]
     sides = side(" ".join(student), groups[0], "s"), side(" ".join(teacher), groups[1], "t")
-    pair = ShownPair(*sides, 4, 50, (), np.zeros(0, dtype=bool), "flat", "")
+    pair = PairView(*sides, 4, 50, (), np.zeros(0, dtype=bool), "flat", "")
     lines = printed(pair, width).partition("tokens")[0].splitlines()
     assert all(cell_len(line) <= width for line in lines)
     for label, tokens in (("student", student), ("teacher", teacher)):
@@ -260,7 +260,7 @@ def test_groups_wider_than_a_line_go_on_in_the_next(width: int) -> None:
 
 def test_a_group_has_one_colour_on_both_sides() -> None:
     links = ((0, 0), (1, 1), (1, 2))
-    pair = ShownPair(
+    pair = PairView(
         side("a b c", [0, 1, 1], "s"), side("ab d", [0, 1], "t"), 2, 50, links, np.ones(3, dtype=bool), "flat", ""
     )
     text = printed(pair, 80, force_terminal=True, color_system="standard")

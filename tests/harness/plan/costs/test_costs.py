@@ -23,7 +23,7 @@ from harness.models.spec import ModelSpec
 from harness.plan.builder import make_plan
 from harness.plan.costs.devices import DEVICES, GIB, Cost, Device
 from harness.plan.costs.measured import Measured, costs_here
-from harness.plan.costs.shapes import Shape, Texts, architectures, shape_of
+from harness.plan.costs.shapes import Shape, TextSizes, architectures, shape_of
 from harness.plan.costs.stages import Coster, _changed
 from harness.plan.stages import Plan, Stage
 from harness.recipe.load import load_recipe, recipe_names, validate
@@ -205,7 +205,7 @@ def test_rows_take_the_bytes_of_their_tokens(phi_qwen: Coster) -> None:
 
 
 def test_tokens_are_cut_at_the_limit_and_padded_to_the_longest() -> None:
-    texts = Texts.of(np.array([[400.0, 4000.0], [400.0, 400.0], [9000.0, 4.0]]), 4.0, 512)
+    texts = TextSizes.of(np.array([[400.0, 4000.0], [400.0, 400.0], [9000.0, 4.0]]), 4.0, 512)
     assert texts.prompts.tolist() == [101, 101]  # the third prompt leaves no room
     assert texts.responses.tolist() == [411, 101]
     assert texts.batches(2) == (1024, 1024)
