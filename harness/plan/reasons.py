@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from harness.base.files import Json
 from harness.data.tokens import STUDENT
 from harness.plan.stages import Plan, Stage, demanded_stages
 from harness.store.store import Store
@@ -44,7 +44,7 @@ def reasons(plan: Plan, store: Store, unknown: Container[str] = ()) -> list[Reas
         unknown: tasks whose stages have identities that only the data decides.
     """
     demanded = demanded_stages(plan, store)
-    known: dict[str, dict[tuple[str, str], list[Mapping[str, Any]]]] = {}
+    known: dict[str, dict[tuple[str, str], list[Mapping[str, Json]]]] = {}
     found: dict[str, Counter[str]] = {}
     for stage in plan.stages():
         if stage.identity not in demanded or stage.task in unknown:
@@ -58,7 +58,7 @@ def reasons(plan: Plan, store: Store, unknown: Container[str] = ()) -> list[Reas
     return [Reason(text, dict(kinds)) for text, kinds in ordered]
 
 
-def differences(stage: Stage, manifest: Mapping[str, Any]) -> list[str]:
+def differences(stage: Stage, manifest: Mapping[str, Json]) -> list[str]:
     """How a stage differs from a stored one, in words; nothing where only what they read does."""
     ours, theirs = _leaves(json.loads(json.dumps(dict(stage.values)))), _leaves(manifest["values"])
     changed = [key for key in (ours | theirs) if ours.get(key, _NOTHING) != theirs.get(key, _NOTHING)]
@@ -68,9 +68,9 @@ def differences(stage: Stage, manifest: Mapping[str, Any]) -> list[str]:
     return [*([_code(stage.code, manifest.get("code", {}))] if "code" in changed else []), *told]
 
 
-def _by_title(manifests: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+def _by_title(manifests: Sequence[Mapping[str, Json]]) -> dict[tuple[str, str], list[Mapping[str, Json]]]:
     """Manifests by title and task, the newest first."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str], list[Mapping[str, Json]]] = {}
     for manifest in sorted(manifests, key=lambda one: str(one.get("created", "")), reverse=True):
         if "values" in manifest:
             found.setdefault((str(manifest.get("title")), str(manifest.get("task"))), []).append(manifest)
@@ -85,10 +85,10 @@ def _code(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     return f"code of {', '.join(names[:_FILES])}{more}" if names else "code"
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+def _leaves(value: Json, name: str = "") -> dict[str, Json]:
     """Values without members of their own, by dotted names; of lists only those of mappings are opened."""
     if isinstance(value, Mapping):
-        members: Iterator[tuple[str, Any]] = ((str(key), item) for key, item in value.items())
+        members: Iterator[tuple[str, Json]] = ((str(key), item) for key, item in value.items())
     elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         members = ((str(place), item) for place, item in enumerate(value))
     else:
@@ -96,7 +96,7 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
     return {k: v for key, item in members for k, v in _leaves(item, f"{name}.{key}" if name else key).items()}
 
 
-def _told(stage: Stage, key: str, old: Any, new: Any) -> str:
+def _told(stage: Stage, key: str, old: Json, new: Json) -> str:
     name = _name(stage, key.split("."))
     values = [value if isinstance(value, str) else json.dumps(value) for value in (old, new)]
     if any(_DIGEST.search(value) for value in values):  # says nothing to a reader

@@ -171,7 +171,12 @@ class _Full:
 
 
 def _sums(
-    method: Method[Any], chunk: AlignedChunk, full: _Full, lse: Tensor | None, upstream: Tensor | None, share: float
+    method: Method[Any],  # Any: a method's options are its own affair
+    chunk: AlignedChunk,
+    full: _Full,
+    lse: Tensor | None,
+    upstream: Tensor | None,
+    share: float,
 ) -> LossSums:
     """A method's loss, by a kernel where it has one; then its gradient is in ``upstream`` already."""
     if lse is not None and upstream is not None:
