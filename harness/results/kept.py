@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -68,11 +67,10 @@ def kept_frame(folder: Path, name: str, fresh: pd.DataFrame) -> pd.DataFrame:
     file = folder / name
     if not file.is_file():
         return fresh
-    old = pd.read_csv(file)
+    old = pd.read_csv(file, float_precision="round_trip")
     return old if len(old) > len(fresh) else fresh
 
 
-# Any: what pandas gives of a line
-def _by_key(results: pd.DataFrame) -> dict[tuple[str, str], dict[Hashable, Any]]:
+def _by_key(results: pd.DataFrame) -> dict[tuple[str, str], dict[Hashable, object]]:
     """Each line by its cell and metric."""
     return {(line["cell"], line["metric"]): line for line in results.to_dict("records")}

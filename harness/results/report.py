@@ -73,13 +73,13 @@ def write_report(run: RunRecord, store: Store, folder: Path | None = None) -> tu
     context = report_context(run, store)
     if unknown := gathered.named(run.record)[1]:
         context = replace(context, notes=[*context.notes, f"No column of this run is called {', '.join(unknown)}."])
+    context = replace(  # a stage may lack files that no number is made of
+        context,
+        outcomes=kept_frame(run.folder, "outcomes.csv", context.outcomes),
+        costs=kept_frame(run.folder, "costs.csv", context.costs),
+    )
     if gathered.rebuilt:
-        context = replace(
-            context,
-            outcomes=kept_frame(run.folder, "outcomes.csv", context.outcomes),
-            costs=kept_frame(run.folder, "costs.csv", context.costs),
-            notes=[*context.notes, REBUILT_NOTE],
-        )
+        context = replace(context, notes=[*context.notes, REBUILT_NOTE])
     folder = folder or (run.folder / REBUILT if gathered.rebuilt else run.folder)
     with disk_errors(folder):
         evidence = collect_evidence(run.record, store)

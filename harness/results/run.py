@@ -84,9 +84,8 @@ class Run:
         ``high``), and the comparison with the baseline (``difference``, ``p``, ...); for each task what its trainings
         cost (``dolly.seconds``, ...).
         """
-        gathered, costs = self._gathered, collect_costs(self.recorded.record, self.store)
-        if gathered.rebuilt:
-            costs = kept_frame(self.folder, "costs.csv", costs)
+        gathered = self._gathered
+        costs = kept_frame(self.folder, "costs.csv", collect_costs(self.recorded.record, self.store))
         whole = build_table(gathered.results, gathered.analysed(self.recorded.record), all_metrics=True)
         text = csv_wide(whole, costs)
         return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""]).fillna(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.results.kept import REBUILT, REBUILT_NOTE
 from methods.uld import ULD
 from tests.conftest import Done
 from tests.harness.run.place import Place
@@ -75,9 +76,11 @@ def test_a_damaged_result_is_made_again_where_it_is_needed(
             if path.name != "manifest.json":
                 _damage(path)
     if remade:
+        own = place.file(before, "report.md")
         report = place.harness("report", place.folder_of(before))
-        assert report.code == 0  # the report says so instead of failing
-        assert "run the recipe (again)" in place.file(before, "report.md")
+        assert report.code == 0  # the report says so instead of failing, and stands beside the one that says more
+        assert REBUILT_NOTE in place.file(before, f"{REBUILT}/report.md")
+        assert place.file(before, "report.md") == own
     done = place.run("methods=[uld]")
     assert done.code == 0, done.out
     assert made == remade

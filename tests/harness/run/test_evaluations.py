@@ -60,9 +60,8 @@ def test_teachers_and_the_student_before_distillation_are_rows(place: Place, mad
     assert len({row["dolly.bits_per_byte.mean"] for row in rows}) == len(rows)
     report = place.file(done, "report.md")
     assert "| untrained |" in report
-    bold = [line for line in report.splitlines() if "**" in line and line.startswith("| ")]
-    assert bold
-    assert all(line.startswith(("| fkd", "| uld")) for line in bold)  # references do not compete
+    assert "Nothing is bold" in report  # of one seed
+    assert not [line for line in report.splitlines() if "**" in line and line.startswith("| ")]
     made.clear()
     assert place.file(place.run(*asked)) == place.file(done)
     assert made == []
