@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.base.errors import suggest
+from harness.base.installation import folder_beside
 from harness.base.schema import as_list, as_names, field_at, fields_of, schema_of, types_of
 from harness.tasks import tasks
 from methods.base import Method, UnknownMethodError, registered
@@ -107,9 +109,11 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
 def _paper_problems(name: object) -> list[str]:
     if not isinstance(name, str):
         return []
-    from reports import published_pairs  # takes pandas, for which `harness plan` need not wait
-
-    known = published_pairs()
+    # as reports.published_pairs, without the pandas and matplotlib of reports, for which a plan need not wait
+    papers = (
+        yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder_beside("reports").glob("paper/*.yaml")
+    )
+    known = sorted(pair for paper in papers for pair in paper["pairs"])
     return [] if name in known else [_unknown("paper", "pair of models", name, known)]
 
 

@@ -171,7 +171,6 @@ def slopes(student: Tensor, teacher: Tensor, ends: Tensor, dtype: torch.dtype, e
     return Slopes(slope, area, (error * (upper - lower)).sum(-1), above, held, doubtful)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _resolved(
     student: Tensor,
     teacher: Tensor,

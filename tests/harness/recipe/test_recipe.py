@@ -538,3 +538,11 @@ def test_commands_in_a_header_parse(name: str) -> None:
         if words[0] in ("run", "plan"):
             assert words[1] == f"recipe={name}"
             load_recipe(name, words[2:])
+
+
+def test_all_published_pairs_are_known_and_no_others(tmp_path: Path) -> None:
+    """A recipe is checked without the reports' libraries; both read the same files."""
+    for pair in published_pairs():
+        assert load_recipe("smoke", [f"paper={pair}"]).paper == pair
+    with pytest.raises(RecipeError, match=re.escape(", ".join(published_pairs()))):
+        load_recipe("smoke", ["paper=x"])
