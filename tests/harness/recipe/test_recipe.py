@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from harness.plan.objectives import make_objectives
 from harness.recipe.load import RecipeError, find_recipe, load_recipe, recipe_names
 from harness.recipe.schema import Limits, Training
 from harness.tasks.gsm8k import GSM8KSettings
-from reports.published import _lookup, published
+from reports.published import _lookup, published, published_pairs
 
 MINIMAL: dict[str, Any] = {
     "student": {"model": "path:student"},
