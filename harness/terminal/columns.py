@@ -68,6 +68,8 @@ class Listing:
         blocks: list[RenderableType] = [Text(self.title, "italic")] if self.title else []
         for row in self.rows:
             lines = Table.grid(padding=(0, 2, 0, 0))
+            lines.add_column(no_wrap=True)
+            lines.add_column(overflow="fold")  # a path may be longer than a line; none of it is lost
             for name, cell in zip(self.columns[1:], row[1:], strict=True):
                 if cell.plain:
                     lines.add_row(Text(name, "dim"), cell)
