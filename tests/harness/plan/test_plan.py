@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import json
 import shutil
@@ -23,6 +22,7 @@ from harness.recipe.load import load_recipe, validate
 from harness.recipe.schema import Training
 from harness.tasks.base import samples_folder
 from methods.base import Rows, Start, TeacherKind, registered
+from tests.harness.plan.changed import changed
 
 CELL = {"student", "answers", "scores", "bits"}
 ALL = CELL | {"teacher", "warm_start", "rows"}
@@ -34,13 +34,7 @@ def planned(tiny_recipe: dict[str, Any]) -> Planner:
     """A plan of the tiny recipe with fields changed by dotted names; one task, three methods."""
 
     def make(**changes: Any) -> Plan:
-        fields = copy.deepcopy(tiny_recipe) | {"name": "tiny", "tasks": ["dolly"], "methods": ["sft", "fkd", "uld"]}
-        for path, value in changes.items():
-            *parents, last = path.split("__")
-            place = fields
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = value
+        fields = changed(tiny_recipe, changes, name="tiny", tasks=["dolly"], methods=["sft", "fkd", "uld"])
         return make_plan(validate("tiny", fields))
 
     return make

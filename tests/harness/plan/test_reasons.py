@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from harness.plan.reasons import differences, reasons
 from harness.plan.stages import Plan, Stage
 from harness.recipe.load import validate
 from harness.store.store import Store
+from tests.harness.plan.changed import changed
 
 Planner = Callable[..., Plan]
 
@@ -24,13 +24,7 @@ Planner = Callable[..., Plan]
 @pytest.fixture
 def planned(tiny_recipe: dict[str, Any]) -> Planner:
     def make(**changes: Any) -> Plan:
-        fields = copy.deepcopy(tiny_recipe) | {"name": "tiny", "tasks": ["dolly"], "methods": ["uld", "fkd"]}
-        for path, value in changes.items():
-            *parents, last = path.split("__")
-            place = fields
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = value
+        fields = changed(tiny_recipe, changes, name="tiny", tasks=["dolly"], methods=["uld", "fkd"])
         return make_plan(validate("tiny", fields))
 
     return make
