@@ -181,7 +181,7 @@ class Evaluation(Strict):
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names), Field(min_length=1)]
 Only = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(as_list)]
-Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+ColumnNames = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(as_list), Field(min_length=1)]
 Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(as_list), Field(min_length=1)]
 
@@ -236,7 +236,7 @@ class Recipe(Strict):
     baseline: str | None = Field(
         "control", description="the method that tests compare all others with; null for no tests"
     )
-    primary: Columns = Field(
+    primary: ColumnNames = Field(
         (),
         description="columns that the comparison is made for, such as gsm8k.bits_per_byte: they alone are marked, and "
         "tests are corrected over rows and these columns together; empty: all that are printed",
