@@ -22,17 +22,21 @@ ENTRY_POINTS: Mapping[str, Sequence[str]] = {
     "teacher": (f"{_TRAININGS}:make_teacher",),
     "warm_start": (f"{_TRAININGS}:make_warm_start",),
     "rows": (f"{_TRAININGS}:make_rows",),
+    "said": (f"{_EVALUATIONS}:make_said",),
     "student": (f"{_TRAININGS}:make_student",),
     "answers": (f"{_EVALUATIONS}:make_answers",),
     "bits": (f"{_EVALUATIONS}:make_bits",),
     "scores": (f"{_EVALUATIONS}:score_answers", f"{_EVALUATIONS}:store_scores"),
     "alignments": ("harness.run.alignments:aligned",),
+    "held_out": ("harness.data.teacher_rows:store_rows",),
+    "apart": ("harness.evaluate.divergence:measure",),
 }
 _MAKERS, _WORKBENCH = "harness.run.makers:Makers", "harness.run.workbench:Workbench"
 WIRING: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(ENTRY_POINTS, (_MAKERS, f"{_MAKERS}.make", f"{_WORKBENCH}.of")),
     "scores": (f"{_MAKERS}.score",),
     "alignments": (f"{_WORKBENCH}.of",),
+    **dict.fromkeys(("held_out", "apart"), ("harness.run.apart:Measured", f"{_WORKBENCH}.of")),
 }
 """What hands things to entry points: it counts as it stands, and is not followed to the other entry points."""
 

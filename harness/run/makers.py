@@ -12,7 +12,7 @@ from harness.base.ranks import Ranks
 from harness.evaluate.programs.sandbox import SandboxUnavailable
 from harness.plan.stages import Evaluated, Plan, Stage, stage_line
 from harness.run.demand import Demand
-from harness.run.evaluations import make_answers, make_bits, score_answers, store_scores
+from harness.run.evaluations import make_answers, make_bits, make_said, score_answers, store_scores
 from harness.run.trainings import (
     StudentTools,
     TrainingTools,
@@ -52,7 +52,7 @@ class Makers:
 
     def free(self, stage: Stage) -> None:
         """Free memory that a stage does not use; what evaluates keeps the student that was just trained."""
-        if stage.kind in ("teacher", "warm_start", "rows", "student"):
+        if stage.kind in ("teacher", "warm_start", "rows", "said", "student"):
             self.bench.trained.make_room(stage)
 
     def make(self, stage: Stage, folder: Path) -> dict[str, object]:
@@ -67,6 +67,10 @@ class Makers:
             case "rows":
                 keep, traces = recipe.teacher_rows, self.lessons.traces
                 return make_rows(stage, folder, published, texts, trained, bench.signal, keep, told, traces=traces)
+            case "said":
+                return make_said(
+                    stage, folder, self.plan.tasks[stage.task], published, trained, recipe.evaluation, told
+                )
             case "student":
                 traced = stage.seed == recipe.seeds_of(stage.task)[0]
                 return make_student(stage, folder, self.tools, self.lessons, trained, told, traced=traced)
