@@ -133,6 +133,7 @@ class _Builder:
                     against,
                     tuple(labels[key] for key in best[column]),
                     self.analysis.noise.get(where),
+                    {labels[key]: made for key, cell in cells.items() if (made := cell.gap) is not None},
                 )
 
     def _group(self, records: Sequence[Score]) -> tuple[Group, list[RowKey]]:
@@ -219,6 +220,7 @@ class _Builder:
             "done",
             interval=interval,
             comparison=None if key is None else self.analysis.comparisons.get(key),
+            gap=None if key is None else self.analysis.gaps.get(key),
         )
         if not problems:
             return cell

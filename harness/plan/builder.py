@@ -164,6 +164,8 @@ class _Builder:
             steps += recipe.warm_start.total_steps(self.training_rows)
         for role in objective.roles:
             inputs[role] = self._teacher(role) if objective.needs_live(role) else self._rows(role)
+        if objective.answers_of:
+            inputs["said"] = self._said(objective.answers_of)
         return self._training(
             "student",
             f"training of {objective.name}",
@@ -202,6 +204,19 @@ class _Builder:
             values |= {"kept": kept}
         asked = [*(["lora"] if self.recipe.teacher.lora else []), *(["top_k"] if kept else [])]
         return self._stage("rows", title, values, {"teacher": self._teacher(role)}, asked=asked, role=role)
+
+    def _said(self, role: str) -> Stage:
+        """A teacher's answers to the training prompts."""
+        title = f"what the {role}-tokenizer teacher says to training prompts"
+        values = {
+            "data": self._data_values,
+            "dtype": compute_dtype(self.recipe.teacher.precision),
+            "new_tokens": self.task.settings.new_tokens,
+            **self._engine(),
+        }
+        lora = ["lora"] if self.recipe.teacher.lora else []
+        vllm = ["vllm"] if self.recipe.evaluation.engine == "vllm" else []
+        return self._stage("said", title, values, {"teacher": self._teacher(role)}, asked=[*lora, *vllm], role=role)
 
     def _training(
         self,

@@ -24,13 +24,17 @@ ENTRY_POINTS: Mapping[str, Sequence[str]] = {
     "teacher": (f"{_TRAININGS}:make_teacher",),
     "warm_start": (f"{_TRAININGS}:make_warm_start",),
     "rows": (f"{_TRAININGS}:make_rows",),
+    "said": (f"{_EVALUATIONS}:make_said",),
     "student": (f"{_TRAININGS}:make_student",),
     "answers": (f"{_EVALUATIONS}:make_answers",),
     "bits": (f"{_EVALUATIONS}:make_bits",),
     "scores": (f"{_EVALUATIONS}:score_answers", f"{_EVALUATIONS}:store_scores"),
     "alignments": ("harness.run.alignments:aligned",),
+    "held_out": ("harness.data.teacher_rows:store_rows",),
+    "apart": ("harness.evaluate.divergence:measure",),
 }
 _MAKERS, _WORKBENCH = "harness.run.makers:Makers", "harness.run.workbench:Workbench"
+_DISTANCES = "harness.run.apart:DistanceMaker"
 
 
 def _wiring(kind: str, *members: str) -> tuple[str, ...]:
@@ -42,11 +46,14 @@ WIRING: Mapping[str, Sequence[str]] = {
     "teacher": _wiring("teacher", "tools", "train"),
     "warm_start": _wiring("warm_start", "tools", "train"),
     "rows": _wiring("rows", "traces"),
+    "said": _wiring("said"),
     "student": _wiring("student", "tools", "lessons", "traces", "train"),
     "answers": _wiring("answers"),
     "bits": _wiring("bits"),
     "scores": (f"{_MAKERS}.score",),
     "alignments": (f"{_WORKBENCH}.of",),
+    "held_out": (f"{_DISTANCES}._rows", f"{_WORKBENCH}.of"),
+    "apart": (_DISTANCES, f"{_DISTANCES}.measure", f"{_DISTANCES}._measure", f"{_WORKBENCH}.of"),
 }
 """What hands things to entry points: it counts as it stands, and is not followed to the other entry points."""
 

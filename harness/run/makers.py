@@ -13,7 +13,7 @@ from harness.base.ranks import Ranks
 from harness.evaluate.programs.sandbox import SandboxUnavailable
 from harness.plan.stages import Evaluated, Plan, Stage, stage_line
 from harness.run.demand import Demand, Make
-from harness.run.evaluations import make_answers, make_bits, score_answers, store_scores
+from harness.run.evaluations import make_answers, make_bits, make_said, score_answers, store_scores
 from harness.run.trainings import (
     StudentTools,
     TrainingTools,
@@ -43,7 +43,7 @@ class Makers:
 
     def free(self, stage: Stage) -> None:
         """Free memory that a stage does not use; what evaluates keeps the student that was just trained."""
-        if stage.kind in ("teacher", "warm_start", "rows", "student"):
+        if stage.kind in ("teacher", "warm_start", "rows", "said", "student"):
             self.bench.trained.make_room(stage)
 
     def make(self, stage: Stage, folder: Path) -> dict[str, object]:
@@ -64,6 +64,10 @@ class Makers:
         bench, keep, told = self.bench, self.plan.recipe.teacher_rows, self._told(stage)
         published, texts, trained, signal = bench.published, bench.texts, bench.trained, bench.signal
         return make_rows(stage, folder, published, texts, trained, signal, keep, told, traces=self.traces)
+
+    def make_said(self, stage: Stage, folder: Path) -> dict[str, object]:
+        bench, task, evaluation = self.bench, self.plan.tasks[stage.task], self.plan.recipe.evaluation
+        return make_said(stage, folder, task, bench.published, bench.trained, evaluation, self._told(stage))
 
     def make_student(self, stage: Stage, folder: Path) -> dict[str, object]:
         trained, told = self.bench.trained, self._told(stage)

@@ -162,6 +162,11 @@ class Method(ABC, Generic[O_co]):
         return options if isinstance(options, OnPolicyOptions) and options.rollout_share > 0 else None
 
     @property
+    def answers_of(self) -> str:
+        """Role of the teacher ("same", "cross") whose own answers stand in for references; empty where none's do."""
+        return ""
+
+    @property
     def zero_at_identity(self) -> bool:
         """Whether KD is 0 when student and teacher are the same model with the same tokenizer."""
         return True

@@ -62,6 +62,7 @@ class Coster:
             "warm_start": self._training,
             "student": self._training,
             "rows": self._rows,
+            "said": self._said,
             "answers": self._answers,
             "bits": self._bits,
             "scores": self._scores,
@@ -204,6 +205,11 @@ class Coster:
             float(len(prompts) * new_tokens * 4),
             fp32=width == 4,
         )
+
+    def _said(self, stage: Stage, recipe: Recipe) -> Cost:
+        """As many answers as there are training prompts, which are as long as the test's."""
+        asked, rows = len(self._requests(stage.task)), self.plan.tasks[stage.task].training_count()
+        return self._answers(stage, recipe).times(rows / max(asked, 1))
 
     def _bits(self, stage: Stage, recipe: Recipe) -> Cost:
         role = stage.role or STUDENT
