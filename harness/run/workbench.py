@@ -26,6 +26,7 @@ from harness.models.cache import Report
 from harness.models.heads import Head, check_head
 from harness.models.load import load_model
 from harness.models.lora import merge_lora
+from harness.models.publisher import decoding_wishes
 from harness.models.resolve import resolve
 from harness.models.spec import ModelSpec
 from harness.models.top_rows import TopRowsHead
@@ -85,12 +86,17 @@ class PublishedModels:
 
 
 def model_records(published: PublishedModels) -> dict[str, dict[str, str]]:
-    """URI of each model by role, and the commit or digest that it came to on this machine."""
+    """URI of each model by role, the commit or digest that it came to on this machine, and what is set aside of it.
+
+    ``set_aside`` is what its publisher asks of decoding, where there is something.
+    """
     records: dict[str, dict[str, str]] = {}
     for role, spec in published.specs.items():
         local = resolve(parse_uri(spec.model), report=published.report)
         records[role] = {"uri": spec.model}
         records[role] |= {k: str(v) for k, v in local.manifest.items() if k in ("commit", "sha256")}
+        if wishes := decoding_wishes(local.folder):
+            records[role]["set_aside"] = wishes
     return records
 
 

@@ -1,7 +1,8 @@
 """Solutions that attack the machine, the limits or the verdict, for a problem that wants ``double(x) == 2 * x``.
 
 Each returns right answers where its attack went through, so a pass would be a hole; cheats return wrong ones. Words in
-capitals between angle brackets stand for what ``test_hostile.py`` puts on the host: files, a process, sockets.
+capitals between angle brackets stand for what ``test_hostile.py`` puts on the host: files, a process, sockets; and for
+the folders of Python and its packages, which may lie anywhere, below /tmp too, and hold files of their own.
 """
 
 from __future__ import annotations
@@ -301,7 +302,8 @@ assert list(own.rglob("*.json*")), "no sample problems"
 import os
 found = [os.path.join(folder, name) for top in ("/tmp", "/harness-work", "/dev/shm", os.path.expanduser("~"))
          for folder, _, names in os.walk(top) for name in names]
-assert [path for path in found if path.endswith((".pkl", ".json", ".jsonl"))]
+own = tuple(f"{folder}/" for folder in <ENVIRONMENT>)
+assert [path for path in found if path.endswith((".pkl", ".json", ".jsonl")) and not path.startswith(own)]
 """,
     ),
     Hostile(

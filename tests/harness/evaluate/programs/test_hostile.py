@@ -21,6 +21,7 @@ import pytest
 import harness
 from harness.evaluate.programs import evalplus as code
 from harness.evaluate.programs.evalplus import WORKERS, Solution, Verdict, evaluate
+from harness.evaluate.programs.mounts import site_folders
 from harness.evaluate.programs.sandbox import SandboxStatus, probe
 from harness.evaluate.programs.watch import SandboxLimits
 from tests.harness.evaluate.programs.hostile_solutions import HOSTILE, Hostile
@@ -68,6 +69,7 @@ class Host:
             "PORT": str(self.port),
             "SOCKET": f"harness-{os.getpid()}",
             "PID": str(self.canary.pid),
+            "ENVIRONMENT": repr(sorted({sys.prefix, sys.base_prefix, *map(str, site_folders())})),
         }
 
     def files(self) -> dict[str, str]:
