@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from harness.base.errors import HarnessError
+from harness.base.stopping import stopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,21 +64,23 @@ def main() -> None:
     from harness.terminal.quiet import quiet_libraries
 
     quiet_libraries()
-    try:
-        from harness import api
+    with stopping() as asked:
+        try:
+            from harness import api
 
-        with api.hear_warnings(lambda text: errors.print(f"warning: {text}", style="yellow", markup=False)):
-            app()
-    except HarnessError as error:
-        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
+            with api.hear_warnings(lambda text: errors.print(f"warning: {text}", style="yellow", markup=False)):
+                app()
+        except HarnessError as error:
+            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            sys.exit(2)
+        except (SystemExit, KeyboardInterrupt) as end:
+            if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+                raise
             errors.print("\nstopped; the same command goes on where it stopped", style="yellow")
-        raise
+            sys.exit(asked.status)
 
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 
 @app.command()

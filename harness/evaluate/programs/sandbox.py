@@ -27,6 +27,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -111,6 +112,7 @@ def run(
     hidden: Sequence[Path] = (),
     stdin: bytes = b"",
     stdout: BinaryIO | None = None,
+    stop: threading.Event | None = None,
 ) -> Completed:
     """Run a command in the sandbox and wait for it; when this returns, nothing of it is running any more.
 
@@ -127,6 +129,7 @@ def run(
             them can be read.
         stdin: what the command reads. Only this command ever has that file.
         stdout: a file that the command's output is copied to, whole; the command itself does not get it.
+        stop: set by another thread to end the command.
 
     Raises:
         SandboxUnavailable: there is no sandbox, and ``unsafe`` was not asked for.
@@ -139,18 +142,19 @@ def run(
         "PYTHONPATH": os.pathsep.join(map(str, site_folders())),
         **env,
     }
+    stop = stop or threading.Event()
     limited = [sys.executable, "-I", "-S", "-c", _LIMIT_AND_EXEC]
     if unsafe:
         limits = replace(limits, processes=limits.processes + processes_of_this_user())
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if work is None else nullcontext(work) as folder:
             outside = [*limited, _how(limits, str(Path(folder).absolute()), None), *command]
-            return wait_for(outside, limits, variables, stdin, stdout)
+            return wait_for(outside, limits, variables, stdin, stdout, stop)
     user = secrets.choice(NAMELESS) if sandbox.drops_root else None
     if user is not None and work is not None:
         _hand_over(work, user)
     mounts = [*mounts_of(work, read_only, hidden, limits), *set_variables(variables)]
     inside = [*limited, _how(limits, "/tmp" if work is None else INSIDE, user), *command]
-    return wait_for([*_fenced(), *_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout)
+    return wait_for([*_fenced(), *_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout, stop)
 
 
 def read_untrusted(path: Path, max_bytes: int) -> bytes | None:
