@@ -289,6 +289,29 @@ def data(
 
 
 @app.command()
+def store(
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and check its digest.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Show what no run names, and what runs left.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --prune: remove it.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """List what is stored, with sizes; verify it, or prune what no run names. Exit code 1 where a file is damaged."""
+    from harness import api
+    from harness.terminal.store_view import damaged_view, pruned_view, store_view
+
+    stored = api.store(runs)
+    if prune:
+        console.print(pruned_view(api.prune_store(stored, dry=not yes), not yes), soft_wrap=True)
+    else:
+        console.print(store_view(stored.root, api.store_contents(stored)))
+    if verify:
+        damaged = api.damaged_files(stored)
+        console.print(damaged_view(damaged), soft_wrap=True)
+        if damaged:
+            raise typer.Exit(1)
+
+
+@app.command()
 def doctor(runs: Runs = Path("runs")) -> None:
     """Check versions, device, memory, disk, caches, sandbox and optional parts."""
     from harness.terminal.listings import doctor_table

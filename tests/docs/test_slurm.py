@@ -1,4 +1,4 @@
-"""The page's Slurm script against stand-ins of srun and scontrol: stopped jobs are queued again, failed ones are not."""
+"""The Slurm script of docs/start.md with stand-ins of Slurm: stopped jobs are queued again, failed ones are not."""
 
 from __future__ import annotations
 
