@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from transformers import set_seed
 
 from harness.base.device import device
+from harness.base.files import scratch_folder
 from harness.base.progress import StageProgress
 from harness.data.rows import Request, answer_key
 from harness.data.tokens import STUDENT
@@ -108,8 +108,8 @@ def score_answers(task: Task, answers: Mapping[str, Sequence[Answer]], unsafe: b
         identity: {answer_key(answer.id, answer.seed): answer.output for answer in stored}
         for identity, stored in answers.items()
     }
-    with tempfile.TemporaryDirectory(prefix="harness-score-") as work:
-        return task.score(outputs, Path(work), unsafe)
+    with scratch_folder("score") as work:
+        return task.score(outputs, work, unsafe)
 
 
 def store_scores(scores: ItemScores, folder: Path) -> dict[str, object]:
