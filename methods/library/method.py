@@ -81,7 +81,9 @@ class KDOptions(BaseModel):
 class SoftenedOptions(KDOptions):
     """Options of methods that soften both distributions with a temperature."""
 
-    temperature: Positive = Field(2.0, description="τ, divides the logits of both sides; CDM's scripts use 2")
+    temperature: Positive = Field(
+        1.0, description="τ, divides the logits of both sides; CDM's scripts use 2, which a short training takes badly"
+    )
 
 
 class TemperatureOptions(BaseModel):
