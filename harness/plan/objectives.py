@@ -53,6 +53,11 @@ class ObjectiveSpec:
     parts: tuple[Part, ...]
     ce_weight: float
 
+    @property
+    def label_smoothing(self) -> float:
+        """Share of the cross-entropy's target that is spread evenly over the vocabulary."""
+        return self.methods[0].label_smoothing if len(self.methods) == 1 else 0.0
+
     @classmethod
     def of(cls, label: str, method: Method) -> ObjectiveSpec:
         """One method with its own weights."""

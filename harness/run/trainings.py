@@ -215,7 +215,7 @@ def train_student(stage: Stage, tools: TrainingTools, lessons: StudentTools, pro
         stage,
         model.to(device()),
         STUDENT,
-        Objective(stage.title, asked.ce_weight, terms),
+        Objective(stage.title, asked.ce_weight, terms, asked.label_smoothing),
         lambda: lessons.signal.sources(stage, asked.roles),
         tools,
         progress,

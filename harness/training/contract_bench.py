@@ -112,7 +112,9 @@ def bench(method: Method, *, dtype: torch.dtype = torch.float64, identical: bool
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(SAMPLES)]
     terms = (Term(method, role, 0.7),) if role else ()
     examples = [align(example, terms) for example in tokenize(texts, sides, max_length=128)]
-    return Bench(method, student, teacher, role, examples, Objective(method.name, 0.3, terms), sides)
+    return Bench(
+        method, student, teacher, role, examples, Objective(method.name, 0.3, terms, method.label_smoothing), sides
+    )
 
 
 @cache

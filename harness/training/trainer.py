@@ -30,8 +30,9 @@ from harness.models.heads import check_packing
 from harness.recipe.schema import Training
 from harness.store.artefacts import STEPS
 from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
+from harness.training.kd_scale import name_of, scales_after
 from harness.training.loss import Distiller
-from harness.training.objective import LossParts
+from harness.training.objective import LossParts, Objective
 from harness.training.order import LengthBuckets
 from harness.training.rollouts import Rollouts
 
@@ -118,7 +119,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         counts = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(device, torch.float32)
         counts = self.accelerator.reduce(counts, reduction="sum")
-        self._window.begin(self.model.objective.divisors(counts), counts)
+        objective: Objective = self.model.objective
+        modes = [term.method.options.kd_scale for term in objective.terms]
+        self._window.begin(objective.divisors(counts), counts, scales_after(modes, self.steps))
+        self._window.facts |= {
+            name_of(term): scale
+            for term, (mode, scale) in enumerate(zip(modes, self._window.scales, strict=True))
+            if mode != "fixed"
+        }
         if self._rollouts is not None:
             self._window.facts["sampled micro-batches"] = sampled
         return samples, counts
@@ -145,7 +153,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         batch = inputs["batch"]
         if isinstance(batch, AheadBatch):
             batch = batch.ready()
-        parts: LossParts = model(batch, self._window.divisors)
+        parts: LossParts = model(batch, self._window.divisors, self._window.scales)
         self._window.add(parts)
         # DDP and FSDP average gradients over ranks, the window's loss is their sum.
         loss = parts.loss * self.accelerator.num_processes
@@ -198,9 +206,10 @@ class _Window:
     def __init__(self, terms: int) -> None:
         self.terms = terms
         self.divisors: list[float] | None = None
+        self.scales: list[float] = []
 
-    def begin(self, divisors: list[float], counts: Tensor) -> None:
-        self.divisors, self.counts = divisors, counts
+    def begin(self, divisors: list[float], counts: Tensor, scales: list[float]) -> None:
+        self.divisors, self.counts, self.scales = divisors, counts, scales
         self.sums: Tensor | None = None
         self.diagnostics: dict[str, Tensor] = {}
         self.facts: dict[str, float] = {}
