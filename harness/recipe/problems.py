@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from harness.base.errors import suggest
 from harness.base.installation import folder_beside
 from harness.base.schema import as_list, as_names, field_at, fields_of, schema_of, types_of
+from harness.recipe.training import RowTraining
 from harness.tasks import tasks
 from methods.base import Method, UnknownMethodError, registered
 from methods.library.dual import DualOptions, is_dual, parts_of
@@ -140,7 +141,7 @@ def _option_problems(values: Mapping[object, object], known: Mapping[str, type[M
         if not isinstance(given, Mapping):
             problems.append(f"{where}: found {given!r:.60}; expected a mapping of options.")
         elif method == "dual" or is_dual(method):
-            problems += _wrong_options(where, DualOptions, given)
+            problems += _row_problems(where, DualOptions, given)
         elif method == "all":
             everything = sorted({field for m in known.values() for field in m.Options.model_fields})
             problems += [
@@ -157,7 +158,7 @@ def _option_problems(values: Mapping[object, object], known: Mapping[str, type[M
         elif method not in known:
             problems.append(f"{where}: unknown method. {suggest(str(method), [*known, 'all'])}".rstrip())
         else:
-            problems += _wrong_options(where, known[method].Options, given)
+            problems += _row_problems(where, known[method].Options, given)
     return problems
 
 
@@ -189,8 +190,17 @@ def _variant_problems(variants: object, known: Mapping[str, type[Method]]) -> li
             problems.append(_unknown(f"{where}.method", "method", given["method"], known))
         else:
             own = {key: value for key, value in given.items() if key != "method"}
-            problems += _wrong_options(where, known[given["method"]].Options, own)
+            problems += _row_problems(where, known[given["method"]].Options, own)
     return problems
+
+
+def _row_problems(where: str, options: type[BaseModel], given: Mapping[str, object]) -> list[str]:
+    """Of a row's options, and of the fields that its training has of its own."""
+    problems = _wrong_options(where, options, {key: value for key, value in given.items() if key != "train"})
+    train = given.get("train", {})
+    if isinstance(train, Mapping):
+        return problems + _wrong_options(f"{where}.train", RowTraining, train)
+    return [*problems, f"{where}.train: found {train!r:.60}; expected a mapping of fields of train."]
 
 
 def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, object]) -> list[str]:

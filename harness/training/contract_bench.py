@@ -28,7 +28,7 @@ from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, tokenize
 from harness.models import tiny
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from harness.training.rollouts import Rollouts, RolloutSettings

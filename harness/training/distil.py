@@ -15,7 +15,7 @@ from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample
 from harness.models.heads import Head
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings

@@ -27,7 +27,7 @@ from harness.data.read_ahead import AheadBatch, ReadAhead, Sample
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.store.artefacts import STEPS
 from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
 from harness.training.kd_scale import name_of, scales_after

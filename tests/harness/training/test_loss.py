@@ -18,7 +18,7 @@ from harness.data.batches import Batch
 from harness.models.heads import Head, hidden_states
 from harness.models.lora import add_lora
 from harness.models.spec import Lora
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.chunk_walk import ChunkWalk
 from harness.training.objective import Objective
 from methods.base import Method
