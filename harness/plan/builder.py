@@ -14,6 +14,7 @@ from typing import TypedDict, Unpack
 from harness.base.code_closure import Sources
 from harness.base.device import compute_dtype
 from harness.base.files import Json
+from harness.data.rows import held_out
 from harness.data.tokens import STUDENT
 from harness.models.cache import source_digest
 from harness.models.spec import ModelSpec
@@ -262,6 +263,7 @@ class _Builder:
             "settings": self.task.training_identity(),
             "limits": self.recipe.limits.model_dump(),
             "sides": self._sides(),
+            **({"dev": self.recipe.dev.rows} if self.recipe.dev.rows else {}),
         }
 
     def _sides(self) -> dict[str, Json]:
@@ -274,7 +276,16 @@ class _Builder:
 
     @cached_property
     def training_rows(self) -> int:
-        return len(self.task.training_examples())
+        if not self.recipe.dev.rows:
+            return len(self.task.training_examples())
+        return len(held_out(self.task.training_examples(), self.recipe.dev.rows)[0])
+
+    def dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
+        """Bits per byte of a student on the training rows that are held out."""
+        title = f"dev bits per byte of {objective.name}"
+        return self._stage(
+            "bits", title, {"dev": self._data_values}, {"student": student}, seed=seed, objective=objective
+        )
 
     def _stage(
         self,

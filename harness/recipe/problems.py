@@ -86,6 +86,7 @@ def name_problems(values: object) -> list[str]:
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
     problems += _primary_problems(values.get("primary"), as_names(values.get("tasks")))
+    problems += _dev_problems(values)
     return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
 
 
@@ -105,6 +106,20 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
             there = ", ".join(f"{one}.bits_per_byte" for one in chosen)
             problems.append(f"primary.{place}: found {name!r}; expected TASK.METRIC of a task of the recipe: {there}.")
     return problems
+
+
+def _dev_problems(values: Mapping[object, object]) -> list[str]:
+    """Where weights are chosen on held-out rows, some must be held out."""
+    if _named(values.get("dev")).get("rows"):
+        return []
+    sections = {name: values.get(name) for name in ("teacher", "warm_start", "train")}
+    for above in ("method_options", "variants", "tuned"):
+        sections |= {f"{above}.{row}.train": _named(its).get("train") for row, its in _named(values.get(above)).items()}
+    return [
+        f"{name}.select: found 'best_dev', but no training rows are held out; set dev.rows, such as dev.rows=64."
+        for name, section in sections.items()
+        if _named(section).get("select") == "best_dev"
+    ]
 
 
 def _paper_problems(name: object) -> list[str]:

@@ -319,13 +319,15 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
                 f"{t.steps if t.steps is not None else f'{t.epochs:g} epochs'}"
                 f"{' steps' if t.steps is not None else ''}, batch {t.batch_size}, learning rate {t.learning_rate:g} "
                 f"({t.schedule}){', steps of like length' if t.bucket == 'length' else ''}"
-                f"{', LoRA rank ' + str(t.lora.rank) if t.lora else ''}",
+                f"{', LoRA rank ' + str(t.lora.rank) if t.lora else ''}"
+                f"{f', the best of {t.evaluations} looks at held-out rows kept' if t.select == 'best_dev' else ''}",
             )
             for name, t in training
         ),
         *_own_trainings(objectives),
         *_kept_rows(plan),
         ("Data", recipe.data.root or "samples that the project ships"),
+        *([("Held out", f"{recipe.dev.rows} training rows of each task")] if recipe.dev.rows else []),
     ]
 
 

@@ -258,6 +258,7 @@ def _train(
         seed=order_seed(stage),
         work=tools.work(stage),
         on_step=lambda step: progress.advance(int(step["step"]), step["loss"]),
+        dev=tools.aligned.dev(stage.task, role) if training.select == "best_dev" else (),
     )
     seconds = time.monotonic() - started
     release_memory()  # optimiser state hangs in a cycle of the Trainer's

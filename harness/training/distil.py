@@ -14,6 +14,8 @@ from harness.data.batches import Collator
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample
+from harness.data.tokens import STUDENT, TokenizedExample
+from harness.evaluate.bits_per_byte import corpus_bits_per_byte, measure
 from harness.models.heads import Head
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
@@ -58,12 +60,14 @@ def distil(
     seed: int,
     work: Path,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    dev: Sequence[TokenizedExample] = (),
 ) -> list[dict[str, float]]:
     """Train a model in place, on the device where it is.
 
     Args:
         sides: tokenizers of the trained model, under the role "student", and of its teachers.
         max_length: the most tokens of prompt and response together, where the student samples responses.
+        dev: held-out rows, tokenised for the trained model, where the weights that are best on them are kept.
         steps, seed, work, on_step: see :func:`harness.training.trainer.train`.
 
     Returns:
@@ -81,6 +85,7 @@ def distil(
         stored=teachers.stored,
         packing=training.packing,
     )
+    pad = pad_ids(sides)[STUDENT]
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
         rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
@@ -94,4 +99,5 @@ def distil(
         work=work,
         rollouts=rollouts,
         on_step=on_step,
+        dev_bits_per_byte=(lambda: corpus_bits_per_byte(measure(model, dev, pad=pad))) if dev else None,
     )

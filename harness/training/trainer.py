@@ -35,6 +35,7 @@ from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from harness.training.order import LengthBuckets
 from harness.training.rollouts import Rollouts
+from harness.training.selection import Looks
 
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
 
@@ -53,9 +54,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         rollouts: Rollouts | None = None,
         draws_share: int = 1,
         on_step: Callable[[dict[str, float]], None] | None = None,
+        looks: Looks | None = None,
         **kwargs: Any,
     ) -> None:
-        self._sampler = sampler
+        self._sampler, self._looks = sampler, looks
         self._draws_share = draws_share
         self._order: Any = None
         super().__init__(*args, **kwargs)
@@ -191,6 +193,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Add what the optimiser step did to the Trainer's log, so that trackers see it, and keep it."""
         if "learning_rate" in logs:
             logs |= self._window.means(self.accelerator)
+            if self._looks is not None:
+                logs |= self._looks.look(self.state.global_step, self.steps)
             self.steps.append({"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}})
             for name in ("loss", "grad_norm"):
                 if not math.isfinite(value := self.steps[-1].get(name, 0.0)):
@@ -265,6 +269,7 @@ def train(
     work: Path,
     rollouts: Rollouts | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    dev_bits_per_byte: Callable[[], float] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place, going on from the newest whole checkpoint in ``work``.
 
@@ -274,16 +279,19 @@ def train(
         seed: of the order of examples and of dropout; a hash of named coordinates.
         work: folder for checkpoints; the caller removes it when the result is stored.
         rollouts: makes the micro-batches that the student samples, where an objective asks for them.
+        dev_bits_per_byte: of the model on held-out rows, where the best weights on them are kept.
 
     Returns:
-        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
+        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens, after a look dev_bits_per_byte.
 
     Raises:
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
     """
     if collator.packing:
         check_packing(distiller.student)
-    marker = CheckpointMarker()
+    marker, looks = CheckpointMarker(), None
+    if dev_bits_per_byte is not None:
+        looks = Looks(distiller, dev_bits_per_byte, steps, training.evaluations, work)
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     micro = training.micro_batch(world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
@@ -296,6 +304,7 @@ def train(
         rollouts=rollouts,
         draws_share=training.drawn_together // micro,
         on_step=on_step,
+        looks=looks,
     )
     trainer.remove_callback(PrinterCallback)
     found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
@@ -308,6 +317,8 @@ def train(
             trainer.load_weights(checkpoint)  # the Trainer would take one step more before it looks at their number
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if looks is not None:
+            looks.take_best(trainer.steps)
         trainer.check_result(collator.collate(examples[: trainer.args.per_device_train_batch_size]))
     finally:
         read_ahead.close()
