@@ -86,15 +86,16 @@ def make_bits(
     trained: TrainedModels,
     progress: StageProgress,
 ) -> dict[str, object]:
-    """Measure a model's bits per byte on a task's reference responses."""
+    """Measure a model's bits per byte on a task's reference responses, or on its held-out training rows."""
     model = _evaluated(stage, published, trained)
     role = stage.role or STUDENT
-    examples = [as_student(example, role) for example in texts.examples(stage.task, "test")]
+    split = "dev" if "dev" in stage.values else "test"
+    examples = [as_student(example, role) for example in texts.examples(stage.task, split)]
     progress.begin(len(examples))
     pad = published.sides[role].tokenizer.pad_token_id
     items = measure(model, examples, pad=pad, on_batch=progress.advance)
     BITS.write(folder, items)
-    return {"left_out": len(examples) - len(items), "rows": texts.counts(stage.task, "test")}
+    return {"left_out": len(examples) - len(items), "rows": texts.counts(stage.task, split)}
 
 
 def score_answers(task: Task, answers: Mapping[str, Sequence[Answer]], unsafe: bool) -> Mapping[str, ItemScores]:

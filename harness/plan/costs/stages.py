@@ -33,7 +33,8 @@ from harness.plan.costs.devices import (
 from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of, text_sizes
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
-from harness.recipe.schema import Recipe, Training
+from harness.recipe.schema import Recipe
+from harness.recipe.training import Training
 from methods.base import Need
 
 

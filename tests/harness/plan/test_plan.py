@@ -19,7 +19,7 @@ from harness.base.errors import HarnessError
 from harness.plan.builder import make_plan
 from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe, validate
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.tasks.base import samples_folder
 from methods.base import Rows, Start, TeacherKind, registered
 from tests.harness.plan.changed import changed
@@ -58,7 +58,7 @@ def _id(value: Any) -> str:
 
 
 def test_methods_share_teachers_warm_start_and_rows(planned: Planner) -> None:
-    plan = planned(methods=list(registered()), tasks=["dolly", "gsm8k"], seeds=[0, 1])
+    plan = planned(methods=list(registered()), tasks=["dolly", "gsm8k"], seeds=[0, 1], baseline_seeds="same")
     for task in ("dolly", "gsm8k"):
         stages = [stage for stage in plan.stages() if stage.task == task]
         count = {kind: len([stage for stage in stages if stage.kind == kind]) for kind in ALL}

@@ -8,7 +8,8 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.recipe.fields import FieldLine, FieldsPart, parts
-from harness.recipe.schema import Recipe, Training
+from harness.recipe.schema import Recipe
+from harness.recipe.training import Training
 from harness.tasks import tasks
 from harness.terminal.fields_table import fields_page
 from methods.base import registered
