@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, SoftenedOptions, TeacherKind, register
-from methods.library.alignment import AlignedResponse, Groups, IntArray, group_bytes
+from methods.library.alignment import AlignedResponse, Groups, IntArray, first_members, group_bytes
 from methods.library.cdm_released import released_groups, released_loss, turned
 from methods.library.contextual import (
     MASKED,
@@ -165,8 +165,8 @@ class CDM(Method[CDMOptions]):
     def _by_path(self, teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:
         notes = path_notes(teacher, student, response)
         groups = self._compared(link_groups(teacher, student), notes)
-        ours = _first_members(groups.student_index, groups.student_group)
-        theirs = _first_members(groups.teacher_index, groups.teacher_group)
+        ours = first_members(groups.student_index, groups.student_group)
+        theirs = first_members(groups.teacher_index, groups.teacher_group)
         starts = [np.concatenate([[0], ends])[:-1] for ends in (response.student_ends, response.teacher_ends)]
         apart = np.sum(starts[0][ours] != starts[1][theirs])
         notes["pieces that start apart"] = (float(apart), float(groups.count))
@@ -177,8 +177,8 @@ class CDM(Method[CDMOptions]):
         if self.options.pieces == "one_to_one":
             groups = groups.only_one_to_one()
         elif self.options.pieces == "first":
-            student = _first_members(groups.student_index, groups.student_group)
-            groups = Groups.one_to_one(student, _first_members(groups.teacher_index, groups.teacher_group))
+            student = first_members(groups.student_index, groups.student_group)
+            groups = Groups.one_to_one(student, first_members(groups.teacher_index, groups.teacher_group))
         return replace(groups, notes=notes)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
@@ -199,11 +199,6 @@ class CDM(Method[CDMOptions]):
         reverse = reverse_kl(student[:, k:].log_softmax(-1), teacher[:, k:].log_softmax(-1))
         covered = mass(chunk.teacher.logits, chunk.teacher.index, theirs, to_student)
         return LossSums(tau**2 * (forward + reverse).sum(), coverage(masked, covered))
-
-
-def _first_members(index: IntArray, group: IntArray) -> IntArray:
-    """int64 [groups]: each group's first token on one side."""
-    return index[np.flatnonzero(np.diff(group, prepend=-1))]
 
 
 def _paired(side: Side, of_rows: Tensor) -> Tensor:

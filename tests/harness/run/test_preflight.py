@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from transformers import AutoTokenizer
 from harness.base.errors import HarnessError
 from harness.base.progress import Silent
 from harness.run.preflight import preflight
-from harness.run.trainings import got_worse
 from tests.harness.run.place import alone
 
 
@@ -82,23 +80,6 @@ def test_a_cross_teacher_with_the_students_tokenizer_is_told(tiny_recipe: dict[s
     teachers = tiny_recipe["teachers"]
     same = tiny_recipe | {"teachers": teachers | {"cross": teachers["same"]}, "methods": ["uld"]}
     assert [text for text in checked(same, tmp_path) if "has the student's own tokenizer" in text]
-
-
-@pytest.mark.parametrize(
-    ("ce", "expected"),
-    [
-        ([2.0, 1.0], None),
-        ([1.0, 2.0], "from 1.000 to 2.000 nats"),
-        ([1.0], None),
-        ([], None),
-        ([2.0, 9.0, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], None),  # quarters: 5.5 and 5.0
-        ([2.0, 3.0, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], "from 2.500 to 5.000"),
-        ([3.0, 1.0, math.nan, 1.0, 3.5], "from 3.000 to 3.500"),
-    ],
-)
-def test_a_training_that_got_worse_is_told(ce: list[float], expected: str | None) -> None:
-    found = got_worse([{"ce": value} for value in ce])
-    assert (found is None) if expected is None else (found is not None and expected in found)
 
 
 @pytest.mark.parametrize("section", ["teacher", "warm_start", "train"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def test_a_training_that_diverges_is_a_failure(place: Place, monkeypatch: pytest
     assert done.code == 1
     assert place.table(done)["uld"]["dolly.rouge_l.status"] == "failed"
     assert "DivergedError: the loss of step 1 is nan" in place.file(done, "report.md")
+
+
+@pytest.mark.parametrize(("rate", "worse"), [(1e-3, False), (3.0, True)])
+def test_a_teacher_that_ends_worse_than_it_began_is_told_when_it_is_made(
+    rate: float, worse: bool, place: Place
+) -> None:
+    """By the same rows before and after: the batches of two steps differ by their rows."""
+    done = place.run("methods=[fkd]", "tasks=[dolly]", f"teacher.learning_rate={rate}", "stages=[teacher]")
+    assert done.code == 0, done.out
+    told = re.findall(r"ended worse than it began: .* rose from ([\d.]+) to ([\d.]+) nats", " ".join(done.out.split()))
+    assert bool(told) == worse
+    assert all(float(before) < float(after) for before, after in told)
 
 
 def test_a_method_that_scores_the_prompt_runs_its_teacher_live(place: Place, made: list[str]) -> None:
