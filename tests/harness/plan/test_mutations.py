@@ -127,7 +127,7 @@ PLACES = [
     Place("float(values[:-1].sum()) / math.log(2)", "float(values.sum()) / math.log(2)", BITS),
     # what decides nothing here: other engines and formats, costs, words
     Place("MEMORY_SHARE = 0.8", "MEMORY_SHARE = 0.7", NONE),
-    Place('"scores": 0.5}', '"scores": 0.6}', NONE),
+    Place('"scores": 0.5,', '"scores": 0.6,', NONE),
     Place('"optimiser steps; wins over epochs"', '"steps of the optimiser; wins over epochs"', NONE),
 ]  # fmt: skip
 

@@ -57,6 +57,8 @@ BESIDE_RESULTS = {
     "harness/base/heard_warnings.py": "words",
     "harness/base/promises.py": "words",
     "harness/base/provenance.py": "says what code made a result",
+    "harness/plan/apart.py": "names what is measured beside the stages",
+    "harness/run/leaders.py": "warns",
     "harness/run/demand.py": "has stages made that are not stored",
     "harness/run/preflight.py": "refuses, before anything is made",
     "harness/run/runner.py": "walks a plan",
