@@ -15,7 +15,7 @@ from reports.table import Column, Row, Table, TableCell
 PAGE_INK = "#767676"  # of letters and lines in a file, which has no page round it: reads on white and on black
 
 
-class Part(NamedTuple):
+class DrawnPart(NamedTuple):
     """Figures under one heading.
 
     Attributes:
@@ -34,12 +34,12 @@ def looks(table: Table) -> dict[str, figures.Style]:
     return figures.styles([row.label for group in table.groups for row in group.rows if row.role == "student"])
 
 
-def files(parts: Sequence[Part]) -> dict[str, str]:
+def files(parts: Sequence[DrawnPart]) -> dict[str, str]:
     """The figures as SVG files of their own, by name: for papers and web pages."""
     return {file_name(part, caption): _alone(svg) for part in parts for caption, svg in part.figures}
 
 
-def file_name(part: Part, caption: str) -> str:
+def file_name(part: DrawnPart, caption: str) -> str:
     """Of a figure's file."""
     return f"{_slug(f'{part.heading} {caption}')}.svg"
 
@@ -54,7 +54,7 @@ def _alone(svg: str) -> str:
     return svg.replace("<svg ", '<svg font-family="sans-serif" ', 1).replace("currentColor", PAGE_INK)
 
 
-def draw(table: Table, evidence: Evidence, costs: pd.DataFrame) -> list[Part]:
+def draw(table: Table, evidence: Evidence, costs: pd.DataFrame) -> list[DrawnPart]:
     """The parts of a report's figures, without those that have nothing to show."""
     look_of = looks(table)
     several = len(table.students()) > 1
@@ -81,7 +81,7 @@ def draw(table: Table, evidence: Evidence, costs: pd.DataFrame) -> list[Part]:
             _speed_figures(scores, costs, table.columns, look_of),
         ),
     ]
-    return [Part(heading, text, shown) for heading, text, shown in known if shown]
+    return [DrawnPart(heading, text, shown) for heading, text, shown in known if shown]
 
 
 DIFFERENCES = "Differences"

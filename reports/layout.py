@@ -142,7 +142,7 @@ class _Builder:
                     against,
                     tuple(labels[key] for key in best[column]),
                     self.analysis.noise.get(where),
-                    {labels[key]: made for key, cell in cells.items() if (made := cell.gap) is not None},
+                    {labels[key]: gap for key, cell in cells.items() if (gap := cell.gap) is not None},
                 )
 
     def _group(self, records: Sequence[Score]) -> tuple[Group, list[RowKey]]:

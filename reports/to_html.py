@@ -19,7 +19,7 @@ from markupsafe import Markup
 from reports import drawn
 from reports.appendix import appendices
 from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
-from reports.drawn import Part
+from reports.drawn import DrawnPart
 from reports.exhibits import NO_EVIDENCE, Evidence, Item, ShownAlignment
 from reports.figures import Style
 from reports.learnt import learnt_tables
@@ -41,7 +41,7 @@ def html(
     table: Table,
     context: ReportContext,
     evidence: Evidence = NO_EVIDENCE,
-    figures: Sequence[Part] | None = None,
+    figures: Sequence[DrawnPart] | None = None,
 ) -> str:
     """The whole page; its figures are drawn if not given. Raises ValueError naming a task without protocol lines."""
     looks, parts = drawn.looks(table), drawn.draw(table, evidence, context.costs) if figures is None else figures

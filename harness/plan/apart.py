@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.base.device import compute_dtype
 from harness.base.files import digest_of
-from harness.plan.stage_code import stage_code
+from harness.plan.stage_code import own_codes
 from harness.plan.stages import Cell, Plan, Reference, Stage
 
 KIND = "apart"  # in the store: distances of a student from a teacher
@@ -66,6 +66,6 @@ def _identity(plan: Plan, cell: Cell | Reference, kind: str, of: Stage, rows: st
             "limits": recipe.limits.model_dump(),
             "read": READ,
             "dtype": compute_dtype(recipe.teacher.precision),
-            "code": stage_code(kind, plan.tasks[cell.task], asked=lora if kind == ROWS_KIND else []).digest,
+            "code": own_codes().of(kind, plan.tasks[cell.task], asked=lora if kind == ROWS_KIND else []).digest,
         }
     )

@@ -20,7 +20,7 @@ from harness.models.cache import source_digest
 from harness.models.spec import ModelSpec
 from harness.models.uri import parse_uri
 from harness.plan.objectives import ObjectiveSpec, make_objectives
-from harness.plan.stage_code import stage_code
+from harness.plan.stage_code import StageCodes, own_codes
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
 from harness.recipe.schema import Recipe
@@ -45,13 +45,15 @@ def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None, sources: S
             data_folder(recipe.data.root, name_to_call(recipe))
         made = {name: recipe.task(name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
+    codes = own_codes() if sources is None else StageCodes(sources)
     cells, references = [], []
     for task in made.values():
-        builder = _Builder(recipe, task, sources)
+        builder = _Builder(recipe, task, codes)
         cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
         further = recipe.further_seeds(task.name)
         cells += [builder.cell(one, seed) for seed in further for one in objectives if is_baseline(recipe, one)]
         references += builder.references()
+    codes.keep()
     return Plan(recipe, tuple(cells), made, tuple(references))
 
 
@@ -79,8 +81,8 @@ class _Further(_About, total=False):
 class _Builder:
     """Stages of one task."""
 
-    def __init__(self, recipe: Recipe, task: Task, code: Sources | None) -> None:
-        self.recipe, self.task, self.code = recipe, task, code
+    def __init__(self, recipe: Recipe, task: Task, codes: StageCodes) -> None:
+        self.recipe, self.task, self.codes = recipe, task, codes
         self.sources = model_sources(recipe)
 
     def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
@@ -292,7 +294,7 @@ class _Builder:
     @cached_property
     def training_rows(self) -> int:
         if not self.recipe.dev.rows:
-            return len(self.task.training_examples())
+            return self.task.training_count()
         return len(held_out(self.task.training_examples(), self.recipe.dev.rows)[0])
 
     def dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
@@ -318,7 +320,7 @@ class _Builder:
         """
         objective = more.get("objective") if kind == "student" else None
         methods = objective.methods if objective else ()
-        code = stage_code(kind, self.task, methods, sorted(asked), self.code)
+        code = self.codes.of(kind, self.task, methods, sorted(asked))
         values = {**values, "code": code.digest, "versions": dict(code.versions)}
         return Stage(kind, title, self.task.name, values, inputs, code=code.files, **more)
 

@@ -93,7 +93,7 @@ class Evaluation(Strict):
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names), Field(min_length=1)]
 Only = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(as_list)]
-Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+ColumnNames = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(as_list), Field(min_length=1)]
 Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(as_list), Field(min_length=1)]
 
@@ -165,7 +165,7 @@ class Recipe(Strict):
         description="repetitions of the baseline, which is in every difference: as many again as the others have, "
         "where these are two or more; the same; or these beside the others'",
     )
-    primary: Columns = Field(
+    primary: ColumnNames = Field(
         (),
         description="columns that the comparison is made for, such as gsm8k.bits_per_byte: they alone are marked, and "
         "tests are corrected over rows and these columns together; empty: all that are printed",

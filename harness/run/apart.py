@@ -22,7 +22,7 @@ from harness.store.artefacts import APART
 from harness.store.store import Store
 
 
-class Measured:
+class DistanceMaker:
     """Measures students of a plan that are stored whole, once each.
 
     Args:

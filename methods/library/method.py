@@ -133,6 +133,8 @@ class Method(ABC, Generic[O_co]):
         teacher: which teacher it needs.
         start: which weights the student starts from.
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
+        released_rows, released_normalize: what :attr:`rows` and :attr:`normalize` are with ``fidelity: released``; an
+            empty text leaves the latter to the options.
         aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
         sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
         Options: the fields that a recipe may set, with their defaults: what the class is generic over.
@@ -144,6 +146,8 @@ class Method(ABC, Generic[O_co]):
     teacher: ClassVar[TeacherKind]
     start: ClassVar[Start] = Start.WARM_START
     fidelities_differ: ClassVar[bool] = False
+    released_rows: ClassVar[Rows] = Rows.PREDICTING
+    released_normalize: ClassVar[str] = ""
     aligns_on_device: ClassVar[bool] = False
     sorts: ClassVar[bool] = False
 
@@ -182,12 +186,16 @@ class Method(ABC, Generic[O_co]):
     @property
     def rows(self) -> Rows:
         """Which rows the group indices of :meth:`align` count."""
-        return Rows.PREDICTING
+        return self.released_rows if self._released else Rows.PREDICTING
 
     @property
     def normalize(self) -> str:
         """What the engine divides the KD sum by: "tokens", "rows" or "samples"."""
-        return str(self.options.normalize)
+        return (self._released and self.released_normalize) or str(self.options.normalize)
+
+    @property
+    def _released(self) -> bool:
+        return bool(self.options.fidelity == "released")
 
     @property
     def label_smoothing(self) -> float:

@@ -14,7 +14,6 @@ like the planned one, made on this machine with any number of steps, its seconds
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 
@@ -30,11 +29,12 @@ from harness.plan.costs.devices import (
     Cost,
     Device,
 )
-from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of, text_sizes
+from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
 from harness.recipe.schema import Recipe
 from harness.recipe.training import Training
+from harness.tasks.base import Split
 from methods.base import Need
 
 
@@ -51,6 +51,10 @@ class Coster:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.recipe = plan, plan.recipe
         self.shapes = {role: shape_of(spec) for role, spec in plan.recipe.models_by_role().items()}
+        # Read once: stages of a plan are many, its data is not.
+        self._read: dict[tuple[str, Split], FloatArray] = {}
+        self._sizes: dict[tuple[str, str, Split], TextSizes] = {}
+        self._prompts: dict[str, FloatArray] = {}
 
     def cost(self, stage: Stage, recipe: Recipe | None = None) -> Cost:
         """Of one stage; with another recipe's settings of speed and memory."""
@@ -205,7 +209,7 @@ class Coster:
 
     def _said(self, stage: Stage, recipe: Recipe) -> Cost:
         """As many answers as there are training prompts, which are as long as the test's."""
-        asked, rows = len(self._requests(stage.task)), len(self._bytes[stage.task, "train"])
+        asked, rows = len(self._requests(stage.task)), self.plan.tasks[stage.task].training_count()
         return self._answers(stage, recipe).times(rows / max(asked, 1))
 
     def _bits(self, stage: Stage, recipe: Recipe) -> Cost:
@@ -229,27 +233,25 @@ class Coster:
         cpu = new_tokens * batch * shape.vocabulary * DRAW_SECONDS if sampled else 0.0
         return Cost(launches=launches, traffic=traffic, cpu=cpu)
 
-    def _texts(self, task: str, role: str, split: str = "train") -> TextSizes:
-        ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
-        return TextSizes.of(self._bytes[task, split], ratio, self.recipe.limits.length)
+    def _texts(self, task: str, role: str, split: Split = "train") -> TextSizes:
+        if (task, role, split) not in self._sizes:
+            ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
+            limit = self.recipe.limits.length
+            self._sizes[task, role, split] = TextSizes.of(self._bytes(task, split), ratio, limit)
+        return self._sizes[task, role, split]
 
-    @cached_property
-    def _bytes(self) -> dict[tuple[str, str], FloatArray]:
-        found = {}
-        for name, task in self.plan.tasks.items():
-            for split, examples in (("train", task.training_examples()), ("test", task.reference_examples())):
-                found[name, split] = text_sizes([(example.prompt, example.response) for example in examples])
-        return found
+    def _bytes(self, task: str, split: Split) -> FloatArray:
+        """[rows, 2]: of prompts and responses."""
+        if (task, split) not in self._read:
+            sizes = self.plan.tasks[task].text_sizes(split)
+            self._read[task, split] = np.array(sizes, dtype=np.float64).reshape(-1, 2)
+        return self._read[task, split]
 
     def _requests(self, task: str) -> FloatArray:
         """[requests]: bytes of prompts."""
         if task not in self._prompts:
             self._prompts[task] = np.array(self.plan.tasks[task].request_sizes(), dtype=np.float64)
         return self._prompts[task]
-
-    @cached_property
-    def _prompts(self) -> dict[str, FloatArray]:
-        return {}
 
 
 def _width(training: Training) -> int:

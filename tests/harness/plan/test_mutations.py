@@ -117,6 +117,14 @@ PLACES = [
     Place("return prompt[: request.prompt_tokens]", "return prompt[-request.prompt_tokens :]", ANSWERS),
     Place("noise = -torch.log(-torch.log(", "noise = torch.log(-torch.log(", CELL, methods={"sampled"}),
     Place("scores[:, self.size :] = -torch.inf", "scores[:, self.size :] = 0", CELL, methods={"sampled"}),
+    # which maker is handed what
+    Place("return make_teacher(stage, folder, self.tools", "return make_warm_start(stage, folder, self.tools",
+          ROWS | {"teacher"}, methods=SAME | CROSS),
+    Place("bench.signal\n        return make_rows", "bench.signal_\n        return make_rows", ROWS,
+          methods=SAME | CROSS - {"sampled"}),
+    Place("traced = stage.seed == self.plan", "traced = stage.seed != self.plan", CELL),
+    Place("bench, task, evaluation = self.bench", "bench, evaluation, task = self.bench", ANSWERS),
+    Place("return make_bits(stage, folder, bench.texts", "return make_bits(stage, folder, bench.prompts", BITS),
     # scores
     Place('RougeScorer(["rougeL"], tokenizer', 'RougeScorer(["rouge2"], tokenizer', SCORES, DOLLY),
     Place('END_OF_TEXT = "<|endoftext|>"', 'END_OF_TEXT = "</s>"', SCORES, DOLLY),
