@@ -53,12 +53,12 @@ def hardly_covered(diagnostics: pd.DataFrame | None) -> list[str]:
 
 def cut_answers(outcomes: pd.DataFrame) -> list[str]:
     """A footnote for each task some of whose answers the length limit cut: how many of each row's."""
-    counts = outcomes[outcomes["of"] == ANSWERS].groupby(["task", "row", "outcome"], sort=False)["count"].sum().to_dict()
     given: Counter[tuple[str, str]] = Counter()
     cut: Counter[tuple[str, str]] = Counter()
-    for (task, row, outcome), count in counts.items():
-        given[task, row] += count
-        cut[task, row] += count * (outcome == ENDS[-1])
+    for line in outcomes[outcomes["of"] == ANSWERS].to_dict("records"):
+        named = str(line["task"]), str(line["row"])
+        given[named] += int(line["count"])
+        cut[named] += int(line["count"]) if line["outcome"] == ENDS[-1] else 0
     tasks: dict[str, list[str]] = {}
     for (task, row), some in cut.items():
         if some:
