@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.base.code_closure import Sources, own_sources
 from harness.plan.builder import make_plan
 from harness.plan.stages import Stage
 from harness.recipe.load import validate
+from tests.copies import copy_to_change
 
 NONE: set[str] = set()
 SCORES = {"scores"}
@@ -145,7 +145,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code, without data."""
     root = tmp_path_factory.mktemp("code")
     for package in PACKAGES:
-        shutil.copytree(own_sources().root / package, root / package, ignore=shutil.ignore_patterns("*.jsonl", "*.pyc"))
+        copy_to_change(own_sources().root / package, root / package, "*.jsonl", "*.pyc")
     return root
 
 

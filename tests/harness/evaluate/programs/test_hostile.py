@@ -51,6 +51,12 @@ LIMITS = SandboxLimits(
 )
 
 
+def environment() -> set[str]:
+    """Folders of Python, its packages and the harness, as they are called and, behind links, the real ones."""
+    named = [Path(sys.prefix), Path(sys.base_prefix), *site_folders(), Path(harness.__file__).parent]
+    return {str(path) for folder in named for path in (folder.absolute(), folder.resolve())}
+
+
 @dataclass
 class Host:
     """What hostile code would find on a machine, and what it may not touch."""
@@ -69,7 +75,7 @@ class Host:
             "PORT": str(self.port),
             "SOCKET": f"harness-{os.getpid()}",
             "PID": str(self.canary.pid),
-            "ENVIRONMENT": repr(sorted({sys.prefix, sys.base_prefix, *map(str, site_folders())})),
+            "ENVIRONMENT": repr(sorted(environment())),
         }
 
     def files(self) -> dict[str, str]:
