@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from harness.recipe.fields import FieldsPart
     from harness.recipe.schema import Recipe
     from harness.results.run import CellResult, Run, WrittenReport
-    from harness.results.upkeep import StoredFolder, damaged_files, prune_store, store_contents
+    from harness.results.upkeep import damaged_files, prune_store, store_contents
+    from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
     from reports import RunComparison
@@ -85,7 +86,7 @@ _ELSEWHERE = {
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
     "Run": "harness.results.run",
-    "StoredFolder": "harness.results.upkeep",
+    "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
     "damaged_files": "harness.results.upkeep",
     "prune_store": "harness.results.upkeep",

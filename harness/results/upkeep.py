@@ -4,32 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from harness.base.files import remove_abandoned
 from harness.results.record import RECORD
+from harness.store.contents import State, StoredFolder
 from harness.store.store import Store
-
-State = Literal["named by a run", "named by no run", "checkpoints", "left by a killed process", "another format"]
-
-
-@dataclass(frozen=True)
-class StoredFolder:
-    """A folder of the store.
-
-    Attributes:
-        path: of it.
-        kind: of its stage.
-        state: what it is there for.
-        size: bytes of its files.
-    """
-
-    path: Path
-    kind: str
-    state: State
-    size: int
 
 
 def store_contents(store: Store) -> list[StoredFolder]:

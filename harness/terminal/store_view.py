@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from harness.base.files import gigabytes
-from harness.results.upkeep import StoredFolder
+from harness.store.contents import StoredFolder
 from harness.terminal.columns import Listing
 
 
