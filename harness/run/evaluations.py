@@ -42,9 +42,8 @@ def make_answers(
     requests = prompts.of(stage.task)
     model = _evaluated(stage, published, trained)
     progress.begin(len(requests))
-    engine = (
-        vllm_engine.generate if evaluation.engine == "vllm" else partial(generate, batch_size=evaluation.batch_size)
-    )
+    ours = partial(generate, batch_size=evaluation.batch_size, decoding=evaluation.decoding)
+    engine = vllm_engine.generate if evaluation.engine == "vllm" else ours
     answers = engine(
         model,
         published.sides[stage.role or STUDENT],
