@@ -83,8 +83,16 @@ References = Annotated[tuple[Literal["untrained", "warm_start", "teachers"], ...
 class Evaluation(Strict):
     """How students are evaluated, beyond each task's own settings."""
 
-    batch_size: int = Field(16, ge=1, description="(speed) answers that are generated at a time")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="(speed) answers that are generated at a time; auto: 16, on a GPU what its free memory holds",
+    )
     engine: Literal["hf", "vllm"] = Field("hf", description="what generates: transformers, or vLLM where installed")
+    decoding: Literal["auto", "batch", "slots"] = Field(
+        "auto",
+        description="(speed) batch: rows come and go; slots: rows of fixed size, on a GPU one CUDA graph a token; "
+        "auto: slots on a GPU",
+    )
     bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
     references: References = Field(
         (), description="rows to compare with: untrained (the student as it was), warm_start, teachers (fine-tuned)"

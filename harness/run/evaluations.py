@@ -123,7 +123,9 @@ def store_scores(scores: ItemScores, folder: Path) -> dict[str, object]:
 
 def _engine(evaluation: Evaluation) -> Callable[..., list[Answer]]:
     """What generates."""
-    return vllm_engine.generate if evaluation.engine == "vllm" else partial(generate, batch_size=evaluation.batch_size)
+    if evaluation.engine == "vllm":
+        return vllm_engine.generate
+    return partial(generate, batch_size=evaluation.batch_size, decoding=evaluation.decoding)
 
 
 def _evaluated(stage: Stage, published: PublishedModels, trained: TrainedModels) -> PreTrainedModel:
