@@ -39,10 +39,10 @@ def distances(plan: Plan, cell: Cell | Reference, teachers: Sequence[Stage]) -> 
     """
     if cell.bits is None or (student := cell.bits.inputs.get("student")) is None:
         return []
-    made = []
+    made, own = [], plan.recipe.teacher_seed(cell.task, cell.seed)
     for role in dict.fromkeys(stage.role for stage in teachers if stage.task == cell.task):
         same_task = [stage for stage in teachers if (stage.task, stage.role) == (cell.task, role)]
-        teacher = next((stage for stage in same_task if stage.seed == cell.seed), same_task[0])
+        teacher = next((stage for stage in same_task if stage.seed == own), same_task[0])
         rows = _identity(plan, cell, ROWS_KIND, teacher)
         made.append(Distance(student, teacher, rows, _identity(plan, cell, KIND, student, rows)))
     return made

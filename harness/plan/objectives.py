@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from harness.base.errors import HarnessError
 from harness.base.files import Json
 from harness.recipe.schema import Recipe
+from harness.recipe.training import RowTraining
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.library.dual import DualOptions, is_dual, parts_of
 
@@ -47,11 +48,18 @@ class ObjectiveSpec:
         label: in tables; the name that the recipe calls the row by.
         parts: one, or the two of a dual teacher.
         ce_weight: factor of the cross-entropy.
+        training: fields of `train` that the row has of its own.
     """
 
     label: str
     parts: tuple[Part, ...]
     ce_weight: float
+    training: RowTraining = field(default_factory=RowTraining)
+
+    @property
+    def label_smoothing(self) -> float:
+        """Share of the cross-entropy's target that is spread evenly over the vocabulary."""
+        return self.methods[0].label_smoothing if len(self.methods) == 1 else 0.0
 
     @classmethod
     def of(cls, label: str, method: Method) -> ObjectiveSpec:
@@ -143,13 +151,14 @@ def make_objectives(recipe: Recipe) -> list[ObjectiveSpec]:
     objectives = []
     for name in recipe.methods:
         if is_dual(name):
-            objectives.append(_dual(recipe, name))
+            objectives.append(replace(_dual(recipe, name), training=recipe.training_of(name)))
             continue
         kind = find(recipe.method_of(name)[0])
         own = _own_fidelity(recipe, name)
         # "released" of a method whose code does what its paper says is the same row
         wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
-        objectives += [ObjectiveSpec.of(name, _method(recipe, name, fidelity)) for fidelity in wanted]
+        made = [ObjectiveSpec.of(name, _method(recipe, name, fidelity)) for fidelity in wanted]
+        objectives += [replace(one, training=recipe.training_of(name)) for one in made]
     return objectives
 
 
@@ -157,9 +166,9 @@ def _dual(recipe: Recipe, name: str) -> ObjectiveSpec:
     """Two methods under one cross-entropy; their own weights give way to the pair's."""
     same, cross = parts_of(name)
     shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in DualOptions.model_fields}
-    given = [recipe.method_options.get(key, {}) for key in dict.fromkeys(("dual", name, f"dual({same}, {cross})"))]
-    options = DualOptions.model_validate(shared | {k: v for part in given for k, v in part.items()})
-    methods = tuple(_method(recipe, part, _own_fidelity(recipe, part) or "described") for part in (same, cross))
+    options = DualOptions.model_validate(shared | recipe.method_of(name)[1])
+    untuned = recipe.model_copy(update={"tuned": {}})  # what was tuned of a method's own row is not its part's
+    methods = tuple(_method(untuned, part, _own_fidelity(untuned, part) or "described") for part in (same, cross))
     names = [f"{m.name} (released)" if _is_released(m) else m.name for m in methods]
     shares = options.same_weight, 1 - options.same_weight
     parts = tuple(Part.of(m, options.kd_weight * share) for m, share in zip(methods, shares, strict=True))

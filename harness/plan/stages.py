@@ -16,7 +16,7 @@ from harness.tasks.base import Task
 from methods.base import TeacherKind
 
 if TYPE_CHECKING:
-    from harness.recipe.schema import Training
+    from harness.recipe.training import Training
     from harness.store.store import Store
 
 

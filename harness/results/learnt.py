@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import pandas as pd
@@ -52,11 +53,16 @@ def hardly_covered(diagnostics: pd.DataFrame | None) -> list[str]:
 
 def cut_answers(outcomes: pd.DataFrame) -> list[str]:
     """A footnote for each task some of whose answers the length limit cut: how many of each row's."""
-    counts = outcomes[outcomes["of"] == ANSWERS].groupby(["task", "row", "outcome"], sort=False)["count"].sum()
+    given: Counter[tuple[str, str]] = Counter()
+    cut: Counter[tuple[str, str]] = Counter()
+    for line in outcomes[outcomes["of"] == ANSWERS].to_dict("records"):
+        named = str(line["task"]), str(line["row"])
+        given[named] += int(line["count"])
+        cut[named] += int(line["count"]) if line["outcome"] == ENDS[-1] else 0
     tasks: dict[str, list[str]] = {}
-    for (task, row), part in counts.groupby(level=["task", "row"], sort=False):
-        if cut := int(part.get((task, row, ENDS[-1]), 0)):
-            tasks.setdefault(str(task), []).append(f"{row} {cut} of {int(part.sum())}")
+    for (task, row), some in cut.items():
+        if some:
+            tasks.setdefault(task, []).append(f"{row} {some} of {given[task, row]}")
     return [
         f"{task}: answers that the length limit cut, which are scored as far as they go: {', '.join(rows)}."
         for task, rows in tasks.items()

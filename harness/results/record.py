@@ -18,7 +18,7 @@ from harness.generation import vllm as vllm_engine
 from harness.models.spec import ModelSpec
 from harness.plan.alignments import shown
 from harness.plan.apart import distances, teachers_of
-from harness.plan.builder import model_sources
+from harness.plan.builder import is_baseline, model_sources
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.schema import Recipe
@@ -219,9 +219,8 @@ def _protocol(plan: Plan, task: str) -> list[str]:
 
 def _baseline(plan: Plan) -> str:
     """The recipe's baseline as the table labels it; a dual teacher may be written with or without the space."""
-    asked = plan.recipe.baseline or ""
-    labels = [cell.objective.label for cell in plan.cells]
-    return next((label for label in labels if label.replace(" ", "") == asked.replace(" ", "")), asked)
+    found = (cell.objective.label for cell in plan.cells if is_baseline(plan.recipe, cell.objective))
+    return next(found, plan.recipe.baseline or "")
 
 
 def _row_of_method(cell: Cell) -> RowRecord:
@@ -293,8 +292,11 @@ def _score(cell: CellRecord, stage: str, metric: MetricRecord, value: float, ite
 
 
 def _seeds(recipe: Recipe) -> str:
-    """The recipe's, and those of tasks that have their own."""
+    """The recipe's, and those of tasks that have their own; what the baseline has beside them."""
     by_task = {name: ", ".join(map(str, recipe.seeds_of(name))) for name in recipe.tasks}
+    for name in recipe.tasks:
+        if further := recipe.further_seeds(name):
+            by_task[name] += f" ({recipe.baseline} also {', '.join(map(str, further))})"
     if len(set(by_task.values())) == 1:
         return next(iter(by_task.values()))
     return "; ".join(f"{name} {seeds}" for name, seeds in by_task.items())
@@ -328,13 +330,34 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
                 f"{t.steps if t.steps is not None else f'{t.epochs:g} epochs'}"
                 f"{' steps' if t.steps is not None else ''}, batch {t.batch_size}, learning rate {t.learning_rate:g} "
                 f"({t.schedule}){', steps of like length' if t.bucket == 'length' else ''}"
-                f"{', LoRA rank ' + str(t.lora.rank) if t.lora else ''}",
+                f"{', LoRA rank ' + str(t.lora.rank) if t.lora else ''}"
+                f"{f', the best of {t.evaluations} looks at held-out rows kept' if t.select == 'best_dev' else ''}",
             )
             for name, t in training
         ),
+        *_own_trainings(objectives),
         *_kept_rows(plan),
         ("Data", recipe.data.root or "samples that the project ships"),
+        *([("Held out", f"{recipe.dev.rows} training rows of each task")] if recipe.dev.rows else []),
     ]
+
+
+def _own_trainings(objectives: Sequence[ObjectiveSpec]) -> list[tuple[str, str]]:
+    """What rows have of their own: fields of their training, and a KD term that is scaled."""
+    own = {each.name: each.training.given for each in objectives if each.training.given}
+    scaled = {each.name: part.method.options.kd_scale for each in objectives for part in each.taught}
+    scaled = {name: how for name, how in scaled.items() if how != "fixed"}
+    words = {"match_ce": "CE / KD", "match_gradient": "the ratio of their gradients' norms"}
+    trainings = "; ".join(f"{name}: {_fields(given)}" for name, given in own.items())
+    late = "of the step before, so that it is one step late; 1 in the first"
+    return [
+        *([("Trainings of their own", trainings)] if own else []),
+        *((f"KD of {name}", f"times {words[how]} {late}") for name, how in scaled.items()),
+    ]
+
+
+def _fields(given: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
 def _kept_rows(plan: Plan) -> list[tuple[str, str]]:

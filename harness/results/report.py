@@ -14,7 +14,7 @@ from harness.results.evidence import collect_evidence
 from harness.results.kept import REBUILT, REBUILT_NOTE, kept_frame, with_kept
 from harness.results.layout import Record
 from harness.results.learnt import collect_learnt, cut_answers, hardly_covered
-from harness.results.outcomes import collect_outcomes, scoring_lines
+from harness.results.outcomes import collect_outcomes, scoring_lines, set_aside_lines
 from harness.results.record import RECORD, RunRecord, collect
 from harness.results.spent import collect_costs
 from harness.store.store import Store
@@ -130,5 +130,6 @@ def _protocol_and_caveats(run: RunRecord, store: Store) -> dict[str, list[str]]:
         if caveat and caveat not in protocol[cell["task"]]:
             protocol[cell["task"]].append(caveat)
     for task, lines in protocol.items():
-        lines += scoring_lines([cell for cell in run.record["cells"] if cell["task"] == task], store)
+        cells = [cell for cell in run.record["cells"] if cell["task"] == task]
+        lines += set_aside_lines(cells, store) + scoring_lines(cells, store)
     return protocol

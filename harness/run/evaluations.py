@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from transformers import set_seed
 
 from harness.base.device import device
+from harness.base.files import scratch_folder
 from harness.base.progress import StageProgress
 from harness.data.rows import Request, answer_key
 from harness.data.tokens import STUDENT
@@ -86,15 +86,16 @@ def make_bits(
     trained: TrainedModels,
     progress: StageProgress,
 ) -> dict[str, object]:
-    """Measure a model's bits per byte on a task's reference responses."""
+    """Measure a model's bits per byte on a task's reference responses, or on its held-out training rows."""
     model = _evaluated(stage, published, trained)
     role = stage.role or STUDENT
-    examples = [as_student(example, role) for example in texts.examples(stage.task, "test")]
+    split = "dev" if "dev" in stage.values else "test"
+    examples = [as_student(example, role) for example in texts.examples(stage.task, split)]
     progress.begin(len(examples))
     pad = published.sides[role].tokenizer.pad_token_id
     items = measure(model, examples, pad=pad, on_batch=progress.advance)
     BITS.write(folder, items)
-    return {"left_out": len(examples) - len(items), "rows": texts.counts(stage.task, "test")}
+    return {"left_out": len(examples) - len(items), "rows": texts.counts(stage.task, split)}
 
 
 def score_answers(task: Task, answers: Mapping[str, Sequence[Answer]], unsafe: bool) -> Mapping[str, ItemScores]:
@@ -108,8 +109,8 @@ def score_answers(task: Task, answers: Mapping[str, Sequence[Answer]], unsafe: b
         identity: {answer_key(answer.id, answer.seed): answer.output for answer in stored}
         for identity, stored in answers.items()
     }
-    with tempfile.TemporaryDirectory(prefix="harness-score-") as work:
-        return task.score(outputs, Path(work), unsafe)
+    with scratch_folder("score") as work:
+        return task.score(outputs, work, unsafe)
 
 
 def store_scores(scores: ItemScores, folder: Path) -> dict[str, object]:
@@ -122,7 +123,9 @@ def store_scores(scores: ItemScores, folder: Path) -> dict[str, object]:
 
 def _engine(evaluation: Evaluation) -> Callable[..., list[Answer]]:
     """What generates."""
-    return vllm_engine.generate if evaluation.engine == "vllm" else partial(generate, batch_size=evaluation.batch_size)
+    if evaluation.engine == "vllm":
+        return vllm_engine.generate
+    return partial(generate, batch_size=evaluation.batch_size, decoding=evaluation.decoding)
 
 
 def _evaluated(stage: Stage, published: PublishedModels, trained: TrainedModels) -> PreTrainedModel:

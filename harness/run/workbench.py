@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from harness.base.device import Precision, compute_dtype, device, release_memory
 from harness.base.identity import seed_of
-from harness.data.rows import Request
+from harness.data.rows import Request, held_out
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide, load_sides
 from harness.data.terms import AlignedExample, Term, align
@@ -26,6 +26,7 @@ from harness.models.cache import Report
 from harness.models.heads import Head, check_head
 from harness.models.load import load_model
 from harness.models.lora import merge_lora
+from harness.models.publisher import decoding_wishes
 from harness.models.resolve import resolve
 from harness.models.spec import ModelSpec
 from harness.models.top_rows import TopRowsHead
@@ -85,12 +86,17 @@ class PublishedModels:
 
 
 def model_records(published: PublishedModels) -> dict[str, dict[str, str]]:
-    """URI of each model by role, and the commit or digest that it came to on this machine."""
+    """URI of each model by role, the commit or digest that it came to on this machine, and what is set aside of it.
+
+    ``set_aside`` is what its publisher asks of decoding, where there is something.
+    """
     records: dict[str, dict[str, str]] = {}
     for role, spec in published.specs.items():
         local = resolve(parse_uri(spec.model), report=published.report)
         records[role] = {"uri": spec.model}
         records[role] |= {k: str(v) for k, v in local.manifest.items() if k in ("commit", "sha256")}
+        if wishes := decoding_wishes(local.folder):
+            records[role]["set_aside"] = wishes
     return records
 
 
@@ -124,19 +130,26 @@ class Texts:
         tasks: by name.
         published: the models of the pair.
         limits: of lengths.
+        dev_rows: training rows of each task that are held out.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], published: PublishedModels, limits: Limits) -> None:
-        self._tasks, self._published, self._limits = tasks, published, limits
+    def __init__(
+        self, tasks: Mapping[str, Task], published: PublishedModels, limits: Limits, dev_rows: int = 0
+    ) -> None:
+        self._tasks, self._published, self._limits, self._dev_rows = tasks, published, limits, dev_rows
         self._tokenized: dict[str, list[TokenizedExample]] = {}
         self._left_out: dict[str, dict[str, LeftOut]] = {}  # rows of each, and why
 
     def examples(self, task: str, split: str) -> list[TokenizedExample]:
-        """Tokenised rows of "train" or "test", cut at a boundary that all models of the pair share."""
+        """Tokenised rows of "train", "dev" or "test", cut at a boundary that all models of the pair share."""
         key = f"{task}/{split}"
         if key not in self._tokenized:
             source = self._tasks[task]
-            examples = source.training_examples() if split == "train" else source.reference_examples()
+            if split == "test":
+                examples = source.reference_examples()
+            else:
+                train, dev = held_out(source.training_examples(), self._dev_rows)
+                examples = train if split == "train" else dev
             limits, why = self._limits, self._left_out.setdefault(key, {})
             # what bits per byte alone would read stops no other score
             bad: tuple[OnBadRow, OnBadRow] = ("drop", "drop")
@@ -219,6 +232,10 @@ class AlignedRows:
                 examples = self._texts.said(stage.task, answers, objective.answers_share)
             self._made[key] = [align(as_student(example, trained), terms) for example in examples]
         return self._made[key]
+
+    def dev(self, task: str, trained: str) -> list[TokenizedExample]:
+        """Held-out training rows, for the model of role ``trained``."""
+        return [as_student(example, trained) for example in self._texts.examples(task, "dev")]
 
     def forget(self) -> None:
         """Free what the next task does not need."""
@@ -357,7 +374,7 @@ class Workbench:
         Args:
             maps: folder in which vocabulary maps are kept between runs.
         """
-        texts = Texts(plan.tasks, published, plan.recipe.limits)
+        texts = Texts(plan.tasks, published, plan.recipe.limits, plan.recipe.dev.rows)
         trained = TrainedModels(published, need, plan.recipe.teacher.precision)
         return cls(
             published=published,

@@ -125,7 +125,7 @@ class Trial:
             if (there := one.there(self.task.root)) is not None:
                 copy = folder / there.relative_to(self.task.root)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(there, copy)
+                shutil.copyfile(there, copy)  # without its mode: data may be read-only
         return folder
 
 

@@ -76,12 +76,19 @@ class KDOptions(BaseModel):
         description="what the KD sum is divided by, over the accumulation window and all ranks: the student's "
         "response tokens, the rows or groups that carry KD, or the responses (parity with released code)",
     )
+    kd_scale: Literal["fixed", "match_ce", "match_gradient"] = Field(
+        "fixed",
+        description="match_ce: KD is multiplied by CE / KD of the step before, as a constant, so that the weights are "
+        "shares; match_gradient: by the ratio of their gradients' norms at the logits",
+    )
 
 
 class SoftenedOptions(KDOptions):
     """Options of methods that soften both distributions with a temperature."""
 
-    temperature: Positive = Field(2.0, description="τ, divides the logits of both sides; CDM's scripts use 2")
+    temperature: Positive = Field(
+        1.0, description="τ, divides the logits of both sides; CDM's scripts use 2, which a short training takes badly"
+    )
 
 
 class TemperatureOptions(BaseModel):
@@ -189,6 +196,11 @@ class Method(ABC, Generic[O_co]):
     @property
     def _released(self) -> bool:
         return bool(self.options.fidelity == "released")
+
+    @property
+    def label_smoothing(self) -> float:
+        """Which share of the cross-entropy's target is spread evenly over the vocabulary."""
+        return 0.0
 
     @property
     def align_seconds(self) -> float:

@@ -12,11 +12,14 @@ from scipy import optimize, stats
 
 from reports import markdown, verdict
 from reports.analysis import Comparison
+from reports.drawn import GAPS, draw
+from reports.exhibits import NO_EVIDENCE
 from reports.frame import RowKey
 from reports.gap import Certainty, Gap, gap
 from reports.item_tests import ScoresByItem
 from reports.learnt import learnt_tables
 from reports.method_tests import contrasts, item_variance
+from reports.training_costs import empty_costs
 from tests.reports.test_analysis import EASY, Frames
 from tests.reports.test_reports import context
 
@@ -172,3 +175,14 @@ def test_the_table_has_gap_start_and_what_else_is_known() -> None:
     ended = {name: value for name, value in rows["ended, %"].items() if value}
     assert ended == {"uld": "98", "teacher": "50", "warm start (reference)": "7"}
     assert "## What was learnt: dolly" in markdown(frames.table(), context(learnt=more))
+
+
+def test_a_figure_shows_shares_where_they_have_intervals() -> None:
+    frames = study({"uld": 5, "gold": -6}, lead=10, noise=0.1)
+    (part,) = [part for part in draw(frames.table(), NO_EVIDENCE, empty_costs()) if part.heading == GAPS]
+    ((caption, svg),) = part.figures
+    assert caption == "dolly ROUGE-L"
+    assert "% of the gap to the own teacher closed" in svg
+    assert not [
+        one for one in draw(study({"uld": 5}, 10, 1).table(), NO_EVIDENCE, empty_costs()) if one.heading == GAPS
+    ]

@@ -25,6 +25,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -221,19 +222,18 @@ class _Evaluation:
         """Run and judge samples on one test set."""
         folder = self.folder / test_set
         folder.mkdir()
-        pool = ThreadPoolExecutor(WORKERS)
+        pool, stop = ThreadPoolExecutor(WORKERS), threading.Event()
         try:
-            jobs = [
-                pool.submit(self._record, test_set, sample, folder / f"{number}.jsonl")
-                for number, sample in enumerate(samples)
-            ]
+            each = [(sample, folder / f"{number}.jsonl") for number, sample in enumerate(samples)]
+            jobs = [pool.submit(self._record, test_set, sample, path, stop) for sample, path in each]
             records = {sample: job.result() for sample, job in zip(samples, jobs, strict=True)}
         finally:
+            stop.set()  # an interrupted run does not wait for the time limits of those at work
             pool.shutdown(cancel_futures=True)
         judged = self._judge(test_set, {sample: record for sample, record in records.items() if record.defined})
         return {sample: _status(record, *judged.get(sample, ("fail", 0))) for sample, record in records.items()}
 
-    def _record(self, test_set: TestSet, sample: CodeSample, path: Path) -> _Record:
+    def _record(self, test_set: TestSet, sample: CodeSample, path: Path, stop: threading.Event) -> _Record:
         """Run one solution, alone."""
         task_id, code = sample
         tests = self.expected / f"{self.keys[task_id]}.{test_set}.{_suffix()}"
@@ -263,6 +263,7 @@ class _Evaluation:
                 env=_ENVIRONMENT,
                 stdin=json.dumps(settings).encode() + b"\n" + inputs + b"\n",
                 stdout=file,
+                stop=stop,
             )
         return _look_at(path, done)
 

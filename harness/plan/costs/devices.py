@@ -10,6 +10,8 @@ LAYER_SECONDS = 1.3e-3
 """Of one forward pass through one layer, whatever its size; a backward pass takes twice that."""
 DECODING_LAYER_SECONDS = 0.5e-3
 """Of one layer for one generated token: no gradient, nothing to cast."""
+ANSWERS_AT_A_TIME = 256
+"""The most that `evaluation.batch_size: auto` takes; see :func:`harness.base.device.rows_at_a_time`."""
 DRAW_SECONDS = 20e-9
 """Of the noise for one vocabulary entry of a sampled token; it is drawn on the CPU."""
 CE_TRAFFIC = 48.0

@@ -20,8 +20,10 @@ import numpy as np
 from harness.data.tokens import STUDENT
 from harness.models.spec import Lora
 from harness.plan.costs.devices import (
+    ANSWERS_AT_A_TIME,
     CE_TRAFFIC,
     DECODING_LAYER_SECONDS,
+    DEVICES,
     DRAW_SECONDS,
     KD_TRAFFIC,
     LAYER_SECONDS,
@@ -32,7 +34,8 @@ from harness.plan.costs.devices import (
 from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
-from harness.recipe.schema import Recipe, Training
+from harness.recipe.schema import Recipe
+from harness.recipe.training import Training
 from harness.tasks.base import Split
 from methods.base import Need
 
@@ -182,18 +185,22 @@ class Coster:
         return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, disk, fp32=width == 4)
 
     def _answers(self, stage: Stage, recipe: Recipe) -> Cost:
-        task, batch = self.plan.tasks[stage.task], recipe.evaluation.batch_size
+        task = self.plan.tasks[stage.task]
         shape = self.shapes[stage.role or STUDENT]
         width = 2 if stage.role else 4  # students answer in float32, teachers in what they scored in
         prompts = np.ceil(self._requests(stage.task) / PROMPT_BYTES_PER_TOKEN) + 1
         prompts = np.minimum(prompts, task.prompt_tokens) if task.prompt_tokens else prompts
         new_tokens = task.settings.new_tokens
+        longest, weights = float(prompts.max()) + new_tokens, float(width * shape.parameters)
+        a_row = longest * shape.layers * 2 * shape.keys * width + 16.0 * shape.vocabulary
+        a_row += 4.0 * float(prompts.max()) * (4 * shape.hidden + 3 * shape.inner)
+        wanted = recipe.evaluation.batch_size
+        if wanted == "auto":  # adapts to the device; what fits the smallest fits all
+            wanted = max(min(int((DEVICES[-1].memory - weights) / 2 / a_row), ANSWERS_AT_A_TIME), 1)
+        batch = min(wanted, len(prompts))
         batches = -(-len(prompts) // batch)
-        decoding = self._decoding(shape, min(batch, len(prompts)), new_tokens, width, task.samples_answers)
-        longest = float(prompts.max()) + new_tokens
-        cache_ = min(batch, len(prompts)) * longest * shape.layers * 2 * shape.keys * width
-        memory = width * shape.parameters + cache_ + 16.0 * min(batch, len(prompts)) * shape.vocabulary
-        memory += 4.0 * min(batch, len(prompts)) * float(prompts.max()) * (4 * shape.hidden + 3 * shape.inner)
+        decoding = self._decoding(shape, batch, new_tokens, width, task.samples_answers)
+        memory = weights + batch * a_row
         flops = shape.forward(float(prompts.sum()), float(prompts.mean()))
         flops += (2.0 * shape.body + 2.0 * shape.head) * len(prompts) * new_tokens
         return Cost(

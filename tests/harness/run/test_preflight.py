@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,20 @@ def test_a_cross_teacher_with_the_students_tokenizer_is_told(tiny_recipe: dict[s
     teachers = tiny_recipe["teachers"]
     same = tiny_recipe | {"teachers": teachers | {"cross": teachers["same"]}, "methods": ["uld"]}
     assert [text for text in checked(same, tmp_path) if "has the student's own tokenizer" in text]
+
+
+def test_what_a_publisher_asks_of_decoding_is_named_and_set_aside(
+    tiny_recipe: dict[str, Any], tiny_models: Path, tmp_path: Path
+) -> None:
+    """Qwen's file asks for sampling and a penalty; ids of tokens, and settings that are off, ask for nothing."""
+    folder = Path(shutil.copytree(tiny_models / "student", tmp_path / "student"))
+    asked = {"do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05, "num_beams": 1}
+    known = {"eos_token_id": [2, 3], "transformers_version": "5.0.0", "top_p": 1.0, "suppress_tokens": None}
+    (folder / "generation_config.json").write_text(json.dumps(asked | known))
+    told = checked(tiny_recipe | {"student": {"model": f"path:{folder}"}}, tmp_path)
+    (line,) = (text for text in told if "generation_config.json" in text)
+    wishes = "do_sample true, repetition_penalty 1.05, temperature 0.7, top_k 20"
+    assert line.startswith(f"student: its generation_config.json asks for {wishes}; set aside")
 
 
 @pytest.mark.parametrize("section", ["teacher", "warm_start", "train"])

@@ -38,6 +38,21 @@ def test_a_training_that_diverges_is_a_failure(place: Place, monkeypatch: pytest
     assert "DivergedError: the loss of step 1 is nan" in place.file(done, "report.md")
 
 
+def test_a_row_that_diverged_is_no_score_and_never_kept(place: Place, made: list[str]) -> None:
+    """A last step that threw the weights away was scored 0.00, in bold; the other row has its score."""
+    for _ in range(2):
+        made.clear()
+        done = place.run("methods=[sft,uld]", "tasks=[dolly]", "train.learning_rate=1e30", "train.steps=1")
+        assert done.code == 1
+        assert "student" in made  # tried again: a failure is not kept
+        table, report = place.table(done), place.file(done, "report.md")
+        assert [table[row]["dolly.rouge_l.status"] for row in ("sft", "uld")] == ["done", "failed"]
+        assert table["uld"]["dolly.rouge_l.mean"] == ""
+        (row,) = (line for line in report.splitlines() if line.startswith("| uld") and "–" in line)
+        assert not re.search(r"\d\.\d", row)
+        assert "after the last step (1)" in report
+
+
 @pytest.mark.parametrize(("rate", "worse"), [(1e-3, False), (3.0, True)])
 def test_a_teacher_that_ends_worse_than_it_began_is_told_when_it_is_made(
     rate: float, worse: bool, place: Place

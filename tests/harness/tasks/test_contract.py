@@ -242,6 +242,16 @@ def test_one_that_keeps_all_breaks_none(data: Path, monkeypatch: pytest.MonkeyPa
     assert [(one.promise, one.detail) for one in check_task("reversal", data) if not one.ok] == []
 
 
+def test_data_that_can_not_be_written_is_copied_to_be_changed(data: Path, tmp_path: Path) -> None:
+    """Shared data, or a checkout, of which an ordinary user may not write a file."""
+    for path in data.rglob("*.jsonl"):
+        path.chmod(0o444)
+    (tmp_path / "scratch").mkdir()
+    copied = list(contract.Trial(Reversal, data, tmp_path / "scratch").copied_data().rglob("*.jsonl"))
+    assert len(copied) == 2
+    assert all(path.stat().st_mode & 0o200 for path in copied)
+
+
 def test_every_promise_is_broken_by_one_of_these() -> None:
     assert set(BROKEN.values()) == set(PROMISES)
 
