@@ -72,6 +72,7 @@ ON_REQUEST: Mapping[str, str] = {
     "top_k": "harness.models.top_rows",
     "lora": "harness.models.lora",
     "vllm": "harness.generation.vllm",
+    "bits": "harness.evaluate.bits_per_byte",
 }
 """What runs only where a recipe asks for it: elsewhere it is no part of a stage's code."""
 
