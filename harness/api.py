@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.base.errors import HarnessError, suggest
+from harness.base.errors import HarnessError, unknown
 from harness.base.heard_warnings import hear_warnings
 from harness.base.installation import claim_packages
 from harness.base.provenance import commit
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from harness.recipe.fields import FieldsPart
     from harness.recipe.schema import Recipe
     from harness.results.run import CellResult, Run, WrittenReport
+    from harness.results.upkeep import damaged_files, prune_store, store_contents
+    from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
     from reports import RunComparison
@@ -47,6 +49,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "Run",
+    "StoredFolder",
     "WrittenReport",
     "__version__",
     "changes_since",
@@ -54,6 +57,7 @@ __all__ = [
     "check_task",
     "commit",
     "compare",
+    "damaged_files",
     "data_folder",
     "download_data",
     "hear_warnings",
@@ -63,31 +67,37 @@ __all__ = [
     "missing_stages",
     "open_run",
     "plan",
+    "prune_store",
     "recipe_fields",
     "recipe_names",
     "recipe_of",
     "run",
     "store",
+    "store_contents",
     "tasks_of",
 ]
 
 claim_packages()  # before anything else imports methods or reports
 
-_TYPES = {
+_ELSEWHERE = {
     "CellResult": "harness.results.run",
     "Checked": "harness.base.promises",
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
     "Run": "harness.results.run",
+    "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
+    "damaged_files": "harness.results.upkeep",
+    "prune_store": "harness.results.upkeep",
+    "store_contents": "harness.results.upkeep",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """The types of what functions take and give, to annotate with; imported when they are asked for."""
-    if name in _TYPES:
-        return getattr(importlib.import_module(_TYPES[name]), name)
+    """Types of what functions take and give, to annotate with, and what else there is; imported when asked for."""
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -165,7 +175,7 @@ def check_method(name: str) -> Iterator[Checked]:
     from methods.base import registered
 
     if name not in registered():
-        raise HarnessError("method", repr(name), f"one of {', '.join(registered())}", suggest(name, registered()))
+        raise unknown("method", name, registered())
     return contract.check_method(name)
 
 
@@ -236,6 +246,7 @@ def run(
     """
     from rich.markup import escape
 
+    from harness.base.files import scratch_below
     from harness.base.identity import environment
     from harness.base.progress import Silent
     from harness.base.ranks import Ranks
@@ -257,7 +268,7 @@ def run(
             ranks.end()
             return Run(folder)
         try:
-            with ranks.leading():
+            with ranks.leading(), runner.store.in_use(), scratch_below(runner.store.scratch):
                 runner.run()
         finally:  # whatever stops a run, its folder shows the cells that are done
             if not made.recipe.stages:

@@ -207,7 +207,7 @@ def train_student(stage: Stage, tools: TrainingTools, lessons: StudentTools, pro
         stage,
         model.to(device()),
         STUDENT,
-        Objective(stage.title, asked.ce_weight, terms),
+        Objective(stage.title, asked.ce_weight, terms, asked.label_smoothing),
         lambda: lessons.signal.sources(stage, asked.roles),
         tools,
         progress,
@@ -251,6 +251,7 @@ def _train(
         work=tools.work(stage),
         on_step=lambda step: progress.advance(int(step["step"]), step["loss"]),
         watch=WATCHED if stage.kind == "teacher" else 0,
+        dev=tools.aligned.dev(stage.task, role) if training.select == "best_dev" else (),
     )
     seconds = time.monotonic() - started
     release_memory()  # optimiser state hangs in a cycle of the Trainer's

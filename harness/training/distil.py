@@ -16,8 +16,10 @@ from harness.data.batches import Batch, Collator
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample
+from harness.data.tokens import STUDENT, TokenizedExample
+from harness.evaluate.bits_per_byte import corpus_bits_per_byte, measure
 from harness.models.heads import Head
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
@@ -74,12 +76,14 @@ def distil(
     work: Path,
     on_step: Callable[[dict[str, float]], None] | None = None,
     watch: int = 0,
+    dev: Sequence[TokenizedExample] = (),
 ) -> Trajectory:
     """Train a model in place, on the device where it is.
 
     Args:
         sides: tokenizers of the trained model, under the role "student", and of its teachers.
         max_length: the most tokens of prompt and response together, where the student samples responses.
+        dev: held-out rows, tokenised for the trained model, where the weights that are best on them are kept.
         steps, seed, work, on_step: see :func:`harness.training.trainer.train`.
         watch: how many of the examples are read before and after, by the same model on the same rows.
     """
@@ -95,6 +99,7 @@ def distil(
         stored=teachers.stored,
         packing=training.packing,
     )
+    pad = pad_ids(sides)[STUDENT]
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
         rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
@@ -111,6 +116,7 @@ def distil(
         work=work,
         rollouts=rollouts,
         on_step=on_step,
+        dev_bits_per_byte=(lambda: corpus_bits_per_byte(measure(model, dev, pad=pad))) if dev else None,
     )
     return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None)
 

@@ -19,7 +19,7 @@ from harness.base.errors import HarnessError
 from harness.plan.builder import make_plan
 from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe, validate
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.tasks.base import samples_folder
 from methods.base import Rows, Start, TeacherKind, registered
 from tests.copies import copy_to_change
@@ -59,7 +59,7 @@ def _id(value: Any) -> str:
 
 
 def test_methods_share_teachers_warm_start_and_rows(planned: Planner) -> None:
-    plan = planned(methods=list(registered()), tasks=["dolly", "gsm8k"], seeds=[0, 1])
+    plan = planned(methods=list(registered()), tasks=["dolly", "gsm8k"], seeds=[0, 1], baseline_seeds="same")
     for task in ("dolly", "gsm8k"):
         stages = [stage for stage in plan.stages() if stage.task == task]
         count = {kind: len([stage for stage in stages if stage.kind == kind]) for kind in ALL}
@@ -310,7 +310,7 @@ def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
     [
         {"train__micro_batch_size": 1}, {"train__chunk_rows": 7}, {"train__checkpoint_every": 5},
         {"train__compile": "off"}, {"teacher_rows__k": 9},
-        {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"keep_students": False},
+        {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"evaluation__decoding": "slots"}, {"keep_students": False},
         {"student__name": "x"}, {"name": "x"}, {"title": "x"}, {"notes": ["x"]}, {"train__precision": "float32"},
         {"gsm8k__new_tokens": 3}, {"dolly__unni_items": 5}, {"evaluation__bits_per_byte": False},
         {"methods": ["sft"]}, {"seeds": 0},

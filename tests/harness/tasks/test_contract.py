@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from harness.base.errors import HarnessError
 from harness.data.rows import Example, Request, read_rows
 from harness.evaluate.programs.sandbox import probe
 from harness.tasks import tasks
-from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, Split, Task, TaskSettings
 from harness.tasks.contract import PROMISES, check_task, promise_of
 from harness.tasks.sets import PublishedSet
 
@@ -196,6 +196,16 @@ class Wordy(Reversal):
         return [10 * size for size in super().request_sizes()]
 
 
+class Miscounted(Reversal):
+    def training_count(self) -> int:
+        return super().training_count() + 1
+
+
+class Swapped(Reversal):
+    def text_sizes(self, split: Split) -> Sequence[tuple[int, int]]:
+        return [(response, prompt) for prompt, response in super().text_sizes(split)]
+
+
 BROKEN: Mapping[type[Reversal], Any] = {
     Undescribed: contract.settings_have_defaults,
     Empty: contract.rows_render,
@@ -212,6 +222,8 @@ BROKEN: Mapping[type[Reversal], Any] = {
     OtherRows: contract.made_up_rows_are_read,
     Crashing: contract.missing_files_are_named,
     Wordy: contract.prompts_are_as_long_as_said,
+    Miscounted: contract.prompts_are_as_long_as_said,
+    Swapped: contract.prompts_are_as_long_as_said,
 }
 
 

@@ -125,6 +125,19 @@ def double(x):
         "answers with a list in a list in a list ...",
         "def double(x):\n    nest = []\n    for _ in range(10**5): nest = [nest]\n    return nest",
     ),
+    attack(
+        "makes system calls that Python does not need",
+        """
+import ctypes
+call = ctypes.CDLL(None).syscall
+KEYS, IO_URING, USERFAULTFD, BPF, PERF, PTRACE, UNSHARE = (250, 425, 323, 321, 298, 101, 272)  # of x86-64
+refused = [
+    call(KEYS, 0, -3, 1), call(IO_URING, 8, b"\\0" * 200), call(USERFAULTFD, 1), call(BPF, 0, b"\\0" * 200, 100),
+    call(PERF, b"\\0" * 200, 0, -1, -1, 0), call(PTRACE, 0, 0, 0, 0), call(UNSHARE, 0x10000000),
+]
+assert set(refused) != {-1}
+""",
+    ),
     attack("crashes the interpreter", "import ctypes\nctypes.string_at(0)"),
     attack("ends the process", "import posix\nposix._exit(0)"),
     attack("ends the process politely", "import sys\nsys.exit(0)"),
