@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig
 
 from harness.base.device import Precision, compute_dtype, device, release_memory
 from harness.base.identity import seed_of
@@ -24,7 +23,7 @@ from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, LeftOut, OnBadRow, TokenizedExample, tokenize
 from harness.models.cache import Report
 from harness.models.heads import Head, check_head
-from harness.models.load import load_model
+from harness.models.load import load_config, load_model
 from harness.models.lora import merge_lora
 from harness.models.publisher import decoding_wishes
 from harness.models.resolve import resolve
@@ -65,7 +64,7 @@ class PublishedModels:
     def config(self, role: str) -> PretrainedConfig:
         """A model's config."""
         folder = resolve(parse_uri(self.specs[role].model)).folder
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return load_config(folder)
 
     def vocabulary_size(self, role: str) -> int:
         """How many logits a model gives."""
