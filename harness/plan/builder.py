@@ -13,6 +13,7 @@ from typing import TypedDict, Unpack
 
 from harness.base.code_closure import Sources
 from harness.base.device import compute_dtype
+from harness.base.errors import HarnessError
 from harness.base.files import Json
 from harness.data.tokens import STUDENT
 from harness.models.cache import source_digest
@@ -161,7 +162,8 @@ class _Builder:
             section = "warm_start"
             steps += recipe.warm_start.total_steps(self.training_rows)
         for role in objective.roles:
-            inputs[role] = self._teacher(role) if objective.needs_live(role) else self._rows(role)
+            live = objective.needs_live(role)
+            inputs[role] = self._teacher(role) if live else self._rows(role, getattr(recipe, section))
         return self._training(
             "student",
             f"training of {objective.name}",
@@ -190,12 +192,14 @@ class _Builder:
         title = f"fine-tuning of the {role}-tokenizer teacher"
         return self._training("teacher", title, "teacher", steps, {}, {}, role=role)
 
-    def _rows(self, role: str) -> Stage:
+    def _rows(self, role: str, read_by: Training) -> Stage:
         title = f"rows of the {role}-tokenizer teacher"
-        values = {
+        values: dict[str, Json] = {
             "data": self._data_values,
             "dtype": compute_dtype(self.recipe.teacher.precision),
         }
+        if read_by.rows:
+            values |= {"rows": list(read_by.rows)}
         if kept := self.recipe.teacher_rows.identity():
             values |= {"kept": kept}
         asked = [*(["lora"] if self.recipe.teacher.lora else []), *(["top_k"] if kept else [])]
@@ -217,6 +221,9 @@ class _Builder:
             own: what decides its result beyond what all trainings have.
         """
         training: Training = getattr(self.recipe, section)
+        if not training.chosen(range(self.training_rows)):
+            found, rows = f"{list(training.rows or ())}", f"rows below {self.training_rows}, which {self.task.name} has"
+            raise HarnessError(f"{section}.rows", found, rows, f"Lower it, or raise {self.task.name}.train_items.")
         values = self._training_values(more.get("role") or STUDENT, training, steps) | own
         further: _Further = {**more, "training": training, "section": section, "steps": steps}
         read = {stage.kind for stage in inputs.values()}

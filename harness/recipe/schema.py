@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -27,6 +28,7 @@ from harness.tasks import tasks
 from harness.tasks.base import Task, TaskSettings
 
 Role = Literal["same", "cross"]
+R = TypeVar("R")
 
 
 class Teachers(Strict):
@@ -47,6 +49,9 @@ class Training(Strict):
     steps: int | None = Field(None, ge=0, le=10**9, description="optimiser steps; wins over epochs")
     epochs: float | None = Field(None, gt=0, le=10**6, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, le=10**6, description="responses per optimiser step, over all devices")
+    rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="[a, b]: of the task's training rows those from number a to before b; null for all"
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
@@ -84,12 +89,24 @@ class Training(Strict):
             raise ValueError("set steps or epochs")
         return self
 
+    @field_validator("rows")
+    @classmethod
+    def _are_some(cls, rows: tuple[int, int] | None) -> tuple[int, int] | None:
+        if rows is not None and rows[0] >= rows[1]:
+            raise ValueError("expected [a, b] with a below b")
+        return rows
+
+    def chosen(self, rows: Sequence[R]) -> Sequence[R]:
+        """Those of a task's training rows that this training reads."""
+        return rows if self.rows is None else rows[slice(*self.rows)]
+
     def total_steps(self, rows: int) -> int:
-        """Optimiser steps over ``rows`` training rows."""
+        """Optimiser steps, where a task has ``rows`` training rows."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        return max(1, round(self.epochs * -(-rows // self.batch_size)))  # the last step of a pass may be a smaller one
+        read = len(self.chosen(range(rows)))
+        return max(1, round(self.epochs * -(-read // self.batch_size)))  # the last step of a pass may be a smaller one
 
     def micro_batch(self, processes: int = 1, sampled: bool = False) -> int:
         """Responses per forward pass and process: at most ``micro_batch_size``, whole numbers of them a step.
@@ -127,7 +144,7 @@ class Training(Strict):
             "checkpoint_every",
             "report_to",
         }
-        return self.model_dump(mode="json", exclude=speed)
+        return self.model_dump(mode="json", exclude=speed if self.rows else speed | {"rows"})
 
 
 class Limits(Strict):

@@ -191,9 +191,11 @@ class AlignedRows:
 
     def of(self, stage: Stage, trained: str, terms: Sequence[Term]) -> list[AlignedExample]:
         """Of a training of the model of role ``trained``; made once for all seeds of a row of the table."""
+        assert stage.training is not None
         key = (stage.task, trained if stage.objective is None else stage.objective.name)
         if key not in self._made:
-            examples = [as_student(example, trained) for example in self._texts.examples(stage.task, "train")]
+            read = stage.training.chosen(self._texts.examples(stage.task, "train"))
+            examples = [as_student(example, trained) for example in read]
             self._made[key] = [align(example, terms) for example in examples]
         return self._made[key]
 
