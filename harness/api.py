@@ -17,7 +17,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from harness.store.store import Store
     from harness.tasks.base import Task
     from reports import RunComparison
+    from reports.known_truth import KnownTruth
     from reports.two_runs import Difference
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "download_data",
     "hear_warnings",
     "leads",
+    "litmus",
     "load_recipe",
     "make_dev_folder",
     "missing_stages",
@@ -191,6 +194,23 @@ def check_task(name: str, root: Path | str | None = None) -> list[Checked]:
     from harness.tasks import contract
 
     return list(contract.check_task(name, None if root is None else Path(root).expanduser()))
+
+
+def litmus(
+    method: str | None = None,
+    /,
+    *overrides: str,
+    runs: Path | str | None = None,
+    watched: Callable[[Plan, Store], AbstractContextManager[Progress]] | None = None,
+) -> KnownTruth:
+    """What a method, also a plug-in's, learns where the truth is known; None for all (docs/known_truth.md).
+
+    Raises:
+        HarnessError: no such method, a wrong override, or a training that fails.
+    """
+    from harness.litmus.trial import litmus as made
+
+    return made(method, overrides, _runs(runs), watched)
 
 
 def plan(recipe: Recipe) -> Plan:

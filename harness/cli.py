@@ -230,6 +230,37 @@ def hold_task(
 
 
 @app.command()
+def litmus(
+    method: Annotated[
+        str | None, typer.Argument(help="A method, also a plug-in's, or a row of known_truth.", show_default="all")
+    ] = None,
+    fields: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Fields of known_truth.", show_default=False)
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show what methods learn where the truth is known, and that broken ones fail; exit code 1 where they don't."""
+    from harness import api
+    from harness.terminal.litmus_view import litmus_view
+    from harness.terminal.progress import TerminalProgress
+
+    shown = errors if markdown else console
+    given = [field for field in (method, *(fields or ())) if field is not None and "=" in field]
+    named = method if method is not None and "=" not in method else None
+    asked = ("teacher", "warm_start", "rows", "student")  # nobody answers
+    found = api.litmus(
+        named, *given, runs=runs, watched=lambda made, store: TerminalProgress(shown, made, store, asked)
+    )
+    if markdown:
+        console.file.write(found.to_markdown())
+    else:
+        console.print(litmus_view(found))
+    if not found.as_expected:
+        raise typer.Exit(1)
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that come with the harness."""
     from harness.terminal.listings import recipes_table

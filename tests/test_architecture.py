@@ -44,6 +44,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("api",),
+    ("litmus",),
     ("terminal", "results", "run"),
     ("plan", "training"),
     ("recipe", "generation"),

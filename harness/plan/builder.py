@@ -13,6 +13,7 @@ from typing import TypedDict, Unpack
 
 from harness.base.code_closure import Sources
 from harness.base.device import compute_dtype
+from harness.base.errors import HarnessError
 from harness.base.files import Json
 from harness.data.rows import held_out
 from harness.data.tokens import STUDENT
@@ -175,7 +176,8 @@ class _Builder:
             steps += recipe.warm_start.total_steps(self.training_rows)
         own = recipe.teacher_seed(self.task.name, seed)
         for role in objective.roles:
-            inputs[role] = self._teacher(role, own) if objective.needs_live(role) else self._rows(role, own)
+            live = objective.needs_live(role)
+            inputs[role] = self._teacher(role, own) if live else self._rows(role, own, training)
         if objective.answers_of:
             inputs["said"] = self._said(objective.answers_of, own)
         return self._training(
@@ -211,12 +213,14 @@ class _Builder:
         values: dict[str, Json] = {} if own is None else {"seed": own}
         return self._training("teacher", title, "teacher", training, steps, values, {}, role=role, seed=own or 0)
 
-    def _rows(self, role: str, own: int | None) -> Stage:
+    def _rows(self, role: str, own: int | None, read_by: Training) -> Stage:
         title = f"rows of the {role}-tokenizer teacher{_numbered(own)}"
-        values = {
+        values: dict[str, Json] = {
             "data": self._data_values,
             "dtype": compute_dtype(self.recipe.teacher.precision),
         }
+        if read_by.rows:
+            values |= {"rows": list(read_by.rows)}
         if kept := self.recipe.teacher_rows.identity():
             values |= {"kept": kept}
         asked = [*(["lora"] if self.recipe.teacher.lora else []), *(["top_k"] if kept else [])]
@@ -252,6 +256,9 @@ class _Builder:
             training: the section's, with what a row has of its own.
             own: what decides its result beyond what all trainings have.
         """
+        if not training.chosen(range(self.training_rows)):
+            found, rows = f"{list(training.rows or ())}", f"rows below {self.training_rows}, which {self.task.name} has"
+            raise HarnessError(f"{section}.rows", found, rows, f"Lower it, or raise {self.task.name}.train_items.")
         values = self._training_values(more.get("role") or STUDENT, training, steps) | own
         further: _Further = {**more, "training": training, "section": section, "steps": steps}
         read = {stage.kind for stage in inputs.values()}

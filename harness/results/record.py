@@ -330,6 +330,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
                 f"{t.steps if t.steps is not None else f'{t.epochs:g} epochs'}"
                 f"{' steps' if t.steps is not None else ''}, batch {t.batch_size}, learning rate {t.learning_rate:g} "
                 f"({t.schedule}){', steps of like length' if t.bucket == 'length' else ''}"
+                f"{f', rows {t.rows[0]} to {t.rows[1] - 1}' if t.rows else ''}"
                 f"{', LoRA rank ' + str(t.lora.rank) if t.lora else ''}"
                 f"{f', the best of {t.evaluations} looks at held-out rows kept' if t.select == 'best_dev' else ''}",
             )

@@ -38,6 +38,7 @@ BESIDE_RESULTS = {
     "harness/__main__.py": "starts the command line",
     "harness/cli.py": "asks and shows",
     "harness/terminal": "shows",
+    "harness/litmus": "measures what is stored, and stores nothing",
     "harness/results": "reads what is stored",
     "harness/recipe/fields.py": "lists settings",
     "harness/recipe/load.py": "what it reads stands in the values of stages",
