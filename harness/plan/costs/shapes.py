@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import yaml
 
 from harness.base.errors import HarnessError
-from harness.base.files import Json, digest_of, write_json
+from harness.base.files import Json, digest_of, read_json, write_json
 from harness.base.identity import code_digest, versions
 from harness.models.cache import cache_folder
 from harness.models.resolve import is_downloaded, resolve
@@ -155,7 +154,7 @@ def shape_of(spec: ModelSpec) -> Shape:
     folder: Path | None = None
     if is_downloaded(uri):
         folder = resolve(uri, download=False).folder
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = read_json(folder / "config.json")
     elif entry:
         fields = dict(entry["config"])
     else:
@@ -166,7 +165,7 @@ def shape_of(spec: ModelSpec) -> Shape:
     decides = {"config": fields, "layers": spec.layers, "eager": eager, **versions("transformers")}
     path = cache_folder() / "shapes" / f"{digest_of({**decides, 'code': code_digest(__name__)})[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
-        return replace(Shape(**json.loads(path.read_text(encoding="utf-8"))), bytes_per_token=ratios)
+        return replace(Shape(**read_json(path)), bytes_per_token=ratios)
     from transformers import AutoConfig  # takes seconds: what it finds is kept
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True) if folder else AutoConfig.for_model(**fields)
