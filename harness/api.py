@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.base.errors import HarnessError, suggest
+from harness.base.errors import HarnessError, unknown
 from harness.base.heard_warnings import hear_warnings
 from harness.base.installation import claim_packages
 from harness.base.provenance import commit
@@ -175,7 +175,7 @@ def check_method(name: str) -> Iterator[Checked]:
     from methods.base import registered
 
     if name not in registered():
-        raise HarnessError("method", repr(name), f"one of {', '.join(registered())}", suggest(name, registered()))
+        raise unknown("method", name, registered())
     return contract.check_method(name)
 
 

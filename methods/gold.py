@@ -15,12 +15,12 @@ models, are unmatched and count in V_teacher. Temperatures bring no factor τ².
 ``sort: counted`` and ``top_k`` shorten the unmatched part, and say by how much it can be wrong (methods/uld.py).
 
 ``released``: what TRL 1.16 computes with ``use_uld_loss`` and ``uld_use_hybrid_loss`` set, the other ``uld_`` options
-left alone: ``observed`` merging, vocabularies matched by string, the last token of either side left out, whatever it is
-(EOS, unless the response was cut), the floor for every tokenizer, means over the groups of a response and then over
-responses. ``merge`` and ``match`` still count where a recipe sets them, and β, λ, temperatures and the weights are the
-recipe's. (With nothing set TRL has no cross-tokenizer loss but GKD's JSD: CE 0, KD 1, λ 0.5, temperature 0.9.) TRL
-compares a tail that ends on different bytes too; here both sides end on one byte, so that there is none but in cut
-responses. ``described`` mends all of these.
+left alone: ``observed`` merging, vocabularies matched by string, β 0.5, w_m = |matched| / V_teacher and w_u = 1 - w_m,
+the last token of either side left out, whatever it is (EOS, unless the response was cut), the floor for every
+tokenizer, means over the groups of a response and then over responses. ``merge``, ``match``, β and the weights still
+count where a recipe sets them, and λ and temperatures are the recipe's. (With nothing set TRL has no cross-tokenizer
+loss but GKD's JSD: CE 0, KD 1, λ 0.5, temperature 0.9.) TRL compares a tail that ends on different bytes too; here both
+sides end on one byte, so that there is none but in cut responses. ``described`` mends all of these.
 """
 
 from __future__ import annotations
@@ -54,7 +54,13 @@ from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import LOG_FLOOR, Merge, Merged
 from methods.library.vocabulary import TokenizerPair
 
-_RELEASED: dict[str, Any] = {"merge": "observed", "match": "string"}
+_RELEASED: dict[str, Any] = {
+    "merge": "observed",
+    "match": "string",
+    "beta": 0.5,
+    "matched_weight": None,
+    "unmatched_weight": None,
+}
 
 
 class Columns(NamedTuple):
@@ -90,15 +96,15 @@ class GOLDOptions(SortOptions, TemperatureOptions, OnPolicyOptions):
         "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
     )
     beta: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5,
-        description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); TRL's default is 0.5",
+        0.0,
+        description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); released: TRL's 0.5",
     )
     matched_weight: NonNegative | None = Field(
-        None,
-        description="w_m; none: |matched| / V_teacher, as in TRL where nothing is set, so that the parts count by "
-        "how much of the vocabulary is shared; the blog's recipe sets both weights to 1",
+        1.0,
+        description="w_m; the blog's recipe sets both weights to 1; none: |matched| / V_teacher, TRL's default "
+        "(released), so that the parts count by how much of the vocabulary is shared: often hardly any KD is left",
     )
-    unmatched_weight: NonNegative | None = Field(None, description="w_u; none: 1 - |matched| / V_teacher")
+    unmatched_weight: NonNegative | None = Field(1.0, description="w_u; none: 1 - |matched| / V_teacher (released)")
     match: Literal["bytes", "string"] = Field(
         "bytes", description="which tokens are the same: equal bytes, or equal strings as in TRL (Ġ is not ▁)"
     )
@@ -119,6 +125,7 @@ class GOLD(Method[GOLDOptions]):
     name, paper, teacher = "gold", "TRL GOLD, Hugging Face blog 2025-10-29", TeacherKind.CROSS_TOKENIZER
     summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
     fidelities_differ = sorts = True
+    released_normalize = "samples"
     Options = GOLDOptions
 
     @property
@@ -128,14 +135,6 @@ class GOLD(Method[GOLDOptions]):
     @property
     def rows(self) -> Rows:
         return Rows.AFTER if self.options.merge == "observed" else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student, self.options.match))

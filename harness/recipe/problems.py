@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from harness.base.errors import suggest
 from harness.base.installation import folder_beside
 from harness.base.schema import as_list, as_names, field_at, fields_of, schema_of, types_of
+from harness.recipe.training import RowTraining
 from harness.tasks import tasks
 from methods.base import Method, UnknownMethodError, registered
 from methods.library.dual import DualOptions, is_dual, parts_of
@@ -85,6 +86,7 @@ def name_problems(values: object) -> list[str]:
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
     problems += _primary_problems(values.get("primary"), as_names(values.get("tasks")))
+    problems += _dev_problems(values)
     return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
 
 
@@ -104,6 +106,20 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
             there = ", ".join(f"{one}.bits_per_byte" for one in chosen)
             problems.append(f"primary.{place}: found {name!r}; expected TASK.METRIC of a task of the recipe: {there}.")
     return problems
+
+
+def _dev_problems(values: Mapping[object, object]) -> list[str]:
+    """Where weights are chosen on held-out rows, some must be held out."""
+    if _named(values.get("dev")).get("rows"):
+        return []
+    sections = {name: values.get(name) for name in ("teacher", "warm_start", "train")}
+    for above in ("method_options", "variants", "tuned"):
+        sections |= {f"{above}.{row}.train": _named(its).get("train") for row, its in _named(values.get(above)).items()}
+    return [
+        f"{name}.select: found 'best_dev', but no training rows are held out; set dev.rows, such as dev.rows=64."
+        for name, section in sections.items()
+        if _named(section).get("select") == "best_dev"
+    ]
 
 
 def _paper_problems(name: object) -> list[str]:
@@ -140,7 +156,7 @@ def _option_problems(values: Mapping[object, object], known: Mapping[str, type[M
         if not isinstance(given, Mapping):
             problems.append(f"{where}: found {given!r:.60}; expected a mapping of options.")
         elif method == "dual" or is_dual(method):
-            problems += _wrong_options(where, DualOptions, given)
+            problems += _row_problems(where, DualOptions, given)
         elif method == "all":
             everything = sorted({field for m in known.values() for field in m.Options.model_fields})
             problems += [
@@ -157,7 +173,7 @@ def _option_problems(values: Mapping[object, object], known: Mapping[str, type[M
         elif method not in known:
             problems.append(f"{where}: unknown method. {suggest(str(method), [*known, 'all'])}".rstrip())
         else:
-            problems += _wrong_options(where, known[method].Options, given)
+            problems += _row_problems(where, known[method].Options, given)
     return problems
 
 
@@ -189,8 +205,17 @@ def _variant_problems(variants: object, known: Mapping[str, type[Method]]) -> li
             problems.append(_unknown(f"{where}.method", "method", given["method"], known))
         else:
             own = {key: value for key, value in given.items() if key != "method"}
-            problems += _wrong_options(where, known[given["method"]].Options, own)
+            problems += _row_problems(where, known[given["method"]].Options, own)
     return problems
+
+
+def _row_problems(where: str, options: type[BaseModel], given: Mapping[str, object]) -> list[str]:
+    """Of a row's options, and of the fields that its training has of its own."""
+    problems = _wrong_options(where, options, {key: value for key, value in given.items() if key != "train"})
+    train = given.get("train", {})
+    if isinstance(train, Mapping):
+        return problems + _wrong_options(f"{where}.train", RowTraining, train)
+    return [*problems, f"{where}.train: found {train!r:.60}; expected a mapping of fields of train."]
 
 
 def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, object]) -> list[str]:

@@ -31,6 +31,7 @@ from harness.terminal.progress import TerminalProgress
 from harness.training import trainer as train
 from harness.training.checkpoints import latest_checkpoint
 from tests.conftest import Command, Done
+from tests.copies import copy_to_change
 from tests.patches import replace_everywhere
 
 
@@ -51,7 +52,7 @@ def nothing_trains(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
     """A copy of the built-in samples that a test may spoil."""
-    return shutil.copytree(samples_folder(), tmp_path / "data")
+    return copy_to_change(samples_folder(), tmp_path / "data")
 
 
 def error_of(done: Done) -> str:

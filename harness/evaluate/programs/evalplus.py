@@ -180,7 +180,7 @@ def default_limits() -> SandboxLimits:
     )
 
 
-Sample = tuple[str, str]  # task id, code
+CodeSample = tuple[str, str]  # task id, code
 TestSet = Literal["base", "plus"]
 
 
@@ -218,7 +218,7 @@ class _Evaluation:
         self.expected.chmod(0o755)  # read by the user inside
         self._expect({task_id: line for task_id, (line, _) in asked.items()})
 
-    def statuses(self, test_set: TestSet, samples: Sequence[Sample]) -> dict[Sample, Status]:
+    def statuses(self, test_set: TestSet, samples: Sequence[CodeSample]) -> dict[CodeSample, Status]:
         """Run and judge samples on one test set."""
         folder = self.folder / test_set
         folder.mkdir()
@@ -233,7 +233,7 @@ class _Evaluation:
         judged = self._judge(test_set, {sample: record for sample, record in records.items() if record.defined})
         return {sample: _status(record, *judged.get(sample, ("fail", 0))) for sample, record in records.items()}
 
-    def _record(self, test_set: TestSet, sample: Sample, path: Path, stop: threading.Event) -> _Record:
+    def _record(self, test_set: TestSet, sample: CodeSample, path: Path, stop: threading.Event) -> _Record:
         """Run one solution, alone."""
         task_id, code = sample
         tests = self.expected / f"{self.keys[task_id]}.{test_set}.{_suffix()}"
@@ -267,7 +267,7 @@ class _Evaluation:
             )
         return _look_at(path, done)
 
-    def _judge(self, test_set: TestSet, records: Mapping[Sample, _Record]) -> dict[Sample, tuple[str, int]]:
+    def _judge(self, test_set: TestSet, records: Mapping[CodeSample, _Record]) -> dict[CodeSample, tuple[str, int]]:
         """EvalPlus's status of each record, and how many answers are right."""
         if not records:
             return {}
