@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from harness.base.errors import HarnessError
-from harness.base.files import write_json
+from harness.base.files import read_json, write_json
 from harness.data.tokens import STUDENT
 from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.generation import vllm as vllm_engine
@@ -117,20 +117,28 @@ def read_record(folder: Path) -> RunRecord:
         HarnessError: there is no run there, or an other version of the harness wrote it.
     """
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
     except (FileNotFoundError, NotADirectoryError):
         inside = sorted(str(path.parent) for path in folder.glob(f"*/{RECORD}"))
         known = inside or sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD}"))
         there = f"There are {', '.join(known)}." if known else ""
         raise HarnessError("run", f"no {RECORD} in {folder}", "the folder of a run", there) from None
-    except ValueError as error:
-        raise HarnessError(
-            str(folder / RECORD), f"damaged JSON ({error})", "a run's record", "Run the recipe again."
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, str(error)) from error
     form = record.get("format") if isinstance(record, dict) else None
     if form != FORMAT:
         raise HarnessError(str(folder / RECORD), f"format {form}", f"format {FORMAT}", "Run the recipe again.")
+    try:
+        TypeAdapter(Record).validate_python(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _damaged(folder, f"{place}: {first['msg']}") from error
     return RunRecord(folder, record)
+
+
+def _damaged(folder: Path, found: str) -> HarnessError:
+    return HarnessError(str(folder / RECORD), f"a damaged file ({found})", "a run's record", "Run the recipe again.")
 
 
 def collect(run: RunRecord, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:

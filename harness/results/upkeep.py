@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-from harness.base.files import remove_abandoned
+from harness.base.files import read_json, remove_abandoned
 from harness.results.record import RECORD
 from harness.store.contents import State, StoredFolder
 from harness.store.store import Store
@@ -89,7 +88,7 @@ def _named_stages(store: Store) -> set[tuple[str, str]]:
 def _stages_of(path: Path) -> list[tuple[str, str]]:
     """What a run's record names; nothing where it can't be read."""
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = read_json(path)["cells"]
         named = [(kind, identity) for cell in cells for kind, identity in cell["stages"].items()]
         return named + [("alignments", identity) for cell in cells for identity in cell.get("alignments", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
