@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from harness.base.promises import Checked
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import FieldsPart
+    from harness.recipe.lock import Lock
     from harness.recipe.schema import Recipe
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.store.store import Store
     from harness.tasks.base import Task
+    from harness.tuning import tune, tuned, tuning_plan
     from reports import RunComparison
     from reports.two_runs import Difference
 
@@ -43,6 +45,7 @@ __all__ = [
     "CellResult",
     "Checked",
     "HarnessError",
+    "Lock",
     "Plan",
     "Progress",
     "Recipe",
@@ -69,13 +72,20 @@ __all__ = [
     "run",
     "store",
     "tasks_of",
+    "tune",
+    "tuned",
+    "tuning_plan",
 ]
 
 claim_packages()  # before anything else imports methods or reports
 
-_TYPES = {
+_ELSEWHERE = {
     "CellResult": "harness.results.run",
     "Checked": "harness.base.promises",
+    "Lock": "harness.recipe.lock",
+    "tune": "harness.tuning",
+    "tuned": "harness.tuning",
+    "tuning_plan": "harness.tuning",
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
@@ -85,9 +95,9 @@ _TYPES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The types of what functions take and give, to annotate with; imported when they are asked for."""
-    if name in _TYPES:
-        return getattr(importlib.import_module(_TYPES[name]), name)
+    """Functions of other modules, and types of what functions take and give; imported when they are asked for."""
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -240,6 +250,7 @@ def run(
     from harness.base.progress import Silent
     from harness.base.ranks import Ranks
     from harness.plan.stages import Plan
+    from harness.results.readings import note_readings
     from harness.results.record import run_folder, write_record
     from harness.results.run import Run
     from harness.run.runner import Runner
@@ -261,7 +272,8 @@ def run(
                 runner.run()
         finally:  # whatever stops a run, its folder shows the cells that are done
             if not made.recipe.stages:
-                write_record(folder, made, runner.failures, environment(), heard)
+                readings = note_readings(made, runner.store)
+                write_record(folder, made, runner.failures, environment(), heard, readings)
     return Run(folder, runner.failures.values())
 
 

@@ -41,6 +41,12 @@ Fields = Annotated[
 ]
 
 
+Untuned = Annotated[bool, typer.Option("--untuned", help="Leave the lock file that `harness tune` wrote aside.")]
+StaleLock = Annotated[
+    bool, typer.Option("--stale-lock", help="Take its settings though recipe, training rows or a method changed.")
+]
+
+
 def _version(asked: bool) -> None:
     if asked:
         from harness import api
@@ -91,6 +97,8 @@ def run(
     unsafe_execution: Annotated[
         bool, typer.Option("--unsafe-execution", help="Run generated code without a sandbox where none can start.")
     ] = False,
+    untuned: Untuned = False,
+    stale_lock: StaleLock = False,
 ) -> None:
     """Train and evaluate what a recipe asks for, and print its table."""
     from harness import api
@@ -98,7 +106,10 @@ def run(
     from harness.terminal.progress import TerminalProgress, stored_table
 
     before = None if earlier is None else api.open_run(earlier, runs)
-    made = api.plan(_recipe(fields) if before is None else api.recipe_of(before, *(fields or ())))
+    if before is None:
+        made = api.plan(_tuned(fields, untuned=untuned, stale=stale_lock))
+    else:
+        made = api.plan(api.recipe_of(before, *(fields or ())))
     store = api.store(runs)
     if before is not None and api.leads():
         console.print(changes_view(str(earlier), api.changes_since(before, made)))
@@ -113,12 +124,41 @@ def run(
 
 
 @app.command()
-def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
+def plan(
+    fields: Fields = None, runs: Runs = Path("runs"), untuned: Untuned = False, stale_lock: StaleLock = False
+) -> None:
     """Show cells and stages: what is stored, what would run and what it costs. Executes nothing, needs no data."""
     from harness import api
     from harness.terminal.plan_view import plan_view
 
-    console.print(plan_view(_recipe(fields), api.store(runs)))
+    console.print(plan_view(_tuned(fields, untuned=untuned, stale=stale_lock), api.store(runs)))
+
+
+@app.command()
+def tune(
+    fields: Fields = None,
+    runs: Runs = Path("runs"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the one repetition.")] = 0,
+    share: Annotated[float, typer.Option("--share", help="Of the recipe's steps that a trial trains.")] = 0.5,
+) -> None:
+    """Try as many settings for each row (`budget=6`) on held-out training rows; `harness run` takes what won."""
+    from harness import api
+    from harness.recipe.lock import lock_beside, write_lock
+    from harness.terminal.progress import TerminalProgress
+    from harness.terminal.tuning_view import tuning_view
+
+    asked = [field for field in fields or [] if field.startswith("budget=")]
+    try:
+        budget = int(asked[-1].removeprefix("budget=")) if asked else 6
+    except ValueError as error:
+        raise HarnessError("budget", asked[-1].removeprefix("budget="), "a whole number of settings") from error
+    named = [field for field in fields or [] if not field.startswith("budget=")]
+    recipe, path = _recipe(named), lock_beside(_name_in(named))
+    with TerminalProgress(console, api.tuning_plan(recipe, budget, seed, share), api.store(runs)) as progress:
+        lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, runs=runs)
+    if api.leads():
+        write_lock(path, lock)
+        console.print(tuning_view(lock, path))
 
 
 @app.command()
@@ -321,6 +361,27 @@ def _promises(name: str, checked: Iterable[Checked]) -> None:
     console.print(promises_line(name, every))
     if any(one.ok is False for one in every):
         raise typer.Exit(1)
+
+
+def _name_in(fields: list[str] | None) -> str:
+    """The recipe's name or file on a command line."""
+    fields = fields or []
+    given = [field.removeprefix("recipe=") for field in fields if field.startswith("recipe=")]
+    return given[-1] if given else fields[0]
+
+
+def _tuned(fields: list[str] | None, *, untuned: bool, stale: bool) -> Recipe:
+    """The recipe that a command line names, with the settings of its lock file where there is one."""
+    from harness import api
+    from harness.recipe.lock import lock_beside
+
+    recipe = _recipe(fields)
+    path = lock_beside(_name_in(fields))
+    if untuned or recipe.tuned or not path.is_file():
+        return recipe
+    if api.leads():
+        console.print(f"Settings of {path}; --untuned leaves them out.", markup=False)
+    return api.tuned(recipe, path, stale=stale)
 
 
 def _recipe(fields: list[str] | None) -> Recipe:

@@ -27,7 +27,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, SoftenedOptions, TeacherKind, register
+from methods.base import (
+    SOFTENED,
+    AlignedChunk,
+    LossSums,
+    Method,
+    Need,
+    Rows,
+    Side,
+    SoftenedOptions,
+    TeacherKind,
+    register,
+)
 from methods.library.alignment import AlignedResponse, Groups, IntArray, group_bytes
 from methods.library.cdm_released import released_groups, released_loss, turned
 from methods.library.contextual import (
@@ -76,6 +87,7 @@ class CDM(Method[CDMOptions]):
     summary = "entropy-weighted time warping, KL over the k likeliest tokens, mapped at each position"
     fidelities_differ = aligns_on_device = True
     Options = CDMOptions
+    tunes = SOFTENED
 
     @property
     def align_seconds(self) -> float:

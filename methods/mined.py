@@ -35,7 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
+from methods.base import SOFTENED, AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, IntArray
 from methods.library.cdm_released import released_divergence, released_groups
 from methods.library.contextual import MASKED
@@ -63,6 +63,7 @@ class MinED(Method[MinEDOptions]):
     summary = "forward KL to the teacher's distribution mapped by edit distance, the gold token where tokens differ"
     fidelities_differ = True
     Options = MinEDOptions
+    tunes = SOFTENED
 
     @property
     def _released(self) -> bool:

@@ -69,6 +69,7 @@ class Record(TypedDict):
     protocol: dict[str, list[str]]
     baseline: str
     primary: NotRequired[list[str]]
+    readings: NotRequired[dict[str, int]]
     paper: str
     command: NotRequired[str]
     bibtex: NotRequired[list[str]]

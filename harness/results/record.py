@@ -64,11 +64,13 @@ def write_record(
     failures: Mapping[str, Failure],
     environment: Mapping[str, object],
     heard: Sequence[str] = (),
+    readings: Mapping[str, int] | None = None,
 ) -> RunRecord:
     """Write run.json: all that a report needs beside the store.
 
     Args:
         heard: warnings of this call; those of earlier ones stay, as what they were about is stored.
+        readings: see :func:`harness.results.readings.note_readings`.
     """
     recipe = plan.recipe
     warnings = list(dict.fromkeys([*_earlier_warnings(folder), *heard]))
@@ -82,6 +84,7 @@ def write_record(
         "protocol": {name: _protocol(plan, name) for name in plan.tasks},
         "baseline": _baseline(plan),
         "primary": list(recipe.primary),
+        "readings": dict(readings or {}),
         "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),

@@ -14,8 +14,10 @@ from harness.results.evidence import collect_evidence
 from harness.results.kept import REBUILT, REBUILT_NOTE, kept_frame, with_kept
 from harness.results.layout import Record
 from harness.results.outcomes import collect_outcomes, scoring_lines
+from harness.results.readings import reading_line
 from harness.results.record import RECORD, RunRecord, collect
 from harness.results.spent import collect_costs
+from harness.results.tuning import tuning_frame, tuning_line
 from harness.store.store import Store
 from reports import Analysis, ReportContext, Table, analyse, build_table, write
 from reports.folder import FIGURES
@@ -78,6 +80,7 @@ def write_report(run: RunRecord, store: Store, folder: Path | None = None) -> tu
         outcomes=kept_frame(run.folder, "outcomes.csv", context.outcomes),
         costs=kept_frame(run.folder, "costs.csv", context.costs),
     )
+    context = replace(context, tuning=tuning_frame(run.record, gathered.results))
     if gathered.rebuilt:
         context = replace(context, notes=[*context.notes, REBUILT_NOTE])
     folder = folder or (run.folder / REBUILT if gathered.rebuilt else run.folder)
@@ -102,7 +105,11 @@ def report_context(run: RunRecord, store: Store) -> ReportContext:
         recipe=str(record["recipe"]["name"]),
         protocol=_protocol_and_caveats(run, store),
         settings=[(name, value) for name, value in record["settings"]],
-        notes=[*record["notes"], *hardly_heard(record, store)],
+        notes=[
+            *record["notes"],
+            *hardly_heard(record, store),
+            *filter(None, (tuning_line(record), reading_line(record))),
+        ],
         appendix=diagnostics(run.record, store),
         paper=record["paper"],
         recipe_values=record["recipe"],

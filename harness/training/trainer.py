@@ -282,7 +282,7 @@ def train(
         dev_bits_per_byte: of the model on held-out rows, where the best weights on them are kept.
 
     Returns:
-        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens, after a look dev_bits_per_byte.
+        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens; dev_bits_per_byte of a look.
 
     Raises:
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
