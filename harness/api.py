@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.base.errors import HarnessError, suggest
+from harness.base.errors import HarnessError, unknown
 from harness.base.heard_warnings import hear_warnings
 from harness.base.installation import claim_packages
 from harness.base.provenance import commit
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from harness.recipe.lock import Lock
     from harness.recipe.schema import Recipe
     from harness.results.run import CellResult, Run, WrittenReport
+    from harness.results.upkeep import damaged_files, prune_store, store_contents
+    from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
     from harness.tuning import tune, tuned, tuning_plan
@@ -50,6 +52,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "Run",
+    "StoredFolder",
     "WrittenReport",
     "__version__",
     "changes_since",
@@ -57,6 +60,7 @@ __all__ = [
     "check_task",
     "commit",
     "compare",
+    "damaged_files",
     "data_folder",
     "download_data",
     "hear_warnings",
@@ -66,11 +70,13 @@ __all__ = [
     "missing_stages",
     "open_run",
     "plan",
+    "prune_store",
     "recipe_fields",
     "recipe_names",
     "recipe_of",
     "run",
     "store",
+    "store_contents",
     "tasks_of",
     "tune",
     "tuned",
@@ -90,7 +96,11 @@ _ELSEWHERE = {
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
     "Run": "harness.results.run",
+    "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
+    "damaged_files": "harness.results.upkeep",
+    "prune_store": "harness.results.upkeep",
+    "store_contents": "harness.results.upkeep",
 }
 
 
@@ -175,7 +185,7 @@ def check_method(name: str) -> Iterator[Checked]:
     from methods.base import registered
 
     if name not in registered():
-        raise HarnessError("method", repr(name), f"one of {', '.join(registered())}", suggest(name, registered()))
+        raise unknown("method", name, registered())
     return contract.check_method(name)
 
 
@@ -246,6 +256,7 @@ def run(
     """
     from rich.markup import escape
 
+    from harness.base.files import scratch_below
     from harness.base.identity import environment
     from harness.base.progress import Silent
     from harness.base.ranks import Ranks
@@ -268,7 +279,7 @@ def run(
             ranks.end()
             return Run(folder)
         try:
-            with ranks.leading():
+            with ranks.leading(), runner.store.in_use(), scratch_below(runner.store.scratch):
                 runner.run()
         finally:  # whatever stops a run, its folder shows the cells that are done
             if not made.recipe.stages:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from harness.base.errors import HarnessError
+from harness.base.stopping import stopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,21 +70,23 @@ def main() -> None:
     from harness.terminal.quiet import quiet_libraries
 
     quiet_libraries()
-    try:
-        from harness import api
+    with stopping() as asked:
+        try:
+            from harness import api
 
-        with api.hear_warnings(lambda text: errors.print(f"warning: {text}", style="yellow", markup=False)):
-            app()
-    except HarnessError as error:
-        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
+            with api.hear_warnings(lambda text: errors.print(f"warning: {text}", style="yellow", markup=False)):
+                app()
+        except HarnessError as error:
+            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            sys.exit(2)
+        except (SystemExit, KeyboardInterrupt) as end:
+            if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+                raise
             errors.print("\nstopped; the same command goes on where it stopped", style="yellow")
-        raise
+            sys.exit(asked.status)
 
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 
 @app.command()
@@ -323,6 +326,29 @@ def data(
         recipe = None if recipe is None else _recipe([*(fields or ()), f"data.root={root}"])
     asked = None if recipe is None else api.tasks_of(recipe)
     console.print(data_table(Path(root).expanduser() if root else None, asked))
+
+
+@app.command()
+def store(
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and check its digest.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Show what no run names, and what runs left.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --prune: remove it.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """List what is stored, with sizes; verify it, or prune what no run names. Exit code 1 where a file is damaged."""
+    from harness import api
+    from harness.terminal.store_view import damaged_view, pruned_view, store_view
+
+    stored = api.store(runs)
+    if prune:
+        console.print(pruned_view(api.prune_store(stored, dry=not yes), not yes), soft_wrap=True)
+    else:
+        console.print(store_view(stored.root, api.store_contents(stored)))
+    if verify:
+        damaged = api.damaged_files(stored)
+        console.print(damaged_view(damaged), soft_wrap=True)
+        if damaged:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -22,14 +22,7 @@ class FKD(Method[SoftenedOptions]):
     Options = SoftenedOptions
     tunes = SOFTENED
     fidelities_differ = True
-
-    @property
-    def rows(self) -> Rows:
-        return Rows.ALL if self.options.fidelity == "released" else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self.options.fidelity == "released" else super().normalize
+    released_rows, released_normalize = Rows.ALL, "samples"
 
     def align(self, response: AlignedResponse) -> Groups:
         return pair_identical(response, prompt=self.rows is Rows.ALL)

@@ -126,6 +126,7 @@ class GOLD(Method[GOLDOptions]):
     name, paper, teacher = "gold", "TRL GOLD, Hugging Face blog 2025-10-29", TeacherKind.CROSS_TOKENIZER
     summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
     fidelities_differ = sorts = True
+    released_normalize = "samples"
     Options = GOLDOptions
     tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.8, 0.95), "beta": (0.0, 1.0)}
 
@@ -136,14 +137,6 @@ class GOLD(Method[GOLDOptions]):
     @property
     def rows(self) -> Rows:
         return Rows.AFTER if self.options.merge == "observed" else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student, self.options.match))

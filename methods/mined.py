@@ -62,12 +62,9 @@ class MinED(Method[MinEDOptions]):
     name, paper, teacher = "mined", "arXiv 2401.10491", TeacherKind.CROSS_TOKENIZER
     summary = "forward KL to the teacher's distribution mapped by edit distance, the gold token where tokens differ"
     fidelities_differ = True
+    released_rows, released_normalize = Rows.AFTER, "samples"
     Options = MinEDOptions
     tunes = SOFTENED
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     @property
     def align_seconds(self) -> float:
@@ -76,14 +73,6 @@ class MinED(Method[MinEDOptions]):
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.WHOLE_RESPONSE, Need.ENTROPY} if self._released else ())
-
-    @property
-    def rows(self) -> Rows:
-        return Rows.AFTER if self._released else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
 
     @property
     def reads_ids(self) -> str:

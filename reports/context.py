@@ -8,6 +8,7 @@ import pandas as pd
 
 from reports.analysis import INTERVAL
 from reports.counts import empty_outcomes, outcome_tables, verdict_lines
+from reports.learnt import empty_learnt
 from reports.published import PaperComparison
 from reports.table import DASH, Table
 from reports.training_costs import EXPLAINED, cost_table, empty_costs, shared_device
@@ -31,6 +32,7 @@ class ReportContext:
     outcomes: pd.DataFrame = field(default_factory=empty_outcomes, compare=False)  # `reports.counts.OUTCOME_COLUMNS`
     costs: pd.DataFrame = field(default_factory=empty_costs, compare=False)  # `training_costs.COST_COLUMNS`
     tuning: pd.DataFrame = field(default_factory=empty_tuning, compare=False)  # `reports.tuning.TUNING_COLUMNS`
+    learnt: pd.DataFrame = field(default_factory=empty_learnt, compare=False)  # `reports.learnt.LEARNT_COLUMNS`
 
 
 def counted_tables(context: ReportContext) -> list[tuple[str, str, pd.DataFrame]]:

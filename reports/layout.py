@@ -142,6 +142,7 @@ class _Builder:
                     against,
                     tuple(labels[key] for key in best[column]),
                     self.analysis.noise.get(where),
+                    {labels[key]: gap for key, cell in cells.items() if (gap := cell.gap) is not None},
                 )
 
     def _group(self, records: Sequence[Score]) -> tuple[Group, list[RowKey]]:
@@ -228,6 +229,7 @@ class _Builder:
             "done",
             interval=interval,
             comparison=None if key is None else self.analysis.comparisons.get(key),
+            gap=None if key is None else self.analysis.gaps.get(key),
         )
         if not problems:
             return cell

@@ -22,7 +22,7 @@ from harness.base.code_source import LOOSE, ModuleSource
 _SETTINGS = "pydantic.BaseModel"
 _PASSIVE_BASES = {"abc.ABC", "object", "typing.Generic", "typing.Protocol", _SETTINGS}
 _OF_A_MODULE = {"__file__", "__name__", "__path__"}  # read of a module, they say nothing of what is in it
-_FILES: dict[tuple[str, str, int, int], ModuleSource] = {}  # by name, path, time and size: each is parsed once
+_parsed = functools.cache(ModuleSource)  # by what a file says: each is parsed once
 
 OWN_PACKAGES = ("harness", "methods")
 Key = tuple[str, str]  # a definition: its module and its name there
@@ -109,13 +109,7 @@ class Sources:
 
     def _load(self, name: str) -> ModuleSource | None:
         path = self.path(name)
-        if path is None:
-            return None
-        state = path.stat()
-        key = name, str(path), state.st_mtime_ns, state.st_size
-        if key not in _FILES:
-            _FILES[key] = ModuleSource(name, path, frozenset(self.places))
-        return _FILES[key]
+        return None if path is None else _parsed(name, path, path.read_text(encoding="utf-8"), frozenset(self.places))
 
     def closure(
         self,

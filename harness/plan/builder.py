@@ -20,7 +20,7 @@ from harness.models.cache import source_digest
 from harness.models.spec import ModelSpec
 from harness.models.uri import parse_uri
 from harness.plan.objectives import ObjectiveSpec, make_objectives
-from harness.plan.stage_code import stage_code
+from harness.plan.stage_code import StageCodes, own_codes
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
 from harness.recipe.schema import Recipe
@@ -45,13 +45,15 @@ def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None, sources: S
             data_folder(recipe.data.root, name_to_call(recipe))
         made = {name: recipe.task(name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
+    codes = own_codes() if sources is None else StageCodes(sources)
     cells, references = [], []
     for task in made.values():
-        builder = StageBuilder(recipe, task, sources)
+        builder = StageBuilder(recipe, task, codes)
         cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
         further = recipe.further_seeds(task.name)
         cells += [builder.cell(one, seed) for seed in further for one in objectives if is_baseline(recipe, one)]
         references += builder.references()
+    codes.keep()
     return Plan(recipe, tuple(cells), made, tuple(references))
 
 
@@ -79,8 +81,8 @@ class _Further(_About, total=False):
 class StageBuilder:
     """Stages of one task."""
 
-    def __init__(self, recipe: Recipe, task: Task, code: Sources | None) -> None:
-        self.recipe, self.task, self.code = recipe, task, code
+    def __init__(self, recipe: Recipe, task: Task, codes: StageCodes) -> None:
+        self.recipe, self.task, self.codes = recipe, task, codes
         self.sources = model_sources(recipe)
 
     def trial(self, recipe: Recipe, objective: ObjectiveSpec, seed: int) -> tuple[Cell, Stage]:
@@ -180,6 +182,8 @@ class StageBuilder:
         own = recipe.teacher_seed(self.task.name, seed)
         for role in objective.roles:
             inputs[role] = self._teacher(role, own) if objective.needs_live(role) else self._rows(role, own)
+        if objective.answers_of:
+            inputs["said"] = self._said(objective.answers_of, own)
         return self._training(
             "student",
             f"training of {objective.name}",
@@ -223,6 +227,19 @@ class StageBuilder:
             values |= {"kept": kept}
         asked = [*(["lora"] if self.recipe.teacher.lora else []), *(["top_k"] if kept else [])]
         return self._stage("rows", title, values, {"teacher": self._teacher(role, own)}, asked=asked, role=role)
+
+    def _said(self, role: str, own: int | None) -> Stage:
+        """A teacher's answers to the training prompts."""
+        title = f"what the {role}-tokenizer teacher says to training prompts{_numbered(own)}"
+        values = {
+            "data": self._data_values,
+            "dtype": compute_dtype(self.recipe.teacher.precision),
+            "new_tokens": self.task.settings.new_tokens,
+            **self._engine(),
+        }
+        asked = ["lora"] if self.recipe.teacher.lora else []
+        asked += ["vllm"] if self.recipe.evaluation.engine == "vllm" else []
+        return self._stage("said", title, values, {"teacher": self._teacher(role, own)}, asked=asked, role=role)
 
     def _training(
         self,
@@ -284,7 +301,7 @@ class StageBuilder:
     @cached_property
     def training_rows(self) -> int:
         if not self.recipe.dev.rows:
-            return len(self.task.training_examples())
+            return self.task.training_count()
         return len(held_out(self.task.training_examples(), self.recipe.dev.rows)[0])
 
     def _dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
@@ -310,7 +327,7 @@ class StageBuilder:
         """
         objective = more.get("objective") if kind == "student" else None
         methods = objective.methods if objective else ()
-        code = stage_code(kind, self.task, methods, sorted(asked), self.code)
+        code = self.codes.of(kind, self.task, methods, sorted(asked))
         values = {**values, "code": code.digest, "versions": dict(code.versions)}
         return Stage(kind, title, self.task.name, values, inputs, code=code.files, **more)
 

@@ -63,8 +63,9 @@ class ObjectiveSpec:
 
     @classmethod
     def of(cls, label: str, method: Method) -> ObjectiveSpec:
-        """One method with its own weights."""
-        return cls(label, (Part.of(method, method.options.kd_weight),), method.options.ce_weight)
+        """One method with its own weights; where a teacher's answers stand in for references, theirs together."""
+        ce, kd = method.options.ce_weight, method.options.kd_weight
+        return cls(label, (Part.of(method, kd),), ce + kd if method.answers_of else ce)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -99,8 +100,31 @@ class ObjectiveSpec:
         return tuple(part.role for part in self.taught)
 
     @property
+    def answers_of(self) -> str:
+        """Role of the teacher whose answers stand in for references; empty where none's do."""
+        return next((method.answers_of for method in self.methods if method.answers_of), "")
+
+    @property
+    def answers_share(self) -> float:
+        """Of the prompts that they stand in for."""
+        return self.parts[0].weight / self.ce_weight if self.answers_of and self.ce_weight else 0.0
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the cross-entropy on references, and of each part."""
+        kd = tuple(part.weight for part in self.parts)
+        return (self.ce_weight - kd[0] if self.answers_of else self.ce_weight, *kd)
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        """Roles of all teachers, whichever way."""
+        return (*self.roles, *([self.answers_of] if self.answers_of else []))
+
+    @property
     def teacher_kind(self) -> str:
         """As tables group rows."""
+        if self.answers_of:
+            return KIND_OF_ROLE[self.answers_of].value
         return "both" if len(self.methods) > 1 else self.methods[0].teacher.value
 
     def needs_live(self, role: str) -> bool:
@@ -169,14 +193,15 @@ def _method(recipe: Recipe, name: str, fidelity: str) -> Method:
     """
     method, own = recipe.method_of(name)
     kind = find(method)
-    role = ROLE_OF_KIND.get(kind.teacher)
+    shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in kind.Options.model_fields}
+    if kind.teacher is TeacherKind.NONE:
+        # the control is a distillation run without its KD term: all else that `all` says holds for it too
+        learns = "answers_of" in kind.Options.model_fields
+        shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and (learns or k != "kd_weight")}
+    made = kind(kind.Options.model_validate(shared | own | {"fidelity": fidelity}))
+    role = made.answers_of or ROLE_OF_KIND.get(kind.teacher)
     if role is not None and getattr(recipe.teachers, role) is None:
         raise HarnessError(
             f"teachers.{role}", "none", f"a teacher for method {name}", "Name a model, or leave the method out."
         )
-    shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in kind.Options.model_fields}
-    if kind.teacher is TeacherKind.NONE:
-        # the control is a distillation run without its KD term: all else that `all` says holds for it too
-        shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and k != "kd_weight"}
-    given = shared | own
-    return kind(kind.Options.model_validate(given | {"fidelity": fidelity}))
+    return made

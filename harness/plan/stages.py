@@ -25,8 +25,8 @@ class Stage:
     """A step whose result is stored.
 
     Attributes:
-        kind: "teacher", "warm_start", "rows", "student", "answers", "bits" or "scores". Answers and bits are a
-            model's: that of the input "student" or "teacher", or the published student where there is neither.
+        kind: "teacher", "warm_start", "rows", "said", "student", "answers", "bits" or "scores". Answers and bits
+            are a model's: that of the input "student" or "teacher", or the published student where there is neither.
         title: what a person calls it.
         task: name of the task.
         values: what decides the result, beside the inputs.
@@ -137,7 +137,7 @@ class Plan:
     def ends(self) -> list[Stage]:
         """The stages that are asked for; all others are made where these need them."""
         if self.recipe.stages:
-            return [stage for stage in self.stages() if stage.kind in ("teacher", "rows")]
+            return [stage for stage in self.stages() if stage.kind in ("teacher", "rows", "said")]
         return [end for cell in self.evaluated for end in (cell.scores, cell.bits) if end is not None]
 
     @cached_property

@@ -19,6 +19,7 @@ from harness.base.errors import HarnessError
 from harness.base.files import Json, digest_of
 from harness.plan.builder import StageBuilder
 from harness.plan.objectives import ObjectiveSpec, make_objectives
+from harness.plan.stage_code import own_codes
 from harness.plan.stages import Cell, Plan, Stage, with_inputs
 from harness.recipe.schema import Options, Recipe
 from methods.library.dual import TUNES, is_dual
@@ -113,15 +114,16 @@ def make_tuning_plan(recipe: Recipe, settings: TuningSettings) -> TuningPlan:
     bare = recipe.model_copy(update={"tuned": {}, "tuning": {}, "fidelity": recipe.fidelity[:1], "stages": ()})
     objectives = dict(zip(bare.methods, make_objectives(bare), strict=True))
     points = {row: configurations(bare, row, one, settings.budget) for row, one in objectives.items()}
-    trials = []
+    codes, trials = own_codes(), []
     for task in tasks.values():
-        builder = StageBuilder(bare, task, None)
+        builder = StageBuilder(bare, task, codes)
         for number in range(settings.budget):
             tuned = {row: overlay(bare, one, points[row][number], settings.share) for row, one in objectives.items()}
             changed = bare.model_copy(update={"tuned": tuned})
             for row, one in zip(bare.methods, make_objectives(changed), strict=True):
                 cell, dev = builder.trial(changed, _numbered(one, number), settings.seed)
                 trials.append(Trial(row, number, points[row][number], cell, dev))
+    codes.keep()
     return TuningPlan(recipe, tuple(trial.cell for trial in trials), tasks, (), settings, tuple(trials))
 
 

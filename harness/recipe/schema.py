@@ -83,8 +83,16 @@ References = Annotated[tuple[Literal["untrained", "warm_start", "teachers"], ...
 class Evaluation(Strict):
     """How students are evaluated, beyond each task's own settings."""
 
-    batch_size: int = Field(16, ge=1, description="(speed) answers that are generated at a time")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="(speed) answers that are generated at a time; auto: 16, on a GPU what its free memory holds",
+    )
     engine: Literal["hf", "vllm"] = Field("hf", description="what generates: transformers, or vLLM where installed")
+    decoding: Literal["auto", "batch", "slots"] = Field(
+        "auto",
+        description="(speed) batch: rows come and go; slots: rows of fixed size, on a GPU one CUDA graph a token; "
+        "auto: slots on a GPU",
+    )
     bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
     references: References = Field(
         (), description="rows to compare with: untrained (the student as it was), warm_start, teachers (fine-tuned)"
@@ -93,7 +101,7 @@ class Evaluation(Strict):
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names), Field(min_length=1)]
 Only = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(as_list)]
-Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+ColumnNames = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(as_list), Field(min_length=1)]
 Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(as_list), Field(min_length=1)]
 
@@ -168,7 +176,7 @@ class Recipe(Strict):
         description="repetitions of the baseline, which is in every difference: as many again as the others have, "
         "where these are two or more; the same; or these beside the others'",
     )
-    primary: Columns = Field(
+    primary: ColumnNames = Field(
         (),
         description="columns that the comparison is made for, such as gsm8k.bits_per_byte: they alone are marked, and "
         "tests are corrected over rows and these columns together; empty: all that are printed",

@@ -36,7 +36,8 @@ class CellRecord(RowRecord):
 
     ``stages`` has the identities of its stages by kind ("answers", "scores", "bits", and "student" where one was
     trained), ``alignments`` those of the alignments that are shown of it, ``failures`` what has no result, by kind;
-    ``weights`` of the cross-entropy and of each teacher's term.
+    ``weights`` of the cross-entropy and of each teacher's term; ``apart`` has those of its distances from
+    teachers, by the teacher's name.
     """
 
     name: str
@@ -48,6 +49,7 @@ class CellRecord(RowRecord):
     weights: NotRequired[list[float]]
     stages: dict[str, str]
     alignments: NotRequired[list[str]]
+    apart: NotRequired[dict[str, str]]
     failures: dict[str, FailureRecord]
 
 

@@ -17,9 +17,10 @@ from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.generation import vllm as vllm_engine
 from harness.models.spec import ModelSpec
 from harness.plan.alignments import shown
+from harness.plan.apart import distances, teachers_of
 from harness.plan.builder import is_baseline, model_sources
 from harness.plan.objectives import ObjectiveSpec
-from harness.plan.stages import Cell, Plan, Reference
+from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.schema import Recipe
 from harness.results.citation import bibtex, command_line
 from harness.results.evidence import SHOWN_ITEMS
@@ -72,7 +73,7 @@ def write_record(
         heard: warnings of this call; those of earlier ones stay, as what they were about is stored.
         readings: see :func:`harness.results.readings.note_readings`.
     """
-    recipe = plan.recipe
+    recipe, trained = plan.recipe, teachers_of(plan)
     warnings = list(dict.fromkeys([*_earlier_warnings(folder), *heard]))
     record: Record = {
         "format": FORMAT,
@@ -92,7 +93,7 @@ def write_record(
         "references": _references(plan),
         "command": command_line(),
         "bibtex": bibtex((m.name, m.paper) for cell in plan.cells for m in cell.objective.methods),
-        "cells": [_cell(plan, cell, failures) for cell in plan.evaluated],
+        "cells": [_cell(plan, cell, failures, trained) for cell in plan.evaluated],
     }
     write_json(folder / RECORD, record)
     return RunRecord(folder, record)
@@ -147,34 +148,44 @@ def collect(run: RunRecord, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows), pd.DataFrame(items, columns=list(ITEM_COLUMNS))
 
 
-def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure]) -> CellRecord:
-    """What a report must know of a cell or a reference: labels, stage identities, metrics, failures."""
+def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure], trained: Sequence[Stage]) -> CellRecord:
+    """What a report must know of a cell or a reference: labels, stage identities, metrics, failures.
+
+    Args:
+        trained: the teachers of the plan.
+    """
     recipe = plan.recipe
     stages = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers}
     if isinstance(cell, Cell):
         stages["student"] = cell.student
-        roles, row = cell.objective.roles, _row_of_method(cell)
+        roles, row = cell.objective.learns_from, _row_of_method(cell)
     else:
         roles = (cell.teacher,) if cell.teacher else ()
         row = {"method": cell.label, "fidelity": "", "role": cell.role, "teacher_kind": cell.teacher_kind}
-    teachers = [getattr(recipe.teachers, role) for role in roles]
     return {
         **row,
         "name": cell.name,
         "task": cell.task,
         "seed": cell.seed,
         "student": recipe.student.name or recipe.student.model,
-        "teacher": " + ".join(teacher.name or teacher.model for teacher in teachers),
+        "teacher": " + ".join(_called(recipe, role) for role in roles),
         "metrics": [_metric(metric) for metric in plan.tasks[cell.task].metrics],
         "weights": _weights(cell.objective) if isinstance(cell, Cell) else [],
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
         "alignments": [one.identity for one in shown(plan, cell)] if isinstance(cell, Cell) else [],
+        "apart": {_called(recipe, one.teacher.role): one.identity for one in distances(plan, cell, trained)},
         "failures": {
             name: FailureRecord(stage=failure.stage, reason=failure.reason, skipped=failure.skipped)
             for name, stage in stages.items()
             if stage is not None and (failure := failures.get(stage.identity)) is not None
         },
     }
+
+
+def _called(recipe: Recipe, role: str) -> str:
+    """A teacher as tables call it."""
+    teacher: ModelSpec = getattr(recipe.teachers, role)
+    return teacher.name or teacher.model
 
 
 def _metric(metric: Metric) -> MetricRecord:
@@ -304,7 +315,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
     """Settings that a reader of the table needs, in words."""
     recipe = plan.recipe
     objectives = [cell.objective for cell in plan.cells]
-    weights = {each.label: (each.ce_weight, *(part.weight for part in each.parts)) for each in objectives}
+    weights = {each.label: each.weights for each in objectives}
     models = recipe.models_by_role()
     teachers = [f"{role}: {_model_in_words(spec)}" for role, spec in models.items() if role != STUDENT]
     training = [(name, getattr(recipe, name)) for name in ("teacher", "warm_start", "train")]

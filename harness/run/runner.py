@@ -14,7 +14,9 @@ from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
 from harness.plan.stages import Cell, Plan, Stage
 from harness.run.alignments import make_alignments
+from harness.run.apart import DistanceMaker
 from harness.run.demand import Demand
+from harness.run.leaders import Leaders
 from harness.run.makers import Makers
 from harness.run.preflight import preflight
 from harness.run.workbench import PublishedModels, Workbench, model_records
@@ -91,11 +93,15 @@ class Runner:
         """The cells of a task: each is answered before the next is trained, and all are scored together."""
         evaluated = [cell for cell in self.plan.evaluated if cell.task == task]
         cells = [cell for cell in evaluated if isinstance(cell, Cell)]
+        apart = DistanceMaker(self.plan, self.bench, self.store, self.progress)
+        leaders = Leaders(self.plan, self.store, self.progress)
         for cell in evaluated:
             if self.demand.find(cell.scores) is None:
                 self.demand.attempt(cell.answers)
             if cell.bits is not None:
                 self.demand.attempt(cell.bits)
+            apart.measure(cell)
+            leaders.look(cell)
             if isinstance(cell, Cell):
                 self._drop_student(cell)
         self.makers.score(evaluated, self.unsafe)

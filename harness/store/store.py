@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from harness.base.files import disk_errors, new_directory, sha256_file, write_json
+from harness.base.errors import HarnessError
+from harness.base.files import disk_errors, new_directory, remove_abandoned, sha256_file, write_json
 
 FORMAT = 2
 """Of manifests and identities: raise it when either changes. Stages of another one are left alone."""
@@ -94,7 +95,7 @@ class Store:
         Args:
             manifest: completed in the block by the caller, and here by format, identity and output digests.
         """
-        final = self._folder(kind, identity)
+        final = self.folder_of(kind, identity)
         if final.exists() and self.find(kind, identity) is None:
             if (other := _format_of(final)) not in (None, FORMAT):
                 final.rename(final.with_name(f"{final.name}.format-{other}"))
@@ -139,10 +140,51 @@ class Store:
         return found
 
     def sweep(self, older_than_s: float = 7 * 24 * 3600) -> None:
-        """Remove what killed processes left half-written; younger folders may belong to one that is at work."""
+        """Remove what killed processes left half-written; checkpoints, which wait for their run, when they are old.
+
+        Where the file system knows no locks, only age tells what is left from what is at work.
+        """
         for folder in self.root.glob("*/.*"):
-            if folder.is_dir() and time.time() - folder.stat().st_mtime > older_than_s:
+            if not folder.is_dir():
+                continue
+            abandoned = None if folder.name.startswith(_WORK) else remove_abandoned(folder)
+            if abandoned is None and time.time() - folder.stat().st_mtime > older_than_s:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def scratch(self) -> Path:
+        """Where a run's temporary folders are; :meth:`sweep` removes those of killed ones."""
+        return self.root / "scratch"
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """A block of a run; meanwhile :meth:`alone` refuses."""
+        with self._held(fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block during which no run uses the store.
+
+        Raises:
+            HarnessError: one does.
+        """
+        with self._held(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, how: int) -> Iterator[None]:
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / "lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, how)
+            except BlockingIOError:
+                raise HarnessError(
+                    str(self.root), "a run at work", "a store that nobody uses", "Wait for it to end."
+                ) from None
+            yield
 
     def discard(self, artefact: Artefact) -> None:
         """Remove a stage, so that it runs again."""
@@ -190,7 +232,7 @@ class Store:
 
     def _read(self, kind: str, identity: str) -> Artefact | None:
         """What stands under an identity, dropped or not; None where nothing does that this version understands."""
-        folder = self._folder(kind, identity)
+        folder = self.folder_of(kind, identity)
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -202,8 +244,32 @@ class Store:
         """Where a stage's checkpoints are, held by :meth:`work`."""
         return self.root / kind / f"{_WORK}{identity[:_NAME_LENGTH]}"
 
-    def _folder(self, kind: str, identity: str) -> Path:
+    def folder_of(self, kind: str, identity: str) -> Path:
+        """Where a stage is, or would be."""
         return self.root / kind / identity[:_NAME_LENGTH]
+
+    @staticmethod
+    def is_work(folder: Path) -> bool:
+        """Whether it is one of :meth:`work`."""
+        return folder.name.startswith(_WORK)
+
+    def complaints(self, folder: Path) -> list[str]:
+        """What of a stage's folder is missing or changed, a line each; its dropped files are neither."""
+        if _format_of(folder) not in (None, FORMAT):
+            return []
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            names, dropped = list(manifest["outputs"]), bool(manifest.get("dropped"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return [f"{folder / MANIFEST} is missing or damaged"]
+        lines = []
+        for name in names:
+            try:
+                if not dropped or (folder / name).exists():
+                    Artefact(folder, manifest).file(name)
+            except CorruptArtefactError as error:
+                lines.append(str(error))
+        return lines
 
 
 def _format_of(folder: Path) -> int | None:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
 
 from pydantic import Field
 from typing_extensions import TypeVar
@@ -20,6 +20,9 @@ from harness.tasks.sets import TRAINING, DataNeed, DevSplit, HubSet, PublishedSe
 
 if TYPE_CHECKING:
     from harness.data.rows import Example
+
+
+Split = Literal["train", "test"]
 
 
 class TaskSettings(Strict):
@@ -166,7 +169,16 @@ class Task(ABC, Generic[S_co]):
     def requests(self) -> list[Request]:
         """Prompts of the test items."""
 
-    def request_sizes(self) -> list[int]:
+    def training_count(self) -> int:
+        """How many rows :meth:`training_examples` gives."""
+        return len(self.training_examples())
+
+    def text_sizes(self, split: Split) -> Sequence[tuple[int, int]]:
+        """Bytes of prompt and response of each training row or reference, about: what a plan reckons with."""
+        examples = self.training_examples() if split == "train" else self.reference_examples()
+        return [(len(example.prompt.encode()), len(example.response.encode())) for example in examples]
+
+    def request_sizes(self) -> Sequence[int]:
         """Bytes of each prompt, about: what a plan reckons with, without the libraries that make prompts."""
         return [len(request.prompt.encode()) for request in self.requests()]
 

@@ -85,7 +85,7 @@ class GSM8K(Task[GSM8KSettings]):
             )
         ]
 
-    def request_sizes(self) -> list[int]:
+    def request_sizes(self) -> Sequence[int]:
         """A question after ``few_shot`` rows of the mean size; lm-eval takes long to load."""
         rows = [len(example.prompt.encode()) + len(example.response.encode()) for example in self.training_examples()]
         shots = self.settings.few_shot * (sum(rows) // max(len(rows), 1) + 2)

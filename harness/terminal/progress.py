@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from harness.store.store import Store
 
 # Rough seconds of each kind of stage, relative to another: only the overall bar's time left depends on them.
-_WEIGHTS = {"teacher": 3.0, "warm_start": 4.0, "rows": 2.0, "student": 4.0, "answers": 1.5, "bits": 0.3, "scores": 0.5}
+_WEIGHTS = {
+    "teacher": 3.0,
+    "warm_start": 4.0,
+    "rows": 2.0,
+    "said": 3.0,
+    "student": 4.0,
+    "answers": 1.5,
+    "bits": 0.3,
+    "scores": 0.5,
+}
 
 
 class TerminalProgress:

@@ -115,7 +115,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             # Those that a smaller memory or more processes cut out of one have its draw.
             places = [(place * world + rank) // self._draws_share for place in range(len(samples))]
             drawn = [self._rollouts.drawn(self.state.global_step, place) for place in places]
-            samples = [self._sampled(s, device) if draw else s for s, draw in zip(samples, drawn, strict=True)]
+            replaced = iter(self._sampled([s for s, draw in zip(samples, drawn, strict=True) if draw], device))
+            samples = [next(replaced) if draw else s for s, draw in zip(samples, drawn, strict=True)]
             share = torch.tensor(sum(drawn) / len(drawn), device=device)
             sampled = float(self.accelerator.reduce(share, reduction="mean"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
@@ -133,15 +134,16 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             self._window.facts["sampled micro-batches"] = sampled
         return samples, counts
 
-    def _sampled(self, sample: Sample, device: torch.device) -> Sample:
-        """A micro-batch of the same prompts with responses of the student's own."""
+    def _sampled(self, samples: Sequence[Sample], device: torch.device) -> list[Sample]:
+        """Micro-batches of the same prompts with responses of the student's own, drawn together."""
         assert self._rollouts is not None
-        if isinstance(sample["batch"], AheadBatch):
-            sample["batch"].cancel()
+        for sample in samples:
+            if isinstance(sample["batch"], AheadBatch):
+                sample["batch"].cancel()
+        parts = [sample["examples"] for sample in samples]
         with self.accelerator.autocast():  # the Trainer leaves precision to a forward pass of the whole distiller
-            batch = self._rollouts.batch(self.model.student, sample["examples"], self.state.global_step)
-        moved: Batch = batch.to(device)
-        return {"batch": moved, "examples": sample["examples"]}
+            made = self._rollouts.batches(self.model.student, parts, self.state.global_step) if parts else []
+        return [{"batch": batch.to(device), "examples": part} for batch, part in zip(made, parts, strict=True)]
 
     def compute_loss(
         self,
@@ -282,7 +284,7 @@ def train(
         dev_bits_per_byte: of the model on held-out rows, where the best weights on them are kept.
 
     Returns:
-        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens; dev_bits_per_byte of a look.
+        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens, at a look dev_bits_per_byte.
 
     Raises:
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.

@@ -137,6 +137,8 @@ class Method(ABC, Generic[O_co]):
         teacher: which teacher it needs.
         start: which weights the student starts from.
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
+        released_rows, released_normalize: what :attr:`rows` and :attr:`normalize` are with ``fidelity: released``; an
+            empty text leaves the latter to the options.
         aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
         sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
         tunes: what `harness tune` tries: options with the values of a grid, `kd_share` for kd_weight as a share of both
@@ -150,6 +152,8 @@ class Method(ABC, Generic[O_co]):
     teacher: ClassVar[TeacherKind]
     start: ClassVar[Start] = Start.WARM_START
     fidelities_differ: ClassVar[bool] = False
+    released_rows: ClassVar[Rows] = Rows.PREDICTING
+    released_normalize: ClassVar[str] = ""
     aligns_on_device: ClassVar[bool] = False
     sorts: ClassVar[bool] = False
     tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
@@ -172,6 +176,11 @@ class Method(ABC, Generic[O_co]):
         return options if isinstance(options, OnPolicyOptions) and options.rollout_share > 0 else None
 
     @property
+    def answers_of(self) -> str:
+        """Role of the teacher ("same", "cross") whose own answers stand in for references; empty where none's do."""
+        return ""
+
+    @property
     def zero_at_identity(self) -> bool:
         """Whether KD is 0 when student and teacher are the same model with the same tokenizer."""
         return True
@@ -184,12 +193,16 @@ class Method(ABC, Generic[O_co]):
     @property
     def rows(self) -> Rows:
         """Which rows the group indices of :meth:`align` count."""
-        return Rows.PREDICTING
+        return self.released_rows if self._released else Rows.PREDICTING
 
     @property
     def normalize(self) -> str:
         """What the engine divides the KD sum by: "tokens", "rows" or "samples"."""
-        return str(self.options.normalize)
+        return (self._released and self.released_normalize) or str(self.options.normalize)
+
+    @property
+    def _released(self) -> bool:
+        return bool(self.options.fidelity == "released")
 
     @property
     def label_smoothing(self) -> float:

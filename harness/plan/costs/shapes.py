@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -208,14 +209,19 @@ class TextSizes:
         """Response tokens of all rows."""
         return float(self.responses.sum())
 
+    @functools.cached_property
+    def _by_size(self) -> dict[int, tuple[float, float]]:
+        return {}
+
     def batches(self, size: int) -> tuple[float, float]:
         """Of shuffled batches: mean and largest number of tokens with padding."""
+        if size not in self._by_size:
+            self._by_size[size] = self._batches(size)
+        return self._by_size[size]
+
+    def _batches(self, size: int) -> tuple[float, float]:
         lengths = np.random.default_rng(0).permutation(self.prompts + self.responses)
         size = min(size, len(lengths))
         whole = lengths[: len(lengths) // size * size].reshape(-1, size)
         longest = float(np.sort(lengths)[-size:].max()) * size
         return float(whole.max(1).mean() * size), longest
-
-
-def text_sizes(texts: Sequence[tuple[str, str]]) -> FloatArray:
-    return np.array([[len(a.encode()), len(b.encode())] for a, b in texts], dtype=np.float64).reshape(-1, 2)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import harness
 from harness.base.errors import HarnessError
 from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.mounts import site_folders
 from harness.evaluate.programs.sandbox import (
     NAMELESS,
     NOBODY,
@@ -182,12 +184,51 @@ sandbox.run([sys.executable, "-c", {inside!r}], work=Path({str(tmp_path)!r}), re
 @needs_sandbox
 def test_without_a_work_folder_nothing_of_it_is_left(tmp_path: Path) -> None:
     marker = f"harness-{os.getpid()}-marker"
-    done = python(f"import os; open({marker!r}, 'w').write('x'); print(os.getcwd(), os.listdir())", None)
-    assert done.output == f"/tmp ['{marker}']\n"
+    done = python(f"import os; open({marker!r}, 'w').write('x'); print(os.getcwd(), *os.listdir())", None)
+    folder, *found = done.output.split()
+    assert folder == "/tmp"
+    environment = [Path(path) for path in (sys.prefix, sys.base_prefix, *map(str, site_folders()))]
+    below = {path.relative_to("/tmp").parts[0] for path in environment if path.is_relative_to("/tmp")}
+    assert set(found) - below == {marker}
     assert not (Path(tempfile.gettempdir()) / marker).exists()
     where = python("import os; print(os.getcwd())", None, status=NONE, unsafe=True).output.strip()
     assert Path(where).parent == Path(tempfile.gettempdir())
     assert not Path(where).exists()
+
+
+IN_AN_ENVIRONMENT = """
+import sys
+from harness.evaluate.programs import sandbox
+limits = sandbox.SandboxLimits(2**30, cpu_s=20, processes=40, file_bytes=2**20, wall_s=20)
+done = sandbox.run([sys.executable, "-c", sys.argv[1]], work=None, read_only=[], limits=limits, env={},
+                   sandbox=sandbox.probe())
+print(done.output)
+"""
+
+
+@needs_sandbox
+def test_an_environment_under_tmp_is_there_and_nothing_beside_it() -> None:
+    """Python and its packages can be read and not written; /tmp is a new one all the same."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        place = Path(folder)
+        place.chmod(0o755)  # read by the user inside
+        venv.create(place / "own venv", symlinks=True)
+        (packages,) = (place / "own venv").glob("lib/python*/site-packages")
+        (packages / "own.py").write_text("here = 1\n")
+        (place / "secret.txt").write_text("the password")
+        code = (
+            "import os, own, sys\n"
+            "try: open(own.__file__, 'a')\nexcept OSError: print('kept', end=' ')\n"
+            f"open('/tmp/new', 'w'); print(sys.prefix, sorted(os.listdir('/tmp')), os.listdir({folder!r}), sep='|')"
+        )
+        path = os.pathsep.join(map(str, [packages, Path(harness.__file__).parent.parent, *site_folders()]))
+        done = subprocess.run(
+            [place / "own venv" / "bin" / "python", "-c", IN_AN_ENVIRONMENT, code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == f"kept {place / 'own venv'}|{sorted(['new', place.name])}|['own venv']", done
 
 
 @needs_sandbox
