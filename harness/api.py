@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.base.errors import HarnessError, unknown
 from harness.base.heard_warnings import hear_warnings
-from harness.base.installation import claim_packages
+from harness.base.installation import claim_packages, runs_folder
 from harness.base.provenance import commit
 
 if TYPE_CHECKING:
@@ -89,18 +89,14 @@ _ELSEWHERE = {
     "CellResult": "harness.results.run",
     "Checked": "harness.base.promises",
     "Lock": "harness.recipe.lock",
-    "tune": "harness.tuning",
-    "tuned": "harness.tuning",
-    "tuning_plan": "harness.tuning",
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
     "Run": "harness.results.run",
     "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
-    "damaged_files": "harness.results.upkeep",
-    "prune_store": "harness.results.upkeep",
-    "store_contents": "harness.results.upkeep",
+    **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
+    **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
 }
 
 
@@ -272,7 +268,7 @@ def run(
     with hear_warnings(lambda text: told.message(f"[yellow]{escape(text)}[/]")) as heard:
         tasks(), registered()  # a plug-in that can't be used is said in every run
         made = recipe if isinstance(recipe, Plan) else plan(recipe)
-        folder, ranks = run_folder(_runs(runs), made), Ranks.join()
+        folder, ranks = run_folder(runs_folder(runs), made), Ranks.join()
         runner = Runner(made, store(runs), folder, told, unsafe_execution, ranks)
         if ranks.rank > 0:
             runner.follow()
@@ -301,7 +297,7 @@ def open_run(folder: Path | str, runs: Path | str | None = None) -> Run:
     from harness.results.compare import folder_of
     from harness.results.run import Run
 
-    found = Run(folder_of(Path(folder), _runs(runs)))
+    found = Run(folder_of(Path(folder), runs_folder(runs)))
     found.recorded  # noqa: B018 - read now, so that the error comes where the folder is named
     return found
 
@@ -317,7 +313,7 @@ def store(runs: Path | str | None = None) -> Store:
     """The finished stages below a folder of results, as in :func:`run`; it need not exist yet."""
     from harness.store.store import Store
 
-    return Store(_runs(runs))
+    return Store(runs_folder(runs))
 
 
 def tasks_of(recipe: Recipe) -> dict[str, Task]:
@@ -376,10 +372,6 @@ def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[
 def leads() -> bool:
     """Whether this process shows what a run does and made: of those that a launcher starts, the first."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-
-
-def _runs(runs: Path | str | None) -> Path:
-    return Path(runs if runs is not None else os.environ.get("HARNESS_RUNS") or "runs")
 
 
 def _as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[str]:

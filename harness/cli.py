@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from harness.asked import asked_recipe, name_in, tuned_recipe, without_budget
 from harness.base.errors import HarnessError
 from harness.base.stopping import stopping
 
@@ -110,7 +111,7 @@ def run(
 
     before = None if earlier is None else api.open_run(earlier, runs)
     if before is None:
-        made = api.plan(_tuned(fields, untuned=untuned, stale=stale_lock))
+        made = api.plan(tuned_recipe(fields, untuned=untuned, stale=stale_lock, say=_say))
     else:
         made = api.plan(api.recipe_of(before, *(fields or ())))
     store = api.store(runs)
@@ -134,7 +135,7 @@ def plan(
     from harness import api
     from harness.terminal.plan_view import plan_view
 
-    console.print(plan_view(_tuned(fields, untuned=untuned, stale=stale_lock), api.store(runs)))
+    console.print(plan_view(tuned_recipe(fields, untuned=untuned, stale=stale_lock, say=_say), api.store(runs)))
 
 
 @app.command()
@@ -150,13 +151,8 @@ def tune(
     from harness.terminal.progress import TerminalProgress
     from harness.terminal.tuning_view import tuning_view
 
-    asked = [field for field in fields or [] if field.startswith("budget=")]
-    try:
-        budget = int(asked[-1].removeprefix("budget=")) if asked else 6
-    except ValueError as error:
-        raise HarnessError("budget", asked[-1].removeprefix("budget="), "a whole number of settings") from error
-    named = [field for field in fields or [] if not field.startswith("budget=")]
-    recipe, path = _recipe(named), lock_beside(_name_in(named))
+    named, budget = without_budget(fields)
+    recipe, path = asked_recipe(named), lock_beside(name_in(named))
     with TerminalProgress(console, api.tuning_plan(recipe, budget, seed, share), api.store(runs)) as progress:
         lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, runs=runs)
     if api.leads():
@@ -192,7 +188,7 @@ def align(
     from harness.terminal.align_view import chosen_text, shown_pairs
 
     given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]
-    recipe = _recipe([field for field in fields or [] if not field.startswith("task=")])
+    recipe = asked_recipe([field for field in fields or [] if not field.startswith("task=")])
     example = chosen_text(recipe, given[-1] if given else None, row, text, prompt)
     for pair in shown_pairs(recipe, example, entropies, console.print):
         console.print(rendered(pair, console.width))
@@ -310,7 +306,7 @@ def data(
         api.data_folder(given)
     recipe: Recipe | None = None
     if fields and len(named) < len(fields):
-        recipe = _recipe([*fields, *([f"data.root={root}"] if root else [])])
+        recipe = asked_recipe([*fields, *([f"data.root={root}"] if root else [])])
         root = recipe.data.root
     else:
         root = None if given == "null" else given
@@ -323,7 +319,7 @@ def data(
         for line in api.make_dev_folder(dev, root or None):
             console.print(line, markup=False)
         root = str(dev)
-        recipe = None if recipe is None else _recipe([*(fields or ()), f"data.root={root}"])
+        recipe = None if recipe is None else asked_recipe([*(fields or ()), f"data.root={root}"])
     asked = None if recipe is None else api.tasks_of(recipe)
     console.print(data_table(Path(root).expanduser() if root else None, asked))
 
@@ -376,6 +372,10 @@ def fields(
         console.print(fields_tables(api.recipe_fields(part)))
 
 
+def _say(text: str) -> None:
+    console.print(text, markup=False)
+
+
 def _promises(name: str, checked: Iterable[Checked]) -> None:
     """A line for each promise as it is checked."""
     from harness.terminal.promises import promise_line, promises_line
@@ -387,37 +387,3 @@ def _promises(name: str, checked: Iterable[Checked]) -> None:
     console.print(promises_line(name, every))
     if any(one.ok is False for one in every):
         raise typer.Exit(1)
-
-
-def _name_in(fields: list[str] | None) -> str:
-    """The recipe's name or file on a command line."""
-    fields = fields or []
-    given = [field.removeprefix("recipe=") for field in fields if field.startswith("recipe=")]
-    return given[-1] if given else fields[0]
-
-
-def _tuned(fields: list[str] | None, *, untuned: bool, stale: bool) -> Recipe:
-    """The recipe that a command line names, with the settings of its lock file where there is one."""
-    from harness import api
-    from harness.recipe.lock import lock_beside
-
-    recipe = _recipe(fields)
-    path = lock_beside(_name_in(fields))
-    if untuned or recipe.tuned or not path.is_file():
-        return recipe
-    if api.leads():
-        console.print(f"Settings of {path}; --untuned leaves them out.", markup=False)
-    return api.tuned(recipe, path, stale=stale)
-
-
-def _recipe(fields: list[str] | None) -> Recipe:
-    """The recipe that a command line names, with its overrides."""
-    from harness import api
-
-    fields = [
-        f"recipe={field}" if place == 0 and "=" not in field else field for place, field in enumerate(fields or [])
-    ]
-    given = dict(field.partition("=")[::2] for field in fields if field.startswith("recipe="))
-    if "recipe" not in given:
-        raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(api.recipe_names())}")
-    return api.load_recipe(given["recipe"], *(field for field in fields if not field.startswith("recipe=")))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.api import store
 from harness.base.errors import HarnessError
+from harness.base.installation import runs_folder
 from harness.base.progress import Silent
 from harness.base.ranks import Ranks
 from harness.plan.tuning import TuningPlan, TuningSettings, make_tuning_plan
@@ -14,6 +14,7 @@ from harness.recipe.lock import Lock, read_lock, with_lock
 from harness.results.record import run_folder
 from harness.results.tuning import lock_of, unfit
 from harness.run.runner import Runner
+from harness.store.store import Store
 
 if TYPE_CHECKING:
     from harness.base.progress import Progress
@@ -42,7 +43,7 @@ def tune(
     Raises:
         HarnessError: bad input, or no trial of a row gave a number.
     """
-    made, kept = tuning_plan(recipe, budget, seed, share), store(runs)
+    made, kept = tuning_plan(recipe, budget, seed, share), Store(runs_folder(runs))
     folder = run_folder(kept.root.parent, made)
     runner = Runner(made, kept, folder, progress or Silent(), ranks=Ranks.join())
     if runner.ranks.rank > 0:

@@ -54,7 +54,7 @@ class TuningSettings:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TuningTrial:
     """A configuration of a row on a task.
 
     Attributes:
@@ -82,7 +82,7 @@ class TuningPlan(Plan):
     """
 
     settings: TuningSettings = TuningSettings()
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[TuningTrial, ...] = ()
 
     @property
     def ends_alone(self) -> bool:
@@ -122,7 +122,7 @@ def make_tuning_plan(recipe: Recipe, settings: TuningSettings) -> TuningPlan:
             changed = bare.model_copy(update={"tuned": tuned})
             for row, one in zip(bare.methods, make_objectives(changed), strict=True):
                 cell, dev = builder.trial(changed, _numbered(one, number), settings.seed)
-                trials.append(Trial(row, number, points[row][number], cell, dev))
+                trials.append(TuningTrial(row, number, points[row][number], cell, dev))
     codes.keep()
     return TuningPlan(recipe, tuple(trial.cell for trial in trials), tasks, (), settings, tuple(trials))
 
@@ -240,7 +240,7 @@ def overlay(recipe: Recipe, objective: ObjectiveSpec, point: Point, share: float
 # --- What it hangs on -------------------------------------------------------------------------------------------------
 
 
-def digests(trial: Trial) -> dict[str, str]:
+def digests(trial: TuningTrial) -> dict[str, str]:
     """What a row's trials come from, part by part: fields of the recipe, training rows, the code of its methods."""
     chain = list(with_inputs(trial.cell.student))
     settings = [_settings(stage) for stage in chain]

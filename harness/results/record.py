@@ -86,6 +86,7 @@ def write_record(
         "baseline": _baseline(plan),
         "primary": list(recipe.primary),
         "readings": dict(readings or {}),
+        "teachers": _teachers_of(plan),
         "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),
@@ -103,6 +104,18 @@ def sources_of(plan: Plan) -> dict[str, object]:
     """Digests of what results are made from: models by role, data by task."""
     data = {name: {"train": task.training_digest(), "test": task.test_digests()} for name, task in plan.tasks.items()}
     return {"models": model_sources(plan.recipe), "data": data}
+
+
+def _teachers_of(plan: Plan) -> dict[str, dict[str, int]]:
+    """Which training of the teachers each repetition had; empty where there is one for all."""
+    if plan.recipe.teacher.seeds is None:
+        return {}
+    found: dict[str, dict[str, int]] = {}
+    for name in plan.tasks:
+        for seed in plan.recipe.seeds_of(name):
+            if (own := plan.recipe.teacher_seed(name, seed)) is not None:
+                found.setdefault(name, {})[str(seed)] = own
+    return found
 
 
 def _earlier_warnings(folder: Path) -> list[str]:

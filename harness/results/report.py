@@ -22,6 +22,7 @@ from harness.results.tuning import tuning_frame, tuning_line
 from harness.store.store import Store
 from reports import Analysis, ReportContext, Table, analyse, build_table, write
 from reports.folder import FIGURES
+from reports.teachers import teacher_lines
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def write_report(run: RunRecord, store: Store, folder: Path | None = None) -> tu
         outcomes=kept_frame(run.folder, "outcomes.csv", context.outcomes),
         costs=kept_frame(run.folder, "costs.csv", context.costs),
     )
-    context = replace(context, tuning=tuning_frame(run.record, gathered.results))
+    teachers = {task: {int(s): t for s, t in its.items()} for task, its in run.record.get("teachers", {}).items()}
+    lines = teacher_lines(gathered.results, run.record["baseline"], teachers)
+    context = replace(context, tuning=tuning_frame(run.record, gathered.results), notes=[*context.notes, *lines])
     if gathered.rebuilt:
         context = replace(context, notes=[*context.notes, REBUILT_NOTE])
     folder = folder or (run.folder / REBUILT if gathered.rebuilt else run.folder)

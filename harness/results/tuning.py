@@ -10,7 +10,7 @@ import pandas as pd
 from harness.base.errors import HarnessError
 from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.plan.objectives import make_objectives
-from harness.plan.tuning import Trial, TuningPlan, TuningSettings, digests, make_tuning_plan, overlay
+from harness.plan.tuning import TuningPlan, TuningSettings, TuningTrial, digests, make_tuning_plan, overlay
 from harness.recipe.lock import Lock, TrialRecord, TunedRow
 from harness.recipe.schema import Recipe
 from harness.results.layout import Record
@@ -28,7 +28,7 @@ def lock_of(plan: TuningPlan, store: Store, failures: Mapping[str, Failure]) -> 
     Raises:
         HarnessError: no trial of a row has a number.
     """
-    by_row: dict[str, list[list[Trial]]] = {}
+    by_row: dict[str, list[list[TuningTrial]]] = {}
     for trial in plan.trials:
         numbers = by_row.setdefault(trial.row, [])
         if len(numbers) <= trial.number:
@@ -57,7 +57,7 @@ def lock_of(plan: TuningPlan, store: Store, failures: Mapping[str, Failure]) -> 
     )
 
 
-def _record(trials: Sequence[Trial], store: Store, failures: Mapping[str, Failure]) -> TrialRecord:
+def _record(trials: Sequence[TuningTrial], store: Store, failures: Mapping[str, Failure]) -> TrialRecord:
     """One configuration over all tasks."""
     found, failed = {}, []
     for trial in trials:
