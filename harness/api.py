@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.base.errors import HarnessError, unknown
 from harness.base.heard_warnings import hear_warnings
-from harness.base.installation import claim_packages
+from harness.base.installation import claim_packages, runs_folder
 from harness.base.provenance import commit
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from harness.base.promises import Checked
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import FieldsPart
+    from harness.recipe.lock import Lock
     from harness.recipe.schema import Recipe
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.results.upkeep import damaged_files, prune_store, store_contents
     from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
+    from harness.tuning import tune, tuned, tuning_plan
     from reports import RunComparison
     from reports.known_truth import KnownTruth
     from reports.two_runs import Difference
@@ -47,6 +49,7 @@ __all__ = [
     "CellResult",
     "Checked",
     "HarnessError",
+    "Lock",
     "Plan",
     "Progress",
     "Recipe",
@@ -78,6 +81,9 @@ __all__ = [
     "store",
     "store_contents",
     "tasks_of",
+    "tune",
+    "tuned",
+    "tuning_plan",
 ]
 
 claim_packages()  # before anything else imports methods or reports
@@ -85,20 +91,20 @@ claim_packages()  # before anything else imports methods or reports
 _ELSEWHERE = {
     "CellResult": "harness.results.run",
     "Checked": "harness.base.promises",
+    "Lock": "harness.recipe.lock",
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
     "Run": "harness.results.run",
     "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
-    "damaged_files": "harness.results.upkeep",
-    "prune_store": "harness.results.upkeep",
-    "store_contents": "harness.results.upkeep",
+    **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
+    **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Types of what functions take and give, to annotate with, and what else there is; imported when asked for."""
+    """Functions of other modules, and types of what functions take and give; imported when they are asked for."""
     if name in _ELSEWHERE:
         return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -271,6 +277,7 @@ def run(
     from harness.base.progress import Silent
     from harness.base.ranks import Ranks
     from harness.plan.stages import Plan
+    from harness.results.readings import note_readings
     from harness.results.record import run_folder, write_record
     from harness.results.run import Run
     from harness.run.runner import Runner
@@ -281,7 +288,7 @@ def run(
     with hear_warnings(lambda text: told.message(f"[yellow]{escape(text)}[/]")) as heard:
         tasks(), registered()  # a plug-in that can't be used is said in every run
         made = recipe if isinstance(recipe, Plan) else plan(recipe)
-        folder, ranks = run_folder(_runs(runs), made), Ranks.join()
+        folder, ranks = run_folder(runs_folder(runs), made), Ranks.join()
         runner = Runner(made, store(runs), folder, told, unsafe_execution, ranks)
         if ranks.rank > 0:
             runner.follow()
@@ -292,7 +299,8 @@ def run(
                 runner.run()
         finally:  # whatever stops a run, its folder shows the cells that are done
             if not made.recipe.stages:
-                write_record(folder, made, runner.failures, environment(), heard)
+                readings = note_readings(made, runner.store)
+                write_record(folder, made, runner.failures, environment(), heard, readings)
     return Run(folder, runner.failures.values())
 
 
@@ -309,7 +317,7 @@ def open_run(folder: Path | str, runs: Path | str | None = None) -> Run:
     from harness.results.compare import folder_of
     from harness.results.run import Run
 
-    found = Run(folder_of(Path(folder), _runs(runs)))
+    found = Run(folder_of(Path(folder), runs_folder(runs)))
     found.recorded  # noqa: B018 - read now, so that the error comes where the folder is named
     return found
 
@@ -325,7 +333,7 @@ def store(runs: Path | str | None = None) -> Store:
     """The finished stages below a folder of results, as in :func:`run`; it need not exist yet."""
     from harness.store.store import Store
 
-    return Store(_runs(runs))
+    return Store(runs_folder(runs))
 
 
 def tasks_of(recipe: Recipe) -> dict[str, Task]:
@@ -384,10 +392,6 @@ def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[
 def leads() -> bool:
     """Whether this process shows what a run does and made: of those that a launcher starts, the first."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-
-
-def _runs(runs: Path | str | None) -> Path:
-    return Path(runs if runs is not None else os.environ.get("HARNESS_RUNS") or "runs")
 
 
 def _as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[str]:

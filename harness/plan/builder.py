@@ -49,7 +49,7 @@ def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None, sources: S
     codes = own_codes() if sources is None else StageCodes(sources)
     cells, references = [], []
     for task in made.values():
-        builder = _Builder(recipe, task, codes)
+        builder = StageBuilder(recipe, task, codes)
         cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
         further = recipe.further_seeds(task.name)
         cells += [builder.cell(one, seed) for seed in further for one in objectives if is_baseline(recipe, one)]
@@ -79,12 +79,18 @@ class _Further(_About, total=False):
     steps: int
 
 
-class _Builder:
+class StageBuilder:
     """Stages of one task."""
 
     def __init__(self, recipe: Recipe, task: Task, codes: StageCodes) -> None:
         self.recipe, self.task, self.codes = recipe, task, codes
         self.sources = model_sources(recipe)
+
+    def trial(self, recipe: Recipe, objective: ObjectiveSpec, seed: int) -> tuple[Cell, Stage]:
+        """A cell of a recipe that differs from the builder's in a row's settings alone, and its dev bits per byte."""
+        self.recipe = recipe
+        cell = self.cell(objective, seed)
+        return cell, self._dev_bits(cell.student, objective, seed)
 
     def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
         student = self._student(objective, seed)
@@ -265,6 +271,7 @@ class _Builder:
         lora = training.lora or ("teacher" in read and self.recipe.teacher.lora)
         asked = [
             *(["lora"] if lora else []),
+            *(["best_dev"] if training.select == "best_dev" else []),
             *(["top_k"] if "rows" in read and self.recipe.teacher_rows.identity() else []),
             *(["rollouts"] if "micro_batch" in values else []),
         ]
@@ -304,7 +311,7 @@ class _Builder:
             return self.task.training_count()
         return len(held_out(self.task.training_examples(), self.recipe.dev.rows)[0])
 
-    def dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
+    def _dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
         """Bits per byte of a student on the training rows that are held out."""
         title = f"dev bits per byte of {objective.name}"
         return self._stage(

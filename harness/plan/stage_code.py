@@ -71,6 +71,7 @@ ON_REQUEST: Mapping[str, str] = {
     "rollouts": "harness.training.rollouts:Rollouts",
     "top_k": "harness.models.top_rows",
     "lora": "harness.models.lora",
+    "best_dev": "harness.training.selection",
     "vllm": "harness.generation.vllm",
 }
 """What runs only where a recipe asks for it: elsewhere it is no part of a stage's code."""
