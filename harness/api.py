@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import FieldsPart
     from harness.recipe.schema import Recipe
+    from harness.results.bundle import export_run, import_bundle, open_bundle
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.results.upkeep import damaged_files, prune_store, store_contents
     from harness.store.contents import StoredFolder
@@ -60,11 +61,14 @@ __all__ = [
     "damaged_files",
     "data_folder",
     "download_data",
+    "export_run",
     "hear_warnings",
+    "import_bundle",
     "leads",
     "load_recipe",
     "make_dev_folder",
     "missing_stages",
+    "open_bundle",
     "open_run",
     "plan",
     "prune_store",
@@ -89,6 +93,9 @@ _ELSEWHERE = {
     "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
     "damaged_files": "harness.results.upkeep",
+    "export_run": "harness.results.bundle",
+    "import_bundle": "harness.results.bundle",
+    "open_bundle": "harness.results.bundle",
     "prune_store": "harness.results.upkeep",
     "store_contents": "harness.results.upkeep",
 }
