@@ -9,6 +9,7 @@ over it is due to its teacher.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -30,6 +31,7 @@ class SFT(Method[SFTOptions]):
     summary = "cross-entropy from the pretrained student, warm-start and KD steps together"
     start = Start.PRETRAINED
     Options = SFTOptions
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"rate": (0.5, 1.0, 2.0), "label_smoothing": (0.0, 0.1)}
 
     @property
     def label_smoothing(self) -> float:

@@ -124,7 +124,7 @@ class Sources:
             entries: ``module:function``, ``module:Class.member``, or ``module`` for all that is in it.
             classes: ``module:Class``, of objects that are handed over.
             without: modules, packages and definitions, written likewise, that are left out.
-            alone: definitions, written likewise, that count as they stand, without what they use.
+            alone: definitions, written likewise, that count as they stand, with the names of what they use.
 
         Raises:
             LookupError: there is none of these.
@@ -167,7 +167,8 @@ class Sources:
         return self._walks[key]
 
     def _made(self, found: Mapping[Key, Definition], alone: Mapping[Key, Definition]) -> Closure:
-        said = {self._line(each, found) for each in found.values()} | {each.digest for each in alone.values()}
+        said = {self._line(each, found) for each in found.values()}
+        said |= {" ".join([each.digest, *(use.name for use in each.uses)]) for each in alone.values()}
         definitions = {**found, **alone}
         by_file: dict[str, list[str]] = {}
         for each in definitions.values():

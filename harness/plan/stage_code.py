@@ -55,7 +55,7 @@ WIRING: Mapping[str, Sequence[str]] = {
     "held_out": (f"{_DISTANCES}._rows", f"{_WORKBENCH}.of"),
     "apart": (_DISTANCES, f"{_DISTANCES}.measure", f"{_DISTANCES}._measure", f"{_WORKBENCH}.of"),
 }
-"""What hands things to entry points: it counts as it stands, and is not followed to the other entry points."""
+"""What hands things to entry points: it counts as it stands, with the names of what it calls, and is not followed."""
 
 CANNOT_CHANGE_A_RESULT: Mapping[str, str] = {
     "harness.base.code_closure": "names what is kept",
@@ -71,6 +71,7 @@ ON_REQUEST: Mapping[str, str] = {
     "rollouts": "harness.training.rollouts:Rollouts",
     "top_k": "harness.models.top_rows",
     "lora": "harness.models.lora",
+    "best_dev": "harness.training.selection",
     "vllm": "harness.generation.vllm",
 }
 """What runs only where a recipe asks for it: elsewhere it is no part of a stage's code."""

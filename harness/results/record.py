@@ -65,11 +65,13 @@ def write_record(
     failures: Mapping[str, Failure],
     environment: Mapping[str, object],
     heard: Sequence[str] = (),
+    readings: Mapping[str, int] | None = None,
 ) -> RunRecord:
     """Write run.json: all that a report needs beside the store.
 
     Args:
         heard: warnings of this call; those of earlier ones stay, as what they were about is stored.
+        readings: see :func:`harness.results.readings.note_readings`.
     """
     recipe, trained = plan.recipe, teachers_of(plan)
     warnings = list(dict.fromkeys([*_earlier_warnings(folder), *heard]))
@@ -83,6 +85,8 @@ def write_record(
         "protocol": {name: _protocol(plan, name) for name in plan.tasks},
         "baseline": _baseline(plan),
         "primary": list(recipe.primary),
+        "readings": dict(readings or {}),
+        "teachers": _teachers_of(plan),
         "paper": recipe.paper or "",
         "settings": _settings(plan),
         "environment": dict(environment),
@@ -100,6 +104,18 @@ def sources_of(plan: Plan) -> dict[str, object]:
     """Digests of what results are made from: models by role, data by task."""
     data = {name: {"train": task.training_digest(), "test": task.test_digests()} for name, task in plan.tasks.items()}
     return {"models": model_sources(plan.recipe), "data": data}
+
+
+def _teachers_of(plan: Plan) -> dict[str, dict[str, int]]:
+    """Which training of the teachers each repetition had; empty where there is one for all."""
+    if plan.recipe.teacher.seeds is None:
+        return {}
+    found: dict[str, dict[str, int]] = {}
+    for name in plan.tasks:
+        for seed in plan.recipe.seeds_of(name):
+            if (own := plan.recipe.teacher_seed(name, seed)) is not None:
+                found.setdefault(name, {})[str(seed)] = own
+    return found
 
 
 def _earlier_warnings(folder: Path) -> list[str]:
@@ -338,6 +354,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
                 f"{t.steps if t.steps is not None else f'{t.epochs:g} epochs'}"
                 f"{' steps' if t.steps is not None else ''}, batch {t.batch_size}, learning rate {t.learning_rate:g} "
                 f"({t.schedule}){', steps of like length' if t.bucket == 'length' else ''}"
+                f"{f', rows {t.rows[0]} to {t.rows[1] - 1}' if t.rows else ''}"
                 f"{', LoRA rank ' + str(t.lora.rank) if t.lora else ''}"
                 f"{f', the best of {t.evaluations} looks at held-out rows kept' if t.select == 'best_dev' else ''}",
             )

@@ -91,6 +91,7 @@ def _stages_of(path: Path) -> list[tuple[str, str]]:
     try:
         cells = read_json(path)["cells"]
         named = [(kind, identity) for cell in cells for kind, identity in cell["stages"].items()]
-        return named + [("alignments", identity) for cell in cells for identity in cell.get("alignments", ())]
+        named += [("alignments", identity) for cell in cells for identity in cell.get("alignments", ())]
+        return named + [("apart", identity) for cell in cells for identity in cell.get("apart", {}).values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

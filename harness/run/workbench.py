@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig
 
 from harness.base.device import Precision, compute_dtype, device, release_memory
 from harness.base.identity import seed_of
@@ -24,7 +23,7 @@ from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, LeftOut, OnBadRow, TokenizedExample, tokenize
 from harness.models.cache import Report
 from harness.models.heads import Head, check_head
-from harness.models.load import load_model
+from harness.models.load import load_config, load_model
 from harness.models.lora import merge_lora
 from harness.models.publisher import decoding_wishes
 from harness.models.resolve import resolve
@@ -65,7 +64,7 @@ class PublishedModels:
     def config(self, role: str) -> PretrainedConfig:
         """A model's config."""
         folder = resolve(parse_uri(self.specs[role].model)).folder
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return load_config(folder)
 
     def vocabulary_size(self, role: str) -> int:
         """How many logits a model gives."""
@@ -223,6 +222,7 @@ class AlignedRows:
 
     def of(self, stage: Stage, trained: str, terms: Sequence[Term]) -> list[AlignedExample]:
         """Of a training of the model of role ``trained``; made once for all seeds of a row of the table."""
+        assert stage.training is not None
         objective, said = stage.objective, stage.inputs.get("said")
         key = (stage.task, trained if objective is None else objective.name, "" if said is None else said.identity)
         if key not in self._made:
@@ -230,7 +230,9 @@ class AlignedRows:
             if said is not None and objective is not None:
                 answers = ANSWERS.read(self._need(said))
                 examples = self._texts.said(stage.task, answers, objective.answers_share)
-            self._made[key] = [align(as_student(example, trained), terms) for example in examples]
+            self._made[key] = [
+                align(as_student(example, trained), terms) for example in stage.training.chosen(examples)
+            ]
         return self._made[key]
 
     def dev(self, task: str, trained: str) -> list[TokenizedExample]:

@@ -291,9 +291,8 @@ def train(
     """
     if collator.packing:
         check_packing(distiller.student)
-    marker, looks = CheckpointMarker(), None
-    if dev_bits_per_byte is not None:
-        looks = Looks(distiller, dev_bits_per_byte, steps, training.evaluations, work)
+    marker = CheckpointMarker()
+    looks = dev_bits_per_byte and Looks(distiller, dev_bits_per_byte, steps, training.evaluations, work)
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     micro = training.micro_batch(world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
@@ -309,11 +308,7 @@ def train(
         looks=looks,
     )
     trainer.remove_callback(PrinterCallback)
-    found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
-    checkpoint: Path | None = broadcast_object_list(found)[0]
-    if checkpoint is not None:
-        trainer.steps = STEPS.load(checkpoint)
-    marker.steps = trainer.steps
+    checkpoint = _resumed(trainer, marker, work)
     try:
         if checkpoint is not None and len(trainer.steps) >= steps:
             trainer.load_weights(checkpoint)  # the Trainer would take one step more before it looks at their number
@@ -325,6 +320,16 @@ def train(
     finally:
         read_ahead.close()
     return trainer.steps
+
+
+def _resumed(trainer: DistillationTrainer, marker: CheckpointMarker, work: Path) -> Path | None:
+    """The newest whole checkpoint, the same on all ranks, whose steps the trainer and the marker then have."""
+    found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
+    checkpoint: Path | None = broadcast_object_list(found)[0]
+    if checkpoint is not None:
+        trainer.steps = STEPS.load(checkpoint)
+    marker.steps = trainer.steps
+    return checkpoint
 
 
 def _order(examples: Sequence[AlignedExample], training: Training, seed: int) -> LengthBuckets | None:

@@ -17,6 +17,7 @@ from harness.base.errors import HarnessError
 from harness.base.files import Json, digest_of, read_json, write_json
 from harness.base.identity import code_digest, versions
 from harness.models.cache import cache_folder
+from harness.models.load import load_config
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.spec import ModelSpec
 from harness.models.uri import KNOWN_MODELS, parse_uri
@@ -86,7 +87,7 @@ class Shape:
             if getattr(text, "layer_types", None):
                 text.layer_types = text.layer_types[:layers]
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         head = model.get_output_embeddings().weight
         looked_up = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
@@ -169,7 +170,7 @@ def shape_of(spec: ModelSpec) -> Shape:
         return replace(Shape(**read_json(path)), bytes_per_token=ratios)
     from transformers import AutoConfig  # takes seconds: what it finds is kept
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True) if folder else AutoConfig.for_model(**fields)
+    config = load_config(folder) if folder else AutoConfig.for_model(**fields)
     shape = Shape.of(config, ratios, spec.layers, eager)
     with suppress(HarnessError, OSError):  # a cache that can't be written costs the seconds again
         write_json(path, asdict(shape))

@@ -123,7 +123,7 @@ PLACES = [
     Place("bench.signal\n        return make_rows", "bench.signal_\n        return make_rows", ROWS,
           methods=SAME | CROSS - {"sampled"}),
     Place("traced = stage.seed == self.plan", "traced = stage.seed != self.plan", CELL),
-    Place("bench, task, evaluation = self.bench", "bench, evaluation, task = self.bench", ANSWERS),
+    Place("bench.prompts, bench.published", "bench.texts, bench.published", ANSWERS),
     Place("return make_bits(stage, folder, bench.texts", "return make_bits(stage, folder, bench.prompts", BITS),
     # scores
     Place('RougeScorer(["rougeL"], tokenizer', 'RougeScorer(["rouge2"], tokenizer', SCORES, DOLLY),
