@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from harness.recipe.fields import FieldsPart
     from harness.recipe.lock import Lock
     from harness.recipe.schema import Recipe
+    from harness.results.bundle import export_run, import_bundle, open_bundle
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.results.upkeep import damaged_files, prune_store, store_contents
     from harness.store.contents import StoredFolder
@@ -64,12 +65,15 @@ __all__ = [
     "damaged_files",
     "data_folder",
     "download_data",
+    "export_run",
     "hear_warnings",
+    "import_bundle",
     "leads",
     "litmus",
     "load_recipe",
     "make_dev_folder",
     "missing_stages",
+    "open_bundle",
     "open_run",
     "plan",
     "prune_store",
@@ -97,6 +101,7 @@ _ELSEWHERE = {
     "Run": "harness.results.run",
     "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
+    **dict.fromkeys(("export_run", "import_bundle", "open_bundle"), "harness.results.bundle"),
     **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
     **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
 }
