@@ -38,6 +38,7 @@ from harness.training.rollouts import Rollouts
 from harness.training.selection import Looks
 
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
+HUGE = 1e9  # no model has such a weight; a norm makes zeros of rows that overflow, and their loss is that of guessing
 
 
 class DivergedError(Exception):
@@ -182,6 +183,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         for name, weight in self.model.named_parameters():
             if weight.requires_grad and not weight.isfinite().all():
                 raise DivergedError(f"{name} holds numbers that are not finite {after}")
+            if weight.requires_grad and (largest := float(weight.detach().abs().max())) > HUGE:
+                raise DivergedError(f"{name} holds {largest:.3g} {after}")
         with self.accelerator.autocast():
             found = self.model.cross_entropy(sample.to(self.args.device))
         guessing = math.log(self.model.vocabulary)
