@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from harness.recipe.fields import FieldsPart
     from harness.recipe.schema import Recipe
     from harness.results.run import CellResult, Run, WrittenReport
+    from harness.run.profiling import Profiled
     from harness.store.store import Store
     from harness.tasks.base import Task
     from reports import RunComparison
@@ -44,6 +45,7 @@ __all__ = [
     "Checked",
     "HarnessError",
     "Plan",
+    "Profiled",
     "Progress",
     "Recipe",
     "Run",
@@ -63,6 +65,7 @@ __all__ = [
     "missing_stages",
     "open_run",
     "plan",
+    "profile",
     "recipe_fields",
     "recipe_names",
     "recipe_of",
@@ -77,6 +80,7 @@ _TYPES = {
     "CellResult": "harness.results.run",
     "Checked": "harness.base.promises",
     "Plan": "harness.plan.stages",
+    "Profiled": "harness.run.profiling",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
     "Run": "harness.results.run",
@@ -263,6 +267,21 @@ def run(
             if not made.recipe.stages:
                 write_record(folder, made, runner.failures, environment(), heard)
     return Run(folder, runner.failures.values())
+
+
+def profile(recipe: Recipe, method: str, *, steps: int = 5, folder: Path | str = "profile") -> Profiled:
+    """Trace some steps of the training of one of a recipe's methods; stores no stage, and trains nothing before.
+
+    Args:
+        folder: where torch's trace is written.
+
+    Raises:
+        HarnessError: the recipe has no such method, or anything that :func:`run` would find bad.
+    """
+    from harness.base.progress import Silent
+    from harness.run.profiling import profile_steps
+
+    return profile_steps(recipe, method, steps, Path(folder), Silent())
 
 
 def open_run(folder: Path | str, runs: Path | str | None = None) -> Run:

@@ -122,6 +122,27 @@ def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
+def profile(
+    fields: Fields = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for torch's trace.")] = Path("profile"),
+) -> None:
+    """Trace steps of a training: longest operations, gaps, waits. `method=gold steps=5` stand beside the fields."""
+    from harness import api
+    from harness.terminal.profile_view import profile_view
+
+    own = {"method": "", "steps": "5"}
+    rest = [field for field in fields or [] if field.partition("=")[0] not in own]
+    own |= dict(field.partition("=")[::2] for field in fields or [] if field not in rest)
+    recipe = _recipe(rest)
+    method = own["method"] or recipe.methods[0]
+    if not own["steps"].isdecimal() or own["steps"] == "0":
+        raise HarnessError("steps", repr(own["steps"]), "how many steps to trace, such as steps=5")
+    with console.status(f"{method}: {own['steps']} steps"):
+        found = api.profile(recipe, method, steps=int(own["steps"]), folder=out)
+    console.print(profile_view(found))
+
+
+@app.command()
 def report(
     run: Annotated[list[Path], typer.Argument(help="Folder of a run.", show_default=False)], runs: Runs = Path("runs")
 ) -> None:
