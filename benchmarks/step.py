@@ -56,7 +56,7 @@ from harness.data.templates import TextSide
 from harness.data.terms import Term, align
 from harness.data.tokens import STUDENT, tokenize
 from harness.models.heads import Head
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
 from methods.base import registered

@@ -27,8 +27,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, SoftenedOptions, TeacherKind, register
-from methods.library.alignment import AlignedResponse, Groups, IntArray, group_bytes
+from methods.base import (
+    SOFTENED,
+    AlignedChunk,
+    LossSums,
+    Method,
+    Need,
+    Rows,
+    Side,
+    SoftenedOptions,
+    TeacherKind,
+    register,
+)
+from methods.library.alignment import AlignedResponse, Groups, IntArray, first_members, group_bytes
 from methods.library.cdm_released import released_groups, released_loss, turned
 from methods.library.contextual import (
     MASKED,
@@ -75,7 +86,9 @@ class CDM(Method[CDMOptions]):
     name, paper, teacher = "cdm", "arXiv 2502.11104", TeacherKind.CROSS_TOKENIZER
     summary = "entropy-weighted time warping, KL over the k likeliest tokens, mapped at each position"
     fidelities_differ = aligns_on_device = True
+    released_rows, released_normalize = Rows.AFTER, "samples"
     Options = CDMOptions
+    tunes = SOFTENED
 
     @property
     def align_seconds(self) -> float:
@@ -88,24 +101,12 @@ class CDM(Method[CDMOptions]):
         return frozenset(needed | ({Need.ENTROPY} if self.options.alignment == "dtw" else set()))
 
     @property
-    def rows(self) -> Rows:
-        return Rows.AFTER if self._released else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
-
-    @property
     def zero_at_identity(self) -> bool:
         return not self._released  # τ on one side only: the released term has no zero
 
     @property
     def reads_ids(self) -> str:
         return "drops candidates of one vocabulary by the ids of the other" if self._released else ""
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     @property
     def caveat(self) -> str:
@@ -165,8 +166,8 @@ class CDM(Method[CDMOptions]):
     def _by_path(self, teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:
         notes = path_notes(teacher, student, response)
         groups = self._compared(link_groups(teacher, student), notes)
-        ours = _first_members(groups.student_index, groups.student_group)
-        theirs = _first_members(groups.teacher_index, groups.teacher_group)
+        ours = first_members(groups.student_index, groups.student_group)
+        theirs = first_members(groups.teacher_index, groups.teacher_group)
         starts = [np.concatenate([[0], ends])[:-1] for ends in (response.student_ends, response.teacher_ends)]
         apart = np.sum(starts[0][ours] != starts[1][theirs])
         notes["pieces that start apart"] = (float(apart), float(groups.count))
@@ -177,8 +178,8 @@ class CDM(Method[CDMOptions]):
         if self.options.pieces == "one_to_one":
             groups = groups.only_one_to_one()
         elif self.options.pieces == "first":
-            student = _first_members(groups.student_index, groups.student_group)
-            groups = Groups.one_to_one(student, _first_members(groups.teacher_index, groups.teacher_group))
+            student = first_members(groups.student_index, groups.student_group)
+            groups = Groups.one_to_one(student, first_members(groups.teacher_index, groups.teacher_group))
         return replace(groups, notes=notes)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
@@ -199,11 +200,6 @@ class CDM(Method[CDMOptions]):
         reverse = reverse_kl(student[:, k:].log_softmax(-1), teacher[:, k:].log_softmax(-1))
         covered = mass(chunk.teacher.logits, chunk.teacher.index, theirs, to_student)
         return LossSums(tau**2 * (forward + reverse).sum(), coverage(masked, covered))
-
-
-def _first_members(index: IntArray, group: IntArray) -> IntArray:
-    """int64 [groups]: each group's first token on one side."""
-    return index[np.flatnonzero(np.diff(group, prepend=-1))]
 
 
 def _paired(side: Side, of_rows: Tensor) -> Tensor:

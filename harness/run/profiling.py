@@ -5,16 +5,18 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch import profiler
+from torch.profiler import ProfilerActivity
 
 from harness.base.device import device
 from harness.base.errors import HarnessError
-from harness.base.progress import Progress, StageProgress
+from harness.base.profiled import Operation, Profiled
+from harness.base.progress import Progress, Silent, StageProgress
 from harness.plan.builder import make_plan
 from harness.plan.stages import Cell, stage_line
 from harness.recipe.schema import Recipe
@@ -32,56 +34,17 @@ WAITS = ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchr
 """Where the host waits for the device: a number that is read, and whatever asks for all to be done."""
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One kind of operation: a kernel on a GPU, an operator on a CPU.
-
-    Attributes:
-        seconds: of all calls, without what they call.
-        share: of the operations' seconds.
-    """
-
-    name: str
-    calls: int
-    seconds: float
-    share: float
-
-
-@dataclass(frozen=True)
-class Profiled:
-    """Steps that were traced.
-
-    Attributes:
-        seconds: of all of them.
-        busy: seconds in which the device worked; on a CPU those of all operators.
-        gaps: stretches between two kernels in which the device waited for the host, and their seconds.
-        waits: calls in which the host waited for the device, by name: how many, and their seconds. On a CPU they cost
-            nothing, and show what would wait on a GPU.
-        trace: for chrome://tracing or Perfetto.
-    """
-
-    title: str
-    device: str
-    steps: int
-    seconds: float
-    busy: float
-    gaps: tuple[int, float]
-    waits: dict[str, tuple[int, float]]
-    longest: Sequence[Operation]
-    trace: Path
-
-
-def profile_steps(recipe: Recipe, method: str, steps: int, folder: Path, progress: Progress) -> Profiled:
-    """Trace steps of a method's training, on the recipe's first task that has it.
+def profile(recipe: Recipe, method: str, *, steps: int = 5, folder: Path | str = "profile") -> Profiled:
+    """Trace some steps of the training of one of a recipe's methods, on the first task that has it; stores no stage.
 
     Nothing is trained before: teacher and student are as they were published, which costs a step the same.
 
     Args:
         steps: that are traced, behind `WARM_UP` others.
-        folder: for the trace.
+        folder: for torch's trace.
 
     Raises:
-        HarnessError: the recipe has no such method; bad input.
+        HarnessError: the recipe has no such method, or anything that a run would find bad.
     """
     changes = {name: getattr(recipe, name).model_copy(update={"steps": 0}) for name in ("teacher", "warm_start")}
     train = recipe.train.model_copy(update={"steps": WARM_UP + steps, "checkpoint_every": None, "report_to": ()})
@@ -90,13 +53,13 @@ def profile_steps(recipe: Recipe, method: str, steps: int, folder: Path, progres
     if cell is None:
         raise HarnessError("method", repr(method), ", ".join(dict.fromkeys(c.objective.name for c in plan.cells)))
     with tempfile.TemporaryDirectory(prefix="harness-profile-") as work:
-        runner = Runner(replace(plan, cells=(cell,)), Store(Path(work)), Path(work) / "run", progress)
-        preflight(runner.plan, runner.bench, progress, unsafe=False)
+        runner = Runner(replace(plan, cells=(cell,)), Store(Path(work)), Path(work) / "run", Silent())
+        preflight(runner.plan, runner.bench, runner.progress, unsafe=False)
         for needed in cell.student.inputs.values():
             runner.demand.need(needed)
         runner.makers.free(cell.student)
-        folder.mkdir(parents=True, exist_ok=True)
-        return _traced(cell, runner, steps, folder / f"{_as_file(cell)}.json")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return _traced(cell, runner, steps, Path(folder) / f"{_as_file(cell)}.json")
 
 
 def _as_file(cell: Cell) -> str:
@@ -123,7 +86,8 @@ def _traced(cell: Cell, runner: Runner, steps: int, trace: Path) -> Profiled:
     gpu = device().type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     ends: list[float] = []
-    with profile(activities=activities, schedule=schedule(wait=WARM_UP - 1, warmup=1, active=steps)) as prof:
+    turns = profiler.schedule(wait=WARM_UP - 1, warmup=1, active=steps)
+    with profiler.profile(activities=activities, schedule=turns) as prof:
         told = _Ticks(runner.demand.progress, stage_line(cell.student), prof, ends)
         train_student(cell.student, runner.makers.tools, runner.makers.lessons, told)
     runner.demand.progress.finish()

@@ -7,11 +7,11 @@ from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
-from harness.run.profiling import Profiled
+from harness.base.profiled import Profiled
 
 
 def profile_view(found: Profiled) -> Group:
-    """The longest operations of :func:`harness.run.profiling.profile_steps`, then gaps and waits a step."""
+    """The longest operations of :func:`harness.run.profiling.profile`, then gaps and waits a step."""
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(("operation", "calls a step", "ms a step", "share")):
         grid.add_column(name, justify="left" if place == 0 else "right", overflow="fold")

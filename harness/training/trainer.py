@@ -28,13 +28,15 @@ from harness.data.read_ahead import AheadBatch, ReadAhead, Sample
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.store.artefacts import STEPS
 from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
+from harness.training.kd_scale import name_of, scales_after
 from harness.training.loss import Distiller
-from harness.training.objective import LossParts
+from harness.training.objective import LossParts, Objective
 from harness.training.order import LengthBuckets
 from harness.training.rollouts import Rollouts
+from harness.training.selection import Looks
 
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
 
@@ -53,9 +55,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         rollouts: Rollouts | None = None,
         draws_share: int = 1,
         on_step: Callable[[dict[str, float]], None] | None = None,
+        looks: Looks | None = None,
         **kwargs: Any,
     ) -> None:
-        self._sampler = sampler
+        self._sampler, self._looks = sampler, looks
         self._draws_share = draws_share
         self._order: Any = None
         super().__init__(*args, **kwargs)
@@ -123,7 +126,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         counts = self.accelerator.reduce(here.to(device), reduction="sum")
         # One process knows them all, and does not wait for its device to give back what it has just got.
         known = here if self.accelerator.num_processes == 1 else counts.cpu()
-        self._window.begin(self.model.objective.divisors(known), known, device)
+        objective: Objective = self.model.objective
+        modes = [term.method.options.kd_scale for term in objective.terms]
+        self._window.begin(objective.divisors(known), known, scales_after(modes, self.steps), device)
+        self._window.facts |= {
+            name_of(term): scale
+            for term, (mode, scale) in enumerate(zip(modes, self._window.scales, strict=True))
+            if mode != "fixed"
+        }
         if self._rollouts is not None:
             self._window.facts["sampled micro-batches"] = sampled
         return samples, counts
@@ -151,7 +161,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         batch = inputs["batch"]
         if isinstance(batch, AheadBatch):
             batch = batch.ready()
-        parts: LossParts = model(batch, self._window.divisors)
+        parts: LossParts = model(batch, self._window.divisors, self._window.scales)
         self._window.add(parts)
         # DDP and FSDP average gradients over ranks, the window's loss is their sum.
         loss = parts.loss * self.accelerator.num_processes
@@ -190,6 +200,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Add what the optimiser step did to the Trainer's log, so that trackers see it, and keep it."""
         if "learning_rate" in logs:
             logs |= self._window.means(self.accelerator)
+            if self._looks is not None:
+                logs |= self._looks.look(self.state.global_step, self.steps)
             self.steps.append({"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}})
             for name in ("loss", "grad_norm"):
                 if not math.isfinite(value := self.steps[-1].get(name, 0.0)):
@@ -206,9 +218,10 @@ class _Window:
     def __init__(self, terms: int) -> None:
         self.terms = terms
         self.divisors: list[float] | None = None
+        self.scales: list[float] = []
 
-    def begin(self, divisors: list[float], counts: Tensor, device: torch.device) -> None:
-        self.divisors, self.counts, self.device = divisors, counts, device
+    def begin(self, divisors: list[float], counts: Tensor, scales: list[float], device: torch.device) -> None:
+        self.divisors, self.counts, self.scales, self.device = divisors, counts, scales, device
         self.sums: Tensor | None = None
         self.diagnostics: dict[str, Tensor] = {}
         self.facts: dict[str, float] = {}
@@ -264,6 +277,7 @@ def train(
     work: Path,
     rollouts: Rollouts | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    dev_bits_per_byte: Callable[[], float] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place, going on from the newest whole checkpoint in ``work``.
 
@@ -273,9 +287,10 @@ def train(
         seed: of the order of examples and of dropout; a hash of named coordinates.
         work: folder for checkpoints; the caller removes it when the result is stored.
         rollouts: makes the micro-batches that the student samples, where an objective asks for them.
+        dev_bits_per_byte: of the model on held-out rows, where the best weights on them are kept.
 
     Returns:
-        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
+        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens, at a look dev_bits_per_byte.
 
     Raises:
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
@@ -283,6 +298,7 @@ def train(
     if collator.packing:
         check_packing(distiller.student)
     marker = CheckpointMarker()
+    looks = dev_bits_per_byte and Looks(distiller, dev_bits_per_byte, steps, training.evaluations, work)
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     micro = training.micro_batch(world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
@@ -295,22 +311,31 @@ def train(
         rollouts=rollouts,
         draws_share=training.drawn_together // micro,
         on_step=on_step,
+        looks=looks,
     )
     trainer.remove_callback(PrinterCallback)
-    found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
-    checkpoint: Path | None = broadcast_object_list(found)[0]
-    if checkpoint is not None:
-        trainer.steps = STEPS.load(checkpoint)
-    marker.steps = trainer.steps
+    checkpoint = _resumed(trainer, marker, work)
     try:
         if checkpoint is not None and len(trainer.steps) >= steps:
             trainer.load_weights(checkpoint)  # the Trainer would take one step more before it looks at their number
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if looks is not None:
+            looks.take_best(trainer.steps)
         trainer.check_result(collator.collate(examples[: trainer.args.per_device_train_batch_size]))
     finally:
         read_ahead.close()
     return trainer.steps
+
+
+def _resumed(trainer: DistillationTrainer, marker: CheckpointMarker, work: Path) -> Path | None:
+    """The newest whole checkpoint, the same on all ranks, whose steps the trainer and the marker then have."""
+    found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
+    checkpoint: Path | None = broadcast_object_list(found)[0]
+    if checkpoint is not None:
+        trainer.steps = STEPS.load(checkpoint)
+    marker.steps = trainer.steps
+    return checkpoint
 
 
 def _order(examples: Sequence[AlignedExample], training: Training, seed: int) -> LengthBuckets | None:

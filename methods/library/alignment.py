@@ -146,6 +146,11 @@ def group_bytes(student_ends: IntArray, teacher_ends: IntArray) -> Groups:
     )
 
 
+def first_members(index: IntArray, group: IntArray) -> IntArray:
+    """int64 [groups]: each group's first token on one side, of members that are listed group by group."""
+    return index[np.flatnonzero(np.diff(group, prepend=-1))]
+
+
 def cut_at_common_boundary(ends: Sequence[IntArray], limits: Sequence[int]) -> list[int] | None:
     """How many tokens of each side to keep so that none exceeds its limit and all end on the same byte.
 

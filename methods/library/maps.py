@@ -59,7 +59,7 @@ def exact_map(source: Vocabulary, target: Vocabulary, match: Literal["bytes", "s
         named = [UNMAPPED if piece is None else places.get(piece, UNMAPPED) for piece in source.pieces]
         return np.asarray(named, dtype=np.int64)
     mapped = np.full(len(source), UNMAPPED, dtype=np.int64)
-    ours, theirs = _spellings(source), _spellings(target)
+    ours, theirs = spellings(source), spellings(target)
     for spelling, index in ours.items():
         mapped[index] = theirs.get(spelling, UNMAPPED)
     _pair_special(mapped, source, target)
@@ -69,7 +69,7 @@ def exact_map(source: Vocabulary, target: Vocabulary, match: Literal["bytes", "s
 def prefix_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
     """The longest ordinary target token whose bytes begin the source token's; an exact match where there is one."""
     mapped = exact_map(source, target)
-    theirs = _spellings(target)
+    theirs = spellings(target)
     longest = max(map(len, theirs), default=0)
     for index in np.flatnonzero((mapped == UNMAPPED) & (source.kinds == TokenKind.ORDINARY)):
         spelling = source.token_bytes[index]
@@ -207,7 +207,7 @@ def _code() -> str:
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _spellings(vocabulary: Vocabulary) -> dict[bytes, int]:
+def spellings(vocabulary: Vocabulary) -> dict[bytes, int]:
     """The token of each byte string: ordinary before fallback, then the lowest id."""
     places: dict[bytes, int] = {}
     for kind in (TokenKind.ORDINARY, TokenKind.FALLBACK):

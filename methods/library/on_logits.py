@@ -120,6 +120,7 @@ def loss_sums(
 def _sums_of(method: Method, student: Tensor, teacher: Tensor, alignment: Alignment) -> tuple[LossSums, Groups]:
     """One response is one chunk."""
     response, kind = alignment.response, method.rows
+    lead = 1 if kind is Rows.AFTER else 0  # the row before the response is one that groups may name, as -1
     logits, tokens = [], []
     for name, made, ids, prompt, own in (
         ("student", student, alignment.student_ids, response.student_prompt, response.student_ids),
@@ -130,19 +131,20 @@ def _sums_of(method: Method, student: Tensor, teacher: Tensor, alignment: Alignm
                 f"{name}_logits: found {list(made.shape)}, expected [length, vocabulary] with a row for each of "
                 f"the {len(ids)} tokens that the {name} reads"
             )
-        first = {Rows.PREDICTING: prompt - 1, Rows.AFTER: prompt, Rows.ALL: 0}[kind]
-        before = prompt if kind is Rows.ALL else 0
+        before = prompt if kind is Rows.ALL else lead
+        first = 0 if kind is Rows.ALL else prompt - 1
         rows = made[first : first + before + own.size]
         logits.append(rows.float() if rows.dtype in _LOW_PRECISION else rows)
         tokens.append(np.concatenate([np.full(before, IGNORED), own]))
     if Need.ENTROPY in method.needs:
-        entropies = [_entropies(rows) for rows in logits]
+        entropies = [_entropies(rows[lead:]) for rows in logits]
         response = replace(response, student_entropy=entropies[0], teacher_entropy=entropies[1])
     groups = method.align(response)
     if not groups.count:
         return LossSums(_nothing(logits[0])), groups
+    placed = replace(groups, student_index=groups.student_index + lead, teacher_index=groups.teacher_index + lead)
     predicting = kind is Rows.PREDICTING
-    sums = method.loss(AlignedChunk.of(groups, logits[0], logits[1], tokens[0], tokens[1], predicting))
+    sums = method.loss(AlignedChunk.of(placed, logits[0], logits[1], tokens[0], tokens[1], predicting))
     diagnostics = {**sums.diagnostics, **_as_tensors(groups.notes, logits[0])}
     return LossSums(sums.kd + _nothing(logits[0]), diagnostics), groups
 

@@ -137,6 +137,7 @@ SMALL = {
     "alignment": "--repeats 1 --responses 2",
     "comparison": "--methods sft gold",
     "spans": "--size 1500",
+    "plan": "--recipes gemma_smol_cpu",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +19,58 @@ from harness.training.objective import Objective
 from methods.base import Method
 from methods.library.alignment import Groups
 
-__all__ = ["Bench", "StoppedError", "bench", "loss_of_logits", "resumed_equals_straight", "run"]
+__all__ = ["Bench", "Seen", "StoppedError", "bench", "loss_of_logits", "resumed_equals_straight", "run", "seen"]
+
+
+class Seen(NamedTuple):
+    """What one model of a bench says of one response, and how its tokenizer cuts it.
+
+    Attributes:
+        rows: [tokens + 1, vocabulary], logits; row i predicts token i, the last one has seen the whole response.
+        ids, ends: of the response's tokens; where each ends, in bytes.
+    """
+
+    rows: torch.Tensor
+    ids: list[int]
+    ends: list[int]
+
+    @property
+    def realised(self) -> list[float]:
+        """Log-probability of each token."""
+        return [float(self.rows[i].log_softmax(-1)[token]) for i, token in enumerate(self.ids)]
+
+
+@torch.no_grad()
+def seen(made: Bench) -> list[tuple[Seen, Seen]]:
+    """Student and teacher of each example, models run whole."""
+    found = []
+    for aligned in made.examples:
+        pair = []
+        for role, model in ((STUDENT, made.student), (made.role, made.teacher)):
+            side = aligned.example.sides[role]
+            assert model is not None
+            logits = model(input_ids=torch.from_numpy(side.sequence)[None]).logits[0]
+            pair.append(Seen(logits[side.prompt.size - 1 :], side.response.tolist(), side.ends.tolist()))
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def chunks_by_walking(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Tokens of either side between two bytes where both end, found by taking the side that is behind."""
+    chunks: list[tuple[list[int], list[int]]] = []
+    open_: tuple[list[int], list[int]] = ([], [])
+    i = j = 0
+    while i < len(ours) and j < len(theirs):
+        if ours[i] == theirs[j]:
+            chunks.append(([*open_[0], i], [*open_[1], j]))
+            open_, i, j = ([], []), i + 1, j + 1
+        elif ours[i] < theirs[j]:
+            open_[0].append(i)
+            i += 1
+        else:
+            open_[1].append(j)
+            j += 1
+    return chunks
 
 
 def loss_of_logits(

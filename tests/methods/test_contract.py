@@ -18,6 +18,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"merge": "observed"},
         {"merge": "product"},
         {"positions": "disagreement"},
+        {"unmatched": "rest"},
         {"sort": "top_k", "top_k": 8},
         {"sort": "counted"},
     ],
@@ -37,8 +38,22 @@ def _all_methods() -> list[Any]:
 METHODS = pytest.mark.parametrize("method", _all_methods())
 
 
-@pytest.mark.parametrize("promise", contract.PROMISES)
-@METHODS
+TRAINED = ("accumulation does not matter", "a resumed training equals a straight one")
+
+
+def _promises() -> list[Any]:
+    """Every promise of every method; of the trainings of a method's further forms, which take seconds, slow ones."""
+    made, seen = [], set()
+    for method in _all_methods():
+        (kept,) = method.values
+        for promise in contract.PROMISES:
+            marks = [pytest.mark.slow] if promise in TRAINED and kept.name in seen else []
+            made.append(pytest.param(kept, promise, id=f"{method.id}-{promise}", marks=marks))
+        seen.add(kept.name)
+    return made
+
+
+@pytest.mark.parametrize(("method", "promise"), _promises())
 def test_a_method_keeps_its_promises(method: Method, promise: str, tmp_path: Path) -> None:
     if reason := contract.not_promised(promise, method):
         pytest.skip(reason)

@@ -14,7 +14,6 @@ training like the planned one, made on this machine with any number of steps, it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 
@@ -33,10 +32,12 @@ from harness.plan.costs.devices import (
     Cost,
     Device,
 )
-from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of, text_sizes
+from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
-from harness.recipe.schema import Recipe, Training
+from harness.recipe.schema import Recipe
+from harness.recipe.training import Training
+from harness.tasks.base import Split
 from methods.base import Method, Need
 
 
@@ -53,6 +54,10 @@ class Coster:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.recipe = plan, plan.recipe
         self.shapes = {role: shape_of(spec) for role, spec in plan.recipe.models_by_role().items()}
+        # Read once: stages of a plan are many, its data is not.
+        self._read: dict[tuple[str, Split], FloatArray] = {}
+        self._sizes: dict[tuple[str, str, Split], TextSizes] = {}
+        self._prompts: dict[str, FloatArray] = {}
 
     def cost(self, stage: Stage, recipe: Recipe | None = None) -> Cost:
         """Of one stage; with another recipe's settings of speed and memory."""
@@ -61,6 +66,7 @@ class Coster:
             "warm_start": self._training,
             "student": self._training,
             "rows": self._rows,
+            "said": self._said,
             "answers": self._answers,
             "bits": self._bits,
             "scores": self._scores,
@@ -207,6 +213,11 @@ class Coster:
             fp32=width == 4,
         )
 
+    def _said(self, stage: Stage, recipe: Recipe) -> Cost:
+        """As many answers as there are training prompts, which are as long as the test's."""
+        asked, rows = len(self._requests(stage.task)), self.plan.tasks[stage.task].training_count()
+        return self._answers(stage, recipe).times(rows / max(asked, 1))
+
     def _bits(self, stage: Stage, recipe: Recipe) -> Cost:
         role = stage.role or STUDENT
         shape, texts = self.shapes[role], self._texts(stage.task, role, "test")
@@ -228,27 +239,25 @@ class Coster:
         cpu = new_tokens * batch * shape.vocabulary * DRAW_SECONDS if sampled else 0.0
         return Cost(launches=launches, traffic=traffic, cpu=cpu)
 
-    def _texts(self, task: str, role: str, split: str = "train") -> TextSizes:
-        ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
-        return TextSizes.of(self._bytes[task, split], ratio, self.recipe.limits.length)
+    def _texts(self, task: str, role: str, split: Split = "train") -> TextSizes:
+        if (task, role, split) not in self._sizes:
+            ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
+            limit = self.recipe.limits.length
+            self._sizes[task, role, split] = TextSizes.of(self._bytes(task, split), ratio, limit)
+        return self._sizes[task, role, split]
 
-    @cached_property
-    def _bytes(self) -> dict[tuple[str, str], FloatArray]:
-        found = {}
-        for name, task in self.plan.tasks.items():
-            for split, examples in (("train", task.training_examples()), ("test", task.reference_examples())):
-                found[name, split] = text_sizes([(example.prompt, example.response) for example in examples])
-        return found
+    def _bytes(self, task: str, split: Split) -> FloatArray:
+        """[rows, 2]: of prompts and responses."""
+        if (task, split) not in self._read:
+            sizes = self.plan.tasks[task].text_sizes(split)
+            self._read[task, split] = np.array(sizes, dtype=np.float64).reshape(-1, 2)
+        return self._read[task, split]
 
     def _requests(self, task: str) -> FloatArray:
         """[requests]: bytes of prompts."""
         if task not in self._prompts:
             self._prompts[task] = np.array(self.plan.tasks[task].request_sizes(), dtype=np.float64)
         return self._prompts[task]
-
-    @cached_property
-    def _prompts(self) -> dict[str, FloatArray]:
-        return {}
 
 
 def kd_traffic(method: Method) -> float:

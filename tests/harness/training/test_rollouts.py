@@ -21,7 +21,7 @@ from harness.data.rows import Example
 from harness.data.templates import TextSide
 from harness.data.terms import Term, align
 from harness.data.tokens import STUDENT, join_sampled, tokenize
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
