@@ -15,9 +15,8 @@ import itself takes no time.
 from __future__ import annotations
 
 import importlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,8 +146,9 @@ def load_recipe(name: str | Path, /, *overrides: str, **fields: Any) -> Recipe:
         HarnessError: no such recipe, or one with problems: all of them at once.
     """
     from harness.recipe.load import load_recipe as load
+    from harness.recipe.overrides import as_overrides
 
-    return load(str(name), _as_overrides(overrides, fields))
+    return load(str(name), as_overrides(overrides, fields))
 
 
 def recipe_of(run: Run, /, *overrides: str, **fields: Any) -> Recipe:
@@ -161,9 +161,10 @@ def recipe_of(run: Run, /, *overrides: str, **fields: Any) -> Recipe:
     Raises:
         HarnessError: this version of the harness has no such fields, or an override is wrong.
     """
+    from harness.recipe.overrides import as_overrides
     from harness.results.repeat import recipe_of as recipe
 
-    return recipe(run.recorded, _as_overrides(overrides, fields))
+    return recipe(run.recorded, as_overrides(overrides, fields))
 
 
 def changes_since(run: Run, made: Plan) -> list[Difference]:
@@ -395,24 +396,3 @@ def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[
 def leads() -> bool:
     """Whether this process shows what a run does and made: of those that a launcher starts, the first."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-
-
-def _as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
-    return [*overrides, *(f"{key}={_as_yaml(key, value)}" for key, value in fields.items())]
-
-
-def _as_yaml(key: str, value: Any) -> str:
-    """A value of Python as overrides have it. JSON is YAML, and says of a value that it can't hold what it is."""
-
-    def plain(other: Any) -> Any:
-        if isinstance(other, Path):
-            return str(other)
-        if isinstance(other, Mapping):
-            return dict(other)
-        if isinstance(other, Sequence | set | frozenset | range):
-            return list(other)
-        if hasattr(other, "item"):  # a number of NumPy
-            return other.item()
-        raise HarnessError(f"override {key}", repr(other), "a value that YAML can hold: text, number, list, mapping")
-
-    return json.dumps(value, default=plain, ensure_ascii=False)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Watch = AbstractContextManager[Progress]
 
 
-class Trial:
+class LitmusRun:
     """The rows of a recipe, trained on one kind of text, and what they learnt.
 
     Args:
@@ -234,7 +234,7 @@ def litmus(
         settings = {setting.label: setting for setting in settings_of(recipe, rows)}
         plan = make_plan(expanded(recipe, list(settings.values())))
         with nullcontext(Silent()) if watched is None else watched(plan, store) as progress:
-            trial = Trial(text, plan, settings, store, runs / "litmus", progress)
+            trial = LitmusRun(text, plan, settings, store, runs / "litmus", progress)
             trial.train()
             learnt += trial.learnt()
             known = known or trial.known(learnt)
