@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from harness.results.bundle import export_run, import_bundle, open_bundle
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.results.upkeep import damaged_files, prune_store, store_contents
+    from harness.run.profiling import profile
     from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
@@ -76,6 +77,7 @@ __all__ = [
     "open_bundle",
     "open_run",
     "plan",
+    "profile",
     "prune_store",
     "recipe_fields",
     "recipe_names",
@@ -103,6 +105,7 @@ _ELSEWHERE = {
     "WrittenReport": "harness.results.run",
     **dict.fromkeys(("export_run", "import_bundle", "open_bundle"), "harness.results.bundle"),
     **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
+    "profile": "harness.run.profiling",
     **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
 }
 
