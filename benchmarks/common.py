@@ -86,7 +86,9 @@ def parsed(parser: argparse.ArgumentParser, named: Sequence[str] = ("preset",)) 
         meant = "cpu" if arguments.preset == "cpu" else "cuda"
         arguments.device = arguments.device or meant
         changed = [name for name in changed if name != "device" or arguments.device != meant]
-    arguments.changed = [name for name in changed if name not in ("out", *named)]
+    arguments.changed = [
+        name for name in changed if name not in ("out", "resume", *named)
+    ]  # a run that goes on is the same run
     return arguments
 
 
@@ -249,6 +251,47 @@ class Place:
         finally:
             pool.close()
             pool.join()
+
+
+class Lines:
+    """Rows as they are done, a line of JSON each, so that a run that is cut leaves what it had.
+
+    Args:
+        path: .jsonl.
+        resume: whether rows that are there are taken instead of being measured; else the file begins anew.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path, self.rows = path, {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self.rows[row.pop("key")] = row
+        else:
+            path.write_text("", encoding="utf-8")
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The row that an earlier run wrote."""
+        return self.rows.get(key)
+
+    def add(self, key: str, row: dict[str, Any], said: str) -> None:
+        """Write a row, and say it."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key} | row, default=_plain) + "\n")
+        if said:
+            print(f"# {said}", flush=True)
+
+
+def left(begun: float, done: int, rows: int) -> str:
+    """How long the other rows take, were they like those that are done.
+
+    Args:
+        begun: by ``time.monotonic``.
+        done: rows that were measured since.
+    """
+    seconds = (time.monotonic() - begun) / max(done, 1) * (rows - done)
+    return f"about {seconds:,.0f} s left" if done < rows else "the last one"
 
 
 def resident() -> int:

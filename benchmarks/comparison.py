@@ -26,6 +26,7 @@ from common import demand, machine, markdown, parsed, preset_parser, trained_tok
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 from transformers.utils import logging as transformers_logging
 
+from harness.base.progress import Silent
 from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.plan.builder import make_plan
 from harness.recipe.load import validate
@@ -46,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Training rows, tokens of either vocabulary, and shapes of student and teachers."""
 
 
-class Clock:
+class Clock(Silent):
     """A run's progress, told to nobody; seconds of each kind of stage."""
 
     def __init__(self, now: Any) -> None:
@@ -62,9 +63,6 @@ class Clock:
         self.finish()
         # "fine-tuning of the cross-tokenizer teacher" -> "fine-tuning"; "answers of uld" -> "answers"
         self.kind, self.begun = stage.split(" of ")[0], self.now()
-
-    def advance(self, done: int) -> None:
-        pass
 
     def finish(self) -> None:
         if self.kind:

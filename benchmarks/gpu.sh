@@ -9,7 +9,7 @@
 set -u
 cd "$(dirname "$0")/.."
 OUT=${OUT:?name a folder for the results} DEVICE=${DEVICE:-cuda} PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-.whl}
-PARTS=${PARTS:-loss checks more}
+PARTS=${PARTS:-loss checks more}  # or answers, which takes about a minute and a half
 mkdir -p "$OUT"
 work=$(mktemp -d)
 begun=$SECONDS
@@ -50,6 +50,9 @@ for name in $PARTS; do
     case $name in
     loss) loss loss 150 --profile --rows "${rows[@]}" ;;
     checks) part checks 120 "$PYTHON" -u benchmarks/gpu_checks.py --device "$DEVICE" --out "$work/checks.json" ;;
+    answers)
+        part answers 100 "$PYTHON" -u benchmarks/generation.py --preset h100 --device "$DEVICE" --out "$work/answers.json"
+        ;;
     more) loss more 80 --rows "${more[@]}" ;;
     esac
 done

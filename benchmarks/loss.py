@@ -13,7 +13,6 @@ is printed and written, as a line of a .jsonl beside the JSON file, when it is d
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from common import (
     Cost,
+    Lines,
     Place,
     add_real_inputs,
     copy_rate,
@@ -626,34 +626,18 @@ def shrunk(arguments: argparse.Namespace) -> dict[str, Any]:
 PARTS = ["methods", "merging", "tokens", "length", "vocabulary", "chunks"]
 
 
-class Lines:
-    """Rows as they are done, a line of JSON each, so that a run that is cut leaves what it had."""
+def row_key(setting: Setting, name: str) -> str:
+    """What a row is found by when a run goes on."""
+    sizes = {key: value for key, value in asdict(setting).items() if key not in ("folder", "data", "budget")}
+    return " ".join([name, *map(str, sizes.values())])
 
-    def __init__(self, path: Path, resume: bool) -> None:
-        self.path, self.rows = path, {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if resume and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                self.rows[row.pop("key")] = row
-        else:
-            path.write_text("", encoding="utf-8")
 
-    def find(self, setting: Setting, name: str) -> dict[str, Any] | None:
-        return self.rows.get(self._key(setting, name))
-
-    def add(self, setting: Setting, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": self._key(setting, row["name"])} | row) + "\n")
-        if "seconds" in row:
-            notes = "".join(f", {key} {value:.2e}" for key, value in row.items() if "error" in key)
-            print(
-                f"# {row['name']}: {row['seconds'] * 1e3:,.1f} ms, {row['bytes'] / 2**20:,.0f} MiB{notes}", flush=True
-            )
-
-    def _key(self, setting: Setting, name: str) -> str:
-        sizes = {key: value for key, value in asdict(setting).items() if key not in ("folder", "data", "budget")}
-        return " ".join([name, *map(str, sizes.values())])
+def told(row: dict[str, Any]) -> str:
+    """A row in words, when it is done; nothing of one that failed, which has been said."""
+    if "seconds" not in row:
+        return ""
+    notes = "".join(f", {key} {value:.2e}" for key, value in row.items() if "error" in key)
+    return f"{row['name']}: {row['seconds'] * 1e3:,.1f} ms, {row['bytes'] / 2**20:,.0f} MiB{notes}"
 
 
 class Bench:
@@ -706,7 +690,7 @@ class Bench:
 
     def measured(self, setting: Setting, name: str) -> dict[str, Any]:
         """One way; where it fails, such as for memory, the reason. Printed and written as soon as it is known."""
-        known = self.lines.find(setting, name)
+        known = self.lines.find(row_key(setting, name))
         if known is not None:
             return known
         try:
@@ -720,7 +704,7 @@ class Bench:
             print(f"{name}: {found['error']}", file=sys.stderr)
             if setting.device == "cuda":
                 torch.cuda.empty_cache()
-        self.lines.add(setting, found)
+        self.lines.add(row_key(setting, name), found, told(found))
         return found
 
     def methods(self) -> None:

@@ -6,7 +6,8 @@
 All train the same student (Qwen2) from the same teacher (Phi-3) on the same text, in the same precision, with batches
 of the same size and AdamW. Ours go through harness.training.trainer.train, data loading, clipping and logging
 included; TRL's through its own train(). The first steps don't count. --preset h100 --device cpu tries the GPU's
-path on tiny models.
+path on tiny models. Each row is printed and written, as a line of a .jsonl beside the JSON file, when it is done;
+--resume leaves out what is there.
 
 Those rows are of one length. "Rows of all lengths" are Dolly's as they are: padded, bucketed by length, and packed.
 """
@@ -26,9 +27,11 @@ from typing import Any
 
 import torch
 from common import (
+    Lines,
     Place,
     add_real_inputs,
     demand,
+    left,
     machine,
     markdown,
     parsed,
@@ -38,6 +41,7 @@ from common import (
     read_tokenizer,
     reset_peak,
     resident,
+    result_path,
     rows_of,
     rows_of_text,
     trained_tokenizer,
@@ -52,7 +56,7 @@ from harness.data.templates import TextSide
 from harness.data.terms import Term, align
 from harness.data.tokens import STUDENT, tokenize
 from harness.models.heads import Head
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
 from methods.base import registered
@@ -383,6 +387,9 @@ def main() -> None:
     add_real_inputs(parser)
     parser.add_argument("--ways", nargs="+", choices=[*WAYS], help="by default all; compiled ones on a GPU only")
     parser.add_argument("--steps", type=int, help="that are timed, in place of the preset's")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out rows that an earlier run with these options wrote"
+    )
     arguments = parsed(parser)
     device = arguments.device
     demand(device)
@@ -402,14 +409,26 @@ def main() -> None:
         compare(setting, arguments)
 
 
+def told(name: str, row: dict[str, Any], left_: str) -> str:
+    """A row in words, when it is done."""
+    took = f"{row['seconds'] * 1e3:,.1f} ms, {row['bytes'] / 2**20:,.0f} MiB" if "seconds" in row else row["error"]
+    return f"{name}: {took}; {left_}"
+
+
 def compare(setting: Setting, arguments: argparse.Namespace) -> None:
     """Measure all ways and print how they compare."""
     print(f"{machine(setting.device)}\n")
     place = Place(setting.device)
     found: dict[str, dict[str, Any]] = {}
     plain = [name for name, way in WAYS.items() if setting.device == "cuda" or not way.compiled]
-    for name in arguments.ways or plain:
+    names = arguments.ways or plain
+    lines = Lines(result_path(arguments, f"step-{arguments.preset}").with_suffix(".jsonl"), arguments.resume)
+    begun, measured, known = time.monotonic(), 0, [name for name in names if lines.find(name)]
+    for name in names:
         way = WAYS[name]
+        if (row := lines.find(name)) is not None:
+            found[name] = row
+            continue
         if not set(way.options) <= set(registered()[way.method].Options.model_fields) or (way.trl and peer() is None):
             print(f"not here: {name}\n")
             continue
@@ -418,6 +437,8 @@ def compare(setting: Setting, arguments: argparse.Namespace) -> None:
         except RuntimeError as error:
             found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
             print(f"{name}: {found[name]['error']}", file=sys.stderr)
+        measured += 1
+        lines.add(name, found[name], told(name, found[name], left(begun, measured, len(names) - len(known))))
         reset_peak(setting.device)
     done = {name: row for name, row in found.items() if "seconds" in row}
     trl = done.get("TRL GOLDTrainer", {}).get("seconds")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from harness.asked import asked_recipe, name_in, tuned_recipe, without_budget
 from harness.base.errors import HarnessError
+from harness.base.stopping import stopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +43,12 @@ Fields = Annotated[
 ]
 
 
+Untuned = Annotated[bool, typer.Option("--untuned", help="Leave the lock file that `harness tune` wrote aside.")]
+StaleLock = Annotated[
+    bool, typer.Option("--stale-lock", help="Take its settings though recipe, training rows or a method changed.")
+]
+
+
 def _version(asked: bool) -> None:
     if asked:
         from harness import api
@@ -63,21 +71,23 @@ def main() -> None:
     from harness.terminal.quiet import quiet_libraries
 
     quiet_libraries()
-    try:
-        from harness import api
+    with stopping() as asked:
+        try:
+            from harness import api
 
-        with api.hear_warnings(lambda text: errors.print(f"warning: {text}", style="yellow", markup=False)):
-            app()
-    except HarnessError as error:
-        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
+            with api.hear_warnings(lambda text: errors.print(f"warning: {text}", style="yellow", markup=False)):
+                app()
+        except HarnessError as error:
+            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            sys.exit(2)
+        except (SystemExit, KeyboardInterrupt) as end:
+            if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+                raise
             errors.print("\nstopped; the same command goes on where it stopped", style="yellow")
-        raise
+            sys.exit(asked.status)
 
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 
 @app.command()
@@ -91,6 +101,8 @@ def run(
     unsafe_execution: Annotated[
         bool, typer.Option("--unsafe-execution", help="Run generated code without a sandbox where none can start.")
     ] = False,
+    untuned: Untuned = False,
+    stale_lock: StaleLock = False,
 ) -> None:
     """Train and evaluate what a recipe asks for, and print its table."""
     from harness import api
@@ -98,7 +110,10 @@ def run(
     from harness.terminal.progress import TerminalProgress, stored_table
 
     before = None if earlier is None else api.open_run(earlier, runs)
-    made = api.plan(_recipe(fields) if before is None else api.recipe_of(before, *(fields or ())))
+    if before is None:
+        made = api.plan(tuned_recipe(fields, untuned=untuned, stale=stale_lock, say=_say))
+    else:
+        made = api.plan(api.recipe_of(before, *(fields or ())))
     store = api.store(runs)
     if before is not None and api.leads():
         console.print(changes_view(str(earlier), api.changes_since(before, made)))
@@ -113,12 +128,36 @@ def run(
 
 
 @app.command()
-def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
+def plan(
+    fields: Fields = None, runs: Runs = Path("runs"), untuned: Untuned = False, stale_lock: StaleLock = False
+) -> None:
     """Show cells and stages: what is stored, what would run and what it costs. Executes nothing, needs no data."""
     from harness import api
     from harness.terminal.plan_view import plan_view
 
-    console.print(plan_view(_recipe(fields), api.store(runs)))
+    console.print(plan_view(tuned_recipe(fields, untuned=untuned, stale=stale_lock, say=_say), api.store(runs)))
+
+
+@app.command()
+def tune(
+    fields: Fields = None,
+    runs: Runs = Path("runs"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the one repetition.")] = 0,
+    share: Annotated[float, typer.Option("--share", help="Of the recipe's steps that a trial trains.")] = 0.5,
+) -> None:
+    """Try as many settings for each row (`budget=6`) on held-out training rows; `harness run` takes what won."""
+    from harness import api
+    from harness.recipe.lock import lock_beside, write_lock
+    from harness.terminal.progress import TerminalProgress
+    from harness.terminal.tuning_view import tuning_view
+
+    named, budget = without_budget(fields)
+    recipe, path = asked_recipe(named), lock_beside(name_in(named))
+    with TerminalProgress(console, api.tuning_plan(recipe, budget, seed, share), api.store(runs)) as progress:
+        lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, runs=runs)
+    if api.leads():
+        write_lock(path, lock)
+        console.print(tuning_view(lock, path))
 
 
 @app.command()
@@ -149,7 +188,7 @@ def align(
     from harness.terminal.align_view import chosen_text, shown_pairs
 
     given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]
-    recipe = _recipe([field for field in fields or [] if not field.startswith("task=")])
+    recipe = asked_recipe([field for field in fields or [] if not field.startswith("task=")])
     example = chosen_text(recipe, given[-1] if given else None, row, text, prompt)
     for pair in shown_pairs(recipe, example, entropies, console.print):
         console.print(rendered(pair, console.width))
@@ -227,6 +266,37 @@ def hold_task(
 
 
 @app.command()
+def litmus(
+    method: Annotated[
+        str | None, typer.Argument(help="A method, also a plug-in's, or a row of known_truth.", show_default="all")
+    ] = None,
+    fields: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Fields of known_truth.", show_default=False)
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show what methods learn where the truth is known, and that broken ones fail; exit code 1 where they don't."""
+    from harness import api
+    from harness.terminal.litmus_view import litmus_view
+    from harness.terminal.progress import TerminalProgress
+
+    shown = errors if markdown else console
+    given = [field for field in (method, *(fields or ())) if field is not None and "=" in field]
+    named = method if method is not None and "=" not in method else None
+    asked = ("teacher", "warm_start", "rows", "student")  # nobody answers
+    found = api.litmus(
+        named, *given, runs=runs, watched=lambda made, store: TerminalProgress(shown, made, store, asked)
+    )
+    if markdown:
+        console.file.write(found.to_markdown())
+    else:
+        console.print(litmus_view(found))
+    if not found.as_expected:
+        raise typer.Exit(1)
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that come with the harness."""
     from harness.terminal.listings import recipes_table
@@ -267,7 +337,7 @@ def data(
         api.data_folder(given)
     recipe: Recipe | None = None
     if fields and len(named) < len(fields):
-        recipe = _recipe([*fields, *([f"data.root={root}"] if root else [])])
+        recipe = asked_recipe([*fields, *([f"data.root={root}"] if root else [])])
         root = recipe.data.root
     else:
         root = None if given == "null" else given
@@ -280,9 +350,32 @@ def data(
         for line in api.make_dev_folder(dev, root or None):
             console.print(line, markup=False)
         root = str(dev)
-        recipe = None if recipe is None else _recipe([*(fields or ()), f"data.root={root}"])
+        recipe = None if recipe is None else asked_recipe([*(fields or ()), f"data.root={root}"])
     asked = None if recipe is None else api.tasks_of(recipe)
     console.print(data_table(Path(root).expanduser() if root else None, asked))
+
+
+@app.command()
+def store(
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and check its digest.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Show what no run names, and what runs left.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --prune: remove it.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """List what is stored, with sizes; verify it, or prune what no run names. Exit code 1 where a file is damaged."""
+    from harness import api
+    from harness.terminal.store_view import damaged_view, pruned_view, store_view
+
+    stored = api.store(runs)
+    if prune:
+        console.print(pruned_view(api.prune_store(stored, dry=not yes), not yes), soft_wrap=True)
+    else:
+        console.print(store_view(stored.root, api.store_contents(stored)))
+    if verify:
+        damaged = api.damaged_files(stored)
+        console.print(damaged_view(damaged), soft_wrap=True)
+        if damaged:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -310,6 +403,10 @@ def fields(
         console.print(fields_tables(api.recipe_fields(part)))
 
 
+def _say(text: str) -> None:
+    console.print(text, markup=False)
+
+
 def _promises(name: str, checked: Iterable[Checked]) -> None:
     """A line for each promise as it is checked."""
     from harness.terminal.promises import promise_line, promises_line
@@ -321,16 +418,3 @@ def _promises(name: str, checked: Iterable[Checked]) -> None:
     console.print(promises_line(name, every))
     if any(one.ok is False for one in every):
         raise typer.Exit(1)
-
-
-def _recipe(fields: list[str] | None) -> Recipe:
-    """The recipe that a command line names, with its overrides."""
-    from harness import api
-
-    fields = [
-        f"recipe={field}" if place == 0 and "=" not in field else field for place, field in enumerate(fields or [])
-    ]
-    given = dict(field.partition("=")[::2] for field in fields if field.startswith("recipe="))
-    if "recipe" not in given:
-        raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(api.recipe_names())}")
-    return api.load_recipe(given["recipe"], *(field for field in fields if not field.startswith("recipe=")))

@@ -66,6 +66,7 @@ class ALM(Method[ALMOptions]):
     name, paper, teacher = "alm", "arXiv 2503.20083", TeacherKind.CROSS_TOKENIZER
     summary = "binary KL of the probabilities that both models give to chunks of the text"
     fidelities_differ = True
+    released_normalize = "samples"
     Options = ALMOptions
     rows = Rows.AFTER  # of a chunk's tokens all but the last predict within it, and the last has the row behind it
 
@@ -74,16 +75,8 @@ class ALM(Method[ALMOptions]):
         return frozenset({Need.WHOLE_RESPONSE})
 
     @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
-
-    @property
     def zero_at_identity(self) -> bool:
         return not self._released
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     def prepare(self, pair: TokenizerPair) -> None:
         sides = {"student": pair.student, "teacher": pair.teacher}

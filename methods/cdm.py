@@ -27,7 +27,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, SoftenedOptions, TeacherKind, register
+from methods.base import (
+    SOFTENED,
+    AlignedChunk,
+    LossSums,
+    Method,
+    Need,
+    Rows,
+    Side,
+    SoftenedOptions,
+    TeacherKind,
+    register,
+)
 from methods.library.alignment import AlignedResponse, Groups, IntArray, first_members, group_bytes
 from methods.library.cdm_released import released_groups, released_loss, turned
 from methods.library.contextual import (
@@ -75,7 +86,9 @@ class CDM(Method[CDMOptions]):
     name, paper, teacher = "cdm", "arXiv 2502.11104", TeacherKind.CROSS_TOKENIZER
     summary = "entropy-weighted time warping, KL over the k likeliest tokens, mapped at each position"
     fidelities_differ = aligns_on_device = True
+    released_rows, released_normalize = Rows.AFTER, "samples"
     Options = CDMOptions
+    tunes = SOFTENED
 
     @property
     def align_seconds(self) -> float:
@@ -88,24 +101,12 @@ class CDM(Method[CDMOptions]):
         return frozenset(needed | ({Need.ENTROPY} if self.options.alignment == "dtw" else set()))
 
     @property
-    def rows(self) -> Rows:
-        return Rows.AFTER if self._released else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
-
-    @property
     def zero_at_identity(self) -> bool:
         return not self._released  # τ on one side only: the released term has no zero
 
     @property
     def reads_ids(self) -> str:
         return "drops candidates of one vocabulary by the ids of the other" if self._released else ""
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     @property
     def caveat(self) -> str:

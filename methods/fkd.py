@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from methods.base import AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
+from methods.base import SOFTENED, AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, pair_identical
 from methods.library.closed_form import kl
 
@@ -20,15 +20,9 @@ class FKD(Method[SoftenedOptions]):
     name, paper, teacher = "fkd", "arXiv 1503.02531", TeacherKind.SAME_TOKENIZER
     summary = "forward KL to a teacher with the same tokenizer"
     Options = SoftenedOptions
+    tunes = SOFTENED
     fidelities_differ = True
-
-    @property
-    def rows(self) -> Rows:
-        return Rows.ALL if self.options.fidelity == "released" else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self.options.fidelity == "released" else super().normalize
+    released_rows, released_normalize = Rows.ALL, "samples"
 
     def align(self, response: AlignedResponse) -> Groups:
         return pair_identical(response, prompt=self.rows is Rows.ALL)

@@ -20,18 +20,19 @@ equal weights (1, unless set) it is one of whole distributions and never negativ
 that its sorted part ends with the shorter side.
 
 ``released``: what TRL 1.16 computes with ``use_uld_loss`` and ``uld_use_hybrid_loss`` set, the other ``uld_`` options
-left alone: ``observed`` merging, vocabularies matched by string, the last token of either side left out, whatever it is
-(EOS, unless the response was cut), the floor for every tokenizer, means over the groups of a response and then over
-responses. ``merge`` and ``match`` still count where a recipe sets them, and β, λ, temperatures and the weights are the
-recipe's. (With nothing set TRL has no cross-tokenizer loss but GKD's JSD: CE 0, KD 1, λ 0.5, temperature 0.9.) TRL
-compares a tail that ends on different bytes too; here both sides end on one byte, so that there is none but in cut
-responses. ``described`` mends all of these.
+left alone: ``observed`` merging, vocabularies matched by string, β 0.5, w_m = |matched| / V_teacher and w_u = 1 - w_m,
+the last token of either side left out, whatever it is (EOS, unless the response was cut), the floor for every
+tokenizer, means over the groups of a response and then over responses. ``merge``, ``match``, β and the weights still
+count where a recipe sets them, and λ and temperatures are the recipe's. (With nothing set TRL has no cross-tokenizer
+loss but GKD's JSD: CE 0, KD 1, λ 0.5, temperature 0.9.) TRL compares a tail that ends on different bytes too; here both
+sides end on one byte, so that there is none but in cut responses. ``described`` mends all of these.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -60,7 +61,13 @@ from methods.library.merging import LOG_FLOOR, Merge, Merged
 from methods.library.projection import weighted_map
 from methods.library.vocabulary import TokenizerPair
 
-_RELEASED: dict[str, Any] = {"merge": "observed", "match": "string"}
+_RELEASED: dict[str, Any] = {
+    "merge": "observed",
+    "match": "string",
+    "beta": 0.5,
+    "matched_weight": None,
+    "unmatched_weight": None,
+}
 
 
 class Columns(NamedTuple):
@@ -96,17 +103,17 @@ class GOLDOptions(SortOptions, TemperatureOptions, OnPolicyOptions):
         "bayesian", description="how the rows of a group become one; TRL has observed where nothing is set"
     )
     beta: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5,
-        description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); TRL's default is 0.5",
+        0.0,
+        description="β of the GJSD; 0: KL(T || S), as in the blog's runs; 1: KL(S || T); released: TRL's 0.5",
     )
     matched_weight: NonNegative | None = Field(
-        None,
-        description="w_m; none: |matched| / V_teacher, as in TRL where nothing is set, so that the parts count by "
-        "how much of the vocabulary is shared; the blog's recipe sets both weights to 1",
+        1.0,
+        description="w_m; the blog's recipe sets both weights to 1; none: |matched| / V_teacher, TRL's default "
+        "(released), so that the parts count by how much of the vocabulary is shared: often hardly any KD is left",
     )
-    unmatched_weight: NonNegative | None = Field(None, description="w_u; none: 1 - |matched| / V_teacher")
+    unmatched_weight: NonNegative | None = Field(1.0, description="w_u; none: 1 - |matched| / V_teacher (released)")
     unmatched: Literal["sorted", "rest"] = Field(
-        "sorted", description="the others by rank, or what is left of 1 as one mass in the GJSD; then weights are 1"
+        "sorted", description="the others by rank, or what is left of 1 as one mass in the GJSD"
     )
     match: Literal["bytes", "string", "weight"] = Field(
         "bytes",
@@ -130,7 +137,9 @@ class GOLD(Method[GOLDOptions]):
     name, paper, teacher = "gold", "TRL GOLD, Hugging Face blog 2025-10-29", TeacherKind.CROSS_TOKENIZER
     summary = "generalised JSD over shared tokens, sorted L1 over the others, groups of tokens merged"
     fidelities_differ = sorts = True
+    released_normalize = "samples"
     Options = GOLDOptions
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.8, 0.95), "beta": (0.0, 1.0)}
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -139,14 +148,6 @@ class GOLD(Method[GOLDOptions]):
     @property
     def rows(self) -> Rows:
         return Rows.AFTER if self.options.merge == "observed" else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     def prepare(self, pair: TokenizerPair) -> None:
         match = self.options.match
@@ -220,9 +221,8 @@ class GOLD(Method[GOLDOptions]):
     def _weights(self, columns: Columns) -> tuple[float, float]:
         """w_m and w_u."""
         share = columns.teacher_matched.numel() / columns.student_of_teacher.numel()
-        usual = (1.0, 1.0) if self.options.unmatched == "rest" else (share, 1 - share)
         matched, unmatched = self.options.matched_weight, self.options.unmatched_weight
-        return usual[0] if matched is None else matched, usual[1] if unmatched is None else unmatched
+        return share if matched is None else matched, 1 - share if unmatched is None else unmatched
 
     def _columns_of(self, student: Tensor, teacher: Tensor) -> Columns:
         """The columns for logits of this width; made once, since a model keeps its width."""

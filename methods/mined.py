@@ -35,7 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
+from methods.base import SOFTENED, AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, IntArray
 from methods.library.cdm_released import released_divergence, released_groups
 from methods.library.contextual import MASKED
@@ -62,11 +62,9 @@ class MinED(Method[MinEDOptions]):
     name, paper, teacher = "mined", "arXiv 2401.10491", TeacherKind.CROSS_TOKENIZER
     summary = "forward KL to the teacher's distribution mapped by edit distance, the gold token where tokens differ"
     fidelities_differ = True
+    released_rows, released_normalize = Rows.AFTER, "samples"
     Options = MinEDOptions
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
+    tunes = SOFTENED
 
     @property
     def align_seconds(self) -> float:
@@ -75,14 +73,6 @@ class MinED(Method[MinEDOptions]):
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.WHOLE_RESPONSE, Need.ENTROPY} if self._released else ())
-
-    @property
-    def rows(self) -> Rows:
-        return Rows.AFTER if self._released else Rows.PREDICTING
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
 
     @property
     def reads_ids(self) -> str:

@@ -9,16 +9,20 @@ over it is due to its teacher.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
 
-from methods.base import AlignedChunk, KDOptions, LossSums, Method, NonNegative, Start, TeacherKind, register
+from methods.base import AlignedChunk, KDOptions, LossSums, Method, NonNegative, Share, Start, TeacherKind, register
 
 
 class SFTOptions(KDOptions):
     ce_weight: NonNegative = Field(1.0, description="weight of the cross-entropy")
     kd_weight: NonNegative = Field(0.0, description="unused: there is no teacher")
+    label_smoothing: Share = Field(
+        0.0, description="ε: the target is (1 - ε) one-hot + ε / V (arXiv 1512.00567): what regularising alone gains"
+    )
 
 
 @register
@@ -27,6 +31,11 @@ class SFT(Method[SFTOptions]):
     summary = "cross-entropy from the pretrained student, warm-start and KD steps together"
     start = Start.PRETRAINED
     Options = SFTOptions
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"rate": (0.5, 1.0, 2.0), "label_smoothing": (0.0, 0.1)}
+
+    @property
+    def label_smoothing(self) -> float:
+        return self.options.label_smoothing
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         return LossSums(kd=chunk.student.logits.new_zeros(()))

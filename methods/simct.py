@@ -35,10 +35,6 @@ class SimCT(Method[OnPolicyOptions]):
     fidelities_differ = True
     Options = OnPolicyOptions
 
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
-
     def prepare(self, pair: TokenizerPair) -> None:
         self._student_of_teacher = exact_map(pair.teacher, pair.student)
         student_of_teacher = torch.from_numpy(self._student_of_teacher)

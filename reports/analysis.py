@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from reports.frame import RowKey, Score, checked_items, scores
+from reports.gap import Certainty, Gap, gap
 from reports.item_tests import Interval, ItemTest, ScoresByItem
 from reports.method_tests import BoolArray, Contrasts, contrasts, item_variance, pooled_variance
 from reports.statistics import CONFIDENCE, FloatArray, holm, student_t_quantile, weighted_mean
@@ -34,6 +35,7 @@ class Comparison:
 
     difference: float  # the row's score minus the other's
     error: float | None  # its standard error, over trainings and items; None, as p and interval, where nothing can tell
+    training: float | None  # variance, the part of the squared error that training again would change
     df: float | None
     interval: Interval | None  # of the difference, by the same test
     p: float | None  # two-sided
@@ -78,6 +80,7 @@ class Analysis:
     comparisons: Mapping[CellKey, Comparison] = field(default_factory=dict)  # with the baseline
     pairs: Mapping[ColumnKey, Mapping[tuple[RowKey, RowKey], Comparison]] = field(default_factory=dict)  # all with all
     noise: Mapping[ColumnKey, Noise] = field(default_factory=dict)
+    gaps: Mapping[CellKey, Gap] = field(default_factory=dict)  # of rows whose teacher was scored
 
     def like_best(self, column: ColumnKey, means: Mapping[RowKey, float], higher_is_better: bool) -> set[RowKey]:
         """The best row and those that can't be told from it; empty where that would be all, or nothing was tested."""
@@ -120,6 +123,7 @@ def analyse(results: pd.DataFrame, items: pd.DataFrame, baseline: str = "", name
     against: dict[CellKey, Comparison] = {}
     pairs: dict[ColumnKey, Mapping[tuple[RowKey, RowKey], Comparison]] = {}
     noise: dict[ColumnKey, Noise] = {}
+    gaps: dict[CellKey, Gap] = {}
     for student in dict.fromkeys(row.student for column in columns for row in column.rows):
         tested = [one for column in columns if (one := _Tested.of(column, student, baseline)) is not None]
         # two families, so that no row is told from the baseline in one table and not in the other
@@ -129,10 +133,11 @@ def analyse(results: pd.DataFrame, items: pd.DataFrame, baseline: str = "", name
             where = one.column.task, one.column.metric
             pairs[student, *where] = of_base | of_others
             against |= {(row, *where): comparison for (row, _), comparison in of_base.items()}
+            gaps |= {(row, *where): found for (row, _), found in one.gaps(of_base).items()}
             if (known_noise := one.noise()) is not None:
                 noise[student, *where] = known_noise
     intervals = {(row, c.task, c.metric): interval for c in columns for row, interval in c.intervals().items()}
-    return Analysis(baseline, chosen, intervals, against, pairs, noise)
+    return Analysis(baseline, chosen, intervals, against, pairs, noise, gaps)
 
 
 @dataclass(frozen=True)
@@ -195,13 +200,16 @@ class _Tested:
             _known(values[place]) if enough else None for values in (made.p, made.p_pooled, made.p_welch)
         )
         difference, interval = float(made.difference[place]), None
-        error, df = (None if p is None else float(values[place]) for values in (made.error, made.df))
+        error, df, training = (
+            None if p is None else float(values[place]) for values in (made.error, made.df, made.seed_variance)
+        )
         if error is not None and df is not None:
             half = float(student_t_quantile(1 - CONFIDENCE, df)) * error
             interval = difference - half, difference + half
         return Comparison(
             difference=difference,
             error=error,
+            training=training,
             df=df,
             interval=interval,
             p=p,
@@ -212,6 +220,15 @@ class _Tested:
             n_items=len(self.weights),
             seeds=tuple(seed for seed, common in zip(self.seeds, self._common(pair), strict=True) if common),
         )
+
+    def gaps(self, with_base: Mapping[tuple[RowKey, RowKey], Comparison]) -> dict[tuple[RowKey, RowKey], Gap]:
+        """What each row closed of the gap between the baseline and its teacher, where there is one."""
+        only_items = len(self.weights) - 1.0
+        found = {
+            (row, base): gap(self.column, row, base, Certainty(one.training, one.df or only_items))
+            for (row, base), one in with_base.items()
+        }
+        return {pair: one for pair, one in found.items() if one is not None}
 
     def noise(self) -> Noise | None:
         """None where one seed alone, or rows that all agree, show no spread; and with too few items."""

@@ -15,7 +15,7 @@ from reports.table import Column, Row, Table, TableCell
 PAGE_INK = "#767676"  # of letters and lines in a file, which has no page round it: reads on white and on black
 
 
-class Part(NamedTuple):
+class DrawnPart(NamedTuple):
     """Figures under one heading.
 
     Attributes:
@@ -34,12 +34,12 @@ def looks(table: Table) -> dict[str, figures.Style]:
     return figures.styles([row.label for group in table.groups for row in group.rows if row.role == "student"])
 
 
-def files(parts: Sequence[Part]) -> dict[str, str]:
+def files(parts: Sequence[DrawnPart]) -> dict[str, str]:
     """The figures as SVG files of their own, by name: for papers and web pages."""
     return {file_name(part, caption): _alone(svg) for part in parts for caption, svg in part.figures}
 
 
-def file_name(part: Part, caption: str) -> str:
+def file_name(part: DrawnPart, caption: str) -> str:
     """Of a figure's file."""
     return f"{_slug(f'{part.heading} {caption}')}.svg"
 
@@ -54,13 +54,14 @@ def _alone(svg: str) -> str:
     return svg.replace("<svg ", '<svg font-family="sans-serif" ', 1).replace("currentColor", PAGE_INK)
 
 
-def draw(table: Table, evidence: Evidence, costs: pd.DataFrame) -> list[Part]:
+def draw(table: Table, evidence: Evidence, costs: pd.DataFrame) -> list[DrawnPart]:
     """The parts of a report's figures, without those that have nothing to show."""
     look_of = looks(table)
     several = len(table.students()) > 1
     scores = score_frame(table)
     known = [
         (DIFFERENCES, _DIFFERENCES_TEXT, _difference_figures(table, look_of, several)),
+        (GAPS, _GAPS_TEXT, _gap_figures(table, look_of, several)),
         (
             "Scores",
             f"{SPREAD} Dots: single seeds, where there are several. Grey: teachers and references.",
@@ -81,13 +82,18 @@ def draw(table: Table, evidence: Evidence, costs: pd.DataFrame) -> list[Part]:
             _speed_figures(scores, costs, table.columns, look_of),
         ),
     ]
-    return [Part(heading, text, shown) for heading, text, shown in known if shown]
+    return [DrawnPart(heading, text, shown) for heading, text, shown in known if shown]
 
 
 DIFFERENCES = "Differences"
 _DIFFERENCES_TEXT = (
     f"Points: differences from the baseline, paired by seed; lines: their {INTERVAL}, over trainings and test items, "
     "not corrected for the number of rows. Filled: found after the correction; hollow: not."
+)
+GAPS = "Gap closed"
+_GAPS_TEXT = (
+    "How much of the way from the baseline to its own teacher each row went: 0 % is no better than a student without a "
+    f"teacher, 100 % as good as the teacher. Lines: {INTERVAL}. Filled: the interval leaves out 0."
 )
 SPREAD = (
     f"Lines: {INTERVAL} of the mean, by bootstrap over test items; without item-level scores one sample standard "
@@ -154,6 +160,29 @@ def _difference_figures(table: Table, looks: Mapping[str, figures.Style], severa
             label = f"{_axis(one.column)}: row minus {one.base}"
             caption = f"{one.student}, {_caption(one.column)}" if several else _caption(one.column)
             drawn.append((caption, figures.forest(frame, looks, name=f"f-forest-{len(drawn)}", label=label)))
+    return drawn
+
+
+def _gap_figures(table: Table, looks: Mapping[str, figures.Style], several: bool) -> list[tuple[str, str]]:
+    """Of the tested columns in which a teacher leads and seeds give shares an interval."""
+    drawn: list[tuple[str, str]] = []
+    for one in table.pairwise:
+        rows = [
+            (
+                label,
+                100 * gap.share,
+                100 * gap.interval[0],
+                100 * gap.interval[1],
+                gap.interval[0] * gap.interval[1] > 0,
+            )
+            for label, gap in one.gaps.items()
+            if gap.share is not None and gap.interval is not None
+        ]
+        if one.column.key in table.named and rows:
+            frame = pd.DataFrame(rows, columns=["row", "difference", "low", "high", "found"])
+            caption = f"{one.student}, {one.column.full_label}" if several else one.column.full_label
+            label = f"{one.column.full_label}: % of the gap to the own teacher closed"
+            drawn.append((caption, figures.forest(frame, looks, name=f"f-gap-{len(drawn)}", label=label)))
     return drawn
 
 

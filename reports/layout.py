@@ -48,8 +48,17 @@ def _columns(records: Sequence[Score]) -> list[Column]:
     keys = _distinct((s.task, s.metric) for s in records)
     tasks = _distinct(task for task, _ in keys)
     ordered = sorted(keys, key=lambda key: tasks.index(key[0]))  # stable: metrics keep their order
-    seeds = {task: tuple(sorted({s.seed for s in records if (s.role, s.task) == ("student", task)})) for task in tasks}
+    seeds = {task: _shared_seeds([s for s in records if (s.role, s.task) == ("student", task)]) for task in tasks}
     return [_column([s for s in records if (s.task, s.metric) == key], seeds[key[0]]) for key in ordered]
+
+
+def _shared_seeds(records: Sequence[Score]) -> tuple[int, ...]:
+    """The seeds of a task's students; those that one row alone has, as a baseline may, only where there is no other."""
+    rows: dict[int, set[RowKey]] = {}
+    for s in records:
+        rows.setdefault(s.seed, set()).add(s.row)
+    shared = {seed for seed, its in rows.items() if len(its) > 1}
+    return tuple(sorted(shared or rows))
 
 
 def _column(records: Sequence[Score], seeds: tuple[int, ...]) -> Column:
@@ -133,6 +142,7 @@ class _Builder:
                     against,
                     tuple(labels[key] for key in best[column]),
                     self.analysis.noise.get(where),
+                    {labels[key]: gap for key, cell in cells.items() if (gap := cell.gap) is not None},
                 )
 
     def _group(self, records: Sequence[Score]) -> tuple[Group, list[RowKey]]:
@@ -219,6 +229,7 @@ class _Builder:
             "done",
             interval=interval,
             comparison=None if key is None else self.analysis.comparisons.get(key),
+            gap=None if key is None else self.analysis.gaps.get(key),
         )
         if not problems:
             return cell

@@ -13,7 +13,7 @@ ARROWS = "↑ higher is better, ↓ lower is better."
 
 def explanations(table: Table) -> list[str]:
     """The lines below a table."""
-    lines = [*_bold(table), ARROWS, *_spreads(table), *_marks(table)]
+    lines = [*_bold(table), ARROWS, *_spreads(table), *_more_seeds(table), *_marks(table)]
     averaged = [column.full_label for column in table.columns if column.in_average]
     if any(column.is_average for column in table.columns):
         lines.append(
@@ -36,6 +36,19 @@ def _averaged_seeds(table: Table) -> str:
     if len(common) == 1:
         return f" over seed {common[0]}, the only one that all of them have"
     return f" over the seeds that all of them have ({', '.join(map(str, common))})"
+
+
+def _more_seeds(table: Table) -> Iterator[str]:
+    """Rows that were trained more often than the others."""
+    more: dict[str, tuple[int, int]] = {}
+    for _, row, column, cell in table.cells():
+        if row.role == "student" and not column.is_average and 1 < len(column.seeds) < cell.n_seeds:
+            more.setdefault(row.label, (cell.n_seeds, len(column.seeds)))
+    for label, (own, others) in more.items():
+        yield (
+            f"{label} has {own} training seeds, the others {others}: it is in every difference, and its further seeds "
+            "sharpen its mean."
+        )
 
 
 def _bold(table: Table) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reports.analysis import Comparison, Noise
+from reports.gap import Gap
 from reports.item_tests import Interval
 
 DASH = "–"
@@ -97,6 +98,7 @@ class TableCell:
     best: bool = False  # not to be told from the best of its column, where some row can be
     interval: Interval | None = None  # 95 % bootstrap interval over items of the mean over seeds
     comparison: Comparison | None = None  # with the table's baseline
+    gap: Gap | None = None  # between that and its own teacher
 
     @property
     def mark(self) -> str:
@@ -154,6 +156,7 @@ class Pairwise:
     against: Mapping[str, Comparison]  # each row with the baseline, as marked: corrected over these alone
     best: tuple[str, ...]  # the best row, then those that can't be told from it
     noise: Noise | None
+    gaps: Mapping[str, Gap]  # each row whose teacher was scored, between the baseline and that
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from markupsafe import Markup
 from reports import drawn
 from reports.appendix import appendices
 from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
-from reports.drawn import Part
+from reports.drawn import DrawnPart
 from reports.exhibits import NO_EVIDENCE, Evidence, Item, ShownAlignment
 from reports.figures import Style
+from reports.learnt import learnt_tables
 from reports.legends import explanations
 from reports.published import beside_published
 from reports.table import DASH, METRIC_LABELS, Group, Table
@@ -40,7 +41,7 @@ def html(
     table: Table,
     context: ReportContext,
     evidence: Evidence = NO_EVIDENCE,
-    figures: Sequence[Part] | None = None,
+    figures: Sequence[DrawnPart] | None = None,
 ) -> str:
     """The whole page; its figures are drawn if not given. Raises ValueError naming a task without protocol lines."""
     looks, parts = drawn.looks(table), drawn.draw(table, evidence, context.costs) if figures is None else figures
@@ -62,6 +63,7 @@ def html(
         "items_left_out": _left_out(len(evidence.items) - len(items), "items"),
         "alignments": alignments,
         "alignment_notes": _alignment_notes(evidence, len(alignments["alignments"])),
+        "learnt": learnt_tables(table, context.learnt),
         "outcomes": counted_tables(context),
         "frames": _frames(table, context),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
@@ -84,6 +86,7 @@ def _sections(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     known = [
         ("verdict", "Verdict", values["verdict"]),
         ("results", "Results", True),
+        ("learnt", "What was learnt", values["learnt"]),
         ("outcomes", "Outcomes", values["outcomes"]),
         ("figures", "Figures", values["figures"]),
         ("alignments", "Alignments", values["alignments"]["alignments"]),

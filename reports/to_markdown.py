@@ -7,6 +7,7 @@ import pandas as pd
 
 from reports.appendix import appendices
 from reports.context import PAPER_HEADER, ReportContext, counted_tables, paper_grid, protocols
+from reports.learnt import learnt_tables
 from reports.legends import explanations
 from reports.published import PaperComparison, beside_published
 from reports.table import DASH, Group, Row, Table, TableCell
@@ -34,6 +35,8 @@ def markdown(table: Table, context: ReportContext, pictures: Sequence[tuple[str,
     blocks += [escape(line) for line in explanations(table)]
     if table.footnotes:
         blocks.append("\n".join(f"{number}. {escape(text)}" for number, text in enumerate(table.footnotes, start=1)))
+    for place, (heading, explanation, frame) in enumerate(learnt_tables(table, context.learnt)):
+        blocks += [f"## {escape(heading)}", *([] if place else [escape(explanation)]), _frame(frame)]
     if context.notes:
         blocks += ["## Notes", _list(context.notes)]
     blocks.append("## How the numbers were made")

@@ -18,7 +18,7 @@ from reports.table import DASH, DIGITS, KIND_HEADINGS, METRIC_LABELS, OTHER_DIGI
 
 NAMES = ("A", "B")
 
-Key = tuple[str, str, str, str, str, str]  # task, metric, kind of teacher, role, method, fidelity
+ScoreKey = tuple[str, str, str, str, str, str]  # task, metric, kind of teacher, role, method, fidelity
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _text(value: Any) -> str:
 
 def _pairs(first: Sequence[Score], second: Sequence[Score]) -> Iterable[Pair]:
     """Task by task, metric by metric; rows in the order of the first run, then those that only the second has."""
-    by_key: tuple[dict[Key, list[Score]], dict[Key, list[Score]]] = ({}, {})
+    by_key: tuple[dict[ScoreKey, list[Score]], dict[ScoreKey, list[Score]]] = ({}, {})
     for records, found in zip((first, second), by_key, strict=True):
         for s in records:
             found.setdefault(_key(s), []).append(s)
@@ -158,7 +158,7 @@ def _pairs(first: Sequence[Score], second: Sequence[Score]) -> Iterable[Pair]:
         )
 
 
-def _key(s: Score) -> Key:
+def _key(s: Score) -> ScoreKey:
     return s.task, s.metric, s.teacher_kind, s.role, s.method, s.fidelity
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from reports.analysis import FEWEST_ITEMS, INTERVAL, Comparison
+from reports.gap import Gap
+from reports.learnt import share
 from reports.power import comparisons_of, findable
 from reports.table import Column, Pairwise, Table
 
@@ -10,7 +12,10 @@ MOST_NAMED = 12  # rows that a sentence lists
 
 
 def verdict(table: Table) -> list[str]:
-    """A line for each column that is tested, or for all that say the same; the first thing that every format says."""
+    """What every format says first: whether the pair can tell anything, then each column that is tested.
+
+    Columns that say the same share a line.
+    """
     several = len(table.students()) > 1
     columns: dict[str, list[str]] = {}
     for pairwise in table.pairwise:
@@ -18,7 +23,8 @@ def verdict(table: Table) -> list[str]:
             student = f"{pairwise.student}, " if several else ""
             said = " ".join(_sentences(table, pairwise))
             columns.setdefault(said, []).append(f"{student}{pairwise.column.full_label}")
-    return [f"{'; '.join(names) if several else ', '.join(names)}: {said}" for said, names in columns.items()]
+    lines = [f"{'; '.join(names) if several else ', '.join(names)}: {said}" for said, names in columns.items()]
+    return [*_no_leader(table), *lines]
 
 
 def p_text(p: float) -> str:
@@ -54,6 +60,7 @@ def _sentences(table: Table, pairwise: Pairwise) -> Iterator[str]:
         return
     if pairwise.base:
         yield from _against(table, pairwise)
+        yield from _from_whom(pairwise)
     yield _best(pairwise)
 
 
@@ -92,3 +99,51 @@ def _best(pairwise: Pairwise) -> str:
     if not others:
         return f"Best: {first}, told from every other row."
     return f"Best: {first}; {listed(others)} can't be told from it."
+
+
+def _no_leader(table: Table) -> Iterator[str]:
+    """What a pair of models can't settle, as a teacher is no better than the baseline; said before all else."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    some: dict[str, list[str]] = {}
+    for pairwise in table.pairwise:
+        if pairwise.column.key not in table.named or not pairwise.gaps:
+            continue
+        teachers = {gap.teacher: gap for gap in pairwise.gaps.values()}
+        behind = {name: gap for name, gap in teachers.items() if not gap.leads}
+        where = pairwise.column.full_label
+        if len(behind) == len(teachers):
+            said = tuple(f"{name} by {_lead(gap, pairwise.column)}" for name, gap in behind.items())
+            columns.setdefault(said, []).append(where)
+        else:
+            for name in behind:
+                some.setdefault(name, []).append(where)
+    for said, names in columns.items():
+        yield (
+            f"{', '.join(names)}: no teacher is told from {table.baseline} as the better one (ahead: {listed(said)}), "
+            "so that this pair of models can't rank methods there."
+        )
+    for name, names in some.items():
+        yield (
+            f"{', '.join(names)}: {name} is not told from {table.baseline} as the better one; rows that learn from it "
+            "can't be ranked there."
+        )
+
+
+def _lead(gap: Gap, column: Column) -> str:
+    return f"{gap.lead:+.{column.digits}f}{' points' if column.unit == '%' else ''}"
+
+
+def _from_whom(pairwise: Pairwise) -> Iterator[str]:
+    """What was learnt from whom, as far as intervals leave out 0."""
+    for sign, verb in ((1, "Learnt"), (-1, "Moved away from the teacher")):
+        said = []
+        for teacher in dict.fromkeys(gap.teacher for gap in pairwise.gaps.values()):
+            rows = [
+                f"{label} {share(gap)}"
+                for label, gap in pairwise.gaps.items()
+                if gap.teacher == teacher and gap.interval is not None and sign * gap.interval[sign < 0] > 0
+            ]
+            if rows:
+                said.append(f"{listed(rows)} of the way to {teacher}")
+        if said:
+            yield f"{verb}: {'; '.join(said)}."

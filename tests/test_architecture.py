@@ -43,7 +43,9 @@ def test_imports_follow_the_arrows(package: str, path: Path) -> None:
 FLOORS = (
     ("__main__",),
     ("cli",),
+    ("asked",),
     ("api",),
+    ("litmus", "tuning"),
     ("terminal", "results", "run"),
     ("plan", "training"),
     ("recipe", "generation"),
@@ -103,6 +105,30 @@ def test_files_and_functions_are_short(package: str, path: Path) -> None:
     functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     long = {node.name: size for node in functions if (size := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION}
     assert not long
+
+
+SAME_EVERYWHERE = {"FloatArray", "BoolArray"}  # what NumPy has no short name for, in rooms that share nothing
+
+
+def test_one_name_means_one_thing() -> None:
+    """Of classes and of types with a name of their own."""
+    places: dict[str, list[str]] = {}
+    for _, path in FILES:
+        for name in types_of(ast.parse(path.read_text(encoding="utf-8"))):
+            places.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert len(places) > 200
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in SAME_EVERYWHERE} == {}
+
+
+def types_of(tree: ast.Module) -> Iterator[str]:
+    """Public names of classes, and of constants that are written like classes."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names = [node.name]
+        else:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names = [each.id for each in targets if isinstance(each, ast.Name)]
+        yield from (name for name in names if name[0].isupper() and name != name.upper())
 
 
 def test_recipes_hold_no_code() -> None:

@@ -22,7 +22,7 @@ from harness.base.code_source import LOOSE, ModuleSource
 _SETTINGS = "pydantic.BaseModel"
 _PASSIVE_BASES = {"abc.ABC", "object", "typing.Generic", "typing.Protocol", _SETTINGS}
 _OF_A_MODULE = {"__file__", "__name__", "__path__"}  # read of a module, they say nothing of what is in it
-_FILES: dict[tuple[str, str, int, int], ModuleSource] = {}  # by name, path, time and size: each is parsed once
+_parsed = functools.cache(ModuleSource)  # by what a file says: each is parsed once
 
 OWN_PACKAGES = ("harness", "methods")
 Key = tuple[str, str]  # a definition: its module and its name there
@@ -109,13 +109,7 @@ class Sources:
 
     def _load(self, name: str) -> ModuleSource | None:
         path = self.path(name)
-        if path is None:
-            return None
-        state = path.stat()
-        key = name, str(path), state.st_mtime_ns, state.st_size
-        if key not in _FILES:
-            _FILES[key] = ModuleSource(name, path, frozenset(self.places))
-        return _FILES[key]
+        return None if path is None else _parsed(name, path, path.read_text(encoding="utf-8"), frozenset(self.places))
 
     def closure(
         self,
@@ -130,7 +124,7 @@ class Sources:
             entries: ``module:function``, ``module:Class.member``, or ``module`` for all that is in it.
             classes: ``module:Class``, of objects that are handed over.
             without: modules, packages and definitions, written likewise, that are left out.
-            alone: definitions, written likewise, that count as they stand, without what they use.
+            alone: definitions, written likewise, that count as they stand, with the names of what they use.
 
         Raises:
             LookupError: there is none of these.
@@ -173,7 +167,8 @@ class Sources:
         return self._walks[key]
 
     def _made(self, found: Mapping[Key, Definition], alone: Mapping[Key, Definition]) -> Closure:
-        said = {self._line(each, found) for each in found.values()} | {each.digest for each in alone.values()}
+        said = {self._line(each, found) for each in found.values()}
+        said |= {" ".join([each.digest, *(use.name for use in each.uses)]) for each in alone.values()}
         definitions = {**found, **alone}
         by_file: dict[str, list[str]] = {}
         for each in definitions.values():

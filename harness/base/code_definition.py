@@ -132,7 +132,7 @@ class Namespace(ABC):
         return ".".join([*parts, *([node.module] if node.module else [])])
 
 
-class Reader:
+class DefinitionReader:
     """Writes the text of definitions, and notes what they use."""
 
     def __init__(self, module: Namespace) -> None:

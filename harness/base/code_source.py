@@ -16,8 +16,8 @@ from types import CodeType
 from harness.base.code_definition import (
     FUNCTIONS,
     Definition,
+    DefinitionReader,
     Namespace,
-    Reader,
     Use,
     all_statements,
     is_docstring,
@@ -49,6 +49,7 @@ class ModuleSource(Namespace):
     Args:
         name: dotted.
         path: of the file.
+        text: what it says.
         packages: top-level names of what belongs to the project.
 
     Attributes:
@@ -56,9 +57,9 @@ class ModuleSource(Namespace):
         for_types: names that only type checkers import.
     """
 
-    def __init__(self, name: str, path: Path, packages: frozenset[str]) -> None:
+    def __init__(self, name: str, path: Path, text: str, packages: frozenset[str]) -> None:
         super().__init__(name, packages, path.name == "__init__.py")
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        tree = ast.parse(text, str(path))
         self.imports = self.imported(all_statements(tree.body, into_functions=False))
         self._statements: dict[str, list[ast.stmt]] = {}
         self._loose: list[ast.stmt] = []
@@ -155,7 +156,7 @@ class ModuleSource(Namespace):
 
     def _definition(self, name: str) -> Definition:
         owner, _, member = name.partition(".")
-        reader = Reader(self)
+        reader = DefinitionReader(self)
         if member:
             reader.statements(self.members(owner)[member])
             if member in (constants := self.constants(owner)):  # it reads others by their bare names

@@ -35,9 +35,8 @@ def chunk_rows(wanted: int | Literal["auto"], vocabularies: Sequence[int], on: t
     """How many rows of logits exist at once; results don't depend on it.
 
     ``auto`` takes, on a GPU, what a quarter of the free memory holds, of 2 GiB at most: more rows make no product
-    faster. What torch keeps of memory that it has freed is free here, though not to the driver. On a CPU the logits of
-    all models together get 128 MiB, between 32 and 256 rows: fewer would read the heads' weights too often, more would
-    leave the caches and make no product faster.
+    faster. On a CPU the logits of all models together get 128 MiB, between 32 and 256 rows: fewer would read the heads'
+    weights too often, more would leave the caches and make no product faster.
 
     Args:
         wanted: a recipe's ``chunk_rows``.
@@ -50,10 +49,37 @@ def chunk_rows(wanted: int | Literal["auto"], vocabularies: Sequence[int], on: t
     bytes_a_row = 4 * sum(vocabularies)
     if on.type != "cuda":
         return min(max(_CPU_LOGITS // bytes_a_row, 32), 256)
-    kept = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
-    free = max(torch.cuda.mem_get_info(on)[0] + kept - reserved, 0)
+    free = max(_free_bytes(on) - reserved, 0)
     rows = min(free // 4, _GPU_CHUNK) // (_HELD * bytes_a_row)
     return min(max(rows // 64 * 64, 64), 4096)
+
+
+_CPU_ROWS, _GPU_ROWS = 16, 256
+
+
+def rows_at_a_time(wanted: int | Literal["auto"], bytes_a_row: int, on: torch.device) -> int:
+    """How many answers are generated at a time.
+
+    ``auto`` takes, on a GPU, what half of the free memory holds, of 256 at most: there a token costs nearly the same
+    for one answer as for many. On a CPU, 16.
+
+    Args:
+        wanted: a recipe's ``evaluation.batch_size``.
+        bytes_a_row: of what is kept of one answer while it is generated.
+        on: where.
+    """
+    if wanted != "auto":
+        return wanted
+    if on.type != "cuda":
+        return _CPU_ROWS
+    rows = _free_bytes(on) // 2 // bytes_a_row
+    return max(min(rows // 8 * 8 or rows, _GPU_ROWS), 1)
+
+
+def _free_bytes(on: torch.device) -> int:
+    """Of a GPU. What torch keeps of memory that it has freed is free here, though not to the driver."""
+    kept = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
+    return int(torch.cuda.mem_get_info(on)[0]) + kept
 
 
 def compiles(wanted: Literal["auto", "on", "off"], on: torch.device) -> bool:

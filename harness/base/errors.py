@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class HarnessError(Exception):
@@ -26,3 +26,8 @@ def suggest(name: str, known: Iterable[str], above: str = "") -> str:
     """'Did you mean "gold"?', or nothing; with what stands above a key, 'Did you mean "train.steps"?'."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f'Did you mean "{above}{near[0]}"?' if near else ""
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> HarnessError:
+    """The error of a name that nothing has: all that there are, and the nearest."""
+    return HarnessError(what, repr(name), f"one of {', '.join(known)}", suggest(name, known))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -10,7 +12,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,28 @@ def digest_of(value: Json) -> str:
     """SHA-256 (hex) of a JSON-able value; the order of keys in a mapping does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_json(text: str) -> Json:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is none, or one that Python can't hold: nested too deep, numbers of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or mappings that are nested too deep") from None
+
+
+def read_json(path: Path) -> Json:
+    """What a JSON file in UTF-8 says.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: as :func:`parse_json`.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def sha256_file(path: Path) -> str:
@@ -64,13 +89,15 @@ def write_json(path: Path, value: Json) -> None:
 def new_directory(final: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``final`` that takes its name only when the block ends without an error.
 
-    If ``final`` exists already when the block ends (another process was faster), the new folder is dropped.
+    If ``final`` exists already when the block ends (another process was faster), the new folder is dropped. What a
+    process that was killed left of the same folder goes first.
     """
     with disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        for left in final.parent.glob(f".{glob.escape(final.name)}.*"):
+            remove_abandoned(left)
+    with _own_folder(final.parent, f".{final.name}.") as temporary:
         temporary.chmod(0o755)  # mkdtemp makes it private; what is kept is readable like any other file
-    try:
         with disk_errors(final):
             yield temporary
             try:
@@ -78,8 +105,70 @@ def new_directory(final: Path) -> Iterator[Path]:
             except OSError:
                 if not final.is_dir():
                     raise
+
+
+_scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
+
+
+@contextmanager
+def scratch_below(folder: Path) -> Iterator[None]:
+    """Have temporary folders made in a folder, not in the system's: they may be large, and go with what is there."""
+    before = _scratch.set(folder)
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _scratch.reset(before)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A temporary folder for as long as the block runs: see :func:`scratch_below`."""
+    parent = _scratch.get() or Path(tempfile.gettempdir())
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    with _own_folder(parent, f".{name}-") as folder:
+        yield folder
+
+
+def remove_abandoned(folder: Path) -> bool | None:
+    """Remove a temporary folder of a process that is no more: one that lives holds a lock on its own.
+
+    Returns:
+        Whether it was removed; None where the file system knows no locks, and nobody can say.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _own_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder that is locked while the block runs, and removed at its end where it still has its name."""
+    while True:
+        with disk_errors(parent):
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if folder.is_dir():
+            break
+        os.close(handle)  # taken for abandoned before it had its lock
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
+from harness.base.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def read_rows(path: Path, fields: Sequence[str] = (), limit: int | None = None) 
             break
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise HarnessError(where, f"{line[:40].strip()!r} ({reason})", "a JSON object") from error
@@ -140,3 +141,23 @@ class Example:
     response: str
     source: str = ""
     bos: bool = True
+
+
+def held_out(examples: Sequence[Example], rows: int) -> tuple[list[Example], list[Example]]:
+    """Rows to train on, and ``rows`` others, evenly spaced, to choose settings and checkpoints on.
+
+    A row that asks what a held-out one asks is in neither part: trained on, it would give the answer away.
+
+    Raises:
+        HarnessError: more than half of the rows would be held out.
+    """
+    if not rows:
+        return list(examples), []
+    if 2 * rows > len(examples):
+        raise HarnessError(
+            "dev.rows", f"{rows} of {len(examples)} training rows", "at most half of them", "Hold fewer out."
+        )
+    places = {(place + 1) * len(examples) // rows - 1 for place in range(rows)}
+    dev = [example for place, example in enumerate(examples) if place in places]
+    asked = {example.prompt for example in dev}
+    return [example for example in examples if example.prompt not in asked], dev

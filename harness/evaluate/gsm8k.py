@@ -17,10 +17,10 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import HarnessError
+from harness.base.files import scratch_folder
 from harness.data.rows import read_rows
 
 if TYPE_CHECKING:
@@ -163,9 +163,9 @@ def _run_task(
     from lm_eval import evaluate
     from lm_eval.tasks import TaskManager
 
-    with TemporaryDirectory() as folder, _quiet():
-        _write_task(Path(folder), train, test, few_shot)
-        loaded = TaskManager(include_path=folder, include_defaults=False).load([_TASK])
+    with scratch_folder("lm-eval") as folder, _quiet():
+        _write_task(folder, train, test, few_shot)
+        loaded = TaskManager(include_path=str(folder), include_defaults=False).load([_TASK])
         loaded["tasks"][_TASK].set_fewshot_seed(seed=few_shot_seed)
         results = evaluate(_stand_in(answer), loaded, limit=limit, bootstrap_iters=0, log_samples=True)
     samples: list[dict[str, Any]] = results["samples"][_TASK]

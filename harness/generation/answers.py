@@ -10,14 +10,15 @@ read once, and answers that have ended leave their rows to the next prompts (:mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from harness.base.errors import HarnessError
 from harness.data.rows import Request
 from harness.data.templates import TextSide
-from harness.generation.decoding import GumbelNoise, StopStrings, continue_prompts, text_until_stop
+from harness.generation.decoding import Decoding, continue_prompts
+from harness.generation.per_row import GumbelNoise, StopStrings, text_until_stop
 from harness.store.artefacts import Answer
 
 
@@ -28,7 +29,8 @@ def generate(
     requests: Sequence[Request],
     *,
     new_tokens: int,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
+    decoding: Decoding = "auto",
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
     """Answers in the order of the requests.
@@ -36,7 +38,7 @@ def generate(
     Args:
         requests: greedy ones and sampled ones, the same item with several seeds too.
         new_tokens: the most tokens of an answer.
-        batch_size: the most answers that are under way at a time.
+        batch_size, decoding: see :func:`harness.generation.decoding.continue_prompts`.
         on_batch: called with the number of requests done, whenever some are.
     """
     prompts = prompt_tokens(side, requests)
@@ -57,6 +59,7 @@ def generate(
             processors=[GumbelNoise(draws)] if draws else [],
             stopping=[StopStrings(side, asked)],
             batch_size=batch_size,
+            decoding=decoding,
             on_done=lambda done: on_batch(len(answers) + done),
         )
         for place, request, ids in zip(order, asked, made, strict=True):

@@ -10,31 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 
-from harness.base.identity import seed_of
-from harness.data.rows import Request
+from harness.base.device import rows_at_a_time
 from harness.data.templates import TextSide
+from harness.generation.per_row import FREE_SHARE, SEGMENT, PerRow, StopStrings
+from harness.generation.slots import cache_of, continue_in_slots, slot_bytes, takes_slots
 
-SEGMENT = 16
-"""New tokens between two looks at which answers have ended; taking rows out costs about as much as one token."""
-
-FREE_SHARE = 0.25
-"""Share of a batch that must be free for prompts to come in: each time, be it for one prompt, the others wait for a
-forward pass and their cache is copied."""
+Decoding = Literal["auto", "batch", "slots"]
 
 
 def continue_prompts(
@@ -45,20 +34,38 @@ def continue_prompts(
     new_tokens: int,
     processors: Sequence[LogitsProcessor],
     stopping: Sequence[StopStrings] = (),
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    decoding: Decoding = "auto",
     on_done: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
-    """Generated ids of each prompt, padding after the end included.
+    """Generated ids of each prompt, with padding or other tokens after the end.
 
     Args:
         prompts: come into the batch in this order; longest first pads least.
         new_tokens: the most of each.
         processors: of logits; what keeps something of each row is a ``PerRow``.
-        batch_size: the most rows at a time; None for all of them.
+        batch_size: the most rows at a time; auto for what free memory holds.
+        decoding: batch: transformers' own `generate`, whose batch grows and shrinks; slots:
+            :mod:`harness.generation.slots`; auto: slots on a GPU, for models that allow it.
         on_done: called with the number of answers that have ended, whenever some have.
     """
+    if not prompts:
+        return []
+    device = next(model.parameters()).device
+    columns = max(map(len, prompts)) + new_tokens
+    size = min(rows_at_a_time(batch_size, slot_bytes(model, columns), device), len(prompts))
+    if (decoding == "slots" or (decoding == "auto" and device.type == "cuda")) and takes_slots(model):
+        return continue_in_slots(
+            model,
+            side,
+            prompts,
+            new_tokens=new_tokens,
+            processors=processors,
+            stopping=stopping,
+            size=size,
+            on_done=on_done,
+        )
     made: list[list[int]] = [[] for _ in prompts]
-    size = batch_size or len(prompts)
     batch = _Batch(model, side, processors, stopping, size, refill=size < len(prompts))
     entered = 0
     with _own_settings_off(model):
@@ -107,7 +114,7 @@ class _Batch:
         self.pad, self.device = side.tokenizer.pad_token_id, next(model.parameters()).device
         self.places: list[int] = []
         self.ids = self.mask = torch.empty(0, 0, dtype=torch.int64)
-        self.cache = _cache(model)
+        self.cache = cache_of(model)
         self.refill = refill and self.cache is not None and all(type(one) is DynamicLayer for one in self.cache.layers)
 
     @property
@@ -121,7 +128,7 @@ class _Batch:
         if self.places:
             self._join(prompts)
         else:
-            self.cache = _cache(self.model)
+            self.cache = cache_of(self.model)
             self.ids, self.mask = self._padded(prompts)
             repeated = len(set(map(tuple, prompts))) < len(prompts)
             if self.cache is not None and repeated and self.ids.shape[1] > 1:
@@ -143,7 +150,7 @@ class _Batch:
     def _join(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read prompts and put them below the rows that go on: a key knows its place in its text, not its column."""
         ids, mask = self._padded(prompts, least=2)  # all but the last column are read, and that can't be nothing
-        cache = _cache(self.model)
+        cache = cache_of(self.model)
         _read(self.model, prompts, ids, mask, cache)
         self.ids, self.mask = _below(self.ids, ids, dim=-1, padding=self.pad), _below(self.mask, mask, dim=-1)
         for layer, read in zip(self.cache.layers, cache.layers, strict=True):
@@ -192,16 +199,6 @@ class _Batch:
             layer.keys, layer.values = layer.keys[..., spare:, :], layer.values[..., spare:, :]
 
 
-def _cache(model: Any) -> Any:
-    """An empty cache whose rows can be taken out and repeated; None for a model that keeps more than keys and values.
-
-    A state of linear attention, say: transformers leaves it as it is where it selects rows.
-    """
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-    return cache if known else None
-
-
 def _read(model: Any, prompts: Sequence[Sequence[int]], ids: Tensor, mask: Tensor, cache: DynamicCache) -> None:
     """Fill the cache of a padded batch but for the last tokens, reading a prompt that is there several times once."""
     place = {tuple(prompt): row for row, prompt in reversed(list(enumerate(prompts)))}  # of the first of equals
@@ -232,93 +229,3 @@ def _own_settings_off(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-class PerRow:
-    """What keeps something of each row of a batch, of none at first."""
-
-    def add(self, places: Sequence[int]) -> None:
-        """Take in prompts, by their places among all of them, as the last rows."""
-        raise NotImplementedError
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
-        raise NotImplementedError
-
-
-class StopStrings(PerRow, StoppingCriteria):  # type: ignore[misc]
-    """Ends each row of a batch at its own stop strings.
-
-    Args:
-        side: whose tokens they are.
-        requests: of each prompt.
-
-    Attributes:
-        done: whether a row has ended, of each row.
-    """
-
-    def __init__(self, side: TextSide, requests: Sequence[Request]) -> None:
-        self.side, self.of_prompts = side, requests
-        self.requests: list[Request] = []
-        self.made: list[int] = []  # tokens of each row; columns come and go with the batch's padding
-        self.done: list[bool] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """Once for each new token; input_ids: [rows, columns]."""
-        self.made = [count + 1 for count in self.made]
-        for row, request in enumerate(self.requests):
-            if request.stop and not self.done[row]:
-                made = input_ids[row, -self.made[row] :].tolist()
-                self.done[row] = text_until_stop(self.side, request, made)[1]
-        return torch.tensor(self.done, dtype=torch.bool, device=input_ids.device)
-
-    def add(self, places: Sequence[int]) -> None:
-        self.requests += [self.of_prompts[place] for place in places]
-        self.made += [0] * len(places)
-        self.done += [False] * len(places)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.requests, self.made = [self.requests[row] for row in rows], [self.made[row] for row in rows]
-        self.done = [self.done[row] for row in rows]
-
-
-def text_until_stop(side: TextSide, request: Request, ids: Sequence[int]) -> tuple[str, bool]:
-    """The text of generated tokens before the first stop string, and whether there was one.
-
-    A stop string can be the name of a special token, which stands for no text: it ends an answer all the same.
-    """
-    names = map(side.control_text, ids)
-    named = next((place for place, name in enumerate(names) if name and name in request.stop), None)
-    text, stopped = cut_at_stop(side.answer_text(ids[:named], request.continues), request.stop)
-    return text, stopped or named is not None
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there was one."""
-    places = [place for string in stop if string and (place := text.find(string)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
-
-
-class GumbelNoise(PerRow, LogitsProcessor):  # type: ignore[misc]
-    """Turns greedy decoding into sampling at T=1: argmax(log p + Gumbel noise) is distributed as p.
-
-    Args:
-        draws: the id and the seed of each prompt.
-    """
-
-    def __init__(self, draws: Sequence[tuple[str, int]]) -> None:
-        self.draws = draws
-        self.generators: list[torch.Generator] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        # On the CPU and in float64 everywhere, so that a device does not change the draw.
-        uniform = torch.stack([torch.rand(scores.shape[-1], generator=g, dtype=torch.float64) for g in self.generators])
-        noise = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
-        return scores.float() + noise.to(scores.device, torch.float32)
-
-    def add(self, places: Sequence[int]) -> None:
-        for item, seed in (self.draws[place] for place in places):
-            self.generators.append(torch.Generator().manual_seed(seed_of("sampling", item, seed)))
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.generators = [self.generators[row] for row in rows]

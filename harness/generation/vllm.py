@@ -12,15 +12,14 @@ nothing here has been run on vLLM itself.
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.base.errors import HarnessError
+from harness.base.files import scratch_folder
 from harness.base.identity import seed_of
 from harness.data.rows import Request
 from harness.data.templates import TextSide
@@ -74,14 +73,14 @@ def generate(
     whole = prompt_tokens(side, requests)
     prompts = [cut_prompt(prompt, request) for prompt, request in zip(whole, requests, strict=True)]
     device = next(model.parameters()).device
-    with tempfile.TemporaryDirectory(prefix="harness-vllm-") as folder:
-        save_model(model, side.tokenizer, Path(folder))
+    with scratch_folder("vllm") as folder:
+        save_model(model, side.tokenizer, folder)
         model.to("cpu")
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what torch keeps for later would count against vLLM's share
         try:
             engine = LLM(
-                model=folder,
+                model=str(folder),
                 dtype=str(model.dtype).removeprefix("torch."),
                 generation_config="vllm",  # not what the model's publisher set for chats
                 max_model_len=max(map(len, prompts)) + new_tokens,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import HarnessError
 from harness.models.cache import first_line
-from harness.models.load import load_model, load_tokenizer, save_model, silent_libraries
+from harness.models.load import from_folder, load_model, load_tokenizer, save_model, silent_libraries
 from harness.models.uri import KnownModel
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _gguf_model(gguf: Path) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    loaded = from_folder(AutoModelForCausalLM, gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = type(loaded.config).from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
@@ -97,12 +97,12 @@ def _gguf_tokenizer(gguf: Path) -> "PreTrainedTokenizerFast":
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer: PreTrainedTokenizerFast = from_folder(AutoTokenizer, gguf.parent, gguf_file=gguf.name)
     backend = tokenizer.backend_tokenizer
     if _gguf_text(gguf, "tokenizer.ggml.pre") in _DIGITS_ALONE and type(backend.pre_tokenizer).__name__ == "ByteLevel":
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    for machine_dependent in ("is_local", "local_files_only", "name_or_path"):
+    for machine_dependent in ("is_local", "local_files_only", "name_or_path", "trust_remote_code"):
         tokenizer.init_kwargs.pop(machine_dependent, None)
     return tokenizer
 

@@ -30,7 +30,9 @@ torch and transformers are imported inside functions, so that ``harness --help``
 
 import contextlib
 import io
+import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,9 +45,38 @@ from harness.models.cache import first_line
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 # --- Folder -> model and tokenizer ------------------------------------------------------------------------------------
+
+
+def from_folder(kind: Any, folder: Path, **settings: Any) -> Any:
+    """What a class of transformers' reads from a folder: the only place that calls its ``from_pretrained``.
+
+    No code of the folder runs, nothing is downloaded, and nobody is asked: a question would find no answer.
+    """
+    stdin = sys.stdin
+    with open(os.devnull, encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            return kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **settings)
+        finally:
+            sys.stdin = stdin
+
+
+def load_config(folder: Path) -> "PretrainedConfig":
+    """The config in a folder.
+
+    Raises:
+        HarnessError: it can't be loaded without running code from the folder.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = from_folder(AutoConfig, folder)
+    except Exception as error:  # transformers lets a dozen kinds through, of other libraries too
+        raise HarnessError(str(folder), f"an unusable config ({first_line(error)})", _LOADABLE) from error
+    return config
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
@@ -57,8 +88,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers lets a dozen kinds through, of other libraries too
+        tokenizer = from_folder(AutoTokenizer, folder)
+    except Exception as error:  # see load_config
         raise HarnessError(str(folder), f"an unusable tokenizer ({first_line(error)})", _LOADABLE) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise HarnessError(str(folder), f"the slow tokenizer {type(tokenizer).__name__}", "a fast one (tokenizer.json)")
@@ -91,8 +122,8 @@ def load_model(
     if dtype not in _DTYPES:
         raise HarnessError("dtype", repr(dtype), " or ".join(_DTYPES))
     try:
-        model, found = _from_pretrained(folder, getattr(torch, dtype), attention)
-    except Exception as error:  # see load_tokenizer
+        model, found = _with_report(folder, getattr(torch, dtype), attention)
+    except Exception as error:  # see load_config
         raise HarnessError(str(folder), f"an unusable model ({first_line(error)})", _LOADABLE) from error
     _check_weights(folder, found)
     if layers is not None:
@@ -100,27 +131,25 @@ def load_model(
     return model
 
 
-def _from_pretrained(folder: Path, dtype: "torch.dtype", attention: str) -> "tuple[PreTrainedModel, dict[str, Any]]":
+def _with_report(folder: Path, dtype: "torch.dtype", attention: str) -> "tuple[PreTrainedModel, dict[str, Any]]":
     """transformers' model of a folder, and what it says of the folder's weights."""
     from transformers import AutoModelForCausalLM
 
     settings: dict[str, Any] = {
         "dtype": dtype,
-        "trust_remote_code": False,
-        "local_files_only": True,
         "use_safetensors": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # so that they are told like the others
     }
     try:
         with silent_libraries():
-            made = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **settings)
+            made = from_folder(AutoModelForCausalLM, folder, attn_implementation=attention, **settings)
     except ValueError as error:
         if attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
             raise
         warnings.warn(f"{folder.name} has no attention 'sdpa'; 'eager' computes it, more slowly", stacklevel=3)
         with silent_libraries():
-            made = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **settings)
+            made = from_folder(AutoModelForCausalLM, folder, attn_implementation="eager", **settings)
     model, found = made
     return model, found
 

@@ -1,4 +1,4 @@
-"""What the publisher of a model says beside its weights: the tokens that end an answer, and whether BOS comes first."""
+"""What a model's publisher says beside its weights: what ends an answer, whether BOS comes first, how to decode."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from harness.base.files import read_json
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,33 @@ class PublisherSettings:
         return cls(ends, _json(folder / "tokenizer_config.json").get("add_bos_token") is True)
 
 
+def decoding_wishes(folder: Path) -> str:
+    """What generation_config.json asks for beside tokens that end an answer, in words; "" where it asks for nothing.
+
+    A protocol says itself how answers are decoded, so that no penalty or temperature of one publisher changes a row.
+    """
+    asked = {
+        name: value
+        for name, value in _json(folder / "generation_config.json").items()
+        if name not in _NO_WISHES and not name.startswith(("_", "output_")) and json.dumps(value) not in _OFF
+    }
+    return ", ".join(f"{name} {json.dumps(value)[:60]}" for name, value in sorted(asked.items()))
+
+
+_NO_WISHES = {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "transformers_version",
+    "use_cache",
+    "cache_implementation",
+    "return_dict_in_generate",
+}
+# in JSON: a temperature of 1 is none, and a penalty of 1 neither
+_OFF = {"null", "false", "0", "0.0", "1", "1.0", "[]", "{}", '""'}
+
+
 def _ends(path: Path) -> tuple[int, ...]:
     value = _json(path).get("eos_token_id")
     listed = value if isinstance(value, list) else [value]
@@ -36,7 +65,7 @@ def _ends(path: Path) -> tuple[int, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

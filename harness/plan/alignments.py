@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from harness.base.files import digest_of
 from harness.plan.builder import model_sources
-from harness.plan.stage_code import stage_code
+from harness.plan.stage_code import own_codes
 from harness.plan.stages import Cell, Plan
 from methods.base import Method
 
@@ -31,7 +31,7 @@ def shown(plan: Plan, cell: Cell) -> list[Shown]:
     common = {"read": read, "sides": model_sources(plan.recipe), "shown": SHOWN}
     made = []
     for part, own in zip(cell.objective.parts, cell.objective.identity()["methods"], strict=True):
-        code = stage_code(KIND, plan.tasks[cell.task], [part.method])
+        code = own_codes().of(KIND, plan.tasks[cell.task], [part.method])
         if part.role:
             identity = digest_of({**common, "role": part.role, "method": own, "code": code.digest})
             made.append(Shown(part.method, part.role, identity))

@@ -13,16 +13,19 @@ from typing import TypedDict, Unpack
 
 from harness.base.code_closure import Sources
 from harness.base.device import compute_dtype
+from harness.base.errors import HarnessError
 from harness.base.files import Json
+from harness.data.rows import held_out
 from harness.data.tokens import STUDENT
 from harness.models.cache import source_digest
 from harness.models.spec import ModelSpec
 from harness.models.uri import parse_uri
 from harness.plan.objectives import ObjectiveSpec, make_objectives
-from harness.plan.stage_code import stage_code
+from harness.plan.stage_code import StageCodes, own_codes
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
-from harness.recipe.schema import Recipe, Training
+from harness.recipe.schema import Recipe
+from harness.recipe.training import Training
 from harness.tasks.base import Task
 from harness.tasks.build import data_folder
 from methods.base import Start
@@ -43,11 +46,15 @@ def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None, sources: S
             data_folder(recipe.data.root, name_to_call(recipe))
         made = {name: recipe.task(name) for name in recipe.tasks}
     objectives = make_objectives(recipe)
+    codes = own_codes() if sources is None else StageCodes(sources)
     cells, references = [], []
     for task in made.values():
-        builder = _Builder(recipe, task, sources)
+        builder = StageBuilder(recipe, task, codes)
         cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
+        further = recipe.further_seeds(task.name)
+        cells += [builder.cell(one, seed) for seed in further for one in objectives if is_baseline(recipe, one)]
         references += builder.references()
+    codes.keep()
     return Plan(recipe, tuple(cells), made, tuple(references))
 
 
@@ -72,12 +79,18 @@ class _Further(_About, total=False):
     steps: int
 
 
-class _Builder:
+class StageBuilder:
     """Stages of one task."""
 
-    def __init__(self, recipe: Recipe, task: Task, code: Sources | None) -> None:
-        self.recipe, self.task, self.code = recipe, task, code
+    def __init__(self, recipe: Recipe, task: Task, codes: StageCodes) -> None:
+        self.recipe, self.task, self.codes = recipe, task, codes
         self.sources = model_sources(recipe)
+
+    def trial(self, recipe: Recipe, objective: ObjectiveSpec, seed: int) -> tuple[Cell, Stage]:
+        """A cell of a recipe that differs from the builder's in a row's settings alone, and its dev bits per byte."""
+        self.recipe = recipe
+        cell = self.cell(objective, seed)
+        return cell, self._dev_bits(cell.student, objective, seed)
 
     def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
         student = self._student(objective, seed)
@@ -98,10 +111,15 @@ class _Builder:
                 made.append(Reference(self.task.name, seed, *stages, "warm start"))
         if "teachers" in wanted:
             for role in [role for role in self.sources if role != STUDENT]:
-                title, inputs = f"the {role}-tokenizer teacher", {"teacher": self._teacher(role)}
-                stages = self._evaluation(title, inputs, seed=first, role=role)
-                made.append(Reference(self.task.name, first, *stages, "teacher", role))
+                made += [self._teacher_reference(role, own) for own in self.recipe.teacher.seeds or [None]]
         return made
+
+    def _teacher_reference(self, role: str, own: int | None) -> Reference:
+        """A fine-tuned teacher; ``own`` is the seed of its training where there are several."""
+        seed = self.recipe.seeds_of(self.task.name)[0] if own is None else own
+        title = f"the {role}-tokenizer teacher{_numbered(own)}"
+        stages = self._evaluation(title, {"teacher": self._teacher(role, own)}, seed=seed, role=role)
+        return Reference(self.task.name, seed, *stages, "teacher", role)
 
     def _evaluation(
         self, title: str, inputs: Mapping[str, Stage], model: Mapping[str, Json] | None = None, **more: Unpack[_About]
@@ -153,24 +171,31 @@ class _Builder:
     def _student(self, objective: ObjectiveSpec, seed: int) -> Stage:
         recipe = self.recipe
         inputs: dict[str, Stage] = {}
-        steps = recipe.train.total_steps(self.training_rows)
+        training = objective.training.over(recipe.train)
+        steps = training.total_steps(self.training_rows)
         if objective.start is Start.WARM_START:
             inputs["start"] = self._warm_start(seed)
             section = "train"
         else:
             section = "warm_start"
+            training = objective.training.over(recipe.warm_start, keep_length=True)
             steps += recipe.warm_start.total_steps(self.training_rows)
+        own = recipe.teacher_seed(self.task.name, seed)
         for role in objective.roles:
-            inputs[role] = self._teacher(role) if objective.needs_live(role) else self._rows(role)
+            live = objective.needs_live(role)
+            inputs[role] = self._teacher(role, own) if live else self._rows(role, own, training)
+        if objective.answers_of:
+            inputs["said"] = self._said(objective.answers_of, own)
         return self._training(
             "student",
             f"training of {objective.name}",
             section,
+            training,
             steps,
             {"objective": objective.identity(), "seed": seed}
             # also in what it reads; here for the seconds of a step, which depend on their sizes
             | {"teachers": {role: self.sources[role] for role in objective.roles}}
-            | (self._rollout_values(getattr(recipe, section)) if objective.samples else {}),
+            | (self._rollout_values(training) if objective.samples else {}),
             inputs,
             seed=seed,
             objective=objective,
@@ -183,29 +208,49 @@ class _Builder:
     def _warm_start(self, seed: int) -> Stage:
         steps = self.recipe.warm_start.total_steps(self.training_rows)
         title = "warm start of the student"
-        return self._training("warm_start", title, "warm_start", steps, {"seed": seed}, {}, seed=seed)
+        training = self.recipe.warm_start
+        return self._training("warm_start", title, "warm_start", training, steps, {"seed": seed}, {}, seed=seed)
 
-    def _teacher(self, role: str) -> Stage:
-        steps = self.recipe.teacher.total_steps(self.training_rows)
-        title = f"fine-tuning of the {role}-tokenizer teacher"
-        return self._training("teacher", title, "teacher", steps, {}, {}, role=role)
+    def _teacher(self, role: str, own: int | None) -> Stage:
+        """A teacher; ``own``: the seed of its training, where there are several."""
+        training = self.recipe.teacher
+        steps = training.total_steps(self.training_rows)
+        title = f"fine-tuning of the {role}-tokenizer teacher{_numbered(own)}"
+        values: dict[str, Json] = {} if own is None else {"seed": own}
+        return self._training("teacher", title, "teacher", training, steps, values, {}, role=role, seed=own or 0)
 
-    def _rows(self, role: str) -> Stage:
-        title = f"rows of the {role}-tokenizer teacher"
-        values = {
+    def _rows(self, role: str, own: int | None, read_by: Training) -> Stage:
+        title = f"rows of the {role}-tokenizer teacher{_numbered(own)}"
+        values: dict[str, Json] = {
             "data": self._data_values,
             "dtype": compute_dtype(self.recipe.teacher.precision),
         }
+        if read_by.rows:
+            values |= {"rows": list(read_by.rows)}
         if kept := self.recipe.teacher_rows.identity():
             values |= {"kept": kept}
         asked = [*(["lora"] if self.recipe.teacher.lora else []), *(["top_k"] if kept else [])]
-        return self._stage("rows", title, values, {"teacher": self._teacher(role)}, asked=asked, role=role)
+        return self._stage("rows", title, values, {"teacher": self._teacher(role, own)}, asked=asked, role=role)
+
+    def _said(self, role: str, own: int | None) -> Stage:
+        """A teacher's answers to the training prompts."""
+        title = f"what the {role}-tokenizer teacher says to training prompts{_numbered(own)}"
+        values = {
+            "data": self._data_values,
+            "dtype": compute_dtype(self.recipe.teacher.precision),
+            "new_tokens": self.task.settings.new_tokens,
+            **self._engine(),
+        }
+        asked = ["lora"] if self.recipe.teacher.lora else []
+        asked += ["vllm"] if self.recipe.evaluation.engine == "vllm" else []
+        return self._stage("said", title, values, {"teacher": self._teacher(role, own)}, asked=asked, role=role)
 
     def _training(
         self,
         kind: str,
         title: str,
         section: str,
+        training: Training,
         steps: int,
         own: dict[str, Json],
         inputs: Mapping[str, Stage],
@@ -214,15 +259,19 @@ class _Builder:
         """A stage that trains with a section of the recipe.
 
         Args:
+            training: the section's, with what a row has of its own.
             own: what decides its result beyond what all trainings have.
         """
-        training: Training = getattr(self.recipe, section)
+        if not training.chosen(range(self.training_rows)):
+            found, rows = f"{list(training.rows or ())}", f"rows below {self.training_rows}, which {self.task.name} has"
+            raise HarnessError(f"{section}.rows", found, rows, f"Lower it, or raise {self.task.name}.train_items.")
         values = self._training_values(more.get("role") or STUDENT, training, steps) | own
         further: _Further = {**more, "training": training, "section": section, "steps": steps}
         read = {stage.kind for stage in inputs.values()}
         lora = training.lora or ("teacher" in read and self.recipe.teacher.lora)
         asked = [
             *(["lora"] if lora else []),
+            *(["best_dev"] if training.select == "best_dev" else []),
             *(["top_k"] if "rows" in read and self.recipe.teacher_rows.identity() else []),
             *(["rollouts"] if "micro_batch" in values else []),
         ]
@@ -245,6 +294,7 @@ class _Builder:
             "settings": self.task.training_identity(),
             "limits": self.recipe.limits.model_dump(),
             "sides": self._sides(),
+            **({"dev": self.recipe.dev.rows} if self.recipe.dev.rows else {}),
         }
 
     def _sides(self) -> dict[str, Json]:
@@ -257,7 +307,16 @@ class _Builder:
 
     @cached_property
     def training_rows(self) -> int:
-        return len(self.task.training_examples())
+        if not self.recipe.dev.rows:
+            return self.task.training_count()
+        return len(held_out(self.task.training_examples(), self.recipe.dev.rows)[0])
+
+    def _dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
+        """Bits per byte of a student on the training rows that are held out."""
+        title = f"dev bits per byte of {objective.name}"
+        return self._stage(
+            "bits", title, {"dev": self._data_values}, {"student": student}, seed=seed, objective=objective
+        )
 
     def _stage(
         self,
@@ -275,9 +334,19 @@ class _Builder:
         """
         objective = more.get("objective") if kind == "student" else None
         methods = objective.methods if objective else ()
-        code = stage_code(kind, self.task, methods, sorted(asked), self.code)
+        code = self.codes.of(kind, self.task, methods, sorted(asked))
         values = {**values, "code": code.digest, "versions": dict(code.versions)}
         return Stage(kind, title, self.task.name, values, inputs, code=code.files, **more)
+
+
+def is_baseline(recipe: Recipe, objective: ObjectiveSpec) -> bool:
+    """Whether all other rows are compared with this one; a dual teacher may be written with or without the space."""
+    return objective.label.replace(" ", "") == (recipe.baseline or "").replace(" ", "")
+
+
+def _numbered(own: int | None) -> str:
+    """What tells one training of a teacher from another, where there are several."""
+    return "" if own is None else f" {own}"
 
 
 def model_identity(spec: ModelSpec) -> dict[str, Json]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from harness.base.errors import HarnessError
 from harness.base.files import Json
 from harness.recipe.schema import Recipe
+from harness.recipe.training import RowTraining
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.library.dual import DualOptions, is_dual, parts_of
 
@@ -47,16 +48,24 @@ class ObjectiveSpec:
         label: in tables; the name that the recipe calls the row by.
         parts: one, or the two of a dual teacher.
         ce_weight: factor of the cross-entropy.
+        training: fields of `train` that the row has of its own.
     """
 
     label: str
     parts: tuple[Part, ...]
     ce_weight: float
+    training: RowTraining = field(default_factory=RowTraining)
+
+    @property
+    def label_smoothing(self) -> float:
+        """Share of the cross-entropy's target that is spread evenly over the vocabulary."""
+        return self.methods[0].label_smoothing if len(self.methods) == 1 else 0.0
 
     @classmethod
     def of(cls, label: str, method: Method) -> ObjectiveSpec:
-        """One method with its own weights."""
-        return cls(label, (Part.of(method, method.options.kd_weight),), method.options.ce_weight)
+        """One method with its own weights; where a teacher's answers stand in for references, theirs together."""
+        ce, kd = method.options.ce_weight, method.options.kd_weight
+        return cls(label, (Part.of(method, kd),), ce + kd if method.answers_of else ce)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -91,8 +100,31 @@ class ObjectiveSpec:
         return tuple(part.role for part in self.taught)
 
     @property
+    def answers_of(self) -> str:
+        """Role of the teacher whose answers stand in for references; empty where none's do."""
+        return next((method.answers_of for method in self.methods if method.answers_of), "")
+
+    @property
+    def answers_share(self) -> float:
+        """Of the prompts that they stand in for."""
+        return self.parts[0].weight / self.ce_weight if self.answers_of and self.ce_weight else 0.0
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the cross-entropy on references, and of each part."""
+        kd = tuple(part.weight for part in self.parts)
+        return (self.ce_weight - kd[0] if self.answers_of else self.ce_weight, *kd)
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        """Roles of all teachers, whichever way."""
+        return (*self.roles, *([self.answers_of] if self.answers_of else []))
+
+    @property
     def teacher_kind(self) -> str:
         """As tables group rows."""
+        if self.answers_of:
+            return KIND_OF_ROLE[self.answers_of].value
         return "both" if len(self.methods) > 1 else self.methods[0].teacher.value
 
     def needs_live(self, role: str) -> bool:
@@ -119,13 +151,14 @@ def make_objectives(recipe: Recipe) -> list[ObjectiveSpec]:
     objectives = []
     for name in recipe.methods:
         if is_dual(name):
-            objectives.append(_dual(recipe, name))
+            objectives.append(replace(_dual(recipe, name), training=recipe.training_of(name)))
             continue
         kind = find(recipe.method_of(name)[0])
         own = _own_fidelity(recipe, name)
         # "released" of a method whose code does what its paper says is the same row
         wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
-        objectives += [ObjectiveSpec.of(name, _method(recipe, name, fidelity)) for fidelity in wanted]
+        made = [ObjectiveSpec.of(name, _method(recipe, name, fidelity)) for fidelity in wanted]
+        objectives += [replace(one, training=recipe.training_of(name)) for one in made]
     return objectives
 
 
@@ -133,9 +166,9 @@ def _dual(recipe: Recipe, name: str) -> ObjectiveSpec:
     """Two methods under one cross-entropy; their own weights give way to the pair's."""
     same, cross = parts_of(name)
     shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in DualOptions.model_fields}
-    given = [recipe.method_options.get(key, {}) for key in dict.fromkeys(("dual", name, f"dual({same}, {cross})"))]
-    options = DualOptions.model_validate(shared | {k: v for part in given for k, v in part.items()})
-    methods = tuple(_method(recipe, part, _own_fidelity(recipe, part) or "described") for part in (same, cross))
+    options = DualOptions.model_validate(shared | recipe.method_of(name)[1])
+    untuned = recipe.model_copy(update={"tuned": {}})  # what was tuned of a method's own row is not its part's
+    methods = tuple(_method(untuned, part, _own_fidelity(untuned, part) or "described") for part in (same, cross))
     names = [f"{m.name} (released)" if _is_released(m) else m.name for m in methods]
     shares = options.same_weight, 1 - options.same_weight
     parts = tuple(Part.of(m, options.kd_weight * share) for m, share in zip(methods, shares, strict=True))
@@ -160,14 +193,15 @@ def _method(recipe: Recipe, name: str, fidelity: str) -> Method:
     """
     method, own = recipe.method_of(name)
     kind = find(method)
-    role = ROLE_OF_KIND.get(kind.teacher)
+    shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in kind.Options.model_fields}
+    if kind.teacher is TeacherKind.NONE:
+        # the control is a distillation run without its KD term: all else that `all` says holds for it too
+        learns = "answers_of" in kind.Options.model_fields
+        shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and (learns or k != "kd_weight")}
+    made = kind(kind.Options.model_validate(shared | own | {"fidelity": fidelity}))
+    role = made.answers_of or ROLE_OF_KIND.get(kind.teacher)
     if role is not None and getattr(recipe.teachers, role) is None:
         raise HarnessError(
             f"teachers.{role}", "none", f"a teacher for method {name}", "Name a model, or leave the method out."
         )
-    shared = {k: v for k, v in recipe.method_options.get("all", {}).items() if k in kind.Options.model_fields}
-    if kind.teacher is TeacherKind.NONE:
-        # the control is a distillation run without its KD term: all else that `all` says holds for it too
-        shared = {k: v for k, v in shared.items() if kind.start is Start.WARM_START and k != "kd_weight"}
-    given = shared | own
-    return kind(kind.Options.model_validate(given | {"fidelity": fidelity}))
+    return made

@@ -16,7 +16,7 @@ from harness.tasks.base import Task
 from methods.base import TeacherKind
 
 if TYPE_CHECKING:
-    from harness.recipe.schema import Training
+    from harness.recipe.training import Training
     from harness.store.store import Store
 
 
@@ -25,8 +25,8 @@ class Stage:
     """A step whose result is stored.
 
     Attributes:
-        kind: "teacher", "warm_start", "rows", "student", "answers", "bits" or "scores". Answers and bits are a
-            model's: that of the input "student" or "teacher", or the published student where there is neither.
+        kind: "teacher", "warm_start", "rows", "said", "student", "answers", "bits" or "scores". Answers and bits
+            are a model's: that of the input "student" or "teacher", or the published student where there is neither.
         title: what a person calls it.
         task: name of the task.
         values: what decides the result, beside the inputs.
@@ -124,6 +124,11 @@ class Plan:
     references: tuple[Reference, ...] = ()
 
     @property
+    def ends_alone(self) -> bool:
+        """Whether stages are asked for by themselves, and no cell is to be scored."""
+        return bool(self.recipe.stages)
+
+    @property
     def evaluated(self) -> tuple[Reference | Cell, ...]:
         """All that gets numbers: every row of the table, seed by seed."""
         return (*self.references, *self.cells)
@@ -132,7 +137,7 @@ class Plan:
     def ends(self) -> list[Stage]:
         """The stages that are asked for; all others are made where these need them."""
         if self.recipe.stages:
-            return [stage for stage in self.stages() if stage.kind in ("teacher", "rows")]
+            return [stage for stage in self.stages() if stage.kind in ("teacher", "rows", "said")]
         return [end for cell in self.evaluated for end in (cell.scores, cell.bits) if end is not None]
 
     @cached_property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.base.errors import HarnessError, suggest
+from harness.base.errors import HarnessError, unknown
 from harness.base.installation import folder_beside
 from harness.recipe.problems import name_problems, problem_line, truth_problems
 from harness.recipe.references import MAX_DEPTH, resolved, resolved_at
@@ -103,7 +103,7 @@ def find_recipe(name: str) -> Path:
             return Path(name)
         raise HarnessError("recipe", f"no file {name!r}", "a YAML file or the name of a recipe")
     if name not in recipe_names():
-        raise HarnessError("recipe", repr(name), f"one of {', '.join(recipe_names())}", suggest(name, recipe_names()))
+        raise unknown("recipe", name, recipe_names())
     return recipes_folder() / f"{name}.yaml"
 
 

@@ -12,6 +12,8 @@ from pydantic_core import ErrorDetails
 from harness.base.errors import suggest
 from harness.base.installation import folder_beside
 from harness.base.schema import as_list, as_names, field_at, fields_of, schema_of, types_of
+from harness.recipe.schema import BESIDE_OPTIONS
+from harness.recipe.training import RowTraining
 from harness.tasks import tasks
 from methods.base import Method, UnknownMethodError, registered
 from methods.library.dual import DualOptions, is_dual, parts_of
@@ -85,6 +87,7 @@ def name_problems(values: object) -> list[str]:
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
     problems += _primary_problems(values.get("primary"), as_names(values.get("tasks")))
+    problems += _dev_problems(values) + _tuned_problems(values, known_methods)
     return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
 
 
@@ -104,6 +107,20 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
             there = ", ".join(f"{one}.bits_per_byte" for one in chosen)
             problems.append(f"primary.{place}: found {name!r}; expected TASK.METRIC of a task of the recipe: {there}.")
     return problems
+
+
+def _dev_problems(values: Mapping[object, object]) -> list[str]:
+    """Where weights are chosen on held-out rows, some must be held out."""
+    if _named(values.get("dev")).get("rows"):
+        return []
+    sections = {name: values.get(name) for name in ("teacher", "warm_start", "train")}
+    for above in ("method_options", "variants", "tuned"):
+        sections |= {f"{above}.{row}.train": _named(its).get("train") for row, its in _named(values.get(above)).items()}
+    return [
+        f"{name}.select: found 'best_dev', but no training rows are held out; set dev.rows, such as dev.rows=64."
+        for name, section in sections.items()
+        if _named(section).get("select") == "best_dev"
+    ]
 
 
 def _paper_problems(name: object) -> list[str]:
@@ -140,7 +157,7 @@ def _option_problems(values: Mapping[object, object], known: Mapping[str, type[M
         if not isinstance(given, Mapping):
             problems.append(f"{where}: found {given!r:.60}; expected a mapping of options.")
         elif method == "dual" or is_dual(method):
-            problems += _wrong_options(where, DualOptions, given)
+            problems += _row_problems(where, DualOptions, given)
         elif method == "all":
             everything = sorted({field for m in known.values() for field in m.Options.model_fields})
             problems += [
@@ -157,7 +174,7 @@ def _option_problems(values: Mapping[object, object], known: Mapping[str, type[M
         elif method not in known:
             problems.append(f"{where}: unknown method. {suggest(str(method), [*known, 'all'])}".rstrip())
         else:
-            problems += _wrong_options(where, known[method].Options, given)
+            problems += _row_problems(where, known[method].Options, given)
     return problems
 
 
@@ -189,7 +206,35 @@ def _variant_problems(variants: object, known: Mapping[str, type[Method]]) -> li
             problems.append(_unknown(f"{where}.method", "method", given["method"], known))
         else:
             own = {key: value for key, value in given.items() if key != "method"}
-            problems += _wrong_options(where, known[given["method"]].Options, own)
+            problems += _row_problems(where, known[given["method"]].Options, own)
+    return problems
+
+
+def _row_problems(where: str, options: type[BaseModel], given: Mapping[str, object]) -> list[str]:
+    """Of a row's options, and of what stands beside them: fields of its training, and what is tuned of it."""
+    problems = _wrong_options(where, options, {key: one for key, one in given.items() if key not in BESIDE_OPTIONS})
+    for name in BESIDE_OPTIONS:
+        part = given.get(name, {})
+        if not isinstance(part, Mapping):
+            problems.append(f"{where}.{name}: found {part!r:.60}; expected a mapping.")
+        elif name == "train":
+            problems += _wrong_options(f"{where}.{name}", RowTraining, part)
+    return problems
+
+
+def _tuned_problems(values: Mapping[object, object], known: Mapping[str, type[Method]]) -> list[str]:
+    """What was tuned is a row's, and has options that its method has."""
+    problems, variants = [], _named(values.get("variants"))
+    for row, given in _named(values.get("tuned")).items():
+        where, method = f"tuned.{row}", _named(variants.get(row)).get("method", row)
+        if not isinstance(given, Mapping):
+            problems.append(f"{where}: found {given!r:.60}; expected a mapping of options.")
+        elif is_dual(row):
+            problems += _row_problems(where, DualOptions, given)
+        elif method in known:
+            problems += _row_problems(where, known[str(method)].Options, given)
+        else:
+            problems.append(_unknown(where, "row", row, [*known, *variants]))
     return problems
 
 

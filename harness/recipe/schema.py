@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +18,13 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from harness.base.device import Precision
 from harness.base.schema import Strict, as_list, as_names
-from harness.models.spec import Lora, ModelSpec
+from harness.models.spec import ModelSpec
 from harness.models.top_rows import packed_bytes
+from harness.recipe.training import RowTraining, TeacherTraining, Training
 from harness.tasks import tasks
 from harness.tasks.base import Task, TaskSettings
+from methods.library.dual import is_dual
 
 Role = Literal["same", "cross"]
 
@@ -34,100 +34,6 @@ class Teachers(Strict):
 
     same: ModelSpec | None = Field(None, description="teacher with the student's tokenizer: FKD, RKD")
     cross: ModelSpec | None = Field(None, description="teacher with another tokenizer: ULD and the other methods")
-
-
-def _on_or_off(value: object) -> object:
-    """YAML reads the words as booleans."""
-    return ("on" if value else "off") if isinstance(value, bool) else value
-
-
-class Training(Strict):
-    """A training stage. What only changes speed or memory is marked; it is not part of a stage's identity."""
-
-    steps: int | None = Field(None, ge=0, le=10**9, description="optimiser steps; wins over epochs")
-    epochs: float | None = Field(None, gt=0, le=10**6, description="passes over the training rows")
-    batch_size: int = Field(8, ge=1, le=10**6, description="responses per optimiser step, over all devices")
-    micro_batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="(memory) the most responses per forward pass and device; fewer where so many don't fit in",
-    )
-    learning_rate: float = Field(2e-5, gt=0, description="AdamW's, at its highest")
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
-        "cosine", description="how the learning rate goes on after the warm-up"
-    )
-    warmup: float = Field(0.0, ge=0, description="steps of warm-up, or a share of all steps where below 1")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
-    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's β₁ and β₂")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
-    bucket: Literal["none", "length"] = Field(
-        "none", description="length: steps of responses of like length, so that batches pad little; another order"
-    )
-    packing: bool = Field(
-        False, description="(speed) sequences one behind the other instead of padded, where the model can"
-    )
-    precision: Precision = Field("auto", description="auto: bf16 where the GPU has it")
-    lora: Lora | None = Field(None, description="train adapters only")
-    gradient_checkpointing: bool = Field(False, description="(memory) recompute activations")
-    chunk_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="(memory) response rows whose logits exist at once; auto: by vocabularies and free memory"
-    )
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
-        "auto", description="(speed) losses through torch.compile; auto: on a GPU"
-    )
-    checkpoint_every: int | None = Field(None, ge=1, description="(safety) steps between checkpoints; null for none")
-    report_to: tuple[str, ...] = Field((), description="trackers of transformers' Trainer, such as tensorboard")
-
-    @model_validator(mode="after")
-    def _has_length(self) -> Training:
-        if self.steps is None and self.epochs is None:
-            raise ValueError("set steps or epochs")
-        return self
-
-    def total_steps(self, rows: int) -> int:
-        """Optimiser steps over ``rows`` training rows."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * -(-rows // self.batch_size)))  # the last step of a pass may be a smaller one
-
-    def micro_batch(self, processes: int = 1, sampled: bool = False) -> int:
-        """Responses per forward pass and process: at most ``micro_batch_size``, whole numbers of them a step.
-
-        Args:
-            processes: that share a step's responses.
-            sampled: whether the student samples some: no pass may hold responses of two draws.
-
-        Raises:
-            ValueError: the processes can't have equal shares; what was found and what was expected.
-        """
-        if self.batch_size % processes:
-            raise ValueError(f"{self.batch_size}, for {processes} processes", f"a multiple of {processes}")
-        share = self.batch_size // processes
-        if sampled:
-            return math.gcd(share, self.drawn_together)
-        most = min(share, self.micro_batch_size or share)
-        return next(size for size in range(most, 0, -1) if share % size == 0)
-
-    @property
-    def drawn_together(self) -> int:
-        """How many responses of a step are sampled by the student or not by one draw, on any number of devices."""
-        return min(self.micro_batch_size or self.batch_size, self.batch_size)
-
-    def identity(self) -> dict[str, object]:
-        """What changes results."""
-        # precision "auto" means something only on a machine: plans say what it comes to
-        speed = {
-            "precision",
-            "micro_batch_size",
-            "packing",
-            "gradient_checkpointing",
-            "chunk_rows",
-            "compile",
-            "checkpoint_every",
-            "report_to",
-        }
-        return self.model_dump(mode="json", exclude=speed)
 
 
 class Limits(Strict):
@@ -159,6 +65,12 @@ class TeacherRows(Strict):
         return {} if self.keep == "hidden" else self.model_dump(mode="json")
 
 
+class Dev(Strict):
+    """Training rows that nothing trains on: checkpoints and settings are chosen on them, never on a test set."""
+
+    rows: int = Field(0, ge=0, description="how many of each task's training rows are held out, evenly spaced")
+
+
 class Data(Strict):
     """Where the data is."""
 
@@ -171,8 +83,16 @@ References = Annotated[tuple[Literal["untrained", "warm_start", "teachers"], ...
 class Evaluation(Strict):
     """How students are evaluated, beyond each task's own settings."""
 
-    batch_size: int = Field(16, ge=1, description="(speed) answers that are generated at a time")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="(speed) answers that are generated at a time; auto: 16, on a GPU what its free memory holds",
+    )
     engine: Literal["hf", "vllm"] = Field("hf", description="what generates: transformers, or vLLM where installed")
+    decoding: Literal["auto", "batch", "slots"] = Field(
+        "auto",
+        description="(speed) batch: rows come and go; slots: rows of fixed size, on a GPU one CUDA graph a token; "
+        "auto: slots on a GPU",
+    )
     bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
     references: References = Field(
         (), description="rows to compare with: untrained (the student as it was), warm_start, teachers (fine-tuned)"
@@ -181,7 +101,7 @@ class Evaluation(Strict):
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names), Field(min_length=1)]
 Only = Annotated[tuple[Literal["teacher"], ...], BeforeValidator(as_list)]
-Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+ColumnNames = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(as_list), Field(min_length=1)]
 Fidelities = Annotated[tuple[Literal["described", "released"], ...], BeforeValidator(as_list), Field(min_length=1)]
 
@@ -197,6 +117,14 @@ def _as_folder(name: str) -> str:
 
 Options = dict[str, object]
 """Options of a method, as a recipe gives them; the method's own schema checks them."""
+
+BESIDE_OPTIONS = ("train", "tune")
+"""What else may stand among a row's options: fields of its training, and what may be tuned of it."""
+
+
+def _spellings(options: Mapping[str, Options], row: str) -> list[str]:
+    """The keys that hold options of a dual teacher, however its name is spaced; the most special last."""
+    return ["dual", *(name for name in options if name.replace(" ", "") == row.replace(" ", ""))]
 
 
 def _settings(given: tuple[str, object]) -> TaskSettings:
@@ -230,13 +158,25 @@ class Recipe(Strict):
     variants: dict[str, Options] = Field(
         default_factory=dict,
         description="further names for `methods`: {gold_on_policy: {method: gold, rollout_share: 0.5}} is a row with "
-        "gold's options and these",
+        "gold's options and these. `train` in it are fields of train that the row has of its own",
+    )
+    tuned: dict[str, Options] = Field(
+        default_factory=dict,
+        description="options, and `train`, that `harness tune` found, by row: they win over those above",
+    )
+    tuning: dict[str, object] = Field(
+        default_factory=dict, description="how `tuned` was found, as `harness tune` wrote it into the lock file"
     )
     seeds: Seeds = Field((0,), description="repetitions, each with its own order of rows, start and draws")
     baseline: str | None = Field(
         "control", description="the method that tests compare all others with; null for no tests"
     )
-    primary: Columns = Field(
+    baseline_seeds: Literal["twice", "same"] | Seeds = Field(
+        "twice",
+        description="repetitions of the baseline, which is in every difference: as many again as the others have, "
+        "where these are two or more; the same; or these beside the others'",
+    )
+    primary: ColumnNames = Field(
         (),
         description="columns that the comparison is made for, such as gsm8k.bits_per_byte: they alone are marked, and "
         "tests are corrected over rows and these columns together; empty: all that are printed",
@@ -244,7 +184,8 @@ class Recipe(Strict):
     paper: str | None = Field(None, description="the pair of models whose published numbers stand beside ours")
     data: Data = Data()
     limits: Limits = Limits()
-    teacher: Training = Field(description="fine-tuning of the teachers on the task")
+    dev: Dev = Dev()
+    teacher: TeacherTraining = Field(description="fine-tuning of the teachers on the task")
     warm_start: Training = Field(description="fine-tuning of the student before distillation")
     train: Training = Field(description="distillation")
     teacher_rows: TeacherRows = TeacherRows()
@@ -300,9 +241,48 @@ class Recipe(Strict):
         own = self.settings_of(task).seeds
         return self.seeds if own is None else own
 
+    def further_seeds(self, task: str) -> tuple[int, ...]:
+        """Repetitions of a task that the baseline alone has."""
+        own = self.seeds_of(task)
+        if isinstance(self.baseline_seeds, tuple):
+            return tuple(seed for seed in self.baseline_seeds if seed not in own)
+        if self.baseline_seeds == "same" or len(own) < 2:  # with one no difference is tested
+            return ()
+        return tuple(range(max(own) + 1, max(own) + 1 + len(own)))
+
+    def teacher_seed(self, task: str, seed: int) -> int | None:
+        """Which training of its teachers a repetition takes; None where there is one for all."""
+        if self.teacher.seeds is None:
+            return None
+        place = (*self.seeds_of(task), *self.further_seeds(task)).index(seed)
+        return self.teacher.seeds[place % len(self.teacher.seeds)]
+
     def method_of(self, row: str) -> tuple[str, Options]:
         """The method behind a name in ``methods``, and the options that the recipe gives to it beyond `all`'s."""
-        variant = self.variants.get(row, {"method": row})
-        method = str(variant["method"])
-        own = {name: value for name, value in variant.items() if name != "method"}
-        return method, self.method_options.get(method, {}) | own
+        given = self._given(row)
+        method = str(given.get("method", row))
+        return method, {name: value for name, value in given.items() if name not in ("method", *BESIDE_OPTIONS)}
+
+    def training_of(self, row: str) -> RowTraining:
+        """The fields of `train` that a name in ``methods`` has of its own."""
+        return RowTraining.model_validate(self._given(row).get("train", {}))
+
+    def tuning_of(self, row: str) -> Mapping[str, object]:
+        """What the recipe says may be tuned of a row, in place of what its method says."""
+        tune = self._given(row).get("tune", {})
+        assert isinstance(tune, Mapping)
+        return tune
+
+    def _given(self, row: str) -> Options:
+        """All that is said of a row: of its method, its variant, and what was tuned; `train` is merged."""
+        variant = self.variants.get(row, {})
+        names = _spellings(self.method_options, row) if is_dual(row) else [str(variant.get("method", row))]
+        tuned = [self.tuned[name] for name in self.tuned if name.replace(" ", "") == row.replace(" ", "")]
+        given = [*(self.method_options.get(name, {}) for name in names), variant, *tuned]
+        made = {name: value for part in given for name, value in part.items()}
+        merged: Options = {}
+        for own in (part.get("train") for part in given):
+            if isinstance(own, Mapping):
+                length = ("steps", "epochs") if {"steps", "epochs"} & set(own) else ()  # the later one counts
+                merged = {name: value for name, value in merged.items() if name not in length} | dict(own)
+        return made | ({"train": merged} if merged else {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import NotRequired
+
+from typing_extensions import TypedDict
 
 
 class MetricRecord(TypedDict):
@@ -36,7 +38,8 @@ class CellRecord(RowRecord):
 
     ``stages`` has the identities of its stages by kind ("answers", "scores", "bits", and "student" where one was
     trained), ``alignments`` those of the alignments that are shown of it, ``failures`` what has no result, by kind;
-    ``weights`` of the cross-entropy and of each teacher's term.
+    ``weights`` of the cross-entropy and of each teacher's term; ``apart`` has those of its distances from
+    teachers, by the teacher's name.
     """
 
     name: str
@@ -48,6 +51,7 @@ class CellRecord(RowRecord):
     weights: NotRequired[list[float]]
     stages: dict[str, str]
     alignments: NotRequired[list[str]]
+    apart: NotRequired[dict[str, str]]
     failures: dict[str, FailureRecord]
 
 
@@ -58,7 +62,11 @@ class RowCell(CellRecord):
 
 
 class Record(TypedDict):
-    """A run: ``recipe`` is the recipe as it was read, ``protocol`` how numbers are made, in words, by task."""
+    """A run: ``recipe`` is the recipe as it was read, ``protocol`` how numbers are made, in words, by task.
+
+    ``readings``: see :func:`harness.results.readings.note_readings`; ``teachers``: by task and seed, which training of
+    the teachers it had, where there are several.
+    """
 
     format: int
     identity: str
@@ -69,6 +77,8 @@ class Record(TypedDict):
     protocol: dict[str, list[str]]
     baseline: str
     primary: NotRequired[list[str]]
+    readings: NotRequired[dict[str, int]]
+    teachers: NotRequired[dict[str, dict[str, int]]]
     paper: str
     command: NotRequired[str]
     bibtex: NotRequired[list[str]]

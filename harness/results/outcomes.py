@@ -47,6 +47,14 @@ def scoring_lines(cells: Sequence[CellRecord], store: Store) -> list[str]:
     return [line + "."]
 
 
+def set_aside_lines(cells: Sequence[CellRecord], store: Store) -> list[str]:
+    """What the publishers of models ask of decoding, once for each model; answers were decoded without it."""
+    manifests = (store.read_manifest("answers", cell["stages"]["answers"]) for cell in cells)
+    models: dict[str, dict[str, str]] = next((m["models"] for m in manifests if m is not None), {})
+    wishes = [f"{model['set_aside']} ({role})" for role, model in models.items() if "set_aside" in model]
+    return [f"Set aside, though generation_config.json asks for it: {'; '.join(wishes)}."] if wishes else []
+
+
 def _of_cell(cell: CellRecord, store: Store) -> Iterator[tuple[str, str, int]]:
     """(of, outcome, count) of one cell."""
     answers = artefacts.ANSWERS.find(store, "answers", cell["stages"]["answers"]) or []

@@ -13,12 +13,16 @@ from harness.results.diagnostics import diagnostics, hardly_heard
 from harness.results.evidence import collect_evidence
 from harness.results.kept import REBUILT, REBUILT_NOTE, kept_frame, with_kept
 from harness.results.layout import Record
-from harness.results.outcomes import collect_outcomes, scoring_lines
+from harness.results.learnt import collect_learnt, cut_answers, hardly_covered
+from harness.results.outcomes import collect_outcomes, scoring_lines, set_aside_lines
+from harness.results.readings import reading_line
 from harness.results.record import RECORD, RunRecord, collect
 from harness.results.spent import collect_costs
+from harness.results.tuning import tuning_frame, tuning_line
 from harness.store.store import Store
 from reports import Analysis, ReportContext, Table, analyse, build_table, write
 from reports.folder import FIGURES
+from reports.teachers import teacher_lines
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ def write_report(run: RunRecord, store: Store, folder: Path | None = None) -> tu
         outcomes=kept_frame(run.folder, "outcomes.csv", context.outcomes),
         costs=kept_frame(run.folder, "costs.csv", context.costs),
     )
+    teachers = {task: {int(s): t for s, t in its.items()} for task, its in run.record.get("teachers", {}).items()}
+    lines = teacher_lines(gathered.results, run.record["baseline"], teachers)
+    context = replace(context, tuning=tuning_frame(run.record, gathered.results), notes=[*context.notes, *lines])
     if gathered.rebuilt:
         context = replace(context, notes=[*context.notes, REBUILT_NOTE])
     folder = folder or (run.folder / REBUILT if gathered.rebuilt else run.folder)
@@ -97,17 +104,25 @@ def files_line(run: RunRecord, files: Sequence[Path]) -> str:
 def report_context(run: RunRecord, store: Store) -> ReportContext:
     """Protocol, notes, settings and diagnostics of a run."""
     record = run.record
+    outcomes, training = collect_outcomes(record, store), diagnostics(record, store)
     return ReportContext(
         title=record["title"],
         recipe=str(record["recipe"]["name"]),
         protocol=_protocol_and_caveats(run, store),
         settings=[(name, value) for name, value in record["settings"]],
-        notes=[*record["notes"], *hardly_heard(record, store)],
-        appendix=diagnostics(run.record, store),
+        notes=[
+            *record["notes"],
+            *cut_answers(outcomes),
+            *hardly_heard(record, store),
+            *hardly_covered(training),
+            *filter(None, (tuning_line(record), reading_line(record))),
+        ],
+        appendix=training,
         paper=record["paper"],
         recipe_values=record["recipe"],
-        outcomes=collect_outcomes(record, store),
+        outcomes=outcomes,
         costs=collect_costs(record, store),
+        learnt=collect_learnt(record, store, outcomes, training),
         command=record.get("command", ""),
         references=record.get("bibtex", ()),
     )
@@ -122,5 +137,6 @@ def _protocol_and_caveats(run: RunRecord, store: Store) -> dict[str, list[str]]:
         if caveat and caveat not in protocol[cell["task"]]:
             protocol[cell["task"]].append(caveat)
     for task, lines in protocol.items():
-        lines += scoring_lines([cell for cell in run.record["cells"] if cell["task"] == task], store)
+        cells = [cell for cell in run.record["cells"] if cell["task"] == task]
+        lines += set_aside_lines(cells, store) + scoring_lines(cells, store)
     return protocol

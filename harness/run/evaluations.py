@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 from transformers import set_seed
 
 from harness.base.device import device
+from harness.base.files import scratch_folder
 from harness.base.progress import StageProgress
-from harness.data.rows import answer_key
+from harness.data.rows import Request, answer_key
 from harness.data.tokens import STUDENT
 from harness.evaluate.bits_per_byte import measure
 from harness.generation import vllm as vllm_engine
@@ -42,10 +42,7 @@ def make_answers(
     requests = prompts.of(stage.task)
     model = _evaluated(stage, published, trained)
     progress.begin(len(requests))
-    engine = (
-        vllm_engine.generate if evaluation.engine == "vllm" else partial(generate, batch_size=evaluation.batch_size)
-    )
-    answers = engine(
+    answers = _engine(evaluation)(
         model,
         published.sides[stage.role or STUDENT],
         requests,
@@ -56,6 +53,31 @@ def make_answers(
     return {"prompts_cut": sum(answer.prompt_cut for answer in answers)}
 
 
+def make_said(
+    stage: Stage,
+    folder: Path,
+    task: Task,
+    published: PublishedModels,
+    trained: TrainedModels,
+    evaluation: Evaluation,
+    progress: StageProgress,
+) -> dict[str, object]:
+    """Let a teacher answer the training prompts, greedily, in each model's own template as in training."""
+    set_seed(order_seed(stage))
+    requests = [Request(one.id, one.prompt, bos=one.bos) for one in task.training_examples()]
+    model = trained.teacher(stage.inputs["teacher"])
+    progress.begin(len(requests))
+    answers = _engine(evaluation)(
+        model,
+        published.sides[stage.role],
+        requests,
+        new_tokens=task.settings.new_tokens,
+        on_batch=progress.advance,
+    )
+    ANSWERS.write(folder, answers)
+    return {"ended": sum(answer.stop == "eos" for answer in answers), "prompts": len(answers)}
+
+
 def make_bits(
     stage: Stage,
     folder: Path,
@@ -64,15 +86,16 @@ def make_bits(
     trained: TrainedModels,
     progress: StageProgress,
 ) -> dict[str, object]:
-    """Measure a model's bits per byte on a task's reference responses."""
+    """Measure a model's bits per byte on a task's reference responses, or on its held-out training rows."""
     model = _evaluated(stage, published, trained)
     role = stage.role or STUDENT
-    examples = [as_student(example, role) for example in texts.examples(stage.task, "test")]
+    split = "dev" if "dev" in stage.values else "test"
+    examples = [as_student(example, role) for example in texts.examples(stage.task, split)]
     progress.begin(len(examples))
     pad = published.sides[role].tokenizer.pad_token_id
     items = measure(model, examples, pad=pad, on_batch=progress.advance)
     BITS.write(folder, items)
-    return {"left_out": len(examples) - len(items), "rows": texts.counts(stage.task, "test")}
+    return {"left_out": len(examples) - len(items), "rows": texts.counts(stage.task, split)}
 
 
 def score_answers(task: Task, answers: Mapping[str, Sequence[Answer]], unsafe: bool) -> Mapping[str, ItemScores]:
@@ -86,8 +109,8 @@ def score_answers(task: Task, answers: Mapping[str, Sequence[Answer]], unsafe: b
         identity: {answer_key(answer.id, answer.seed): answer.output for answer in stored}
         for identity, stored in answers.items()
     }
-    with tempfile.TemporaryDirectory(prefix="harness-score-") as work:
-        return task.score(outputs, Path(work), unsafe)
+    with scratch_folder("score") as work:
+        return task.score(outputs, work, unsafe)
 
 
 def store_scores(scores: ItemScores, folder: Path) -> dict[str, object]:
@@ -96,6 +119,13 @@ def store_scores(scores: ItemScores, folder: Path) -> dict[str, object]:
     if scores.details:
         DETAILS.write(folder, scores.details)
     return {"caveat": scores.caveat}
+
+
+def _engine(evaluation: Evaluation) -> Callable[..., list[Answer]]:
+    """What generates."""
+    if evaluation.engine == "vllm":
+        return vllm_engine.generate
+    return partial(generate, batch_size=evaluation.batch_size, decoding=evaluation.decoding)
 
 
 def _evaluated(stage: Stage, published: PublishedModels, trained: TrainedModels) -> PreTrainedModel:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from harness.base.progress import StageProgress
 from harness.base.ranks import Ranks
 from harness.evaluate.programs.sandbox import SandboxUnavailable
 from harness.plan.stages import Evaluated, Plan, Stage, stage_line
-from harness.run.demand import Demand
-from harness.run.evaluations import make_answers, make_bits, score_answers, store_scores
+from harness.run.demand import Demand, Make
+from harness.run.evaluations import make_answers, make_bits, make_said, score_answers, store_scores
 from harness.run.trainings import (
     StudentTools,
     TrainingTools,
@@ -38,44 +39,72 @@ class Makers:
     """
 
     def __init__(self, plan: Plan, bench: Workbench, demand: Demand, ranks: Ranks) -> None:
-        self.plan, self.bench, self.demand = plan, bench, demand
-        recipe, store = plan.recipe, demand.store
-        traces = recipe.evaluation.bits_per_byte  # then held-out responses are read
-        self.tools = TrainingTools(
-            bench.published,
-            bench.aligned,
-            recipe.limits.length,
-            lambda stage: store.work_folder(stage.kind, stage.identity),
-            ranks,
-        )
-        self.lessons = StudentTools(demand.need, bench.pairs, bench.signal, bench.texts, traces)
+        self.plan, self.bench, self.demand, self.ranks = plan, bench, demand, ranks
 
     def free(self, stage: Stage) -> None:
         """Free memory that a stage does not use; what evaluates keeps the student that was just trained."""
-        if stage.kind in ("teacher", "warm_start", "rows", "student"):
+        if stage.kind in ("teacher", "warm_start", "rows", "said", "student"):
             self.bench.trained.make_room(stage)
 
     def make(self, stage: Stage, folder: Path) -> dict[str, object]:
-        """Make a stage whose inputs are stored; returns what its manifest tells of it."""
-        bench, recipe, told = self.bench, self.plan.recipe, self._told(stage)
-        published, texts, trained = bench.published, bench.texts, bench.trained
-        match stage.kind:
-            case "teacher":
-                return make_teacher(stage, folder, self.tools, told)
-            case "warm_start":
-                return make_warm_start(stage, folder, self.tools, told)
-            case "rows":
-                keep, traces = recipe.teacher_rows, self.lessons.traces
-                return make_rows(stage, folder, published, texts, trained, bench.signal, keep, told, traces=traces)
-            case "student":
-                traced = stage.seed == recipe.seeds_of(stage.task)[0]
-                return make_student(stage, folder, self.tools, self.lessons, trained, told, traced=traced)
-            case "answers":
-                task = self.plan.tasks[stage.task]
-                return make_answers(stage, folder, task, bench.prompts, published, trained, recipe.evaluation, told)
-            case "bits":
-                return make_bits(stage, folder, texts, published, trained, told)
-        raise ValueError(f"no stage of kind {stage.kind!r} is made alone")
+        """Make a stage whose inputs are stored; returns what its manifest tells of it.
+
+        What makes one kind of stage stands in a function of its own, so that its code counts for no other kind.
+        """
+        maker: Make = getattr(self, f"make_{stage.kind}")
+        return maker(stage, folder)
+
+    def make_teacher(self, stage: Stage, folder: Path) -> dict[str, object]:
+        return make_teacher(stage, folder, self.tools, self._told(stage))
+
+    def make_warm_start(self, stage: Stage, folder: Path) -> dict[str, object]:
+        return make_warm_start(stage, folder, self.tools, self._told(stage))
+
+    def make_rows(self, stage: Stage, folder: Path) -> dict[str, object]:
+        bench, keep, told = self.bench, self.plan.recipe.teacher_rows, self._told(stage)
+        published, texts, trained, signal = bench.published, bench.texts, bench.trained, bench.signal
+        return make_rows(stage, folder, published, texts, trained, signal, keep, told, traces=self.traces)
+
+    def make_said(self, stage: Stage, folder: Path) -> dict[str, object]:
+        bench, task, evaluation = self.bench, self.plan.tasks[stage.task], self.plan.recipe.evaluation
+        return make_said(stage, folder, task, bench.published, bench.trained, evaluation, self._told(stage))
+
+    def make_student(self, stage: Stage, folder: Path) -> dict[str, object]:
+        trained, told = self.bench.trained, self._told(stage)
+        traced = stage.seed == self.plan.recipe.seeds_of(stage.task)[0]
+        return make_student(stage, folder, self.tools, self.lessons, trained, told, traced=traced)
+
+    def make_answers(self, stage: Stage, folder: Path) -> dict[str, object]:
+        bench, task, evaluation = self.bench, self.plan.tasks[stage.task], self.plan.recipe.evaluation
+        told = self._told(stage)
+        return make_answers(stage, folder, task, bench.prompts, bench.published, bench.trained, evaluation, told)
+
+    def make_bits(self, stage: Stage, folder: Path) -> dict[str, object]:
+        bench, told = self.bench, self._told(stage)
+        return make_bits(stage, folder, bench.texts, bench.published, bench.trained, told)
+
+    @cached_property
+    def tools(self) -> TrainingTools:
+        """What trainings share."""
+        bench, store = self.bench, self.demand.store
+        return TrainingTools(
+            bench.published,
+            bench.aligned,
+            self.plan.recipe.limits.length,
+            lambda stage: store.work_folder(stage.kind, stage.identity),
+            self.ranks,
+        )
+
+    @cached_property
+    def lessons(self) -> StudentTools:
+        """What the training of a student takes beside that."""
+        bench = self.bench
+        return StudentTools(self.demand.need, bench.pairs, bench.signal, bench.texts, self.traces)
+
+    @property
+    def traces(self) -> bool:
+        """Whether held-out responses are read at all."""
+        return self.plan.recipe.evaluation.bits_per_byte
 
     def train(self, stage: Stage) -> None:
         """What the other ranks do of a stage while rank 0 makes it."""

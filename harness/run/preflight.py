@@ -27,7 +27,7 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
     """
     if plan.recipe.evaluation.engine == "vllm" and not plan.recipe.stages:
         vllm_engine.check_installed()
-    _warn_of_models_without_commit(bench.published, progress)
+    _tell_of_models(bench.published, progress)
     _check_vocabularies(plan, bench, progress)
     _check_batches(plan)
     _check_methods(plan, bench)
@@ -40,12 +40,18 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
             progress.message(f"[yellow]{name}[/]: {escape(warning)}")
 
 
-def _warn_of_models_without_commit(published: PublishedModels, progress: Progress) -> None:
+def _tell_of_models(published: PublishedModels, progress: Progress) -> None:
+    """Which have no commit in the recipe, and what their publishers ask for that no answer here follows."""
     for role, record in model_records(published).items():
         if "commit" in record and record["commit"] not in record["uri"]:
             progress.message(
                 f"[yellow]{role}: {escape(record['uri'])} names no commit[/]; this machine has {record['commit']}. "
                 f"Write @{record['commit']} into the recipe, so that it stays the same model."
+            )
+        if "set_aside" in record:
+            progress.message(
+                f"{role}: its generation_config.json asks for {escape(record['set_aside'])}; set aside: a task's "
+                "protocol says how answers are decoded"
             )
 
 

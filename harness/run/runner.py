@@ -5,15 +5,18 @@ Demand comes from the end: a cell whose scores are stored needs nothing else, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
 
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
-from harness.plan.stages import Cell, Plan
+from harness.plan.stages import Cell, Plan, Stage
 from harness.run.alignments import make_alignments
+from harness.run.apart import DistanceMaker
 from harness.run.demand import Demand
+from harness.run.leaders import Leaders
 from harness.run.makers import Makers
 from harness.run.preflight import preflight
 from harness.run.workbench import PublishedModels, Workbench, model_records
@@ -68,23 +71,37 @@ class Runner:
             if left := self.store.left_alone():
                 self.progress.message(escape(left))
             preflight(self.plan, self.bench, self.progress, self.unsafe)
-        if self.plan.recipe.stages:
-            for stage in self.plan.ends:
-                self.demand.attempt(stage)
-            self.bench.forget()
+        if self.plan.ends_alone:
+            self._make_ends()
             return
         for task in self.plan.tasks:
             self._run_task(task)
+
+    def _make_ends(self) -> None:
+        """Stages that are asked for by themselves: teachers and rows, or what trials of settings came to."""
+        for task in self.plan.tasks:
+            for stage in (end for end in self.plan.ends if end.task == task):
+                student = stage.inputs.get("student")
+                mine = student is not None and self.store.find(student.kind, student.identity) is None
+                self.demand.attempt(stage)
+                self.bench.aligned.forget()
+                if student is not None and mine:  # a student of a run stays
+                    self._drop(student, [stage])
+            self.bench.forget()
 
     def _run_task(self, task: str) -> None:
         """The cells of a task: each is answered before the next is trained, and all are scored together."""
         evaluated = [cell for cell in self.plan.evaluated if cell.task == task]
         cells = [cell for cell in evaluated if isinstance(cell, Cell)]
+        apart = DistanceMaker(self.plan, self.bench, self.store, self.progress)
+        leaders = Leaders(self.plan, self.store, self.progress)
         for cell in evaluated:
             if self.demand.find(cell.scores) is None:
                 self.demand.attempt(cell.answers)
             if cell.bits is not None:
                 self.demand.attempt(cell.bits)
+            apart.measure(cell)
+            leaders.look(cell)
             if isinstance(cell, Cell):
                 self._drop_student(cell)
         self.makers.score(evaluated, self.unsafe)
@@ -113,8 +130,12 @@ class Runner:
 
     def _drop_student(self, cell: Cell) -> None:
         """Remove a student's weights once everything that reads them is stored, where the recipe says so."""
-        ends = [stage for stage in (cell.answers, cell.bits) if stage is not None]
-        done = all(self.store.find(stage.kind, stage.identity) is not None for stage in ends)
-        artefact = self.store.find(cell.student.kind, cell.student.identity)
-        if done and artefact is not None and not self.plan.recipe.keep_students:
+        if not self.plan.recipe.keep_students:
+            self._drop(cell.student, [stage for stage in (cell.answers, cell.bits) if stage is not None])
+
+    def _drop(self, student: Stage, readers: Sequence[Stage]) -> None:
+        """Remove a student's weights once all that reads them is stored."""
+        done = all(self.store.find(stage.kind, stage.identity) is not None for stage in readers)
+        artefact = self.store.find(student.kind, student.identity)
+        if done and artefact is not None:
             self.store.drop_files(artefact, keep=KEPT_OF_STUDENTS)

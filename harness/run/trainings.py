@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +33,8 @@ from harness.training.traces import Tracer, chosen
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+WATCHED = 8  # rows that a teacher reads before and after its training
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Trained:
         teachers: what they gave.
         steps: what each step showed.
         seconds: of the steps, on this machine.
+        watched: see :class:`~harness.training.distil.Trajectory`.
     """
 
     model: PreTrainedModel
@@ -93,33 +95,23 @@ class Trained:
     teachers: TeacherSources
     steps: list[dict[str, float]]
     seconds: float
+    watched: tuple[float, float] | None = None
 
 
 def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
     """Fine-tune a teacher: adapters are stored where LoRA trains, else the whole model."""
     trained = _recorded(stage, folder, tools, lambda: train_published(stage, tools, progress))
-    if (worse := got_worse(trained.steps)) is not None:
-        progress.message(f"[yellow]a poor teacher[/]: {escape(stage.title)} on {stage.task} {worse}")
+    if trained.watched and trained.watched[1] > trained.watched[0]:
+        before, after = trained.watched
+        progress.message(
+            f"[yellow]a poor teacher[/]: {escape(stage.title)} on {stage.task} ended worse than it began: the "
+            f"cross-entropy of the same {WATCHED} training rows rose from {before:.3f} to {after:.3f} nats a token"
+        )
     if trained.wrapper is not None:
         trained.wrapper.save_pretrained(str(folder / ADAPTER))
     else:
         save_model(trained.model, tools.published.sides[stage.role].tokenizer, folder / MODEL)
     return {}
-
-
-def got_worse(steps: Sequence[Mapping[str, float]]) -> str | None:
-    """In words, that a training ended with a higher cross-entropy than it began with; None where it didn't.
-
-    The first and the last quarter of the steps are compared: single steps differ by their rows.
-    """
-    found = [step["ce"] for step in steps if math.isfinite(step["ce"])]
-    if len(found) < 2:
-        return None
-    some = max(1, len(found) // 4)
-    began, ended = sum(found[:some]) / some, sum(found[-some:]) / some
-    if ended <= began:
-        return None
-    return f"ended worse than it began: its cross-entropy went from {began:.3f} to {ended:.3f} nats a token"
 
 
 def make_warm_start(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
@@ -171,7 +163,10 @@ def make_rows(
     """
     teacher = stage.inputs["teacher"]
     model = kept.teacher(teacher)
-    examples = texts.examples(stage.task, "train") + _to_trace(texts, stage.task, traces)
+    examples = texts.examples(stage.task, "train")
+    if isinstance(read := stage.values.get("rows"), list):
+        examples = examples[slice(*read)]
+    examples = examples + _to_trace(texts, stage.task, traces)
     progress.begin(len(examples))
     size = store_rows(
         model,
@@ -215,7 +210,7 @@ def train_student(stage: Stage, tools: TrainingTools, lessons: StudentTools, pro
         stage,
         model.to(device()),
         STUDENT,
-        Objective(stage.title, asked.ce_weight, terms),
+        Objective(stage.title, asked.ce_weight, terms, asked.label_smoothing),
         lambda: lessons.signal.sources(stage, asked.roles),
         tools,
         progress,
@@ -246,7 +241,7 @@ def _train(
     given = teachers()
     model = model.to(device())
     started = time.monotonic()
-    steps = distil(
+    done = distil(
         model,
         objective,
         given,
@@ -258,10 +253,12 @@ def _train(
         seed=order_seed(stage),
         work=tools.work(stage),
         on_step=lambda step: progress.advance(int(step["step"]), step["loss"]),
+        watch=WATCHED if stage.kind == "teacher" else 0,
+        dev=tools.aligned.dev(stage.task, role) if training.select == "best_dev" else (),
     )
     seconds = time.monotonic() - started
     release_memory()  # optimiser state hangs in a cycle of the Trainer's
-    return Trained(model.eval(), wrapper, objective.terms, given, steps, seconds)
+    return Trained(model.eval(), wrapper, objective.terms, given, done.steps, seconds, done.watched)
 
 
 # --- What is stored of them -------------------------------------------------------------------------------------------

@@ -7,31 +7,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig
 
 from harness.base.device import Precision, compute_dtype, device, release_memory
-from harness.data.rows import Request
+from harness.base.identity import seed_of
+from harness.data.rows import Request, held_out
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide, load_sides
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, LeftOut, OnBadRow, TokenizedExample, tokenize
 from harness.models.cache import Report
 from harness.models.heads import Head, check_head
-from harness.models.load import load_model
+from harness.models.load import load_config, load_model
 from harness.models.lora import merge_lora
+from harness.models.publisher import decoding_wishes
 from harness.models.resolve import resolve
 from harness.models.spec import ModelSpec
 from harness.models.top_rows import TopRowsHead
 from harness.models.uri import parse_uri
 from harness.plan.stages import Plan, Stage
 from harness.recipe.schema import Limits, TeacherRows
-from harness.store.artefacts import ADAPTER, MODEL
+from harness.store.artefacts import ADAPTER, ANSWERS, MODEL, Answer
 from harness.store.store import Artefact
 from harness.tasks.base import Task
 from harness.training.distil import TeacherSources
@@ -63,7 +64,7 @@ class PublishedModels:
     def config(self, role: str) -> PretrainedConfig:
         """A model's config."""
         folder = resolve(parse_uri(self.specs[role].model)).folder
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return load_config(folder)
 
     def vocabulary_size(self, role: str) -> int:
         """How many logits a model gives."""
@@ -84,12 +85,17 @@ class PublishedModels:
 
 
 def model_records(published: PublishedModels) -> dict[str, dict[str, str]]:
-    """URI of each model by role, and the commit or digest that it came to on this machine."""
+    """URI of each model by role, the commit or digest that it came to on this machine, and what is set aside of it.
+
+    ``set_aside`` is what its publisher asks of decoding, where there is something.
+    """
     records: dict[str, dict[str, str]] = {}
     for role, spec in published.specs.items():
         local = resolve(parse_uri(spec.model), report=published.report)
         records[role] = {"uri": spec.model}
         records[role] |= {k: str(v) for k, v in local.manifest.items() if k in ("commit", "sha256")}
+        if wishes := decoding_wishes(local.folder):
+            records[role]["set_aside"] = wishes
     return records
 
 
@@ -123,19 +129,26 @@ class Texts:
         tasks: by name.
         published: the models of the pair.
         limits: of lengths.
+        dev_rows: training rows of each task that are held out.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], published: PublishedModels, limits: Limits) -> None:
-        self._tasks, self._published, self._limits = tasks, published, limits
+    def __init__(
+        self, tasks: Mapping[str, Task], published: PublishedModels, limits: Limits, dev_rows: int = 0
+    ) -> None:
+        self._tasks, self._published, self._limits, self._dev_rows = tasks, published, limits, dev_rows
         self._tokenized: dict[str, list[TokenizedExample]] = {}
         self._left_out: dict[str, dict[str, LeftOut]] = {}  # rows of each, and why
 
     def examples(self, task: str, split: str) -> list[TokenizedExample]:
-        """Tokenised rows of "train" or "test", cut at a boundary that all models of the pair share."""
+        """Tokenised rows of "train", "dev" or "test", cut at a boundary that all models of the pair share."""
         key = f"{task}/{split}"
         if key not in self._tokenized:
             source = self._tasks[task]
-            examples = source.training_examples() if split == "train" else source.reference_examples()
+            if split == "test":
+                examples = source.reference_examples()
+            else:
+                train, dev = held_out(source.training_examples(), self._dev_rows)
+                examples = train if split == "train" else dev
             limits, why = self._limits, self._left_out.setdefault(key, {})
             # what bits per byte alone would read stops no other score
             bad: tuple[OnBadRow, OnBadRow] = ("drop", "drop")
@@ -143,6 +156,23 @@ class Texts:
                 bad = limits.overlong, limits.unreadable
             self._tokenized[key] = tokenize(examples, self._published.sides, limits.length, *bad, why)
         return self._tokenized[key]
+
+    def said(self, task: str, answers: Sequence[Answer], share: float) -> list[TokenizedExample]:
+        """Training rows of which some have a teacher's answer in the place of their response.
+
+        Args:
+            answers: to all prompts; those that came to no end, or that a tokenizer changes, are not taken.
+            share: of the prompts that have one, chosen by their ids.
+        """
+        own = {answer.id: answer.output for answer in answers if answer.stop == "eos" and answer.output.strip()}
+        chosen = [
+            replace(example, response=own[example.id])
+            for example in self._tasks[task].training_examples()
+            if example.id in own and seed_of("said", example.id) < share * 2**31
+        ]
+        made = tokenize(chosen, self._published.sides, self._limits.length, "drop", "drop")
+        told = {example.id: example for example in made}
+        return [told.get(example.id, example) for example in self.examples(task, "train")]
 
     def counts(self, task: str, split: str) -> dict[str, int]:
         """Rows that were read, those of them that were left out, by reason, and those whose response a limit cut."""
@@ -183,19 +213,31 @@ class AlignedRows:
 
     Args:
         texts: the rows.
+        need: see :data:`Fetch`; for the teachers' answers that stand in for some.
     """
 
-    def __init__(self, texts: Texts) -> None:
-        self._texts = texts
-        self._made: dict[tuple[str, str], list[AlignedExample]] = {}
+    def __init__(self, texts: Texts, need: Fetch) -> None:
+        self._texts, self._need = texts, need
+        self._made: dict[tuple[str, str, str], list[AlignedExample]] = {}
 
     def of(self, stage: Stage, trained: str, terms: Sequence[Term]) -> list[AlignedExample]:
         """Of a training of the model of role ``trained``; made once for all seeds of a row of the table."""
-        key = (stage.task, trained if stage.objective is None else stage.objective.name)
+        assert stage.training is not None
+        objective, said = stage.objective, stage.inputs.get("said")
+        key = (stage.task, trained if objective is None else objective.name, "" if said is None else said.identity)
         if key not in self._made:
-            examples = [as_student(example, trained) for example in self._texts.examples(stage.task, "train")]
-            self._made[key] = [align(example, terms) for example in examples]
+            examples = self._texts.examples(stage.task, "train")
+            if said is not None and objective is not None:
+                answers = ANSWERS.read(self._need(said))
+                examples = self._texts.said(stage.task, answers, objective.answers_share)
+            self._made[key] = [
+                align(as_student(example, trained), terms) for example in stage.training.chosen(examples)
+            ]
         return self._made[key]
+
+    def dev(self, task: str, trained: str) -> list[TokenizedExample]:
+        """Held-out training rows, for the model of role ``trained``."""
+        return [as_student(example, trained) for example in self._texts.examples(task, "dev")]
 
     def forget(self) -> None:
         """Free what the next task does not need."""
@@ -334,14 +376,14 @@ class Workbench:
         Args:
             maps: folder in which vocabulary maps are kept between runs.
         """
-        texts = Texts(plan.tasks, published, plan.recipe.limits)
+        texts = Texts(plan.tasks, published, plan.recipe.limits, plan.recipe.dev.rows)
         trained = TrainedModels(published, need, plan.recipe.teacher.precision)
         return cls(
             published=published,
             pairs=Pairs(published, maps),
             texts=texts,
             prompts=Prompts(plan.tasks),
-            aligned=AlignedRows(texts),
+            aligned=AlignedRows(texts, need),
             trained=trained,
             signal=TeacherSignal(published, trained, need, plan.recipe.teacher_rows),
         )

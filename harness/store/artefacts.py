@@ -70,6 +70,25 @@ class Bits:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """How far a model is from a teacher on one response.
+
+    Attributes:
+        id: of the example.
+        chunks: Σ |difference of log2-likelihoods| over the pieces that end on one byte for both, EOS left out.
+        bytes: UTF-8 bytes of the response.
+        kl: Σ KL(teacher || model) over the response tokens, in bits; None where vocabularies differ.
+        tokens: that this is over.
+    """
+
+    id: str
+    chunks: float
+    bytes: int
+    kl: float | None
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Timing:
     """What a training took on the machine that made it, without loading and storing.
 
@@ -219,6 +238,9 @@ ANSWERS: JsonFile[list[Answer]] = JsonFile("answers.json", *_records(Answer))
 
 BITS: JsonFile[list[Bits]] = JsonFile("bits.json", *_records(Bits))
 """What a model makes of a task's reference responses."""
+
+APART: JsonFile[list[Apart]] = JsonFile("apart.json", *_records(Apart))
+"""How far a model is from a teacher on held-out references."""
 
 SCORES: JsonFile[dict[str, dict[str, float]]] = JsonFile("scores.json", _as_it_is, _as_it_is)
 """Metric -> item -> value."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from harness.base.files import disk_errors, new_directory, sha256_file, write_json
+from harness.base.errors import HarnessError
+from harness.base.files import disk_errors, new_directory, read_json, remove_abandoned, sha256_file, write_json
 
 FORMAT = 2
 """Of manifests and identities: raise it when either changes. Stages of another one are left alone."""
@@ -73,7 +73,7 @@ class Artefact:
 
     def json(self, name: str) -> Any:
         """A JSON file of the stage."""
-        return json.loads(self.file(name).read_text(encoding="utf-8"))
+        return read_json(self.file(name))
 
 
 class Store:
@@ -94,12 +94,14 @@ class Store:
         Args:
             manifest: completed in the block by the caller, and here by format, identity and output digests.
         """
-        final = self._folder(kind, identity)
+        final = self.folder_of(kind, identity)
         if final.exists() and self.find(kind, identity) is None:
             if (other := _format_of(final)) not in (None, FORMAT):
                 final.rename(final.with_name(f"{final.name}.format-{other}"))
-            else:  # dropped or damaged
+            elif final.is_dir():  # dropped or damaged
                 shutil.rmtree(final)
+            else:
+                final.unlink()
         with new_directory(final) as folder:
             yield folder
             files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -113,10 +115,10 @@ class Store:
         found: list[Mapping[str, Any]] = []
         for path in sorted(self.root.glob(f"{kind}/[!.]*/{MANIFEST}")):
             try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
+                manifest = read_json(path)
             except (OSError, ValueError):
                 continue
-            if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+            if is_manifest(manifest) and manifest["format"] == FORMAT:
                 found.append(manifest)
         return found
 
@@ -139,10 +141,51 @@ class Store:
         return found
 
     def sweep(self, older_than_s: float = 7 * 24 * 3600) -> None:
-        """Remove what killed processes left half-written; younger folders may belong to one that is at work."""
+        """Remove what killed processes left half-written; checkpoints, which wait for their run, when they are old.
+
+        Where the file system knows no locks, only age tells what is left from what is at work.
+        """
         for folder in self.root.glob("*/.*"):
-            if folder.is_dir() and time.time() - folder.stat().st_mtime > older_than_s:
+            if not folder.is_dir():
+                continue
+            abandoned = None if folder.name.startswith(_WORK) else remove_abandoned(folder)
+            if abandoned is None and time.time() - folder.stat().st_mtime > older_than_s:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def scratch(self) -> Path:
+        """Where a run's temporary folders are; :meth:`sweep` removes those of killed ones."""
+        return self.root / "scratch"
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """A block of a run; meanwhile :meth:`alone` refuses."""
+        with self._held(fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block during which no run uses the store.
+
+        Raises:
+            HarnessError: one does.
+        """
+        with self._held(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, how: int) -> Iterator[None]:
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / "lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, how)
+            except BlockingIOError:
+                raise HarnessError(
+                    str(self.root), "a run at work", "a store that nobody uses", "Wait for it to end."
+                ) from None
+            yield
 
     def discard(self, artefact: Artefact) -> None:
         """Remove a stage, so that it runs again."""
@@ -190,26 +233,68 @@ class Store:
 
     def _read(self, kind: str, identity: str) -> Artefact | None:
         """What stands under an identity, dropped or not; None where nothing does that this version understands."""
-        folder = self._folder(kind, identity)
+        folder = self.folder_of(kind, identity)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST)
         except (OSError, ValueError):
             return None
-        known = isinstance(manifest, dict) and (manifest.get("identity"), manifest.get("format")) == (identity, FORMAT)
+        known = is_manifest(manifest) and (manifest["identity"], manifest["format"]) == (identity, FORMAT)
         return Artefact(folder, manifest) if known else None
 
     def work_folder(self, kind: str, identity: str) -> Path:
         """Where a stage's checkpoints are, held by :meth:`work`."""
         return self.root / kind / f"{_WORK}{identity[:_NAME_LENGTH]}"
 
-    def _folder(self, kind: str, identity: str) -> Path:
+    def folder_of(self, kind: str, identity: str) -> Path:
+        """Where a stage is, or would be."""
         return self.root / kind / identity[:_NAME_LENGTH]
+
+    @staticmethod
+    def is_work(folder: Path) -> bool:
+        """Whether it is one of :meth:`work`."""
+        return folder.name.startswith(_WORK)
+
+    def complaints(self, folder: Path) -> list[str]:
+        """What of a stage's folder is missing or changed, a line each; its dropped files are neither."""
+        if _format_of(folder) not in (None, FORMAT):
+            return []
+        try:
+            manifest = read_json(folder / MANIFEST)
+        except (OSError, ValueError):
+            manifest = None
+        if not is_manifest(manifest):
+            return [f"{folder / MANIFEST} is missing or damaged"]
+        lines = []
+        for name in manifest["outputs"]:
+            try:
+                if not manifest.get("dropped") or (folder / name).exists():
+                    Artefact(folder, manifest).file(name)
+            except CorruptArtefactError as error:
+                lines.append(str(error))
+        return lines
+
+
+def is_manifest(value: Any) -> bool:
+    """Whether it has a manifest's form: digests of files within the stage's folder, stages that it was made from."""
+    if not isinstance(value, dict) or not {"identity", "format"} <= value.keys():
+        return False
+    outputs, inputs = value.get("outputs"), value.get("inputs", {})
+    if not isinstance(outputs, dict) or not isinstance(inputs, dict):
+        return False
+    within = all(is_within(name) and isinstance(digest, str) for name, digest in outputs.items())
+    return within and all(isinstance(one, dict) and {"kind", "identity"} <= one.keys() for one in inputs.values())
+
+
+def is_within(name: str) -> bool:
+    """Whether a relative path leads to a file below the folder that it is taken in."""
+    parts = name.split("/")
+    return "\\" not in name and "\0" not in name and not {"", ".", ".."} & set(parts)
 
 
 def _format_of(folder: Path) -> int | None:
     """The format of the stage in a folder; None where its manifest can't be read."""
     try:
-        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("format")
+        known = read_json(folder / MANIFEST).get("format")
     except (OSError, ValueError, AttributeError):
         return None
     return known if isinstance(known, int) else None

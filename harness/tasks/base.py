@@ -6,8 +6,9 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
 
 from pydantic import Field
 from typing_extensions import TypeVar
@@ -20,6 +21,9 @@ from harness.tasks.sets import TRAINING, DataNeed, DevSplit, HubSet, PublishedSe
 
 if TYPE_CHECKING:
     from harness.data.rows import Example
+
+
+Split = Literal["train", "test"]
 
 
 class TaskSettings(Strict):
@@ -166,7 +170,22 @@ class Task(ABC, Generic[S_co]):
     def requests(self) -> list[Request]:
         """Prompts of the test items."""
 
-    def request_sizes(self) -> list[int]:
+    def training_count(self) -> int:
+        """How many rows :meth:`training_examples` gives."""
+        return len(self.text_sizes("train"))
+
+    def text_sizes(self, split: Split) -> Sequence[tuple[int, int]]:
+        """Bytes of prompt and response of each training row or reference, about: what a plan reckons with."""
+        if split not in self._sizes:
+            examples = self.training_examples() if split == "train" else self.reference_examples()
+            self._sizes[split] = [(len(one.prompt.encode()), len(one.response.encode())) for one in examples]
+        return self._sizes[split]
+
+    @cached_property
+    def _sizes(self) -> dict[Split, Sequence[tuple[int, int]]]:
+        return {}
+
+    def request_sizes(self) -> Sequence[int]:
         """Bytes of each prompt, about: what a plan reckons with, without the libraries that make prompts."""
         return [len(request.prompt.encode()) for request in self.requests()]
 

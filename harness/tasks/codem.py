@@ -188,9 +188,9 @@ class CodeM(Task[CodeMSettings]):
         """By student and item. To EvalPlus each of a student's samples is another owner's."""
         from harness.evaluate.programs import evalplus as code
         from harness.evaluate.programs.extraction import solution_code
-        from harness.evaluate.programs.problems import Style
+        from harness.evaluate.programs.problems import PromptStyle
 
-        style: Style = "completion" if self.settings.prompt == "completion" else "response"
+        style: PromptStyle = "completion" if self.settings.prompt == "completion" else "response"
         problems = self._problems(benchmark)
         asked: list[tuple[str, str]] = []
         solutions = []

@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import HarnessError, suggest
+from harness.base.errors import HarnessError, unknown
 from harness.base.promises import BrokenPromiseError, Checked
 from harness.data.rows import Example, Request
 from harness.tasks import tasks
-from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, Split, Task, TaskSettings
 
 ITEMS = 6
 """Rows to train on, and items to test on."""
@@ -39,7 +39,7 @@ def check_task(name: str, root: Path | None = None) -> list[Checked]:
         HarnessError: there is no such task.
     """
     if name not in tasks():
-        raise HarnessError("task", repr(name), f"one of {', '.join(tasks())}", suggest(name, tasks()))
+        raise unknown("task", name, tasks())
     with tempfile.TemporaryDirectory(prefix="harness-task-") as scratch:
         trial = Trial(tasks()[name], root, Path(scratch))
         return [_checked(promise, trial) for promise in PROMISES]
@@ -125,7 +125,7 @@ class Trial:
             if (there := one.there(self.task.root)) is not None:
                 copy = folder / there.relative_to(self.task.root)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(there, copy)
+                shutil.copyfile(there, copy)  # without its mode: data may be read-only
         return folder
 
 
@@ -320,10 +320,25 @@ def missing_files_are_named(trial: Trial) -> None:
 
 
 def prompts_are_as_long_as_said(trial: Trial) -> None:
-    """What a plan takes prompts to be long is about what they are."""
-    sizes, real = trial.task.request_sizes(), [len(request.prompt.encode()) for request in trial.task.requests()]
-    _hold(len(sizes) == len(real), f"{len(sizes)} sizes of {len(real)} prompts")
-    _hold(0.5 <= sum(sizes) / sum(real) <= 2, f"{sum(sizes)} bytes where there are {sum(real)}")
+    """What a plan takes rows and prompts to be, in number and length, is about what they are."""
+    task = trial.task
+    rows = task.training_examples()
+    _hold(task.training_count() == len(rows), f"training_count() is {task.training_count()} of {len(rows)} rows")
+    _hold_sizes("prompts", task.request_sizes(), [request.prompt for request in task.requests()])
+    texts: list[tuple[str, Split, Sequence[Example]]] = [
+        ("training rows", "train", rows),
+        ("references", "test", trial.references),
+    ]
+    for what, split, examples in texts:
+        sizes = task.text_sizes(split)
+        _hold_sizes(f"prompts of {what}", [prompt for prompt, _ in sizes], [each.prompt for each in examples])
+        _hold_sizes(f"responses of {what}", [response for _, response in sizes], [e.response for e in examples])
+
+
+def _hold_sizes(what: str, sizes: Sequence[int], texts: Sequence[str]) -> None:
+    real = sum(len(text.encode()) for text in texts)
+    _hold(len(sizes) == len(texts), f"{len(sizes)} sizes of {len(texts)} {what}")
+    _hold(0.5 <= sum(sizes) / real <= 2, f"{sum(sizes)} bytes of {what} where there are {real}")
 
 
 PROMISES: tuple[Callable[[Trial], None], ...] = (

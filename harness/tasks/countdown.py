@@ -12,7 +12,6 @@ Answers are never evaluated as code: a recursive descent over + - * / and parent
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +24,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from harness.base.errors import HarnessError
+from harness.base.files import digest_of
 from harness.data.rows import Example, Request
-from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, Split, Task, TaskSettings
 
 Operator = Literal["+", "-", "*", "/"]
-Role = Literal["train", "test"]
-Share = Literal["train", "dev", "test"]
+ProblemShare = Literal["train", "dev", "test"]
+_ROLES: tuple[Split, ...] = ("train", "test")
 Outcome = Literal["right", "wrong value", "wrong numbers", "no expression", "no answer"]
 
 LONGEST = 256  # characters of an expression; six numbers with all their parentheses need a quarter
@@ -38,6 +38,7 @@ DEEPEST = 32  # nested parentheses
 
 _SHARES = 9  # one problem in so many is for the test, another for choosing settings
 _DEV = " (a share of the training problems, to choose settings with: countdown.split=dev)"
+_SAMPLE = 300  # problems whose sizes stand for those of all
 _PATIENCE = 100_000  # calculations without a new problem after which there are taken to be no more
 
 
@@ -74,7 +75,7 @@ class CountdownSettings(TaskSettings):
 
 
 @dataclass(frozen=True)
-class Problem:
+class CountdownProblem:
     """Numbers, a target, and one way to it.
 
     Attributes:
@@ -95,13 +96,13 @@ class Problem:
         return f"{', '.join(self.steps)}\n<answer>{self.expression}</answer>"
 
     @property
-    def share(self) -> Share:
+    def share(self) -> ProblemShare:
         """Which part of the world it belongs to: decided by its numbers, whatever their order, and its target."""
         key = f"{sorted(self.numbers)} {self.target}"
         place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % _SHARES
         return "test" if place == 0 else "dev" if place == 1 else "train"
 
-    def role(self, split: Literal["test", "dev"]) -> Role | None:
+    def role(self, split: Literal["test", "dev"]) -> Split | None:
         """What it is used for where ``split`` is tested on; None: for nothing."""
         if self.share == split:
             return "test"
@@ -125,6 +126,19 @@ class Countdown(Task[CountdownSettings]):
 
     def requests(self) -> list[Request]:
         return [Request(example.id, example.prompt) for example in self.reference_examples()]
+
+    def training_count(self) -> int:
+        return self.settings.train_items
+
+    def text_sizes(self, split: Split) -> Sequence[tuple[int, int]]:
+        """Those of the first problems, over and over: making all of them takes many seconds."""
+        problems, operators = self._sample[split], self.settings.operators
+        sizes = [(len(_prompt(problem, operators)), len(problem.response)) for problem in problems]  # all of it ASCII
+        count = self._wanted(split)
+        return (sizes * -(-count // len(sizes)))[:count]
+
+    def request_sizes(self) -> Sequence[int]:
+        return [prompt for prompt, _ in self.text_sizes("test")]
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
         scores = {}
@@ -160,11 +174,15 @@ class Countdown(Task[CountdownSettings]):
     def test_digests(self) -> list[str]:
         return [self._digest("test")]
 
-    def _digest(self, role: Role) -> str:
-        rows = [[p.numbers, p.target, p.response] for p in self._problems[role]]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    def _digest(self, role: Split) -> str:
+        """Of what makes the problems: these settings, and the generator, which is in every stage's code."""
+        unused = {"train_items", "test_items", "new_tokens", "seeds"}
+        return digest_of([role, self._wanted(role), self.settings.model_dump(mode="json", exclude=unused)])
 
-    def _examples(self, role: Role, prefix: str) -> list[Example]:
+    def _wanted(self, role: Split) -> int:
+        return self.settings.train_items if role == "train" else self.settings.test_items
+
+    def _examples(self, role: Split, prefix: str) -> list[Example]:
         made = f"countdown.seed={self.settings.seed}, {role} problem"
         return [
             Example(f"{prefix}/{place}", _prompt(problem, self.settings.operators), problem.response, f"{made} {place}")
@@ -172,11 +190,17 @@ class Countdown(Task[CountdownSettings]):
         ]
 
     @cached_property
-    def _problems(self) -> Mapping[Role, Sequence[Problem]]:
+    def _problems(self) -> Mapping[Split, Sequence[CountdownProblem]]:
+        return self._first_of_each({role: self._wanted(role) for role in _ROLES})
+
+    @cached_property
+    def _sample(self) -> Mapping[Split, Sequence[CountdownProblem]]:
+        return self._first_of_each({role: min(self._wanted(role), _SAMPLE) for role in _ROLES})
+
+    def _first_of_each(self, wanted: Mapping[Split, int]) -> Mapping[Split, Sequence[CountdownProblem]]:
         """The first so many of each role in one stream: a larger set begins with the smaller one."""
         settings = self.settings
-        wanted: dict[Role, int] = {"train": settings.train_items, "test": settings.test_items}
-        made: dict[Role, list[Problem]] = {"train": [], "test": []}
+        made: dict[Split, list[CountdownProblem]] = {role: [] for role in _ROLES}
         for problem in generate(settings):
             role = problem.role(settings.split)
             if role and len(made[role]) < wanted[role]:
@@ -191,7 +215,7 @@ class Countdown(Task[CountdownSettings]):
         )
 
 
-def _prompt(problem: Problem, operators: Sequence[str]) -> str:
+def _prompt(problem: CountdownProblem, operators: Sequence[str]) -> str:
     return (
         f"Reach {problem.target} with the numbers {', '.join(map(str, problem.numbers))}. Use every number exactly "
         f"once and no other, with {' '.join(operators)} and parentheses. Show how you calculate, then put the whole "
@@ -202,7 +226,7 @@ def _prompt(problem: Problem, operators: Sequence[str]) -> str:
 # --- Making problems --------------------------------------------------------------------------------------------------
 
 
-def generate(settings: CountdownSettings) -> Iterator[Problem]:
+def generate(settings: CountdownSettings) -> Iterator[CountdownProblem]:
     """Different problems without end, or until there seem to be no more; of all shares, in one stream.
 
     Every value on the way is a positive integer, so that a solution reads as a person would write it.
@@ -214,7 +238,7 @@ def generate(settings: CountdownSettings) -> Iterator[Problem]:
 
     seen: set[tuple[tuple[int, ...], int]] = set()
 
-    def another(size: int) -> Problem | None:
+    def another(size: int) -> CountdownProblem | None:
         for _ in range(_PATIENCE):
             numbers = tuple(1 + below(settings.largest_number) for _ in range(size))
             problem = _calculate(numbers, settings.operators, below)
@@ -236,7 +260,9 @@ def generate(settings: CountdownSettings) -> Iterator[Problem]:
             yield problem
 
 
-def _calculate(numbers: tuple[int, ...], operators: Sequence[str], below: Callable[[int], int]) -> Problem | None:
+def _calculate(
+    numbers: tuple[int, ...], operators: Sequence[str], below: Callable[[int], int]
+) -> CountdownProblem | None:
     """Combine two random parts at a time until one is left; None where a value is no positive integer.
 
     Args:
@@ -254,7 +280,7 @@ def _calculate(numbers: tuple[int, ...], operators: Sequence[str], below: Callab
         steps.append(f"{left} {sign} {right} = {value}")
         parts.append((value, f"({left_text} {sign} {right_text})"))
     ((target, expression),) = parts
-    return Problem(numbers, target, tuple(steps), expression[1:-1])  # the outermost parentheses say nothing
+    return CountdownProblem(numbers, target, tuple(steps), expression[1:-1])  # the outermost parentheses say nothing
 
 
 def _combined(left: int, sign: str, right: int) -> int | None:

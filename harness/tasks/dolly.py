@@ -53,7 +53,7 @@ SETS: Mapping[str, EvaluationSet] = {
 
 
 @dataclass(frozen=True)
-class Split:
+class DollySplit:
     """A division of Dolly into rows to train on and rows to test on.
 
     Attributes:
@@ -67,9 +67,9 @@ class Split:
     protocol: tuple[str, ...] = ()
 
 
-SPLITS: Mapping[str, Split] = {
-    "dskd": Split("dolly", ("dolly/train.jsonl", "dolly/train_subset_union.jsonl")),
-    "hub": Split(
+SPLITS: Mapping[str, DollySplit] = {
+    "dskd": DollySplit("dolly", ("dolly/train.jsonl", "dolly/train_subset_union.jsonl")),
+    "hub": DollySplit(
         "dolly_hub",
         (dolly_hub.TRAIN,),
         (
@@ -174,7 +174,7 @@ class Dolly(Task[DollySettings]):
         return training + [DataNeed(f"test, {each.label}", each.files, test, read_test) for each in sets]
 
     @property
-    def split(self) -> Split:
+    def split(self) -> DollySplit:
         """The split that is asked for."""
         return SPLITS[self.settings.split]
 

@@ -85,11 +85,11 @@ class GSM8K(Task[GSM8KSettings]):
             )
         ]
 
-    def request_sizes(self) -> list[int]:
+    def request_sizes(self) -> Sequence[int]:
         """A question after ``few_shot`` rows of the mean size; lm-eval takes long to load."""
-        rows = [len(example.prompt.encode()) + len(example.response.encode()) for example in self.training_examples()]
+        rows = [prompt + response for prompt, response in self.text_sizes("train")]
         shots = self.settings.few_shot * (sum(rows) // max(len(rows), 1) + 2)
-        return [len(example.prompt.encode()) + shots for example in self.reference_examples()]
+        return [prompt + shots for prompt, _ in self.text_sizes("test")]
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
         settings = self.settings

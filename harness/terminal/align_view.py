@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.base.errors import HarnessError, suggest
+from harness.base.errors import HarnessError, unknown
 from harness.data.rows import Example
 from harness.data.templates import load_sides
 from harness.data.tokens import STUDENT, SideTokens, tokenize
@@ -59,7 +59,7 @@ def chosen_text(recipe: Recipe, task: str | None, row: int | None, text: str | N
     if text is not None or prompt is not None:
         raise HarnessError("--text", f"a text beside task={task}", "either of them")
     if task not in tasks():
-        raise HarnessError("task", repr(task), f"one of {', '.join(tasks())}", suggest(task, tasks()))
+        raise unknown("task", task, tasks())
     examples = recipe.task(task).training_examples()
     if not 0 <= (row or 0) < len(examples):
         raise HarnessError("--row", str(row), f"0 to {len(examples) - 1}, the training rows of {task}")

@@ -12,7 +12,7 @@ from rich.text import Text
 _BORDERS = 3  # cells of a column's padding and its line
 _INDENT = 2
 
-Cell = str | Text
+CellText = str | Text
 
 
 class Listing:
@@ -28,7 +28,7 @@ class Listing:
         self.columns, self.title, self.numbers = columns, title, frozenset(numbers)
         self.rows: list[tuple[Text, ...]] = []
 
-    def add_row(self, *cells: Cell) -> None:
+    def add_row(self, *cells: CellText) -> None:
         """A row; cells are text as it stands, without markup."""
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")

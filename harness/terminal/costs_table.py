@@ -99,6 +99,7 @@ def _title(stage: Stage) -> str:
         "teacher": f"teacher, {stage.role}",
         "warm_start": "warm start",
         "rows": f"rows of teacher, {stage.role}",
+        "said": f"training prompts answered by teacher, {stage.role}",
         "student": stage.objective.name if stage.objective else "",
     }
     return named.get(stage.kind) or f"{stage.kind} of {f'teacher, {stage.role}' if stage.role else 'students'}"

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.base.errors import HarnessError, suggest
+from harness.base.errors import unknown
 from harness.recipe.fields import parts
 from harness.tasks import tasks
 from harness.tasks.base import Metric
@@ -26,7 +26,7 @@ def method_page(name: str) -> RenderableType:
         HarnessError: there is no such method.
     """
     if name not in registered():
-        raise HarnessError("method", repr(name), f"one of {', '.join(registered())}", suggest(name, registered()))
+        raise unknown("method", name, registered())
     kind = registered()[name]
     method = kind()
     facts = [
@@ -59,7 +59,7 @@ def task_page(name: str) -> RenderableType:
         HarnessError: there is no such task.
     """
     if name not in tasks():
-        raise HarnessError("task", repr(name), f"one of {', '.join(tasks())}", suggest(name, tasks()))
+        raise unknown("task", name, tasks())
     kind = tasks()[name]
     facts = [
         ("data", kind.source),

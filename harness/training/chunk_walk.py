@@ -13,7 +13,7 @@ from harness.data.batches import Batch
 from harness.models.heads import LOW_PRECISION, Head
 from harness.training.objective import LossParts, Objective
 from methods.base import AlignedChunk, LossSums, Method, Side
-from methods.library.closed_form import compiling, cross_entropy
+from methods.library.closed_form import add_smoothing, compiling, cross_entropy
 from methods.library.kernels import kernels_for
 
 
@@ -26,6 +26,7 @@ class ChunkWalk:
         teacher_heads, teacher_rows: by role.
         batch: where chunks and groups are.
         divisors: of CE and of each term.
+        scales: further factors of the terms; none: 1.
         compiled: whether losses in closed form run through ``torch.compile``.
     """
 
@@ -37,10 +38,12 @@ class ChunkWalk:
         teacher_rows: dict[str, Tensor],
         batch: Batch,
         divisors: Sequence[float],
+        scales: Sequence[float] = (),
         compiled: bool = False,
     ) -> None:
         self.objective, self.student_head, self.teacher_heads = objective, student_head, teacher_heads
         self.teacher_rows, self.batch, self.divisors, self.compiled = teacher_rows, batch, divisors, compiled
+        self.scales = scales or [1.0] * len(objective.terms)
 
     def run(
         self, rows: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]
@@ -73,7 +76,7 @@ class ChunkWalk:
                     with torch.no_grad():
                         _through_head(head, piece, logits, upstream, gradients[: 1 + of_head], start)
         cast = [None if g is None else g.to(like.dtype) for g, like in zip(gradients, [rows, *parameters], strict=True)]
-        return total.parts(self.objective, self.divisors), cast
+        return total.parts(self.objective, self.divisors, self.scales), cast
 
     def _chunk(
         self,
@@ -103,7 +106,7 @@ class ChunkWalk:
             chunk = self._aligned(k, number, logits, targets, teachers)
             if chunk is None:
                 continue
-            share = term.weight / self.divisors[1 + k]
+            share = term.weight / self.divisors[1 + k] * self.scales[k]
             sums = _sums(term.method, chunk, full, lse, upstream, share)
             total.kd[k].append(sums.kd.detach())
             total.note(sums.diagnostics)
@@ -122,6 +125,8 @@ class ChunkWalk:
             ce, norm, upstream = cross_entropy(full.logits.detach(), targets, scale)
         total.ce.append(ce)
         total.ce_gradient.append(norm / self.divisors[0] ** 2)
+        if smoothed := self.objective.label_smoothing:
+            total.smoothing.append(smoothed * add_smoothing(logits, targets, upstream, smoothed * scale))
         for gradient, share in found:
             upstream.add_(gradient, alpha=share)
         return upstream
@@ -216,6 +221,7 @@ class _Sums:
     def __init__(self, device: torch.device, batch: Batch) -> None:
         self.device, self.batch = device, batch
         self.ce: list[Tensor] = []
+        self.smoothing: list[Tensor] = []
         self.ce_gradient: list[Tensor] = []
         self.kd: list[list[Tensor]] = [[] for _ in batch.terms]
         self.kd_gradient: list[list[Tensor]] = [[] for _ in batch.terms]
@@ -227,12 +233,12 @@ class _Sums:
         for name, (part, whole) in diagnostics.items():
             self.diagnostics.setdefault(name, []).append((part.detach(), None if whole is None else whole.detach()))
 
-    def parts(self, objective: Objective, divisors: Sequence[float]) -> LossParts:
+    def parts(self, objective: Objective, divisors: Sequence[float], scales: Sequence[float]) -> LossParts:
         ce = self._sum(self.ce)
         kd = [self._sum(values) for values in self.kd]
-        loss = objective.ce_weight / divisors[0] * ce
-        for term, value, divisor in zip(objective.terms, kd, divisors[1:], strict=True):
-            loss = loss + term.weight / divisor * value
+        loss = objective.ce_weight / divisors[0] * (ce + self._sum(self.smoothing))
+        for term, value, divisor, scale in zip(objective.terms, kd, divisors[1:], scales, strict=True):
+            loss = loss + term.weight / divisor * scale * value
         return LossParts(
             loss,
             ce,

@@ -28,7 +28,7 @@ from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, tokenize
 from harness.models import tiny
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
@@ -112,7 +112,9 @@ def bench(method: Method, *, dtype: torch.dtype = torch.float64, identical: bool
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(SAMPLES)]
     terms = (Term(method, role, 0.7),) if role else ()
     examples = [align(example, terms) for example in tokenize(texts, sides, max_length=128)]
-    return Bench(method, student, teacher, role, examples, Objective(method.name, 0.3, terms), sides)
+    return Bench(
+        method, student, teacher, role, examples, Objective(method.name, 0.3, terms, method.label_smoothing), sides
+    )
 
 
 @cache

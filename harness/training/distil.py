@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness.base.device import chunk_rows, compiles
-from harness.data.batches import Collator
+from harness.data.batches import Batch, Collator
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample
+from harness.data.tokens import STUDENT, TokenizedExample
 from harness.models.heads import Head
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
+from harness.training.selection import bits_per_byte_of
 from harness.training.trainer import train
 
 if TYPE_CHECKING:
@@ -40,6 +44,19 @@ class TeacherSources:
     heads: dict[str, Head] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Trajectory:
+    """What a training showed.
+
+    Attributes:
+        steps: one dict an optimiser step, as :func:`harness.training.trainer.train` gives them.
+        watched: cross-entropy of the watched rows before and after it, in nats a token; None where none was watched.
+    """
+
+    steps: list[dict[str, float]]
+    watched: tuple[float, float] | None
+
+
 def pad_ids(sides: Mapping[str, TextSide]) -> dict[str, int]:
     """Padding token id by role."""
     return {role: side.tokenizer.pad_token_id for role, side in sides.items()}
@@ -58,16 +75,17 @@ def distil(
     seed: int,
     work: Path,
     on_step: Callable[[dict[str, float]], None] | None = None,
-) -> list[dict[str, float]]:
+    watch: int = 0,
+    dev: Sequence[TokenizedExample] = (),
+) -> Trajectory:
     """Train a model in place, on the device where it is.
 
     Args:
         sides: tokenizers of the trained model, under the role "student", and of its teachers.
         max_length: the most tokens of prompt and response together, where the student samples responses.
+        dev: held-out rows, tokenised for the trained model, where the weights that are best on them are kept.
         steps, seed, work, on_step: see :func:`harness.training.trainer.train`.
-
-    Returns:
-        One dict an optimiser step, as :func:`harness.training.trainer.train` gives them.
+        watch: how many of the examples are read before and after, by the same model on the same rows.
     """
     on: torch.device = next(model.parameters()).device
     widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
@@ -84,8 +102,11 @@ def distil(
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
         rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
-    return train(
-        Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on)),
+    distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on))
+    watched = [collator.collate([example]).to(on) for example in examples[:watch]]
+    before = _mean_cross_entropy(distiller, watched)  # of a training that goes on, too: its weights are not loaded yet
+    done = train(
+        distiller,
         examples,
         collator,
         training,
@@ -94,4 +115,12 @@ def distil(
         work=work,
         rollouts=rollouts,
         on_step=on_step,
+        dev_bits_per_byte=bits_per_byte_of(model, dev, pad_ids(sides)[STUDENT]) if dev else None,
     )
+    return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None)
+
+
+@torch.no_grad()
+def _mean_cross_entropy(distiller: Distiller, rows: Sequence[Batch]) -> float:
+    """Nats a token of each row, a mean over rows."""
+    return fmean(distiller.cross_entropy(row) for row in rows) if rows else nan

@@ -50,12 +50,13 @@ class Distiller(nn.Module):
         for model in teachers.values():
             model.eval().requires_grad_(False)
 
-    def forward(self, batch: Batch, divisors: Sequence[float]) -> LossParts:
+    def forward(self, batch: Batch, divisors: Sequence[float], scales: Sequence[float] = ()) -> LossParts:
         """Loss of a batch.
 
         Args:
             batch: see :class:`Batch`, on the student's device.
             divisors: from :meth:`Objective.divisors` of the whole window.
+            scales: further factors of the terms, as of :mod:`harness.training.kd_scale`; none: 1.
         """
         hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
         rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
@@ -63,7 +64,8 @@ class Distiller(nn.Module):
         if batch.unaligned is not None:
             batch = self._align(batch, rows, teacher_rows)
         head = Head.of(self.student)
-        walk = ChunkWalk(self.objective, head, self._teachers[1], teacher_rows, batch, divisors, compiled=self.compiled)
+        heads = self._teachers[1]
+        walk = ChunkWalk(self.objective, head, heads, teacher_rows, batch, divisors, scales, compiled=self.compiled)
         own = [parameter for parameter in self.own.parameters() if parameter.requires_grad]
         parameters = [head.weight, *([] if head.bias is None else [head.bias]), *own]
         sink: list[LossParts] = []

@@ -19,11 +19,13 @@ class Objective:
         name: label in tables, such as "uld".
         ce_weight: factor of the mean cross-entropy of the response tokens.
         terms: distillation terms; none for plain fine-tuning.
+        label_smoothing: share of the cross-entropy's target that is spread evenly over the vocabulary.
     """
 
     name: str
     ce_weight: float
     terms: tuple[Term, ...] = ()
+    label_smoothing: float = 0.0
 
     def divisors(self, counts: Tensor) -> list[float]:
         """What CE and each KD sum are divided by, from the summed counts of the window; waits for the device once."""
@@ -39,7 +41,7 @@ class LossParts:
 
     Attributes:
         loss: scalar, weighted and normalised.
-        ce: scalar, sum of the cross-entropy over response tokens.
+        ce: scalar, sum of the cross-entropy over response tokens; without label smoothing, whatever is minimised.
         ce_tokens: scalar, how many carry it: none of a response that the student sampled.
         kd: [terms], sum of each term's distillation loss.
         ce_gradient, kd_gradient: squared norms, at the student's logits, of the gradients of the normalised but

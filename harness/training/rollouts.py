@@ -20,7 +20,8 @@ from harness.data.batches import Batch, Collator
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, TokenizedExample, join_sampled
-from harness.generation.decoding import GumbelNoise, continue_prompts
+from harness.generation.decoding import continue_prompts
+from harness.generation.per_row import GumbelNoise
 from methods.base import Need
 
 if TYPE_CHECKING:
@@ -88,11 +89,13 @@ class Rollouts:
         return seed_of("rollout", self.seed, step, micro_batch) < self.settings.share * 2**31
 
     @torch.no_grad()
-    def batch(self, student: PreTrainedModel, examples: Sequence[AlignedExample], step: int) -> Batch:
-        """A batch of the examples' prompts with responses that the student samples, on the CPU."""
+    def batches(self, student: PreTrainedModel, parts: Sequence[Sequence[AlignedExample]], step: int) -> list[Batch]:
+        """Batches of the prompts of each part with responses that the student samples, all at once, on the CPU."""
+        examples = [aligned for part in parts for aligned in part]
         responses = self._sample(student, examples, step)
         joined = join_sampled([aligned.example for aligned in examples], responses, self.sides, self.max_length)
-        return self.collator.collate([self._align(example) for example in joined], sampled=self.scorers)
+        made = iter([self._align(example) for example in joined])
+        return [self.collator.collate([next(made) for _ in part], sampled=self.scorers) for part in parts]
 
     def _sample(self, student: PreTrainedModel, examples: Sequence[AlignedExample], step: int) -> list[list[int]]:
         """Ids of each response, up to what ended it, that one included."""
@@ -102,10 +105,11 @@ class Rollouts:
             processors.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_p < 1:
             processors.append(TopPLogitsWarper(settings.top_p))
+        prompts = [aligned.example.sides[STUDENT].prompt.tolist() for aligned in examples]
+        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
         # From one generator an example, so that the other rows of a batch don't matter.
         seed = seed_of("rollout", self.seed, step)
-        processors.append(GumbelNoise([(aligned.example.id, seed) for aligned in examples]))
-        prompts = [aligned.example.sides[STUDENT].prompt.tolist() for aligned in examples]
+        processors.append(GumbelNoise([(examples[place].example.id, seed) for place in order]))
         room = max(1, self.max_length - min(map(len, prompts)))  # what is over an example's own limit is cut later
         training = student.training
         student.eval()
@@ -113,14 +117,15 @@ class Rollouts:
             made = continue_prompts(
                 student,
                 side,
-                prompts,
+                [prompts[place] for place in order],
                 new_tokens=min(settings.tokens, room),
                 processors=processors,
             )
         finally:
             student.train(training)
         ends = (next((n + 1 for n, token in enumerate(ids) if token in side.eos_ids), None) for ids in made)
-        return [ids[:end] for ids, end in zip(made, ends, strict=True)]
+        found = {place: ids[:end] for place, ids, end in zip(order, made, ends, strict=True)}
+        return [found[place] for place in range(len(prompts))]
 
     def _align(self, example: TokenizedExample) -> AlignedExample:
         """Groups of the terms that learn from samples; the others get none."""

@@ -27,13 +27,15 @@ from harness.data.read_ahead import AheadBatch, ReadAhead, Sample
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.store.artefacts import STEPS
 from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
+from harness.training.kd_scale import name_of, scales_after
 from harness.training.loss import Distiller
-from harness.training.objective import LossParts
+from harness.training.objective import LossParts, Objective
 from harness.training.order import LengthBuckets
 from harness.training.rollouts import Rollouts
+from harness.training.selection import Looks
 
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
 
@@ -52,9 +54,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         rollouts: Rollouts | None = None,
         draws_share: int = 1,
         on_step: Callable[[dict[str, float]], None] | None = None,
+        looks: Looks | None = None,
         **kwargs: Any,
     ) -> None:
-        self._sampler = sampler
+        self._sampler, self._looks = sampler, looks
         self._draws_share = draws_share
         self._order: Any = None
         super().__init__(*args, **kwargs)
@@ -112,26 +115,35 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             # Those that a smaller memory or more processes cut out of one have its draw.
             places = [(place * world + rank) // self._draws_share for place in range(len(samples))]
             drawn = [self._rollouts.drawn(self.state.global_step, place) for place in places]
-            samples = [self._sampled(s, device) if draw else s for s, draw in zip(samples, drawn, strict=True)]
+            replaced = iter(self._sampled([s for s, draw in zip(samples, drawn, strict=True) if draw], device))
+            samples = [next(replaced) if draw else s for s, draw in zip(samples, drawn, strict=True)]
             share = torch.tensor(sum(drawn) / len(drawn), device=device)
             sampled = float(self.accelerator.reduce(share, reduction="mean"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         counts = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(device, torch.float32)
         counts = self.accelerator.reduce(counts, reduction="sum")
-        self._window.begin(self.model.objective.divisors(counts), counts)
+        objective: Objective = self.model.objective
+        modes = [term.method.options.kd_scale for term in objective.terms]
+        self._window.begin(objective.divisors(counts), counts, scales_after(modes, self.steps))
+        self._window.facts |= {
+            name_of(term): scale
+            for term, (mode, scale) in enumerate(zip(modes, self._window.scales, strict=True))
+            if mode != "fixed"
+        }
         if self._rollouts is not None:
             self._window.facts["sampled micro-batches"] = sampled
         return samples, counts
 
-    def _sampled(self, sample: Sample, device: torch.device) -> Sample:
-        """A micro-batch of the same prompts with responses of the student's own."""
+    def _sampled(self, samples: Sequence[Sample], device: torch.device) -> list[Sample]:
+        """Micro-batches of the same prompts with responses of the student's own, drawn together."""
         assert self._rollouts is not None
-        if isinstance(sample["batch"], AheadBatch):
-            sample["batch"].cancel()
+        for sample in samples:
+            if isinstance(sample["batch"], AheadBatch):
+                sample["batch"].cancel()
+        parts = [sample["examples"] for sample in samples]
         with self.accelerator.autocast():  # the Trainer leaves precision to a forward pass of the whole distiller
-            batch = self._rollouts.batch(self.model.student, sample["examples"], self.state.global_step)
-        moved: Batch = batch.to(device)
-        return {"batch": moved, "examples": sample["examples"]}
+            made = self._rollouts.batches(self.model.student, parts, self.state.global_step) if parts else []
+        return [{"batch": batch.to(device), "examples": part} for batch, part in zip(made, parts, strict=True)]
 
     def compute_loss(
         self,
@@ -145,7 +157,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         batch = inputs["batch"]
         if isinstance(batch, AheadBatch):
             batch = batch.ready()
-        parts: LossParts = model(batch, self._window.divisors)
+        parts: LossParts = model(batch, self._window.divisors, self._window.scales)
         self._window.add(parts)
         # DDP and FSDP average gradients over ranks, the window's loss is their sum.
         loss = parts.loss * self.accelerator.num_processes
@@ -183,6 +195,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Add what the optimiser step did to the Trainer's log, so that trackers see it, and keep it."""
         if "learning_rate" in logs:
             logs |= self._window.means(self.accelerator)
+            if self._looks is not None:
+                logs |= self._looks.look(self.state.global_step, self.steps)
             self.steps.append({"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}})
             for name in ("loss", "grad_norm"):
                 if not math.isfinite(value := self.steps[-1].get(name, 0.0)):
@@ -198,9 +212,10 @@ class _Window:
     def __init__(self, terms: int) -> None:
         self.terms = terms
         self.divisors: list[float] | None = None
+        self.scales: list[float] = []
 
-    def begin(self, divisors: list[float], counts: Tensor) -> None:
-        self.divisors, self.counts = divisors, counts
+    def begin(self, divisors: list[float], counts: Tensor, scales: list[float]) -> None:
+        self.divisors, self.counts, self.scales = divisors, counts, scales
         self.sums: Tensor | None = None
         self.diagnostics: dict[str, Tensor] = {}
         self.facts: dict[str, float] = {}
@@ -256,6 +271,7 @@ def train(
     work: Path,
     rollouts: Rollouts | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    dev_bits_per_byte: Callable[[], float] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place, going on from the newest whole checkpoint in ``work``.
 
@@ -265,9 +281,10 @@ def train(
         seed: of the order of examples and of dropout; a hash of named coordinates.
         work: folder for checkpoints; the caller removes it when the result is stored.
         rollouts: makes the micro-batches that the student samples, where an objective asks for them.
+        dev_bits_per_byte: of the model on held-out rows, where the best weights on them are kept.
 
     Returns:
-        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens.
+        One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens, at a look dev_bits_per_byte.
 
     Raises:
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
@@ -275,6 +292,7 @@ def train(
     if collator.packing:
         check_packing(distiller.student)
     marker = CheckpointMarker()
+    looks = dev_bits_per_byte and Looks(distiller, dev_bits_per_byte, steps, training.evaluations, work)
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     micro = training.micro_batch(world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
@@ -287,22 +305,31 @@ def train(
         rollouts=rollouts,
         draws_share=training.drawn_together // micro,
         on_step=on_step,
+        looks=looks,
     )
     trainer.remove_callback(PrinterCallback)
-    found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
-    checkpoint: Path | None = broadcast_object_list(found)[0]
-    if checkpoint is not None:
-        trainer.steps = STEPS.load(checkpoint)
-    marker.steps = trainer.steps
+    checkpoint = _resumed(trainer, marker, work)
     try:
         if checkpoint is not None and len(trainer.steps) >= steps:
             trainer.load_weights(checkpoint)  # the Trainer would take one step more before it looks at their number
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if looks is not None:
+            looks.take_best(trainer.steps)
         trainer.check_result(collator.collate(examples[: trainer.args.per_device_train_batch_size]))
     finally:
         read_ahead.close()
     return trainer.steps
+
+
+def _resumed(trainer: DistillationTrainer, marker: CheckpointMarker, work: Path) -> Path | None:
+    """The newest whole checkpoint, the same on all ranks, whose steps the trainer and the marker then have."""
+    found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
+    checkpoint: Path | None = broadcast_object_list(found)[0]
+    if checkpoint is not None:
+        trainer.steps = STEPS.load(checkpoint)
+    marker.steps = trainer.steps
+    return checkpoint
 
 
 def _order(examples: Sequence[AlignedExample], training: Training, seed: int) -> LengthBuckets | None:

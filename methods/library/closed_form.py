@@ -110,6 +110,28 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tenso
     return value, norms.square().sum(), gradient.mul_(known * scale)
 
 
+@torch.no_grad()
+def add_smoothing(logits: Tensor, targets: Tensor, gradient: Tensor, scale: Tensor) -> Tensor:
+    """What smoothed targets (1 - ε) one-hot + ε / V add to the cross-entropy, for ε = 1: Σ (z_target - mean z).
+
+    Szegedy et al., arXiv 1512.00567, section 7. With -log p_k = lse - z_k the normaliser cancels.
+
+    Args:
+        logits: [rows, vocabulary].
+        targets: int64 [rows], -100 where a row has none.
+        gradient: [rows, vocabulary], to which ``scale`` times the gradient is added.
+        scale: scalar.
+    """
+    known = targets != IGNORED
+    chosen = targets.clamp_min(0).unsqueeze(1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    picked = logits.gather(1, chosen).squeeze(1).to(dtype)
+    value = (picked - logits.mean(-1, dtype=dtype)).masked_fill(~known, 0.0).sum()
+    share = (known * scale).unsqueeze(1).to(gradient.dtype)
+    gradient.sub_(share / logits.shape[-1]).scatter_add_(1, chosen, share)
+    return value
+
+
 @fused
 def kl(
     student: Tensor, teacher: Tensor, temperature: float, direction: Literal["forward", "reverse"]

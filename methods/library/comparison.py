@@ -92,7 +92,7 @@ class Hybrid(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What :meth:`Comparison.values` finds. [groups] each.
+    """What :meth:`GroupComparison.values` finds. [groups] each.
 
     Attributes:
         value: float64, weighted distances.
@@ -123,7 +123,7 @@ class Through(NamedTuple):
     of_token: Tensor
 
 
-class Comparison:
+class GroupComparison:
     """The counted distance of groups, and the generalised JSD over shared columns where there are any."""
 
     def __init__(self, student: Kept, teacher: Kept, hybrid: Hybrid | None = None) -> None:

@@ -101,7 +101,7 @@ def compare_into(
         scale: factor of the gradient.
     """
     ours, theirs = (_kept(kernels, side, groups, how) for side in (student, teacher))
-    made = kernels.Comparison(ours.side, theirs.side, hybrid)
+    made = kernels.GroupComparison(ours.side, theirs.side, hybrid)
     found = made.values()
     norm = made.add_gradient(_through(kernels, student, ours, found.total), upstream, scale)
     return Sums(found.value.sum(), found.bound.sum(), found.covered.sum(), norm)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Generic, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,12 +76,23 @@ class KDOptions(BaseModel):
         description="what the KD sum is divided by, over the accumulation window and all ranks: the student's "
         "response tokens, the rows or groups that carry KD, or the responses (parity with released code)",
     )
+    kd_scale: Literal["fixed", "match_ce", "match_gradient"] = Field(
+        "fixed",
+        description="match_ce: KD is multiplied by CE / KD of the step before, as a constant, so that the weights are "
+        "shares; match_gradient: by the ratio of their gradients' norms at the logits",
+    )
+
+
+SOFTENED: Mapping[str, tuple[float, ...]] = {"kd_share": (0.5, 0.8, 0.95), "temperature": (1.0, 2.0)}
+"""What is tuned of a method with a temperature."""
 
 
 class SoftenedOptions(KDOptions):
     """Options of methods that soften both distributions with a temperature."""
 
-    temperature: Positive = Field(2.0, description="τ, divides the logits of both sides; CDM's scripts use 2")
+    temperature: Positive = Field(
+        1.0, description="τ, divides the logits of both sides; CDM's scripts use 2, which a short training takes badly"
+    )
 
 
 class TemperatureOptions(BaseModel):
@@ -126,8 +137,12 @@ class Method(ABC, Generic[O_co]):
         teacher: which teacher it needs.
         start: which weights the student starts from.
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
+        released_rows, released_normalize: what :attr:`rows` and :attr:`normalize` are with ``fidelity: released``; an
+            empty text leaves the latter to the options.
         aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
         sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
+        tunes: what `harness tune` tries: options with the values of a grid, `kd_share` for kd_weight as a share of both
+            weights, `rate` and `length` for factors of the learning rate and of the steps.
         Options: the fields that a recipe may set, with their defaults: what the class is generic over.
     """
 
@@ -137,8 +152,11 @@ class Method(ABC, Generic[O_co]):
     teacher: ClassVar[TeacherKind]
     start: ClassVar[Start] = Start.WARM_START
     fidelities_differ: ClassVar[bool] = False
+    released_rows: ClassVar[Rows] = Rows.PREDICTING
+    released_normalize: ClassVar[str] = ""
     aligns_on_device: ClassVar[bool] = False
     sorts: ClassVar[bool] = False
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
 
     # no ClassVar, which can't be generic: so mypy holds `Options = ULDOptions` to the parameter of the class
     Options: type[O_co] = KDOptions  # type: ignore[assignment]
@@ -158,6 +176,11 @@ class Method(ABC, Generic[O_co]):
         return options if isinstance(options, OnPolicyOptions) and options.rollout_share > 0 else None
 
     @property
+    def answers_of(self) -> str:
+        """Role of the teacher ("same", "cross") whose own answers stand in for references; empty where none's do."""
+        return ""
+
+    @property
     def zero_at_identity(self) -> bool:
         """Whether KD is 0 when student and teacher are the same model with the same tokenizer."""
         return True
@@ -170,12 +193,21 @@ class Method(ABC, Generic[O_co]):
     @property
     def rows(self) -> Rows:
         """Which rows the group indices of :meth:`align` count."""
-        return Rows.PREDICTING
+        return self.released_rows if self._released else Rows.PREDICTING
 
     @property
     def normalize(self) -> str:
         """What the engine divides the KD sum by: "tokens", "rows" or "samples"."""
-        return str(self.options.normalize)
+        return (self._released and self.released_normalize) or str(self.options.normalize)
+
+    @property
+    def _released(self) -> bool:
+        return bool(self.options.fidelity == "released")
+
+    @property
+    def label_smoothing(self) -> float:
+        """Which share of the cross-entropy's target is spread evenly over the vocabulary."""
+        return 0.0
 
     @property
     def align_seconds(self) -> float:

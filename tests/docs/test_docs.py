@@ -151,6 +151,14 @@ def test_the_house_names_definitions_where_they_are() -> None:
         assert not missing, f"{file}: {missing}"
 
 
+def test_what_is_promised_to_be_exact_names_the_tests_that_hold_it() -> None:
+    named = {span for span in code_spans(ROOT / "docs" / "exactness.md") if span.startswith("test_")}
+    assert len(named) > 8
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named <= set(re.findall(r"def (test_\w+)\(", written))
+    assert "batching_does_not_matter" in set(definitions(ROOT / "harness" / "training" / "contract.py"))
+
+
 def first_cells(page: str) -> set[str]:
     """Code in the first cell of each row of a page's tables."""
     lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()

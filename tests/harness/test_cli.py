@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +31,7 @@ from harness.terminal.progress import TerminalProgress
 from harness.training import trainer as train
 from harness.training.checkpoints import latest_checkpoint
 from tests.conftest import Command, Done
+from tests.copies import copy_to_change
 from tests.patches import replace_everywhere
 
 
@@ -49,7 +52,7 @@ def nothing_trains(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
     """A copy of the built-in samples that a test may spoil."""
-    return shutil.copytree(samples_folder(), tmp_path / "data")
+    return copy_to_change(samples_folder(), tmp_path / "data")
 
 
 def error_of(done: Done) -> str:
@@ -377,6 +380,26 @@ def test_an_interrupt_says_how_to_go_on(tiny_run: Callable[..., Done], monkeypat
     done = tiny_run()
     assert done.code == 130
     assert "the same command goes on where it stopped" in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_run_as_an_interrupt_does(
+    tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Slurm and a closed shell send them: there is a record then, and a word on how to go on."""
+    sent: list[float] = []
+
+    def signalled(*args: object) -> None:
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr(PublishedModels, "model", signalled)
+    done = tiny_run()
+    assert time.monotonic() - sent[0] < 5
+    assert done.code == 128 + number
+    assert "the same command goes on where it stopped" in done.err
+    assert len(list(tmp_path.glob("runs/*/run.json"))) == 1
 
 
 def test_a_bug_of_ours_keeps_its_traceback(tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.copies import copy_to_change
+
 ROOT = Path(__file__).parents[2]
 FOREIGN = "raise ImportError('of somebody else')\n"
 
@@ -21,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = tmp_path_factory.mktemp("site")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     for package in settings["packages"]:
-        shutil.copytree(ROOT / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_to_change(ROOT / package, site / package, "__pycache__")
     for left_out in settings["exclude"]:
         path = site / left_out
         shutil.rmtree(path) if path.is_dir() else path.unlink()

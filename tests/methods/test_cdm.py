@@ -137,7 +137,7 @@ def described(
 )
 def test_described_equals_loops_over_positions(k: int, kind: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stay(where, monkeypatch)
-    method = CDM(k=k, static_map=kind)
+    method = CDM(temperature=2, k=k, static_map=kind)
     method.prepare(PAIR)
     made = chunk(9, seed=k)
     assert_equal(made, method.loss(made).kd, described(made, k, kind))
@@ -162,7 +162,7 @@ def test_the_contextual_map_finds_more_than_the_static_one() -> None:
     """Otherwise the comparison above would hold for a method that never looks at the edit distance."""
     covered = []
     for theta in (0.0, 0.3):
-        method = CDM(k=100, theta=theta)
+        method = CDM(temperature=2, k=100, theta=theta)
         method.prepare(PAIR)
         part, whole = method.loss(chunk(9)).diagnostics["columns masked"]
         covered.append(float(part / whole))  # type: ignore[operator]
@@ -229,7 +229,7 @@ def released(
 
 @pytest.mark.parametrize(("k", "kind"), [(5, "exact"), (60, "exact"), (60, "nearest"), (60, "prefix")])
 def test_released_equals_loops_over_positions(k: int, kind: str) -> None:
-    method = CDM(k=k, fidelity="released", static_map=kind)
+    method = CDM(temperature=2, k=k, fidelity="released", static_map=kind)
     method.prepare(PAIR)
     made = chunk(8, seed=k)
     assert_equal(made, method.loss(made).kd, released(made, k, kind))
@@ -246,7 +246,7 @@ def test_both_equal_loops_where_tokens_are_much_alike(
     formula = {"described": described, "released": released}[fidelity]
     for seed in range(25):
         pair = toy(seed)
-        method = CDM(k=12, fidelity=fidelity, static_map=kind, theta=0.45)
+        method = CDM(temperature=2, k=12, fidelity=fidelity, static_map=kind, theta=0.45)
         method.prepare(pair)
         made = chunk(6, seed, pair=pair)
         assert_equal(made, method.loss(made).kd, formula(made, 12, kind, 0.45, pair))
@@ -289,7 +289,7 @@ def test_a_second_training_with_a_pair_starts_with_the_distances_of_the_first(
     monkeypatch.setattr(warping, "cpdist", spy)
 
     def trained(pair: TokenizerPair, **options: Any) -> tuple[float, Tensor, int]:
-        method = CDM(fidelity=fidelity, k=10, **options)
+        method = CDM(temperature=2, fidelity=fidelity, k=10, **options)
         method.prepare(pair)
         made = chunk(12, pair=pair)
         before = sum(measured)
@@ -330,7 +330,7 @@ def test_members_may_be_any_rows_in_any_order(kind: str) -> None:
         Side(s.logits[i], nothing, number, number, nothing, True)
         for s, i in zip((made.student, made.teacher), index, strict=True)
     ]
-    method = CDM(k=60, static_map=kind)
+    method = CDM(temperature=2, k=60, static_map=kind)
     method.prepare(PAIR)
     sums = [method.loss(AlignedChunk(*two, 5)) for two in (sides, plain)]
     assert_equal(made, sums[0].kd, sums[1].kd)
@@ -340,7 +340,7 @@ def test_members_may_be_any_rows_in_any_order(kind: str) -> None:
 
 def test_mass_is_that_of_the_mapped_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few rows the softmax takes at once."""
-    method = CDM(k=7, theta=0.0)
+    method = CDM(temperature=2, k=7, theta=0.0)
     method.prepare(PAIR)
     made = chunk(9)
     there, _ = static_maps("exact")
@@ -365,7 +365,7 @@ def test_pieces_of_any_size_equal_loops(form: str, alignment: str, sizes: tuple[
     spelled = [b"a" * 20, b"aa", b"ab", b"b", b"a"]
     vocabulary = by_hand([b"</s>", *spelled, b" ", b"abb"], {0}, eos=0)
     pair = TokenizerPair(vocabulary, replace(vocabulary))
-    method = CDM(alignment=alignment, k=5, **options)
+    method = CDM(temperature=2, alignment=alignment, k=5, **options)
     method.prepare(pair)
     ids = [np.asarray([1] if size == 1 else [5] * size) for size in sizes]
     ends = [np.asarray([20]) if size == 1 else np.arange(1, 21) for size in sizes]
@@ -475,7 +475,7 @@ def test_a_space_alone_teaches_nobody_to_write_one() -> None:
     rows = torch.zeros(1, 4, dtype=torch.float64), torch.tensor([[0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 9.0, 0.0]]).double()
     found = {}
     for pieces in ("one_to_one", "first", "mean"):
-        method = CDM(pieces=pieces, k=4)
+        method = CDM(temperature=2, pieces=pieces, k=4)
         method.prepare(TokenizerPair(student, teacher))
         assert method.to_student.tables.on(rows[0].device)["static"].tolist() == [0, UNMAPPED, UNMAPPED, 3]
         groups = method.align(response)

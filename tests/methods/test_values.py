@@ -145,12 +145,12 @@ uld, uld_released = partial(sorted_l1_rows, first=-1), partial(sorted_l1_rows, f
 
 # method, role of its teacher, its formula, the place of its divisor: (response tokens, responses)
 VALUES = [
-    pytest.param(FKD(), SAME, fkd, "tokens", id="fkd"),
+    pytest.param(FKD(temperature=2), SAME, fkd, "tokens", id="fkd"),
     pytest.param(FKD(temperature=1), SAME, partial(fkd, tau=1.0), "tokens", id="fkd at temperature 1"),
-    pytest.param(FKD(fidelity="released"), SAME, fkd_released, "samples", id="fkd released"),
-    pytest.param(RKD(), SAME, rkd, "tokens", id="rkd"),
+    pytest.param(FKD(fidelity="released", temperature=2), SAME, fkd_released, "samples", id="fkd released"),
+    pytest.param(RKD(temperature=2), SAME, rkd, "tokens", id="rkd"),
     pytest.param(RKD(temperature=3), SAME, partial(rkd, tau=3.0), "tokens", id="rkd at temperature 3"),
-    pytest.param(RKD(fidelity="released"), SAME, fkd_released, "samples", id="rkd released is fkd"),
+    pytest.param(RKD(fidelity="released", temperature=2), SAME, fkd_released, "samples", id="rkd released is fkd"),
     pytest.param(ULD(), CROSS, uld, "tokens", id="uld"),
     pytest.param(ULD(), SAME, uld, "tokens", id="uld with one tokenizer"),
     pytest.param(ULD(fidelity="released"), CROSS, uld_released, "tokens", id="uld released"),
@@ -199,8 +199,8 @@ def test_terms_on_two_teachers_and_all_kinds_of_rows_add_up() -> None:
     one, two = runs(SAME, model(STUDENT), model(SAME)), runs(CROSS, model(STUDENT), model(CROSS))
     terms = [
         Term(ULD(), CROSS, 0.1),
-        Term(FKD(fidelity="released"), SAME, 0.2),
-        Term(RKD(), SAME, 0.3),
+        Term(FKD(fidelity="released", temperature=2), SAME, 0.2),
+        Term(RKD(temperature=2), SAME, 0.3),
         Term(ULD(fidelity="released"), CROSS, 0.4),
         Term(ULD(), SAME, 0.5),
     ]
@@ -217,7 +217,7 @@ def test_terms_on_two_teachers_and_all_kinds_of_rows_add_up() -> None:
 @pytest.mark.parametrize(("student_padding", "teacher_padding"), [(0, 8), (8, 0), (3, 8)])
 @pytest.mark.parametrize(
     ("method", "formula"),
-    [(FKD(), fkd), (FKD(fidelity="released"), fkd_released), (RKD(), rkd)],
+    [(FKD(temperature=2), fkd), (FKD(fidelity="released", temperature=2), fkd_released), (RKD(temperature=2), rkd)],
     ids=["fkd", "fkd released", "rkd"],
 )
 def test_logits_padded_to_other_sizes_are_compared_over_the_shared_columns(

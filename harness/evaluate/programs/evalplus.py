@@ -25,6 +25,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -179,7 +180,7 @@ def default_limits() -> SandboxLimits:
     )
 
 
-Sample = tuple[str, str]  # task id, code
+CodeSample = tuple[str, str]  # task id, code
 TestSet = Literal["base", "plus"]
 
 
@@ -217,23 +218,22 @@ class _Evaluation:
         self.expected.chmod(0o755)  # read by the user inside
         self._expect({task_id: line for task_id, (line, _) in asked.items()})
 
-    def statuses(self, test_set: TestSet, samples: Sequence[Sample]) -> dict[Sample, Status]:
+    def statuses(self, test_set: TestSet, samples: Sequence[CodeSample]) -> dict[CodeSample, Status]:
         """Run and judge samples on one test set."""
         folder = self.folder / test_set
         folder.mkdir()
-        pool = ThreadPoolExecutor(WORKERS)
+        pool, stop = ThreadPoolExecutor(WORKERS), threading.Event()
         try:
-            jobs = [
-                pool.submit(self._record, test_set, sample, folder / f"{number}.jsonl")
-                for number, sample in enumerate(samples)
-            ]
+            each = [(sample, folder / f"{number}.jsonl") for number, sample in enumerate(samples)]
+            jobs = [pool.submit(self._record, test_set, sample, path, stop) for sample, path in each]
             records = {sample: job.result() for sample, job in zip(samples, jobs, strict=True)}
         finally:
+            stop.set()  # an interrupted run does not wait for the time limits of those at work
             pool.shutdown(cancel_futures=True)
         judged = self._judge(test_set, {sample: record for sample, record in records.items() if record.defined})
         return {sample: _status(record, *judged.get(sample, ("fail", 0))) for sample, record in records.items()}
 
-    def _record(self, test_set: TestSet, sample: Sample, path: Path) -> _Record:
+    def _record(self, test_set: TestSet, sample: CodeSample, path: Path, stop: threading.Event) -> _Record:
         """Run one solution, alone."""
         task_id, code = sample
         tests = self.expected / f"{self.keys[task_id]}.{test_set}.{_suffix()}"
@@ -263,10 +263,11 @@ class _Evaluation:
                 env=_ENVIRONMENT,
                 stdin=json.dumps(settings).encode() + b"\n" + inputs + b"\n",
                 stdout=file,
+                stop=stop,
             )
         return _look_at(path, done)
 
-    def _judge(self, test_set: TestSet, records: Mapping[Sample, _Record]) -> dict[Sample, tuple[str, int]]:
+    def _judge(self, test_set: TestSet, records: Mapping[CodeSample, _Record]) -> dict[CodeSample, tuple[str, int]]:
         """EvalPlus's status of each record, and how many answers are right."""
         if not records:
             return {}

@@ -6,10 +6,10 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from harness.evaluate.programs.problems import Dataset, Problem, Style, generation_prompt, stop_strings
+from harness.evaluate.programs.problems import Dataset, Problem, PromptStyle, generation_prompt, stop_strings
 
 
-def solution_code(problem: Problem, output: str, *, dataset: Dataset, style: Style = "completion") -> str:
+def solution_code(problem: Problem, output: str, *, dataset: Dataset, style: PromptStyle = "completion") -> str:
     """The program in an output, as EvalPlus takes it: cut at the stop strings, then its ``sanitize``.
 
     For a ``completion`` the prompt stands before it. Of a ``response``, fenced or not, the first code block that

@@ -14,6 +14,9 @@ INSIDE = "/harness-work"  # where the work folder is mounted; a name that hides 
 def mounts_of(work: Path | None, read_only: Sequence[Path], hidden: Sequence[Path], limits: SandboxLimits) -> list[str]:
     """The file system inside. Later mounts lie over earlier ones, so their order matters."""
     mounts = [*_system_folders(), "--proc", "/proc", "--dev", "/dev"]
+    for names_of_keys in ("/proc/keys", "/proc/key-users"):
+        if os.path.exists(names_of_keys):
+            mounts += ["--ro-bind", "/dev/null", names_of_keys]
     for scratch in ("/dev/shm", "/tmp"):  # semaphores of multiprocessing live in /dev/shm
         mounts += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", scratch]
     mounts += _read_only(_outermost([*_interpreter_folders(), *read_only], Path("/usr")))
@@ -23,7 +26,8 @@ def mounts_of(work: Path | None, read_only: Sequence[Path], hidden: Sequence[Pat
         mounts += ["--remount-ro", str(folder.absolute())]
     if work is not None:
         mounts += ["--bind", str(work.resolve()), INSIDE]
-    return [*mounts, "--chdir", "/", "--remount-ro", "/dev", "--remount-ro", "/"]
+    # /proc too: what is written there changes processes (oom_score_adj, the memory of bubblewrap's own)
+    return [*mounts, "--chdir", "/", "--remount-ro", "/dev", "--remount-ro", "/proc", "--remount-ro", "/"]
 
 
 def _read_only(paths: Sequence[Path]) -> list[str]:
@@ -67,10 +71,11 @@ def site_folders() -> list[Path]:
     """Folders that packages are imported from, also outside the prefix (``--user``, system packages in a venv)."""
     known = {*site.getsitepackages(), site.getusersitepackages()}
     names = {"site-packages", "dist-packages"}
-    return [Path(entry) for entry in sys.path if (entry in known or Path(entry).name in names) and Path(entry).is_dir()]
+    # os.path says no of a folder that this user may not look into, where Path raises: nothing is imported from there
+    return [Path(p) for p in sys.path if (p in known or Path(p).name in names) and os.path.isdir(p)]
 
 
 def _outermost(paths: Sequence[Path], *there: Path) -> list[Path]:
     """Without those that lie in another one or in what is there anyway."""
-    unique = sorted({path.absolute() for path in paths if path.exists() and path != Path("/")})
+    unique = sorted({path.absolute() for path in paths if os.path.exists(path) and path != Path("/")})
     return [p for p in unique if not any(p.is_relative_to(other) for other in [*unique, *there] if other != p)]

@@ -1,19 +1,19 @@
 """EvalPlus's problems: how they are read, and what is asked of a model for each."""
 
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import HarnessError
+from harness.base.files import parse_json
 from harness.data.rows import checked_text
 
 CANNOT_PASS = frozenset({"HumanEval/32"})  # its oracle in 0.3.1 never marks an input as passed
 NEEDS_MEMORY = frozenset({"Mbpp/255"})  # its answers take gigabytes
 
 Dataset = Literal["humaneval", "mbpp"]
-Style = Literal["completion", "response"]
+PromptStyle = Literal["completion", "response"]
 Problem = dict[str, Any]
 
 _INSTRUCTION = (  # EvalPlus's wording for models that follow instructions (evalplus/codegen.py)
@@ -41,7 +41,7 @@ def read_problems(path: Path) -> dict[str, Problem]:
     return {problem["task_id"]: problem for _, problem in read_rows(path)}
 
 
-def generation_prompt(problem: Problem, style: Style = "completion") -> str:
+def generation_prompt(problem: Problem, style: PromptStyle = "completion") -> str:
     """What to ask for one problem, as EvalPlus does.
 
     ``completion``: the head of the function, which the model goes on writing. ``response``: an instruction, to be put
@@ -51,7 +51,7 @@ def generation_prompt(problem: Problem, style: Style = "completion") -> str:
     return f"{head}\n" if style == "completion" else f"{_INSTRUCTION}\n```\n{head}\n```"
 
 
-def stop_strings(dataset: Dataset, style: Style = "completion") -> tuple[str, ...]:
+def stop_strings(dataset: Dataset, style: PromptStyle = "completion") -> tuple[str, ...]:
     """EvalPlus's own: an output ends before the first of these.
 
     A response has no further ones: EvalPlus's "\\n```\\n" supposes that the answer was begun for the model.
@@ -84,7 +84,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Problem]]:
 
 def _check_problem(where: str, line: str) -> Problem:
     try:
-        problem = json.loads(line)
+        problem = parse_json(line)
     except ValueError as error:
         raise HarnessError(where, "text that is not JSON", "one JSON object a line") from error
     if not isinstance(problem, dict):

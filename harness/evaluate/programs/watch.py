@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -64,9 +65,14 @@ class Completed:
 
 
 def wait_for(
-    call: Sequence[str], limits: SandboxLimits, env: Mapping[str, str], stdin: bytes, stdout: BinaryIO | None
+    call: Sequence[str],
+    limits: SandboxLimits,
+    env: Mapping[str, str],
+    stdin: bytes,
+    stdout: BinaryIO | None,
+    stop: threading.Event,
 ) -> Completed:
-    """Start, read what it says, kill the whole group at the end or at a limit."""
+    """Start, read what it says, kill the whole group at the end or at a limit, or once it shall stop."""
     start = looked = time.monotonic()
     with tempfile.TemporaryFile() as given:
         given.write(stdin)
@@ -83,7 +89,7 @@ def wait_for(
         said = _Said(process, stdout, limits.stdout_bytes)
         killed_for: KilledFor = ""
         try:
-            while not killed_for and not _has_ended(process.pid):
+            while not killed_for and not stop.is_set() and not _has_ended(process.pid):
                 said.listen(0.02)
                 now = time.monotonic()
                 if now - start > limits.wall_s:

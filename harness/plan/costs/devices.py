@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GIB = 2.0**30
 UTILISATION = 0.4
@@ -10,6 +10,8 @@ LAYER_SECONDS = 1.3e-3
 """Of one forward pass through one layer, whatever its size; a backward pass takes twice that."""
 DECODING_LAYER_SECONDS = 0.5e-3
 """Of one layer for one generated token: no gradient, nothing to cast."""
+ANSWERS_AT_A_TIME = 256
+"""The most that `evaluation.batch_size: auto` takes; see :func:`harness.base.device.rows_at_a_time`."""
 DRAW_SECONDS = 20e-9
 """Of the noise for one vocabulary entry of a sampled token; it is drawn on the CPU."""
 CE_TRAFFIC = 48.0
@@ -61,6 +63,11 @@ class Cost:
     memory: float = 0.0
     disk: float = 0.0
     fp32: bool = False
+
+    def times(self, factor: float) -> Cost:
+        """The same work more often; memory stays."""
+        more = {name: factor * getattr(self, name) for name in ("flops", "launches", "traffic", "cpu", "disk")}
+        return replace(self, **more)
 
     def seconds(self, device: Device) -> float:
         """Estimated on a device, whether or not it has the memory."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,9 +14,10 @@ import numpy.typing as npt
 import yaml
 
 from harness.base.errors import HarnessError
-from harness.base.files import Json, digest_of, write_json
+from harness.base.files import Json, digest_of, read_json, write_json
 from harness.base.identity import code_digest, versions
 from harness.models.cache import cache_folder
+from harness.models.load import load_config
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.spec import ModelSpec
 from harness.models.uri import KNOWN_MODELS, parse_uri
@@ -86,7 +87,7 @@ class Shape:
             if getattr(text, "layer_types", None):
                 text.layer_types = text.layer_types[:layers]
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         head = model.get_output_embeddings().weight
         looked_up = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
@@ -155,7 +156,7 @@ def shape_of(spec: ModelSpec) -> Shape:
     folder: Path | None = None
     if is_downloaded(uri):
         folder = resolve(uri, download=False).folder
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = read_json(folder / "config.json")
     elif entry:
         fields = dict(entry["config"])
     else:
@@ -166,10 +167,10 @@ def shape_of(spec: ModelSpec) -> Shape:
     decides = {"config": fields, "layers": spec.layers, "eager": eager, **versions("transformers")}
     path = cache_folder() / "shapes" / f"{digest_of({**decides, 'code': code_digest(__name__)})[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
-        return replace(Shape(**json.loads(path.read_text(encoding="utf-8"))), bytes_per_token=ratios)
+        return replace(Shape(**read_json(path)), bytes_per_token=ratios)
     from transformers import AutoConfig  # takes seconds: what it finds is kept
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True) if folder else AutoConfig.for_model(**fields)
+    config = load_config(folder) if folder else AutoConfig.for_model(**fields)
     shape = Shape.of(config, ratios, spec.layers, eager)
     with suppress(HarnessError, OSError):  # a cache that can't be written costs the seconds again
         write_json(path, asdict(shape))
@@ -208,14 +209,19 @@ class TextSizes:
         """Response tokens of all rows."""
         return float(self.responses.sum())
 
+    @functools.cached_property
+    def _by_size(self) -> dict[int, tuple[float, float]]:
+        return {}
+
     def batches(self, size: int) -> tuple[float, float]:
         """Of shuffled batches: mean and largest number of tokens with padding."""
+        if size not in self._by_size:
+            self._by_size[size] = self._batches(size)
+        return self._by_size[size]
+
+    def _batches(self, size: int) -> tuple[float, float]:
         lengths = np.random.default_rng(0).permutation(self.prompts + self.responses)
         size = min(size, len(lengths))
         whole = lengths[: len(lengths) // size * size].reshape(-1, size)
         longest = float(np.sort(lengths)[-size:].max()) * size
         return float(whole.max(1).mean() * size), longest
-
-
-def text_sizes(texts: Sequence[tuple[str, str]]) -> FloatArray:
-    return np.array([[len(a.encode()), len(b.encode())] for a, b in texts], dtype=np.float64).reshape(-1, 2)

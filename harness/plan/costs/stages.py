@@ -14,15 +14,16 @@ like the planned one, made on this machine with any number of steps, its seconds
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 
 from harness.data.tokens import STUDENT
 from harness.models.spec import Lora
 from harness.plan.costs.devices import (
+    ANSWERS_AT_A_TIME,
     CE_TRAFFIC,
     DECODING_LAYER_SECONDS,
+    DEVICES,
     DRAW_SECONDS,
     KD_TRAFFIC,
     LAYER_SECONDS,
@@ -30,10 +31,12 @@ from harness.plan.costs.devices import (
     Cost,
     Device,
 )
-from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of, text_sizes
+from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
-from harness.recipe.schema import Recipe, Training
+from harness.recipe.schema import Recipe
+from harness.recipe.training import Training
+from harness.tasks.base import Split
 from methods.base import Need
 
 
@@ -50,6 +53,10 @@ class Coster:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.recipe = plan, plan.recipe
         self.shapes = {role: shape_of(spec) for role, spec in plan.recipe.models_by_role().items()}
+        # Read once: stages of a plan are many, its data is not.
+        self._read: dict[tuple[str, Split], FloatArray] = {}
+        self._sizes: dict[tuple[str, str, Split], TextSizes] = {}
+        self._prompts: dict[str, FloatArray] = {}
 
     def cost(self, stage: Stage, recipe: Recipe | None = None) -> Cost:
         """Of one stage; with another recipe's settings of speed and memory."""
@@ -58,6 +65,7 @@ class Coster:
             "warm_start": self._training,
             "student": self._training,
             "rows": self._rows,
+            "said": self._said,
             "answers": self._answers,
             "bits": self._bits,
             "scores": self._scores,
@@ -177,18 +185,22 @@ class Coster:
         return Cost(flops, float(batches * shape.layers), 0.0, 0.0, memory, disk, fp32=width == 4)
 
     def _answers(self, stage: Stage, recipe: Recipe) -> Cost:
-        task, batch = self.plan.tasks[stage.task], recipe.evaluation.batch_size
+        task = self.plan.tasks[stage.task]
         shape = self.shapes[stage.role or STUDENT]
         width = 2 if stage.role else 4  # students answer in float32, teachers in what they scored in
         prompts = np.ceil(self._requests(stage.task) / PROMPT_BYTES_PER_TOKEN) + 1
         prompts = np.minimum(prompts, task.prompt_tokens) if task.prompt_tokens else prompts
         new_tokens = task.settings.new_tokens
+        longest, weights = float(prompts.max()) + new_tokens, float(width * shape.parameters)
+        a_row = longest * shape.layers * 2 * shape.keys * width + 16.0 * shape.vocabulary
+        a_row += 4.0 * float(prompts.max()) * (4 * shape.hidden + 3 * shape.inner)
+        wanted = recipe.evaluation.batch_size
+        if wanted == "auto":  # adapts to the device; what fits the smallest fits all
+            wanted = max(min(int((DEVICES[-1].memory - weights) / 2 / a_row), ANSWERS_AT_A_TIME), 1)
+        batch = min(wanted, len(prompts))
         batches = -(-len(prompts) // batch)
-        decoding = self._decoding(shape, min(batch, len(prompts)), new_tokens, width, task.samples_answers)
-        longest = float(prompts.max()) + new_tokens
-        cache_ = min(batch, len(prompts)) * longest * shape.layers * 2 * shape.keys * width
-        memory = width * shape.parameters + cache_ + 16.0 * min(batch, len(prompts)) * shape.vocabulary
-        memory += 4.0 * min(batch, len(prompts)) * float(prompts.max()) * (4 * shape.hidden + 3 * shape.inner)
+        decoding = self._decoding(shape, batch, new_tokens, width, task.samples_answers)
+        memory = weights + batch * a_row
         flops = shape.forward(float(prompts.sum()), float(prompts.mean()))
         flops += (2.0 * shape.body + 2.0 * shape.head) * len(prompts) * new_tokens
         return Cost(
@@ -200,6 +212,11 @@ class Coster:
             float(len(prompts) * new_tokens * 4),
             fp32=width == 4,
         )
+
+    def _said(self, stage: Stage, recipe: Recipe) -> Cost:
+        """As many answers as there are training prompts, which are as long as the test's."""
+        asked, rows = len(self._requests(stage.task)), self.plan.tasks[stage.task].training_count()
+        return self._answers(stage, recipe).times(rows / max(asked, 1))
 
     def _bits(self, stage: Stage, recipe: Recipe) -> Cost:
         role = stage.role or STUDENT
@@ -222,27 +239,25 @@ class Coster:
         cpu = new_tokens * batch * shape.vocabulary * DRAW_SECONDS if sampled else 0.0
         return Cost(launches=launches, traffic=traffic, cpu=cpu)
 
-    def _texts(self, task: str, role: str, split: str = "train") -> TextSizes:
-        ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
-        return TextSizes.of(self._bytes[task, split], ratio, self.recipe.limits.length)
+    def _texts(self, task: str, role: str, split: Split = "train") -> TextSizes:
+        if (task, role, split) not in self._sizes:
+            ratio = self.shapes[role].bytes_per_token.get(self.plan.tasks[task].text, 3.0)
+            limit = self.recipe.limits.length
+            self._sizes[task, role, split] = TextSizes.of(self._bytes(task, split), ratio, limit)
+        return self._sizes[task, role, split]
 
-    @cached_property
-    def _bytes(self) -> dict[tuple[str, str], FloatArray]:
-        found = {}
-        for name, task in self.plan.tasks.items():
-            for split, examples in (("train", task.training_examples()), ("test", task.reference_examples())):
-                found[name, split] = text_sizes([(example.prompt, example.response) for example in examples])
-        return found
+    def _bytes(self, task: str, split: Split) -> FloatArray:
+        """[rows, 2]: of prompts and responses."""
+        if (task, split) not in self._read:
+            sizes = self.plan.tasks[task].text_sizes(split)
+            self._read[task, split] = np.array(sizes, dtype=np.float64).reshape(-1, 2)
+        return self._read[task, split]
 
     def _requests(self, task: str) -> FloatArray:
         """[requests]: bytes of prompts."""
         if task not in self._prompts:
             self._prompts[task] = np.array(self.plan.tasks[task].request_sizes(), dtype=np.float64)
         return self._prompts[task]
-
-    @cached_property
-    def _prompts(self) -> dict[str, FloatArray]:
-        return {}
 
 
 def _width(training: Training) -> int:

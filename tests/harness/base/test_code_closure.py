@@ -265,6 +265,22 @@ def test_there_must_be_what_is_asked_for(used: Written) -> None:
         Sources(Path(), ["pack"]).closure(["pack.nowhere"])
 
 
+def test_what_stands_alone_counts_with_the_names_that_it_calls(tmp_path: Path) -> None:
+    lib = "def one():\n    return 1\n\n\ndef two():\n    return 2\n"
+    digests = []
+    for place, called in (("a", "one"), ("a", "two"), ("b", "one")):
+        root = tmp_path / f"{place}{called}"
+        (root / "pack").mkdir(parents=True)
+        (root / "pack" / f"{place}.py").write_text(lib)
+        wire = f"from pack.{place} import {called}\n\n\ndef wire():\n    return {called}()\n"
+        (root / "pack" / "main.py").write_text(wire)
+        found = Sources(root, ["pack"]).closure([f"pack.{place}:one"], alone=["pack.main:wire"])
+        assert [each.name for each in found.definitions] == ["one", "wire"]  # and what it calls is not followed
+        digests.append(found.digest)
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]
+
+
 def test_each_file_is_parsed_once(used: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used({"pack/main.py": MAIN, "pack/lib.py": LIB})
     parsed: list[str] = []

@@ -22,10 +22,10 @@ from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.evaluate.programs.problems import read_problems
-from harness.generation.decoding import text_until_stop
+from harness.generation.per_row import text_until_stop
 from harness.models.load import load_tokenizer
 from harness.models.publisher import PublisherSettings
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.trainer import train

@@ -21,7 +21,7 @@ from harness.base.identity import seed_of
 from harness.data.rows import Request
 from harness.data.templates import TextSide
 from harness.generation.answers import Answer, check_room, generate
-from harness.generation.decoding import SEGMENT, cut_at_stop
+from harness.generation.per_row import SEGMENT, cut_at_stop
 from tests import tiny
 
 REQUESTS = [Request(f"x/{i}", prompt * (1 + i % 3)) for i, (prompt, _) in enumerate([*tiny.SAMPLES, *tiny.SAMPLES])]

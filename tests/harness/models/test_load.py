@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import io
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +19,15 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from harness.base.errors import HarnessError
 from harness.models.cache import damaged_file
-from harness.models.load import load_model
+from harness.models.load import load_config, load_model, load_tokenizer
 from harness.models.resolve import resolve
+from harness.models.spec import ModelSpec
 from harness.models.uri import parse_uri
+from harness.plan.costs.shapes import shape_of
+from harness.run.workbench import PublishedModels
 from tests import tiny
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -127,3 +137,62 @@ def test_files_of_the_hub_are_held_to_the_digests_that_they_are_called_by(folder
         assert damaged_file(snapshot) == name
         flip_a_bit(blob)
     assert damaged_file(snapshot) == ""
+
+
+# --- Code of a folder -------------------------------------------------------------------------------------------------
+
+CODE = "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+CODE += "Path(__file__).with_name('ran').touch()\n"
+CODE += "class Config(LlamaConfig):\n    model_type = 'its_own'\n"
+CODE += "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+CODE += "class Tokenizer(PreTrainedTokenizerFast):\n    pass\n"
+
+
+@pytest.fixture
+def with_code(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose config, classes and tokenizer ask for a module that says that it ran; to every question "y"."""
+    (folder / "code.py").write_text(CODE.replace("Path(__file__).with_name('ran')", f"Path({str(tmp_path / 'ran')!r})"))
+    for file, name, more in (
+        ("config.json", "AutoConfig", {"model_type": "its_own", "architectures": ["Model"]}),
+        ("tokenizer_config.json", "AutoTokenizer", {"tokenizer_class": "Tokenizer"}),
+    ):
+        values = json.loads((folder / file).read_text()) | more
+        classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+        values["auto_map"] = {name: ["code.Tokenizer", "code.Tokenizer"]} if file.startswith("tok") else classes
+        (folder / file).write_text(json.dumps(values))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    return folder
+
+
+def test_no_code_of_a_folder_runs_and_nobody_is_asked(
+    with_code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = ModelSpec(model=f"path:{with_code}")
+    published = PublishedModels({"student": spec}, lambda line: None)
+    for call in (
+        lambda: load_config(with_code),
+        lambda: load_model(with_code),
+        lambda: published.config("student"),
+        lambda: shape_of(spec),
+    ):
+        with pytest.raises(HarnessError, match="without running code from the folder") as error:
+            call()
+        assert str(with_code) in str(error.value)
+    with contextlib.suppress(HarnessError):  # its fast tokenizer needs none of the code
+        load_tokenizer(with_code)
+    assert not (tmp_path / "ran").exists()
+    assert "[y/N]" not in capsys.readouterr().out
+    assert sys.stdin.read() == "y\n" * 9  # and whoever called can still read
+
+
+def test_transformers_reads_folders_through_one_function() -> None:
+    """Adapters, which stages store themselves, are peft's to read."""
+    calls = {}
+    for package in ("harness", "methods", "reports", "benchmarks"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            called = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+            if found := sum(node.attr == "from_pretrained" for node in called):
+                calls[path.relative_to(ROOT).as_posix()] = found
+    assert calls == {"harness/models/load.py": 1, "harness/models/lora.py": 1}

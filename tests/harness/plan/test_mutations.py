@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.base.code_closure import Sources, own_sources
 from harness.plan.builder import make_plan
 from harness.plan.stages import Stage
 from harness.recipe.load import validate
+from tests.copies import copy_to_change
 
 NONE: set[str] = set()
 SCORES = {"scores"}
@@ -67,7 +67,8 @@ PLACES = [
           CELL, methods={"sampled"}),
     # weights and normalisation
     Place("Term(part.method, part.role, part.weight)", "Term(part.method, part.role, 3 * part.weight)", CELL),
-    Place("Objective(stage.title, asked.ce_weight, terms)", "Objective(stage.title, 2 * asked.ce_weight, terms)", CELL),
+    Place("Objective(stage.title, asked.ce_weight, terms,", "Objective(stage.title, 2 * asked.ce_weight, terms,", CELL),
+    Place("1 / MOST <= found <= MOST", "1 / MOST <= found < MOST", ALL),
     Place("share = term.weight / self.divisors[1 + k]", "share = term.weight / self.divisors[k]", ALL),
     Place("self.objective.ce_weight / self.divisors[0], dt", "self.objective.ce_weight * self.divisors[0], dt", ALL),
     Place("return [max(known[place], 1.0) for place in places]", "return [max(known[place], 2.0) for place in places]",
@@ -116,6 +117,14 @@ PLACES = [
     Place("return prompt[: request.prompt_tokens]", "return prompt[-request.prompt_tokens :]", ANSWERS),
     Place("noise = -torch.log(-torch.log(", "noise = torch.log(-torch.log(", CELL, methods={"sampled"}),
     Place("scores[:, self.size :] = -torch.inf", "scores[:, self.size :] = 0", CELL, methods={"sampled"}),
+    # which maker is handed what
+    Place("return make_teacher(stage, folder, self.tools", "return make_warm_start(stage, folder, self.tools",
+          ROWS | {"teacher"}, methods=SAME | CROSS),
+    Place("bench.signal\n        return make_rows", "bench.signal_\n        return make_rows", ROWS,
+          methods=SAME | CROSS - {"sampled"}),
+    Place("traced = stage.seed == self.plan", "traced = stage.seed != self.plan", CELL),
+    Place("bench.prompts, bench.published", "bench.texts, bench.published", ANSWERS),
+    Place("return make_bits(stage, folder, bench.texts", "return make_bits(stage, folder, bench.prompts", BITS),
     # scores
     Place('RougeScorer(["rougeL"], tokenizer', 'RougeScorer(["rouge2"], tokenizer', SCORES, DOLLY),
     Place('END_OF_TEXT = "<|endoftext|>"', 'END_OF_TEXT = "</s>"', SCORES, DOLLY),
@@ -126,7 +135,7 @@ PLACES = [
     Place("float(values[:-1].sum()) / math.log(2)", "float(values.sum()) / math.log(2)", BITS),
     # what decides nothing here: other engines and formats, costs, words
     Place("MEMORY_SHARE = 0.8", "MEMORY_SHARE = 0.7", NONE),
-    Place('"scores": 0.5}', '"scores": 0.6}', NONE),
+    Place('"scores": 0.5,', '"scores": 0.6,', NONE),
     Place('"optimiser steps; wins over epochs"', '"steps of the optimiser; wins over epochs"', NONE),
 ]  # fmt: skip
 
@@ -136,7 +145,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code, without data."""
     root = tmp_path_factory.mktemp("code")
     for package in PACKAGES:
-        shutil.copytree(own_sources().root / package, root / package, ignore=shutil.ignore_patterns("*.jsonl", "*.pyc"))
+        copy_to_change(own_sources().root / package, root / package, "*.jsonl", "*.pyc")
     return root
 
 

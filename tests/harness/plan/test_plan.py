@@ -19,9 +19,10 @@ from harness.base.errors import HarnessError
 from harness.plan.builder import make_plan
 from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe, validate
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.tasks.base import samples_folder
 from methods.base import Rows, Start, TeacherKind, registered
+from tests.copies import copy_to_change
 from tests.harness.plan.changed import changed
 
 CELL = {"student", "answers", "scores", "bits"}
@@ -58,7 +59,7 @@ def _id(value: Any) -> str:
 
 
 def test_methods_share_teachers_warm_start_and_rows(planned: Planner) -> None:
-    plan = planned(methods=list(registered()), tasks=["dolly", "gsm8k"], seeds=[0, 1])
+    plan = planned(methods=list(registered()), tasks=["dolly", "gsm8k"], seeds=[0, 1], baseline_seeds="same")
     for task in ("dolly", "gsm8k"):
         stages = [stage for stage in plan.stages() if stage.task == task]
         count = {kind: len([stage for stage in stages if stage.kind == kind]) for kind in ALL}
@@ -291,7 +292,7 @@ def test_what_changes_results_makes_stages_new(planned: Planner, change: dict[st
 
 
 def test_the_split_of_dolly_counts_even_where_the_rows_are_the_same(planned: Planner, tmp_path: Path) -> None:
-    data = shutil.copytree(samples_folder(), tmp_path / "data")
+    data = copy_to_change(samples_folder(), tmp_path / "data")
     shutil.copytree(data / "dolly", data / "dolly_hub")
     asked = {"data__root": str(data)}
     assert kinds_that_differ(planned(), planned(**asked, dolly__split="dskd")) == set()
@@ -309,7 +310,8 @@ def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
     [
         {"train__micro_batch_size": 1}, {"train__chunk_rows": 7}, {"train__checkpoint_every": 5},
         {"train__compile": "off"}, {"teacher_rows__k": 9},
-        {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"keep_students": False},
+        {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"evaluation__decoding": "slots"},
+        {"keep_students": False},
         {"student__name": "x"}, {"name": "x"}, {"title": "x"}, {"notes": ["x"]}, {"train__precision": "float32"},
         {"gsm8k__new_tokens": 3}, {"dolly__unni_items": 5}, {"evaluation__bits_per_byte": False},
         {"methods": ["sft"]}, {"seeds": 0},
@@ -339,7 +341,7 @@ def test_samples_are_drawn_by_micro_batch(planned: Planner) -> None:
 
 def test_paths_do_not_count_and_contents_do(planned: Planner, tiny_models: Path, tmp_path: Path) -> None:
     before = planned()
-    data = shutil.copytree(samples_folder(), tmp_path / "data")
+    data = copy_to_change(samples_folder(), tmp_path / "data")
     copied = shutil.copytree(tiny_models, tmp_path / "models")
     moved = {
         "data__root": str(data),
@@ -350,11 +352,11 @@ def test_paths_do_not_count_and_contents_do(planned: Planner, tiny_models: Path,
     with (data / "dolly/train.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "More?", "output": "Yes."}) + "\n")
     assert kinds_that_differ(before, planned(**moved)) == ALL
-    shutil.copy(samples_folder() / "dolly/train.jsonl", data / "dolly/train.jsonl")
+    shutil.copyfile(samples_folder() / "dolly/train.jsonl", data / "dolly/train.jsonl")
     with (data / "dolly/test.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "More?", "output": "Yes."}) + "\n")
     assert kinds_that_differ(before, planned(**moved)) == CELL - {"student"}
-    shutil.copy(samples_folder() / "dolly/test.jsonl", data / "dolly/test.jsonl")
+    shutil.copyfile(samples_folder() / "dolly/test.jsonl", data / "dolly/test.jsonl")
     config = copied / "cross" / "config.json"
     config.write_text(config.read_text() + "\n")
     assert kinds_that_differ(before, planned(**moved)) == ALL

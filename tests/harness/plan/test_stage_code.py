@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -22,29 +21,37 @@ from harness.plan.stage_code import (
     ENTRY_POINTS,
     ON_REQUEST,
     WIRING,
+    StageCodes,
     closure_of,
-    stage_code,
+    own_codes,
 )
 from harness.plan.stages import Plan
 from harness.recipe.load import validate
 from harness.tasks import tasks
 from harness.tasks.base import Task
 from methods.base import registered
+from tests.copies import copy_to_change
 
 # Files and folders of which no stage uses anything, and why that can't change a result.
 BESIDE_RESULTS = {
     "harness/__init__.py": "names for a notebook",
     "harness/__main__.py": "starts the command line",
     "harness/cli.py": "asks and shows",
+    "harness/asked.py": "asks",
+    "harness/tuning.py": "asks and shows",
     "harness/terminal": "shows",
+    "harness/litmus": "measures what is stored, and stores nothing",
     "harness/results": "reads what is stored",
     "harness/recipe/fields.py": "lists settings",
+    "harness/recipe/lock.py": "what it reads stands in the values of stages",
     "harness/recipe/load.py": "what it reads stands in the values of stages",
     "harness/recipe/references.py": "what it reads stands in the values of stages",
     "harness/recipe/yaml_text.py": "what it reads stands in the values of stages",
     "harness/recipe/problems.py": "refuses, before anything is planned",
     "harness/plan/builder.py": "what it decides stands in the values of stages",
+    "harness/plan/tuning.py": "what it decides stands in the values of stages",
     "harness/plan/stage_code.py": "decides identities",
+    "harness/plan/code_cache.py": "keeps what decides identities",
     "harness/plan/reasons.py": "explains identities",
     "harness/plan/costs": "estimates",
     "harness/api.py": "asks and shows",
@@ -57,10 +64,14 @@ BESIDE_RESULTS = {
     "harness/base/heard_warnings.py": "words",
     "harness/base/promises.py": "words",
     "harness/base/provenance.py": "says what code made a result",
+    "harness/plan/apart.py": "names what is measured beside the stages",
+    "harness/run/leaders.py": "warns",
     "harness/run/demand.py": "has stages made that are not stored",
     "harness/run/preflight.py": "refuses, before anything is made",
     "harness/run/runner.py": "walks a plan",
     "harness/store/store.py": "keeps what was made",
+    "harness/store/contents.py": "lists what is kept",
+    "harness/base/stopping.py": "ends a run that is asked to end",
     "harness/tasks/contract.py": "tests a task",
     "harness/training/contract.py": "tests a method",
     "harness/training/contract_bench.py": "tests a method",
@@ -164,7 +175,7 @@ def test_a_module_that_moves_and_a_comment_cost_nothing(
 ) -> None:
     root = own_sources().root
     for package in PACKAGES:
-        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("*.jsonl", "*.pyc"))
+        copy_to_change(root / package, tmp_path / package, "*.jsonl", "*.pyc")
     before = planned(None).identity
     assert planned(Sources(tmp_path, PACKAGES)).identity == before
     moves = {
@@ -211,7 +222,7 @@ def test_the_package_of_a_plug_in_is_part_of_its_students(
     digests = []
     for factor in (2, 3):
         (tmp_path / "plug_in" / "scale.py").write_text(f"FACTOR = {factor} + 0\n")
-        code = stage_code("student", all_tasks[0], [plug_in.mine.Mine()], sources=Sources(own_sources().root, PACKAGES))
+        code = StageCodes(Sources(own_sources().root, PACKAGES)).of("student", all_tasks[0], [plug_in.mine.Mine()])
         assert "scale.py" in code.files
         digests.append(code.digest)
     assert digests[0] != digests[1]
@@ -224,4 +235,4 @@ def test_a_class_without_a_file_is_an_error(all_tasks: list[Task], monkeypatch: 
     exec(PLUG_IN.replace("from plug_in.scale import FACTOR", "FACTOR = 2"), namespace)
     monkeypatch.setitem(sys.modules, "typed_in", types.ModuleType("typed_in"))
     with pytest.raises(HarnessError, match="a class that stands in no file"):
-        stage_code("student", all_tasks[0], [namespace["Mine"]()])
+        own_codes().of("student", all_tasks[0], [namespace["Mine"]()])

@@ -14,7 +14,8 @@ from harness.base.errors import HarnessError
 from harness.models.spec import ModelSpec
 from harness.plan.objectives import make_objectives
 from harness.recipe.load import RecipeError, find_recipe, load_recipe, recipe_names
-from harness.recipe.schema import Limits, Training
+from harness.recipe.schema import Limits
+from harness.recipe.training import Training
 from harness.tasks.gsm8k import GSM8KSettings
 from reports.published import _lookup, published, published_pairs
 

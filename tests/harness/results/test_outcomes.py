@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from harness.results.outcomes import set_aside_lines
+from harness.store.store import Store
 from reports import build_table, html, latex, markdown, write
 from reports.counts import OUTCOME_COLUMNS, outcome_tables, verdict_lines
 from tests.reports.test_reports import context, frame, score
@@ -87,3 +90,14 @@ def test_nothing_counted_is_nothing_said(tmp_path: Path) -> None:
     assert outcome_tables(context().outcomes) == []
     assert "timeout" not in markdown(table, context()) + html(table, context())
     assert "outcomes.csv" not in {path.name for path in write(RESULTS, context(), tmp_path)}
+
+
+def test_what_publishers_ask_of_decoding_is_a_line_of_the_protocol(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cell: Any = {"stages": {"answers": "a" * 64}}
+    assert set_aside_lines([cell], store) == []  # nothing was answered
+    models = {"student": {"uri": "x", "set_aside": "temperature 0.6, top_k 20"}, "cross": {"uri": "y"}}
+    with store.create("answers", "a" * 64, {"models": models}):
+        pass
+    (line,) = set_aside_lines([cell, cell], store)
+    assert "asks for it: temperature 0.6, top_k 20 (student)." in line

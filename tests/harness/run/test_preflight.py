@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 from harness.base.errors import HarnessError
 from harness.base.progress import Silent
 from harness.run.preflight import preflight
-from harness.run.trainings import got_worse
 from tests.harness.run.place import alone
 
 
@@ -84,21 +83,18 @@ def test_a_cross_teacher_with_the_students_tokenizer_is_told(tiny_recipe: dict[s
     assert [text for text in checked(same, tmp_path) if "has the student's own tokenizer" in text]
 
 
-@pytest.mark.parametrize(
-    ("ce", "expected"),
-    [
-        ([2.0, 1.0], None),
-        ([1.0, 2.0], "from 1.000 to 2.000 nats"),
-        ([1.0], None),
-        ([], None),
-        ([2.0, 9.0, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], None),  # quarters: 5.5 and 5.0
-        ([2.0, 3.0, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], "from 2.500 to 5.000"),
-        ([3.0, 1.0, math.nan, 1.0, 3.5], "from 3.000 to 3.500"),
-    ],
-)
-def test_a_training_that_got_worse_is_told(ce: list[float], expected: str | None) -> None:
-    found = got_worse([{"ce": value} for value in ce])
-    assert (found is None) if expected is None else (found is not None and expected in found)
+def test_what_a_publisher_asks_of_decoding_is_named_and_set_aside(
+    tiny_recipe: dict[str, Any], tiny_models: Path, tmp_path: Path
+) -> None:
+    """Qwen's file asks for sampling and a penalty; ids of tokens, and settings that are off, ask for nothing."""
+    folder = Path(shutil.copytree(tiny_models / "student", tmp_path / "student"))
+    asked = {"do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05, "num_beams": 1}
+    known = {"eos_token_id": [2, 3], "transformers_version": "5.0.0", "top_p": 1.0, "suppress_tokens": None}
+    (folder / "generation_config.json").write_text(json.dumps(asked | known))
+    told = checked(tiny_recipe | {"student": {"model": f"path:{folder}"}}, tmp_path)
+    (line,) = (text for text in told if "generation_config.json" in text)
+    wishes = "do_sample true, repetition_penalty 1.05, temperature 0.7, top_k 20"
+    assert line.startswith(f"student: its generation_config.json asks for {wishes}; set aside")
 
 
 @pytest.mark.parametrize("section", ["teacher", "warm_start", "train"])

@@ -343,6 +343,9 @@ def _stage(pattern: str) -> Callable[[Path, str], bool]:
             id="interrupted at a checkpoint",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            _stage("student/*/manifest.json"), signal.SIGTERM, id="stopped by a scheduler", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_table(
@@ -364,8 +367,8 @@ def test_an_interrupted_run_goes_on_to_the_same_table(
             time.sleep(0.02)
         process.send_signal(sent)
         code = process.wait()
-    assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 130), log.read_text()
-    if sent == signal.SIGINT:
+    assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 128 + sent), log.read_text()
+    if sent != signal.SIGKILL:
         assert "goes on where it stopped" in log.read_text()
     before = {path: path.stat().st_mtime_ns for path in fresh.runs.glob("store/*/*/manifest.json")}
     assert before

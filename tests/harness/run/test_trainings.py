@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,33 @@ def test_a_training_that_diverges_is_a_failure(place: Place, monkeypatch: pytest
     assert done.code == 1
     assert place.table(done)["uld"]["dolly.rouge_l.status"] == "failed"
     assert "DivergedError: the loss of step 1 is nan" in place.file(done, "report.md")
+
+
+def test_a_row_that_diverged_is_no_score_and_never_kept(place: Place, made: list[str]) -> None:
+    """A last step that threw the weights away was scored 0.00, in bold; the other row has its score."""
+    for _ in range(2):
+        made.clear()
+        done = place.run("methods=[sft,uld]", "tasks=[dolly]", "train.learning_rate=1e30", "train.steps=1")
+        assert done.code == 1
+        assert "student" in made  # tried again: a failure is not kept
+        table, report = place.table(done), place.file(done, "report.md")
+        assert [table[row]["dolly.rouge_l.status"] for row in ("sft", "uld")] == ["done", "failed"]
+        assert table["uld"]["dolly.rouge_l.mean"] == ""
+        (row,) = (line for line in report.splitlines() if line.startswith("| uld") and "–" in line)
+        assert not re.search(r"\d\.\d", row)
+        assert "after the last step (1)" in report
+
+
+@pytest.mark.parametrize(("rate", "worse"), [(1e-3, False), (3.0, True)])
+def test_a_teacher_that_ends_worse_than_it_began_is_told_when_it_is_made(
+    rate: float, worse: bool, place: Place
+) -> None:
+    """By the same rows before and after: the batches of two steps differ by their rows."""
+    done = place.run("methods=[fkd]", "tasks=[dolly]", f"teacher.learning_rate={rate}", "stages=[teacher]")
+    assert done.code == 0, done.out
+    told = re.findall(r"ended worse than it began: .* rose from ([\d.]+) to ([\d.]+) nats", " ".join(done.out.split()))
+    assert bool(told) == worse
+    assert all(float(before) < float(after) for before, after in told)
 
 
 def test_a_method_that_scores_the_prompt_runs_its_teacher_live(place: Place, made: list[str]) -> None:

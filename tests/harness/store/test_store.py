@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from harness.base.errors import HarnessError
+from harness.base.files import new_directory, scratch_below, scratch_folder
 from harness.store.store import FORMAT, Artefact, CorruptArtefactError, Store
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -27,6 +31,12 @@ def stored(store: Store, identity: str = ONE, **files: str) -> Artefact:
     found = store.find("kind", identity)
     assert found is not None
     return found
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as entered:
+        yield entered
 
 
 @pytest.fixture
@@ -84,26 +94,68 @@ def test_a_killed_process_leaves_nothing_to_find_and_does_no_harm(store: Store) 
     assert list(store.root.rglob("half"))  # nobody was left to clean up
     assert store.find("kind", ONE) is None
     assert stored(store).json("a.json") == [1]
+    assert not list(store.root.rglob("half"))  # whoever makes the stage removes what the dead one left of it
 
 
-def test_sweep_removes_old_leftovers_only(store: Store) -> None:
-    """A young one may belong to a process at work, and young checkpoints wait for their run to go on."""
+def test_sweep_removes_what_nobody_works_on(store: Store, stack: ExitStack) -> None:
+    """Old or young, one that a process at work has stays; young checkpoints wait for their run to go on."""
     kept = stored(store)
     old, young = store.root / "kind" / ".old.x", store.root / "kind" / ".young.x"
     for folder in (old, young):
         folder.mkdir()
+    at_work = stack.enter_context(new_directory(store.root / "kind" / "at-work"))
     with store.work("kind", TWO) as work:
         pass
     with store.work("kind", "3" * 64) as orphan:
         pass
-    for folder, days in ((old, 8), (orphan, 8), (kept.folder, 8), (work, 2)):
+    for folder, days in ((old, 8), (orphan, 8), (kept.folder, 8), (at_work, 8), (work, 2)):
         os.utime(folder, (time.time() - days * 86400,) * 2)
     store.sweep()
     assert not old.exists()
     assert not orphan.exists()
-    assert young.exists()
+    assert not young.exists()
+    assert at_work.exists()
     assert work.exists()
     assert kept.folder.exists()
+
+
+def test_sweep_goes_by_age_where_there_are_no_locks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, young = store.root / "kind" / ".old.x", store.root / "kind" / ".young.x"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+    os.utime(old, (time.time() - 8 * 86400,) * 2)
+
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    store.sweep()
+    assert not old.exists()
+    assert young.exists()
+    with store.create("kind", ONE, {}) as folder:
+        assert folder.is_dir()
+
+
+def test_temporary_folders_of_a_run_lie_in_its_store_and_go_with_it(store: Store) -> None:
+    with scratch_below(store.scratch):
+        with scratch_folder("score") as folder:
+            assert folder.parent == store.scratch
+            store.sweep()
+            assert folder.is_dir()
+        assert not folder.exists()
+    killed = store.scratch / ".score-x"
+    killed.mkdir()
+    store.sweep()
+    assert not killed.exists()
+    with scratch_folder("score") as elsewhere:
+        assert not elsewhere.is_relative_to(store.root)
+
+
+def test_a_store_in_use_is_not_tidied(store: Store) -> None:
+    with store.in_use(), store.in_use(), pytest.raises(HarnessError, match="a run at work"), store.alone():
+        pass
+    with store.alone():
+        pass
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "unknown"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from harness.base.errors import HarnessError
 from harness.data.rows import Example, Request, read_rows
 from harness.evaluate.programs.sandbox import probe
 from harness.tasks import tasks
-from harness.tasks.base import ItemScores, Metric, Task, TaskSettings
+from harness.tasks.base import ItemScores, Metric, Split, Task, TaskSettings
 from harness.tasks.contract import PROMISES, check_task, promise_of
 from harness.tasks.sets import PublishedSet
 
@@ -196,6 +196,16 @@ class Wordy(Reversal):
         return [10 * size for size in super().request_sizes()]
 
 
+class Miscounted(Reversal):
+    def training_count(self) -> int:
+        return super().training_count() + 1
+
+
+class Swapped(Reversal):
+    def text_sizes(self, split: Split) -> Sequence[tuple[int, int]]:
+        return [(response, prompt) for prompt, response in super().text_sizes(split)]
+
+
 BROKEN: Mapping[type[Reversal], Any] = {
     Undescribed: contract.settings_have_defaults,
     Empty: contract.rows_render,
@@ -212,6 +222,8 @@ BROKEN: Mapping[type[Reversal], Any] = {
     OtherRows: contract.made_up_rows_are_read,
     Crashing: contract.missing_files_are_named,
     Wordy: contract.prompts_are_as_long_as_said,
+    Miscounted: contract.prompts_are_as_long_as_said,
+    Swapped: contract.prompts_are_as_long_as_said,
 }
 
 
@@ -228,6 +240,16 @@ def data(tmp_path: Path) -> Path:
 def test_one_that_keeps_all_breaks_none(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contract, "tasks", lambda: {"reversal": Reversal})
     assert [(one.promise, one.detail) for one in check_task("reversal", data) if not one.ok] == []
+
+
+def test_data_that_can_not_be_written_is_copied_to_be_changed(data: Path, tmp_path: Path) -> None:
+    """Shared data, or a checkout, of which an ordinary user may not write a file."""
+    for path in data.rglob("*.jsonl"):
+        path.chmod(0o444)
+    (tmp_path / "scratch").mkdir()
+    copied = list(contract.Trial(Reversal, data, tmp_path / "scratch").copied_data().rglob("*.jsonl"))
+    assert len(copied) == 2
+    assert all(path.stat().st_mode & 0o200 for path in copied)
 
 
 def test_every_promise_is_broken_by_one_of_these() -> None:

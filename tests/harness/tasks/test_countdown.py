@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import operator
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness.base.errors import HarnessError
-from harness.tasks import tasks
+from harness.tasks import countdown, tasks
 from harness.tasks.countdown import (
     DEEPEST,
     LONGEST,
     Countdown,
+    CountdownProblem,
     CountdownSettings,
     ExpressionError,
     evaluate,
@@ -309,8 +313,31 @@ def test_a_larger_set_begins_with_the_smaller_one() -> None:
 def test_problems_are_the_same_with_every_version_of_python() -> None:
     """Recorded with 3.11, the same with 3.12 and 3.13: a change is a change of the task."""
     task = made(train_items=100, test_items=20)
-    first = task.training_examples()[0]
-    assert (task.training_digest()[:16], task.test_digests()[0][:16], first.response) == RECORDED
+    digests = []
+    for split in ("train", "test"):
+        rows = [[each.numbers, each.target, each.response] for each in task._problems[split]]  # type: ignore[index]
+        digests.append(hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16])
+    assert (*digests, task.training_examples()[0].response) == RECORDED
+
+
+def test_a_plan_needs_few_of_many_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def counted(settings: CountdownSettings) -> Iterator[CountdownProblem]:
+        for problem in generate(settings):
+            drawn.append(problem)
+            yield problem
+
+    monkeypatch.setattr(countdown, "generate", counted)
+    task = made(train_items=80_000, test_items=10_000)
+    assert (task.training_count(), len(task.request_sizes())) == (80_000, 10_000)
+    sizes = task.text_sizes("train")
+    assert task.training_digest() != made(train_items=80_001, test_items=10_000).training_digest()
+    assert task.test_digests() == made(train_items=80_001, test_items=10_000).test_digests()
+    assert len(drawn) < 10_000
+    some = made(train_items=2_000, test_items=1).training_examples()  # others than the sizes are of, but for the first
+    real = [(len(row.prompt), len(row.response)) for row in some]
+    assert np.mean(sizes, axis=0) == pytest.approx(np.mean(real, axis=0), rel=0.03)
 
 
 RECORDED = (

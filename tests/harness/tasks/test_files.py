@@ -16,6 +16,7 @@ from harness.tasks.base import samples_folder
 from harness.tasks.files import shortfalls
 from harness.tasks.sets import TRAINING
 from tests.conftest import Command
+from tests.copies import copy_to_change
 
 
 def made(name: str, root: Path | None = None, **settings: Any) -> Any:
@@ -64,7 +65,7 @@ def test_rows_with_these_fields_are_read_and_others_are_not(name: str, one: Any,
 
 
 def test_what_is_asked_for_and_not_there_is_named(tmp_path: Path) -> None:
-    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    root = copy_to_change(samples_folder(), tmp_path / "data")
     asked = {
         "dolly": made("dolly", root, sets=["dolly", "unni"], train_items=200, test_items=37),
         "gsm8k": made("gsm8k", root, train_items=201),
@@ -81,7 +82,7 @@ def test_what_is_asked_for_and_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_and_on_the_hub_is_named_with_its_download(harness: Command, tmp_path: Path) -> None:
-    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    root = copy_to_change(samples_folder(), tmp_path / "data")
     (root / "gsm8k/test.jsonl").unlink()
     (root / "dolly_hub").mkdir()
     shutil.copy(root / "dolly/train.jsonl", root / "dolly_hub/train.jsonl")
@@ -110,7 +111,7 @@ def test_what_is_missing_and_on_the_hub_is_named_with_its_download(harness: Comm
 
 
 def test_the_verbs_say_it_and_take_a_recipe(harness: Command, tmp_path: Path) -> None:
-    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    root = copy_to_change(samples_folder(), tmp_path / "data")
     fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly]", "dolly.sets=[dolly,unni]", "methods=[sft]"]
     for verb in ("plan", "data"):
         done = harness(verb, *fields, "dolly.train_items=1000")

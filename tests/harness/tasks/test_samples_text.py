@@ -122,7 +122,7 @@ def test_gsm8k_rows(split: str) -> None:
         assert isinstance(answer, str)
         assert words(answer) <= 60, row
         steps = STEP.findall(answer)
-        assert 2 <= len(steps) <= 4, row
+        assert len(steps) == 1, row  # small models are to get some right
         assert answer.count("<<") == answer.count(">>") == len(steps), row
         for expression, marked, shown in steps:
             value = exact(ast.parse(expression, mode="eval").body)

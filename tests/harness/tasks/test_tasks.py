@@ -6,7 +6,6 @@ import gzip
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from harness.tasks import tasks
 from harness.tasks.alpaca import alpaca_prompt
 from harness.tasks.base import Task, samples_folder
 from tests.conftest import Command
+from tests.copies import copy_to_change
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -585,7 +585,7 @@ def test_a_test_row_without_reference_is_named(tmp_path: Path, output: Any) -> N
 
 def test_what_a_run_refuses_is_not_counted(harness: Command, tmp_path: Path) -> None:
     """`harness data` counted rows of messages, which no run reads."""
-    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    root = copy_to_change(samples_folder(), tmp_path / "data")
     path = write(root / "dolly/train.jsonl", {"messages": [{"role": "user", "content": "a"}]})
     said = f"{path} line 1, field 'instruction': found no such field (there are messages)"
     fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly]", "methods=[sft]"]

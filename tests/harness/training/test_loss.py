@@ -18,7 +18,7 @@ from harness.data.batches import Batch
 from harness.models.heads import Head, hidden_states
 from harness.models.lora import add_lora
 from harness.models.spec import Lora
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.chunk_walk import ChunkWalk
 from harness.training.objective import Objective
 from methods.base import Method
@@ -200,7 +200,7 @@ def test_gradients_go_back_through_every_kind_of_head(head: dict[str, Any]) -> N
 @pytest.mark.parametrize("tied", [False, True], ids=["llama", "qwen2 with tied embeddings"])
 def test_adapters_get_the_gradients_of_all_logits_at_once(tied: bool) -> None:
     """LoRA with a frozen head, and FKD: as autograd finds on the model's own logits."""
-    made = contract.bench(FKD(), dtype=torch.float32)
+    made = contract.bench(FKD(temperature=2), dtype=torch.float32)
     made.student = tiny.model("qwen2" if tied else "llama", len(made.sides["student"].vocabulary))
     assert (made.student.lm_head.weight is made.student.get_input_embeddings().weight) is tied
     wrapper, made.student = add_lora(made.student, Lora(rank=4))

@@ -21,7 +21,7 @@ from harness.data.rows import Example
 from harness.data.templates import TextSide
 from harness.data.terms import Term, align
 from harness.data.tokens import STUDENT, join_sampled, tokenize
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
@@ -169,6 +169,23 @@ def test_a_response_depends_on_its_example_and_the_step_only() -> None:
     assert all(len(ids) <= 9 for ids in together)
 
 
+def test_a_window_is_drawn_at_once_and_each_micro_batch_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Responses are those of a micro-batch that is drawn alone; the model reads all prompts together."""
+    made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=9))
+    maker = rollouts(made)
+    parts = [made.examples[2:], made.examples[:1], made.examples[1:2]]
+    alone = [maker.batches(made.student, [part], step=3)[0] for part in parts]
+    calls: list[int] = []
+    own = maker._sample
+    monkeypatch.setattr(
+        maker, "_sample", lambda student, all_, step: calls.append(len(all_)) or own(student, all_, step)
+    )
+    together = maker.batches(made.student, parts, step=3)
+    assert calls == [len(made.examples)]
+    assert [batch.counts.tolist() for batch in together] == [batch.counts.tolist() for batch in alone]
+    assert all(torch.equal(a.targets, b.targets) for a, b in zip(together, alone, strict=True))
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -204,7 +221,7 @@ def test_samples_come_from_the_distribution_asked_for(options: dict[str, float],
 def test_a_sampled_batch_is_scored_without_cross_entropy(kind: type[Method]) -> None:
     """The loss on a sampled batch is the KD term of the same responses as reference text, tokens and all."""
     made = contract.bench(kind(rollout_share=1.0, rollout_tokens=12))
-    batch = rollouts(made).batch(made.student, made.examples, step=1)
+    batch = rollouts(made).batches(made.student, [made.examples], step=1)[0]
     parts = made.loss(batch)
     assert float(parts.ce) == 0
     assert float(parts.kd[0]) > 0
@@ -230,7 +247,7 @@ def test_only_terms_that_ask_for_samples_see_them() -> None:
     assert settings is not None
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(tiny.SAMPLES)]
     examples = [align(example, terms) for example in tokenize(texts, sides, 128)]
-    batch = Rollouts(settings, terms, sides, collator, 128, 5).batch(made.student, examples, step=0)
+    batch = Rollouts(settings, terms, sides, collator, 128, 5).batches(made.student, [examples], step=0)[0]
     assert set(batch.teachers) == {"cross"}
     objective = Objective("dual", 0.3, terms)
     distiller = Distiller(made.student, objective, {"same": same.teacher, "cross": made.teacher})
@@ -242,7 +259,8 @@ def test_only_terms_that_ask_for_samples_see_them() -> None:
 def test_cross_entropy_is_a_mean_over_the_tokens_that_carry_it(tmp_path: Path) -> None:
     """A window of sampled and given responses: as the same window without its sampled part, but for the divisor."""
     made = contract.bench(OnPolicyULD(rollout_share=0.5, rollout_tokens=6))
-    sampled, plain = rollouts(made).batch(made.student, made.examples[:2], step=0), made.batch(made.examples[2:])
+    (sampled,) = rollouts(made).batches(made.student, [made.examples[:2]], step=0)
+    plain = made.batch(made.examples[2:])
     divisors = made.objective.divisors(sampled.counts + plain.counts)
     parts = [made.loss(batch, divisors) for batch in (sampled, plain)]
     assert [int(part.ce_tokens) for part in parts] == [0, int(plain.counts[0])]
@@ -271,7 +289,8 @@ def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> 
         _order=None,
         _draws_share=1,
         _rollouts=SimpleNamespace(
-            drawn=lambda step, place: place == 0, batch=lambda student, examples, step: made.batch(examples)
+            drawn=lambda step, place: place == 0,
+            batches=lambda student, parts, step: [made.batch(examples) for examples in parts],
         ),
         accelerator=SimpleNamespace(num_processes=1, process_index=0, reduce=reduce, autocast=contextlib.nullcontext),
         state=SimpleNamespace(global_step=0),
@@ -298,13 +317,13 @@ def test_responses_are_sampled_in_the_precision_of_the_training(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     autocast: list[bool] = []
-    own = Rollouts.batch
+    own = Rollouts.batches
 
     def spied(*args: Any) -> Any:
         autocast.append(torch.is_autocast_enabled("cpu"))
         return own(*args)
 
-    monkeypatch.setattr(Rollouts, "batch", spied)
+    monkeypatch.setattr(Rollouts, "batches", spied)
     method = OnPolicyULD(rollout_share=1.0, rollout_tokens=4)
     steps = contract.run(method, tmp_path, precision=precision)
     assert set(autocast) == {precision == "bfloat16"}

@@ -22,7 +22,7 @@ from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
 from harness.models.lora import add_lora, merge_lora
 from harness.models.spec import Lora
-from harness.recipe.schema import Training
+from harness.recipe.training import Training
 from harness.training.checkpoints import COMPLETE, latest_checkpoint
 from harness.training.order import LengthBuckets
 from harness.training.trainer import DivergedError, train

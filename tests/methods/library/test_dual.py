@@ -103,7 +103,9 @@ def test_the_loss_is_the_weighted_sum_of_both_terms() -> None:
     cdm.prepare(TokenizerPair(student, teacher))
     alone = distil([Term(cdm, CROSS, 1.0)], **{CROSS: model(CROSS)})
     parts = distil(
-        [Term(FKD(), SAME, 0.15), Term(cdm, CROSS, 0.45)], ce_weight=0.4, **{r: model(r) for r in (SAME, CROSS)}
+        [Term(FKD(temperature=2), SAME, 0.15), Term(cdm, CROSS, 0.45)],
+        ce_weight=0.4,
+        **{r: model(r) for r in (SAME, CROSS)},
     )
     every = runs(SAME, model(STUDENT), model(SAME))
     tokens = divisor(every, "tokens")

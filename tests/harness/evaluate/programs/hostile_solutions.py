@@ -1,7 +1,8 @@
 """Solutions that attack the machine, the limits or the verdict, for a problem that wants ``double(x) == 2 * x``.
 
 Each returns right answers where its attack went through, so a pass would be a hole; cheats return wrong ones. Words in
-capitals between angle brackets stand for what ``test_hostile.py`` puts on the host: files, a process, sockets.
+capitals between angle brackets stand for what ``test_hostile.py`` puts on the host: files, a process, sockets; and for
+the folders of Python, its packages and the harness.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ def attack(name: str, statements: str) -> Hostile:
     """One that attacks when it is loaded, and answers rightly if that raised no error."""
     return Hostile(name, f"{statements}\n\ndef double(x):\n    return 2 * x\n")
 
+
+WALK = """
+def files(top):
+    for folder, folders, names in os.walk(top):
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in <ENVIRONMENT>]
+        yield from (os.path.join(folder, name) for name in names)
+"""
+"""All files below a folder but those of Python, its packages and the harness, which may lie below /tmp or in a home."""
 
 HOSTILE = [
     # --- Time and resources -------------------------------------------------------------------------------------------
@@ -116,6 +125,19 @@ def double(x):
         "answers with a list in a list in a list ...",
         "def double(x):\n    nest = []\n    for _ in range(10**5): nest = [nest]\n    return nest",
     ),
+    attack(
+        "makes system calls that Python does not need",
+        """
+import ctypes
+call = ctypes.CDLL(None).syscall
+KEYS, IO_URING, USERFAULTFD, BPF, PERF, PTRACE, UNSHARE = (250, 425, 323, 321, 298, 101, 272)  # of x86-64
+refused = [
+    call(KEYS, 0, -3, 1), call(IO_URING, 8, b"\\0" * 200), call(USERFAULTFD, 1), call(BPF, 0, b"\\0" * 200, 100),
+    call(PERF, b"\\0" * 200, 0, -1, -1, 0), call(PTRACE, 0, 0, 0, 0), call(UNSHARE, 0x10000000),
+]
+assert set(refused) != {-1}
+""",
+    ),
     attack("crashes the interpreter", "import ctypes\nctypes.string_at(0)"),
     attack("ends the process", "import posix\nposix._exit(0)"),
     attack("ends the process politely", "import sys\nsys.exit(0)"),
@@ -123,10 +145,11 @@ def double(x):
     attack("reads a private key", "import io\nio.open('<SSH>').read()"),
     attack(
         "looks for homes",
-        """
-import pathlib
-homes = [pathlib.Path("/root"), pathlib.Path.home(), *pathlib.Path("/home").glob("*")]
-assert any((home / ".ssh").exists() or (home / ".cache").exists() for home in homes)
+        f"""
+import os, pathlib
+{WALK}
+homes = ["/root", str(pathlib.Path.home()), *map(str, pathlib.Path("/home").glob("*"))]
+assert [path for home in homes for path in files(home)]
 """,
     ),
     attack("reads the environment", "import os\nos.environ['API_TOKEN']"),
@@ -297,10 +320,10 @@ assert list(own.rglob("*.json*")), "no sample problems"
     ),
     attack(
         "looks for the expected answers in its folders",
-        """
+        f"""
 import os
-found = [os.path.join(folder, name) for top in ("/tmp", "/harness-work", "/dev/shm", os.path.expanduser("~"))
-         for folder, _, names in os.walk(top) for name in names]
+{WALK}
+found = [path for top in ("/tmp", "/harness-work", "/dev/shm", os.path.expanduser("~")) for path in files(top)]
 assert [path for path in found if path.endswith((".pkl", ".json", ".jsonl"))]
 """,
     ),

@@ -31,7 +31,7 @@ from harness.evaluate.programs.problems import (
     CANNOT_PASS,
     Dataset,
     Problem,
-    Style,
+    PromptStyle,
     generation_prompt,
     read_problems,
     stop_strings,
@@ -407,7 +407,7 @@ def test_a_response_gives_its_code(response: str) -> None:
     "output", ["", "\n", "No.", "\x00", "\ud800", "(" * 5000, "\n" * 768, "x\n" * 384, "x = (\n" * 256, "```", "```\n"]
 )
 @pytest.mark.parametrize("style", ["completion", "response"])
-def test_whatever_a_model_writes_gives_some_text_soon(output: str, style: Style) -> None:
+def test_whatever_a_model_writes_gives_some_text_soon(output: str, style: PromptStyle) -> None:
     stop_strings("humaneval")  # EvalPlus's import is not what is timed
     solution_code(PROBLEMS[0], "", dataset="humaneval")
     start = time.monotonic()

@@ -21,6 +21,7 @@ import pytest
 import harness
 from harness.evaluate.programs import evalplus as code
 from harness.evaluate.programs.evalplus import WORKERS, Solution, Verdict, evaluate
+from harness.evaluate.programs.mounts import site_folders
 from harness.evaluate.programs.sandbox import SandboxStatus, probe
 from harness.evaluate.programs.watch import SandboxLimits
 from tests.harness.evaluate.programs.hostile_solutions import HOSTILE, Hostile
@@ -50,6 +51,12 @@ LIMITS = SandboxLimits(
 )
 
 
+def environment() -> set[str]:
+    """Folders of Python, its packages and the harness, as they are called and, behind links, the real ones."""
+    named = [Path(sys.prefix), Path(sys.base_prefix), *site_folders(), Path(harness.__file__).parent]
+    return {str(path) for folder in named for path in (folder.absolute(), folder.resolve())}
+
+
 @dataclass
 class Host:
     """What hostile code would find on a machine, and what it may not touch."""
@@ -68,6 +75,7 @@ class Host:
             "PORT": str(self.port),
             "SOCKET": f"harness-{os.getpid()}",
             "PID": str(self.canary.pid),
+            "ENVIRONMENT": repr(sorted(environment())),
         }
 
     def files(self) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """What untrusted code can't do in the sandbox, and what becomes of it when it tries."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import harness
 from harness.base.errors import HarnessError
 from harness.evaluate.programs import sandbox
+from harness.evaluate.programs.mounts import site_folders
 from harness.evaluate.programs.sandbox import (
     NAMELESS,
     NOBODY,
@@ -182,12 +185,59 @@ sandbox.run([sys.executable, "-c", {inside!r}], work=Path({str(tmp_path)!r}), re
 @needs_sandbox
 def test_without_a_work_folder_nothing_of_it_is_left(tmp_path: Path) -> None:
     marker = f"harness-{os.getpid()}-marker"
-    done = python(f"import os; open({marker!r}, 'w').write('x'); print(os.getcwd(), os.listdir())", None)
-    assert done.output == f"/tmp ['{marker}']\n"
+    done = python(f"import os; open({marker!r}, 'w').write('x'); print(os.getcwd(), *os.listdir())", None)
+    folder, *found = done.output.split()
+    assert folder == "/tmp"
+    assert set(found) - ENVIRONMENT == {marker}
     assert not (Path(tempfile.gettempdir()) / marker).exists()
     where = python("import os; print(os.getcwd())", None, status=NONE, unsafe=True).output.strip()
     assert Path(where).parent == Path(tempfile.gettempdir())
     assert not Path(where).exists()
+
+
+ENVIRONMENT = {
+    path.relative_to("/tmp").parts[0]
+    for path in (Path(sys.prefix), Path(sys.base_prefix), *site_folders())
+    if path.is_relative_to("/tmp")
+}
+"""What the Python that runs these tests, and its packages, are below, where they lie in /tmp: it is shown too."""
+
+IN_AN_ENVIRONMENT = """
+import sys
+from harness.evaluate.programs import sandbox
+limits = sandbox.SandboxLimits(2**30, cpu_s=20, processes=40, file_bytes=2**20, wall_s=20)
+done = sandbox.run([sys.executable, "-c", sys.argv[1]], work=None, read_only=[], limits=limits, env={},
+                   sandbox=sandbox.probe())
+print(done.output)
+"""
+
+
+@needs_sandbox
+def test_an_environment_under_tmp_is_there_and_nothing_beside_it() -> None:
+    """Python and its packages can be read and not written; /tmp is a new one all the same."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        place = Path(folder)
+        place.chmod(0o755)  # read by the user inside
+        venv.create(place / "own venv", symlinks=True)
+        (packages,) = (place / "own venv").glob("lib/python*/site-packages")
+        (packages / "own.py").write_text("here = 1\n")
+        (place / "secret.txt").write_text("the password")
+        code = (
+            "import json, os, own, sys\n"
+            "try: open(own.__file__, 'a'); kept = False\nexcept OSError: kept = True\n"
+            f"open('/tmp/new', 'w'); print(json.dumps([kept, sys.prefix, os.listdir('/tmp'), os.listdir({folder!r})]))"
+        )
+        path = os.pathsep.join(map(str, [packages, Path(harness.__file__).parent.parent, *site_folders()]))
+        done = subprocess.run(
+            [place / "own venv" / "bin" / "python", "-c", IN_AN_ENVIRONMENT, code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        kept, prefix, in_tmp, beside = json.loads(done.stdout)
+        assert (kept, prefix, beside) == (True, str(place / "own venv"), ["own venv"])
+        assert set(in_tmp) - ENVIRONMENT == {"new", place.name}
 
 
 @needs_sandbox

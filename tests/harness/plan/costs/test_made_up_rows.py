@@ -18,6 +18,7 @@ from harness.recipe.load import load_recipe
 from harness.tasks import tasks
 from harness.tasks.base import samples_folder
 from tests.conftest import Command
+from tests.copies import copy_to_change
 
 PAPERS = ("phi_qwen_all", "llama_gemma_all", "llama_opt_all")
 EVERY_SET = ["dolly.sets=[dolly,selfinst,vicuna,sinst,unni]", "codem.benchmarks=[humaneval,mbpp]"]
@@ -49,7 +50,7 @@ def test_rows_that_stand_in_are_as_many_and_as_long_as_published(name: str, tmp_
 
 
 def test_files_that_are_there_are_read_and_tasks_that_run_stay_as_they_are(tmp_path: Path) -> None:
-    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    root = copy_to_change(samples_folder(), tmp_path / "data")
     (root / "gsm8k/test.jsonl").unlink()
     recipe = load_recipe("phi_qwen_all", [f"data.root={root}", "tasks=[dolly,gsm8k,countdown]", *EVERY_SET])
     with with_made_up_rows(recipe) as (made, unseen):
@@ -80,7 +81,7 @@ def test_a_plan_needs_no_data_and_says_what_it_counted(
 
 
 def test_a_plan_claims_no_identity_that_data_decides(harness: Command, tmp_path: Path) -> None:
-    root = shutil.copytree(samples_folder(), tmp_path / "data")
+    root = copy_to_change(samples_folder(), tmp_path / "data")
     shutil.rmtree(root / "gsm8k")
     fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly,gsm8k]", "methods=[control]"]
     lines = [line for line in harness("plan", *fields, "--runs", tmp_path).out.splitlines() if "warm start" in line]
