@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from harness.tasks.base import Task
     from harness.tuning import tune, tuned, tuning_plan
     from reports import RunComparison
-    from reports.known_truth import KnownTruth
+    from reports.known_truth import Litmus
     from reports.two_runs import Difference
 
 __all__ = [
@@ -217,7 +217,7 @@ def litmus(
     *overrides: str,
     runs: Path | str | None = None,
     watched: Callable[[Plan, Store], AbstractContextManager[Progress]] | None = None,
-) -> KnownTruth:
+) -> Litmus:
     """What a method, also a plug-in's, learns where the truth is known; None for all (docs/known_truth.md).
 
     Raises:
