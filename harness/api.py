@@ -15,16 +15,16 @@ import itself takes no time.
 from __future__ import annotations
 
 import importlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.base.errors import HarnessError, unknown
 from harness.base.heard_warnings import hear_warnings
-from harness.base.installation import claim_packages
+from harness.base.installation import claim_packages, runs_folder
 from harness.base.provenance import commit
 
 if TYPE_CHECKING:
@@ -32,19 +32,25 @@ if TYPE_CHECKING:
     from harness.base.promises import Checked
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import FieldsPart
+    from harness.recipe.lock import Lock
     from harness.recipe.schema import Recipe
+    from harness.results.bundle import export_run, import_bundle, open_bundle
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.results.upkeep import damaged_files, prune_store, store_contents
+    from harness.run.profiling import profile
     from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
+    from harness.tuning import tune, tuned, tuning_plan
     from reports import RunComparison
+    from reports.known_truth import Litmus
     from reports.two_runs import Difference
 
 __all__ = [
     "CellResult",
     "Checked",
     "HarnessError",
+    "Lock",
     "Plan",
     "Progress",
     "Recipe",
@@ -60,13 +66,18 @@ __all__ = [
     "damaged_files",
     "data_folder",
     "download_data",
+    "export_run",
     "hear_warnings",
+    "import_bundle",
     "leads",
+    "litmus",
     "load_recipe",
     "make_dev_folder",
     "missing_stages",
+    "open_bundle",
     "open_run",
     "plan",
+    "profile",
     "prune_store",
     "recipe_fields",
     "recipe_names",
@@ -75,6 +86,9 @@ __all__ = [
     "store",
     "store_contents",
     "tasks_of",
+    "tune",
+    "tuned",
+    "tuning_plan",
 ]
 
 claim_packages()  # before anything else imports methods or reports
@@ -82,20 +96,22 @@ claim_packages()  # before anything else imports methods or reports
 _ELSEWHERE = {
     "CellResult": "harness.results.run",
     "Checked": "harness.base.promises",
+    "Lock": "harness.recipe.lock",
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
     "Run": "harness.results.run",
     "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
-    "damaged_files": "harness.results.upkeep",
-    "prune_store": "harness.results.upkeep",
-    "store_contents": "harness.results.upkeep",
+    **dict.fromkeys(("export_run", "import_bundle", "open_bundle"), "harness.results.bundle"),
+    **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
+    "profile": "harness.run.profiling",
+    **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Types of what functions take and give, to annotate with, and what else there is; imported when asked for."""
+    """Functions of other modules, and types of what functions take and give; imported when they are asked for."""
     if name in _ELSEWHERE:
         return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -135,8 +151,9 @@ def load_recipe(name: str | Path, /, *overrides: str, **fields: Any) -> Recipe:
         HarnessError: no such recipe, or one with problems: all of them at once.
     """
     from harness.recipe.load import load_recipe as load
+    from harness.recipe.overrides import as_overrides
 
-    return load(str(name), _as_overrides(overrides, fields))
+    return load(str(name), as_overrides(overrides, fields))
 
 
 def recipe_of(run: Run, /, *overrides: str, **fields: Any) -> Recipe:
@@ -149,9 +166,10 @@ def recipe_of(run: Run, /, *overrides: str, **fields: Any) -> Recipe:
     Raises:
         HarnessError: this version of the harness has no such fields, or an override is wrong.
     """
+    from harness.recipe.overrides import as_overrides
     from harness.results.repeat import recipe_of as recipe
 
-    return recipe(run.recorded, _as_overrides(overrides, fields))
+    return recipe(run.recorded, as_overrides(overrides, fields))
 
 
 def changes_since(run: Run, made: Plan) -> list[Difference]:
@@ -191,6 +209,23 @@ def check_task(name: str, root: Path | str | None = None) -> list[Checked]:
     from harness.tasks import contract
 
     return list(contract.check_task(name, None if root is None else Path(root).expanduser()))
+
+
+def litmus(
+    method: str | None = None,
+    /,
+    *overrides: str,
+    runs: Path | str | None = None,
+    watched: Callable[[Plan, Store], AbstractContextManager[Progress]] | None = None,
+) -> Litmus:
+    """What a method, also a plug-in's, learns where the truth is known; None for all (docs/known_truth.md).
+
+    Raises:
+        HarnessError: no such method, a wrong override, or a training that fails.
+    """
+    from harness.litmus.trial import litmus as made
+
+    return made(method, overrides, runs_folder(runs), watched)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -251,6 +286,7 @@ def run(
     from harness.base.progress import Silent
     from harness.base.ranks import Ranks
     from harness.plan.stages import Plan
+    from harness.results.readings import note_readings
     from harness.results.record import run_folder, write_record
     from harness.results.run import Run
     from harness.run.runner import Runner
@@ -261,7 +297,7 @@ def run(
     with hear_warnings(lambda text: told.message(f"[yellow]{escape(text)}[/]")) as heard:
         tasks(), registered()  # a plug-in that can't be used is said in every run
         made = recipe if isinstance(recipe, Plan) else plan(recipe)
-        folder, ranks = run_folder(_runs(runs), made), Ranks.join()
+        folder, ranks = run_folder(runs_folder(runs), made), Ranks.join()
         runner = Runner(made, store(runs), folder, told, unsafe_execution, ranks)
         if ranks.rank > 0:
             runner.follow()
@@ -272,7 +308,8 @@ def run(
                 runner.run()
         finally:  # whatever stops a run, its folder shows the cells that are done
             if not made.recipe.stages:
-                write_record(folder, made, runner.failures, environment(), heard)
+                readings = note_readings(made, runner.store)
+                write_record(folder, made, runner.failures, environment(), heard, readings)
     return Run(folder, runner.failures.values())
 
 
@@ -289,7 +326,7 @@ def open_run(folder: Path | str, runs: Path | str | None = None) -> Run:
     from harness.results.compare import folder_of
     from harness.results.run import Run
 
-    found = Run(folder_of(Path(folder), _runs(runs)))
+    found = Run(folder_of(Path(folder), runs_folder(runs)))
     found.recorded  # noqa: B018 - read now, so that the error comes where the folder is named
     return found
 
@@ -305,7 +342,7 @@ def store(runs: Path | str | None = None) -> Store:
     """The finished stages below a folder of results, as in :func:`run`; it need not exist yet."""
     from harness.store.store import Store
 
-    return Store(_runs(runs))
+    return Store(runs_folder(runs))
 
 
 def tasks_of(recipe: Recipe) -> dict[str, Task]:
@@ -364,28 +401,3 @@ def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[
 def leads() -> bool:
     """Whether this process shows what a run does and made: of those that a launcher starts, the first."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-
-
-def _runs(runs: Path | str | None) -> Path:
-    return Path(runs if runs is not None else os.environ.get("HARNESS_RUNS") or "runs")
-
-
-def _as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
-    return [*overrides, *(f"{key}={_as_yaml(key, value)}" for key, value in fields.items())]
-
-
-def _as_yaml(key: str, value: Any) -> str:
-    """A value of Python as overrides have it. JSON is YAML, and says of a value that it can't hold what it is."""
-
-    def plain(other: Any) -> Any:
-        if isinstance(other, Path):
-            return str(other)
-        if isinstance(other, Mapping):
-            return dict(other)
-        if isinstance(other, Sequence | set | frozenset | range):
-            return list(other)
-        if hasattr(other, "item"):  # a number of NumPy
-            return other.item()
-        raise HarnessError(f"override {key}", repr(other), "a value that YAML can hold: text, number, list, mapping")
-
-    return json.dumps(value, default=plain, ensure_ascii=False)

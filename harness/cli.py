@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from harness.asked import asked_recipe, name_in, tuned_recipe, without_budget, without_profile
 from harness.base.errors import HarnessError
 from harness.base.stopping import stopping
 
@@ -39,6 +40,12 @@ Fields = Annotated[
     typer.Argument(
         metavar="recipe=NAME [key=value ...]", help="A recipe, and any field of it: train.steps=20", show_default=False
     ),
+]
+
+
+Untuned = Annotated[bool, typer.Option("--untuned", help="Leave the lock file that `harness tune` wrote aside.")]
+StaleLock = Annotated[
+    bool, typer.Option("--stale-lock", help="Take its settings though recipe, training rows or a method changed.")
 ]
 
 
@@ -94,6 +101,8 @@ def run(
     unsafe_execution: Annotated[
         bool, typer.Option("--unsafe-execution", help="Run generated code without a sandbox where none can start.")
     ] = False,
+    untuned: Untuned = False,
+    stale_lock: StaleLock = False,
 ) -> None:
     """Train and evaluate what a recipe asks for, and print its table."""
     from harness import api
@@ -101,7 +110,10 @@ def run(
     from harness.terminal.progress import TerminalProgress, stored_table
 
     before = None if earlier is None else api.open_run(earlier, runs)
-    made = api.plan(_recipe(fields) if before is None else api.recipe_of(before, *(fields or ())))
+    if before is None:
+        made = api.plan(tuned_recipe(fields, untuned=untuned, stale=stale_lock, say=_say))
+    else:
+        made = api.plan(api.recipe_of(before, *(fields or ())))
     store = api.store(runs)
     if before is not None and api.leads():
         console.print(changes_view(str(earlier), api.changes_since(before, made)))
@@ -116,23 +128,90 @@ def run(
 
 
 @app.command()
-def plan(fields: Fields = None, runs: Runs = Path("runs")) -> None:
+def plan(
+    fields: Fields = None, runs: Runs = Path("runs"), untuned: Untuned = False, stale_lock: StaleLock = False
+) -> None:
     """Show cells and stages: what is stored, what would run and what it costs. Executes nothing, needs no data."""
     from harness import api
     from harness.terminal.plan_view import plan_view
 
-    console.print(plan_view(_recipe(fields), api.store(runs)))
+    console.print(plan_view(tuned_recipe(fields, untuned=untuned, stale=stale_lock, say=_say), api.store(runs)))
+
+
+@app.command()
+def tune(
+    fields: Fields = None,
+    runs: Runs = Path("runs"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the one repetition.")] = 0,
+    share: Annotated[float, typer.Option("--share", help="Of the recipe's steps that a trial trains.")] = 0.5,
+) -> None:
+    """Try as many settings for each row (`budget=6`) on held-out training rows; `harness run` takes what won."""
+    from harness import api
+    from harness.recipe.lock import lock_beside, write_lock
+    from harness.terminal.progress import TerminalProgress
+    from harness.terminal.tuning_view import tuning_view
+
+    named, budget = without_budget(fields)
+    recipe, path = asked_recipe(named), lock_beside(name_in(named))
+    with TerminalProgress(console, api.tuning_plan(recipe, budget, seed, share), api.store(runs)) as progress:
+        lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, runs=runs)
+    if api.leads():
+        write_lock(path, lock)
+        console.print(tuning_view(lock, path))
+
+
+@app.command()
+def profile(
+    fields: Fields = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for torch's trace.")] = Path("profile"),
+) -> None:
+    """Trace steps of a training: longest operations, gaps, waits. `method=gold steps=5` stand beside the fields."""
+    from harness import api
+    from harness.terminal.profile_view import profile_view
+
+    given, method, steps = without_profile(fields)
+    recipe = asked_recipe(given)
+    console.print(profile_view(api.profile(recipe, method or recipe.methods[0], steps=steps, folder=out)))
 
 
 @app.command()
 def report(
-    run: Annotated[list[Path], typer.Argument(help="Folder of a run.", show_default=False)], runs: Runs = Path("runs")
+    run: Annotated[list[Path], typer.Argument(help="Folder of a run, or its exported file.", show_default=False)],
+    runs: Runs = Path("runs"),
 ) -> None:
-    """Rebuild table and files from stored results, without a model."""
+    """Rebuild table and files from stored results, without a model; an exported file is unpacked beside itself."""
     from harness import api
 
     for folder in run:
-        console.print(api.open_run(folder, runs).report())
+        console.print(api.open_run(api.open_bundle(folder) if folder.suffix == ".zip" else folder, runs).report())
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The zip to write.", show_default=False)],
+    students: Annotated[bool, typer.Option("--students", help="With the weights of students that are stored.")] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="With the teachers' rows.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write a run's results as one file: to publish, or to join with others' on another machine."""
+    from harness import api
+
+    opened = api.open_run(run, runs)
+    made = api.export_run(opened.recorded, opened.store, file, students=students, rows=rows)
+    console.print(f"{made}, {made.stat().st_size / 1e6:.1f} MB", markup=False)
+
+
+@app.command("import")
+def import_files(
+    files: Annotated[list[Path], typer.Argument(help="Exported runs.", show_default=False)], runs: Runs = Path("runs")
+) -> None:
+    """Put exported results among those here, all digests checked; a run of the whole recipe then makes one table."""
+    from harness import api
+
+    for file in files:
+        done = api.import_bundle(file, runs)
+        console.print(f"{done.folder}: {done.new} stages are new, {done.known} were here", markup=False)
 
 
 @app.command()
@@ -152,7 +231,7 @@ def align(
     from harness.terminal.align_view import chosen_text, shown_pairs
 
     given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]
-    recipe = _recipe([field for field in fields or [] if not field.startswith("task=")])
+    recipe = asked_recipe([field for field in fields or [] if not field.startswith("task=")])
     example = chosen_text(recipe, given[-1] if given else None, row, text, prompt)
     for pair in shown_pairs(recipe, example, entropies, console.print):
         console.print(rendered(pair, console.width))
@@ -230,6 +309,37 @@ def hold_task(
 
 
 @app.command()
+def litmus(
+    method: Annotated[
+        str | None, typer.Argument(help="A method, also a plug-in's, or a row of known_truth.", show_default="all")
+    ] = None,
+    fields: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Fields of known_truth.", show_default=False)
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show what methods learn where the truth is known, and that broken ones fail; exit code 1 where they don't."""
+    from harness import api
+    from harness.terminal.litmus_view import litmus_view
+    from harness.terminal.progress import TerminalProgress
+
+    shown = errors if markdown else console
+    given = [field for field in (method, *(fields or ())) if field is not None and "=" in field]
+    named = method if method is not None and "=" not in method else None
+    asked = ("teacher", "warm_start", "rows", "student")  # nobody answers
+    found = api.litmus(
+        named, *given, runs=runs, watched=lambda made, store: TerminalProgress(shown, made, store, asked)
+    )
+    if markdown:
+        console.file.write(found.to_markdown())
+    else:
+        console.print(litmus_view(found))
+    if not found.as_expected:
+        raise typer.Exit(1)
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that come with the harness."""
     from harness.terminal.listings import recipes_table
@@ -270,7 +380,7 @@ def data(
         api.data_folder(given)
     recipe: Recipe | None = None
     if fields and len(named) < len(fields):
-        recipe = _recipe([*fields, *([f"data.root={root}"] if root else [])])
+        recipe = asked_recipe([*fields, *([f"data.root={root}"] if root else [])])
         root = recipe.data.root
     else:
         root = None if given == "null" else given
@@ -283,7 +393,7 @@ def data(
         for line in api.make_dev_folder(dev, root or None):
             console.print(line, markup=False)
         root = str(dev)
-        recipe = None if recipe is None else _recipe([*(fields or ()), f"data.root={root}"])
+        recipe = None if recipe is None else asked_recipe([*(fields or ()), f"data.root={root}"])
     asked = None if recipe is None else api.tasks_of(recipe)
     console.print(data_table(Path(root).expanduser() if root else None, asked))
 
@@ -336,6 +446,10 @@ def fields(
         console.print(fields_tables(api.recipe_fields(part)))
 
 
+def _say(text: str) -> None:
+    console.print(text, markup=False)
+
+
 def _promises(name: str, checked: Iterable[Checked]) -> None:
     """A line for each promise as it is checked."""
     from harness.terminal.promises import promise_line, promises_line
@@ -347,16 +461,3 @@ def _promises(name: str, checked: Iterable[Checked]) -> None:
     console.print(promises_line(name, every))
     if any(one.ok is False for one in every):
         raise typer.Exit(1)
-
-
-def _recipe(fields: list[str] | None) -> Recipe:
-    """The recipe that a command line names, with its overrides."""
-    from harness import api
-
-    fields = [
-        f"recipe={field}" if place == 0 and "=" not in field else field for place, field in enumerate(fields or [])
-    ]
-    given = dict(field.partition("=")[::2] for field in fields if field.startswith("recipe="))
-    if "recipe" not in given:
-        raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(api.recipe_names())}")
-    return api.load_recipe(given["recipe"], *(field for field in fields if not field.startswith("recipe=")))

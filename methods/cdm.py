@@ -27,7 +27,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, Need, Rows, Side, SoftenedOptions, TeacherKind, register
+from methods.base import (
+    SOFTENED,
+    AlignedChunk,
+    LossSums,
+    Method,
+    Need,
+    Rows,
+    Side,
+    SoftenedOptions,
+    TeacherKind,
+    register,
+)
 from methods.library.alignment import AlignedResponse, Groups, IntArray, first_members, group_bytes
 from methods.library.cdm_released import released_groups, released_loss, turned
 from methods.library.contextual import (
@@ -77,11 +88,12 @@ class CDM(Method[CDMOptions]):
     fidelities_differ = aligns_on_device = True
     released_rows, released_normalize = Rows.AFTER, "samples"
     Options = CDMOptions
+    tunes = SOFTENED
 
     @property
     def align_seconds(self) -> float:
-        """Of the best k of the vocabulary on both sides, compared with one another (benchmarks/alignment.py)."""
-        return 4e-4 * (float(self.options.k) / 100) ** 2
+        """Of a GPU's host, which launches what compares the best k of both sides (benchmarks/results/gpu-h200.json)."""
+        return 3e-5 * (float(self.options.k) / 100) ** 2
 
     @property
     def needs(self) -> frozenset[Need]:

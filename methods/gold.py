@@ -14,6 +14,11 @@ models, are unmatched and count in V_teacher. Temperatures bring no factor τ².
 
 ``sort: counted`` and ``top_k`` shorten the unmatched part, and say by how much it can be wrong (methods/uld.py).
 
+Options that are not GOLD's: ``unmatched: rest`` puts what is left of 1 into the GJSD as one more token, so that with
+equal weights (1, unless set) it is one of whole distributions and never negative, as in CSD (methods/csd.py).
+``match: weight`` and ``merge: mean_log`` with β = 0 and both weights 1 are H-KL of X-Token (methods/x_token.py), but
+that its sorted part ends with the shorter side.
+
 ``released``: what TRL 1.16 computes with ``use_uld_loss`` and ``uld_use_hybrid_loss`` set, the other ``uld_`` options
 left alone: ``observed`` merging, vocabularies matched by string, β 0.5, w_m = |matched| / V_teacher and w_u = 1 - w_m,
 the last token of either side left out, whatever it is (EOS, unless the response was cut), the floor for every
@@ -26,7 +31,8 @@ sides end on one byte, so that there is none but in cut responses. ``described``
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -52,6 +58,7 @@ from methods.library.divergences import Sort, SortOptions, distance_by, generali
 from methods.library.kernels import compare_into, kernels_for, raw_sides
 from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import LOG_FLOOR, Merge, Merged
+from methods.library.projection import weighted_map
 from methods.library.vocabulary import TokenizerPair
 
 _RELEASED: dict[str, Any] = {
@@ -105,8 +112,13 @@ class GOLDOptions(SortOptions, TemperatureOptions, OnPolicyOptions):
         "(released), so that the parts count by how much of the vocabulary is shared: often hardly any KD is left",
     )
     unmatched_weight: NonNegative | None = Field(1.0, description="w_u; none: 1 - |matched| / V_teacher (released)")
-    match: Literal["bytes", "string"] = Field(
-        "bytes", description="which tokens are the same: equal bytes, or equal strings as in TRL (Ġ is not ▁)"
+    unmatched: Literal["sorted", "rest"] = Field(
+        "sorted", description="the others by rank, or what is left of 1 as one mass in the GJSD"
+    )
+    match: Literal["bytes", "string", "weight"] = Field(
+        "bytes",
+        description="which tokens are the same: equal bytes, equal strings as in TRL (Ġ is not ▁), or also the token "
+        "of the teacher that begins the student's, as in X-Token's H-KL",
     )
     positions: Literal["all", "disagreement"] = Field(
         "all",
@@ -127,6 +139,7 @@ class GOLD(Method[GOLDOptions]):
     fidelities_differ = sorts = True
     released_normalize = "samples"
     Options = GOLDOptions
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.8, 0.95), "beta": (0.0, 1.0)}
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -137,7 +150,9 @@ class GOLD(Method[GOLDOptions]):
         return Rows.AFTER if self.options.merge == "observed" else Rows.PREDICTING
 
     def prepare(self, pair: TokenizerPair) -> None:
-        self.student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student, self.options.match))
+        match = self.options.match
+        mapped = weighted_map(pair) if match == "weight" else exact_map(pair.teacher, pair.student, match)
+        self.student_of_teacher = torch.from_numpy(mapped)
         # GKD's JSD, which GOLD is for a teacher with the student's tokenizer, has no floor
         self._floor = -math.inf if pair.same_tokenizer and not self._released else LOG_FLOOR
         self._columns: dict[tuple[int, int, torch.device], Columns] = {}
@@ -163,6 +178,7 @@ class GOLD(Method[GOLDOptions]):
             self._floor,
             sort,
             options.positions == "disagreement",
+            options.unmatched == "rest",
         )
         diagnostics = _group_shares(chunk)
         if options.positions == "disagreement":
@@ -178,7 +194,8 @@ class GOLD(Method[GOLDOptions]):
         options, sort = self.options, self.options.sort_of(upstream)
         kernels = kernels_for(upstream, chunk.teacher.logits)
         plain = options.temperatures == (1.0, 1.0) and self._floor == LOG_FLOOR
-        plain = plain and options.positions == "all" and options.merge != "product"
+        plain = plain and options.positions == "all" and options.merge in ("bayesian", "observed")
+        plain = plain and options.unmatched == "sorted"
         if kernels is None or sort.how != "counted" or not plain:
             return None
         sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1.0
@@ -246,6 +263,7 @@ def _hybrid(
     floor: float,
     sort: Sort,
     only_disagreements: bool,
+    as_rest: bool,
 ) -> _Hybrid:
     """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
     merged = Merged(student, groups, how, temperatures[0])
@@ -254,6 +272,7 @@ def _hybrid(
     if only_disagreements:  # the likeliest token differs; one without a partner from every other
         kept *= columns.student_of_teacher[theirs.argmax(-1)] != ours.argmax(-1)
     unmatched = weights[1] != 0 and columns.student_rest.numel() > 0 and columns.teacher_rest.numel() > 0
+    unmatched = unmatched and not as_rest
     value, bound, gradient = torch.zeros_like(kept), torch.zeros_like(kept), torch.zeros_like(ours)
     shared = theirs.index_select(1, columns.teacher_matched)
     covered, total = shared.exp().sum(-1), theirs.exp().sum(-1)
@@ -262,6 +281,10 @@ def _hybrid(
         value += weights[0] * distance
         at_shared *= (weights[0] * kept).unsqueeze(-1)
         gradient.index_copy_(1, columns.student_matched, at_shared)
+    if as_rest and weights[1] != 0:
+        distance, at_rest = _rest_jsd(ours.index_select(1, columns.student_matched), covered, beta)
+        value += weights[1] * distance
+        gradient.index_add_(1, columns.student_matched, at_rest.mul_((weights[1] * kept).unsqueeze(-1)))
     if unmatched:
         masses = ours.index_select(1, columns.student_rest).exp_()
         rest = theirs.index_select(1, columns.teacher_rest).exp_()
@@ -273,6 +296,24 @@ def _hybrid(
     return _Hybrid(
         (value * kept).sum(), merged.at_logits(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum()
     )
+
+
+def _rest_jsd(student: Tensor, covered: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The part of the GJSD of what the shared tokens leave of 1, 1e-8 at least.
+
+    Args:
+        student: log-masses [groups, shared].
+        covered: [groups], the teacher's mass of the shared tokens.
+
+    Returns:
+        [groups], and its gradient at ``student``.
+    """
+    masses, least = student.exp(), math.exp(LOG_FLOOR)
+    rest = 1 - masses.sum(-1, keepdim=True)
+    left, given = (side.clamp_min(least).log() for side in (rest, 1 - covered.unsqueeze(-1)))
+    value, at_rest = generalized_jsd_parts(left, given, beta, -math.inf)
+    at_rest = (at_rest / rest.clamp_min(least)).masked_fill(rest <= least, 0.0)  # of log(1 - Σ exp(s))
+    return value, masses.mul_(at_rest.neg_())
 
 
 def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:

@@ -72,7 +72,8 @@ class ULD(Method[ULDOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         kernels, sort = kernels_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
-        plain = self.options.temperatures == (1.0, 1.0) and self.options.merge != "product"
+        plain = self.options.temperatures == (1.0, 1.0)
+        plain = plain and self.options.merge in ("bayesian", "observed")
         if kernels is None or sort.how != "counted" or not plain:
             return None
         sides = raw_sides(kernels, chunk, lse)

@@ -8,6 +8,7 @@ from reports.frame import ITEM_COLUMNS, Score, checked, checked_items, read_item
 from reports.layout import build_table
 from reports.power import power_frame, power_lines
 from reports.published import PaperComparison, beside_published, published_pairs
+from reports.spreadsheets import unguarded_frame
 from reports.table import Column, Group, Row, Table, TableCell
 from reports.to_csv import csv_wide
 from reports.to_html import html
@@ -53,6 +54,7 @@ __all__ = [
     "read_items",
     "read_results",
     "terminal",
+    "unguarded_frame",
     "verdict",
     "write",
 ]

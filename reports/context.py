@@ -12,6 +12,7 @@ from reports.learnt import empty_learnt
 from reports.published import PaperComparison
 from reports.table import DASH, Table
 from reports.training_costs import EXPLAINED, cost_table, empty_costs, shared_device
+from reports.tuning import empty_tuning, tuning_tables
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ReportContext:
     references: Sequence[str] = ()  # BibTeX entries of the methods
     outcomes: pd.DataFrame = field(default_factory=empty_outcomes, compare=False)  # `reports.counts.OUTCOME_COLUMNS`
     costs: pd.DataFrame = field(default_factory=empty_costs, compare=False)  # `training_costs.COST_COLUMNS`
+    tuning: pd.DataFrame = field(default_factory=empty_tuning, compare=False)  # `reports.tuning.TUNING_COLUMNS`
     learnt: pd.DataFrame = field(default_factory=empty_learnt, compare=False)  # `reports.learnt.LEARNT_COLUMNS`
 
 
@@ -38,7 +40,11 @@ def counted_tables(context: ReportContext) -> list[tuple[str, str, pd.DataFrame]
     costs = cost_table(context.costs)
     device = shared_device(context.costs)
     said = f"{EXPLAINED} Device: {device}." if device else EXPLAINED
-    return [*outcome_tables(context.outcomes), *([("Costs of training", said, costs)] if not costs.empty else [])]
+    return [
+        *tuning_tables(context.tuning),
+        *outcome_tables(context.outcomes),
+        *([("Costs of training", said, costs)] if not costs.empty else []),
+    ]
 
 
 def protocols(table: Table, context: ReportContext) -> list[tuple[str, list[str]]]:

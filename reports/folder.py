@@ -14,6 +14,7 @@ from reports.exhibits import NO_EVIDENCE, Evidence
 from reports.frame import checked, checked_items
 from reports.layout import build_table
 from reports.published import beside_published, csv_published
+from reports.spreadsheets import guarded_frame
 from reports.to_csv import csv_wide
 from reports.to_html import html
 from reports.to_latex import TABLE, latex, latex_table
@@ -78,7 +79,7 @@ def write(
 
 def _tidy(frame: pd.DataFrame) -> str:
     # All text is quoted: an unquoted carriage return (a progress bar's, in a reason) would end the row for pandas.
-    return str(frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
+    return str(guarded_frame(frame).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

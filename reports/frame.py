@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from reports.spreadsheets import unguarded_frame
+
 TEACHER_KINDS = ("none", "same-tokenizer", "cross-tokenizer", "both")
 ROLES = ("teacher", "reference", "student")
 FIDELITIES = ("described", "released", "")
@@ -92,7 +94,7 @@ def read_results(csv: Path) -> pd.DataFrame:
     """
     try:
         # Everything as text first: pandas' guesses would turn a method called "NA" into a missing value.
-        return checked(pd.read_csv(csv, dtype=str, keep_default_na=False))
+        return checked(unguarded_frame(pd.read_csv(csv, dtype=str, keep_default_na=False)))
     except ValueError as error:
         raise ValueError(f"{csv}: {error}") from error
 
@@ -129,7 +131,8 @@ def checked_items(items: pd.DataFrame) -> pd.DataFrame:
 def read_items(csv: Path) -> pd.DataFrame:
     """The frame that `write` left in items.csv.gz. Raises ValueError naming the file, OSError if unreadable."""
     try:
-        return checked_items(pd.read_csv(csv, dtype={"cell": "str", "metric": "str", "item": "str"}, na_filter=False))
+        types = {"cell": "str", "metric": "str", "item": "str"}
+        return checked_items(unguarded_frame(pd.read_csv(csv, dtype=types, na_filter=False)))
     except ValueError as error:
         raise ValueError(f"{csv}: {error}") from error
 

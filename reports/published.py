@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from reports.analysis import INTERVAL
+from reports.spreadsheets import guarded
 from reports.table import Column, Group, Row, Table, TableCell
 
 PAPERS = Path(__file__).parent / "paper"
@@ -140,7 +141,8 @@ def csv_published(comparison: PaperComparison) -> str:
     for b in comparison.rows:
         low, high = b.ours.interval or (None, None)
         ours = (b.ours.mean, b.ours.std, b.ours.n_seeds, low, high)
-        writer.writerow([b.group.student, b.row.label, b.column.key, *ours, b.theirs, b.difference, b.inside])
+        numbers = (*ours, b.theirs, b.difference, b.inside)
+        writer.writerow(map(guarded, (b.group.student, b.row.label, b.column.key, *numbers)))
     return text.getvalue()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from reports.spreadsheets import guarded
 from reports.table import Row, Table, TableCell
 from reports.training_costs import PARTS as COSTS
 from reports.training_costs import by_row
@@ -36,7 +37,8 @@ def csv_wide(table: Table, costs: pd.DataFrame | None = None) -> str:
         for row in group.rows:
             name = [group.student, group.teacher_kind, row.teacher, row.method, row.fidelity, row.role, row.n_seeds]
             cells = [value for cell in row.cells for value in _values(cell)]
-            writer.writerow([*name, *cells, *(_spent(spent, row, task, part) for task in tasks for part in COSTS)])
+            cells += [_spent(spent, row, task, part) for task in tasks for part in COSTS]
+            writer.writerow(map(guarded, [*name, *cells]))
     return text.getvalue()
 
 

@@ -31,6 +31,28 @@ def digest_of(value: Json) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def parse_json(text: str) -> Json:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is none, or one that Python can't hold: nested too deep, numbers of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or mappings that are nested too deep") from None
+
+
+def read_json(path: Path) -> Json:
+    """What a JSON file in UTF-8 says.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: as :func:`parse_json`.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in pieces."""
     with path.open("rb") as file:

@@ -6,6 +6,7 @@ distribution may have one of the same name.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -66,3 +67,8 @@ def _place(module: ModuleType) -> str:
     """Where a module comes from, to name it."""
     places = [str(place) for place in getattr(module, "__path__", ())]
     return ", ".join(places) or getattr(module, "__file__", None) or "a module without a file"
+
+
+def runs_folder(runs: Path | str | None) -> Path:
+    """The folder of results: the one given, that of HARNESS_RUNS, or ``runs`` in the working folder."""
+    return Path(runs if runs is not None else os.environ.get("HARNESS_RUNS") or "runs")

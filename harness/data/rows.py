@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
+from harness.base.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def read_rows(path: Path, fields: Sequence[str] = (), limit: int | None = None) 
             break
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise HarnessError(where, f"{line[:40].strip()!r} ({reason})", "a JSON object") from error

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.base.files import digest_of, sha256_file
+from harness.base.files import digest_of, read_json, sha256_file
 from harness.models import tiny
 from harness.models.uri import ModelUri
 
@@ -74,7 +73,7 @@ def outputs_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _expected_digests(folder: Path) -> dict[Path, str]:
     try:
-        outputs = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["outputs"]
+        outputs = read_json(folder / MANIFEST)["outputs"]
         return {folder / name: str(file["sha256"]) for name, file in outputs.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         links = {path: path.resolve().name for path in sorted(folder.rglob("*")) if path.is_symlink()}
@@ -141,7 +140,7 @@ def missing_parts(folder: Path) -> str:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = sorted(set(read_json(index)["weight_map"].values()))
         except (ValueError, KeyError):
             return f"a damaged {index.name}"
         if absent := [name for name in shards if not (folder / name).is_file()]:

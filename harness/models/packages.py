@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import importlib.metadata
-import json
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.base.files import disk_errors, new_directory, sha256_file, write_json
+from harness.base.files import disk_errors, new_directory, read_json, sha256_file, write_json
 from harness.models.cache import FORMAT, MANIFEST, Report, cache_folder, first_line, outputs_of, source_digest
 from harness.models.gguf import convert_gguf
 from harness.models.uri import KNOWN_MODELS, KnownModel, ModelUri, parse_uri
@@ -40,7 +39,7 @@ def converted_folder(uri: ModelUri) -> Path:
 def read_conversion(folder: Path) -> dict[str, Any] | None:
     """The manifest of a converted model, or None where a file it lists is missing or of another size."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(folder / MANIFEST)
         whole = all((folder / name).stat().st_size == file["bytes"] for name, file in manifest["outputs"].items())
     except (OSError, ValueError, KeyError, TypeError):
         return None

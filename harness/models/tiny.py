@@ -1,7 +1,7 @@
-"""Generated tiny models: real architectures, random weights, tokenizers trained on the built-in samples. No network.
+"""Generated tiny models: real architectures, random weights, tokenizers trained on a text that is there. No network.
 
 ``tiny:ARCHITECTURE[?key=value&...]``, such as ``tiny:gemma2?tokenizer=byte_fallback&tokens=700&seed=1``: what rehearses
-a recipe, and what CI runs. Two entries with the same tokenizer and tokens have the same tokenizer, but for qwen2:
+a recipe, and what CI runs. Two entries with the same tokenizer, tokens and text have the same tokenizer, but for qwen2:
 transformers gives it the pre-tokenizer of Qwen and one token more, whatever its file says. They know nothing; a few
 steps teach them which tokens are frequent.
 
@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -22,6 +23,7 @@ from urllib.parse import parse_qsl
 from harness.base.errors import HarnessError
 from harness.base.files import digest_of
 from harness.base.identity import code_digest, seed_of, versions
+from harness.base.word_chain import WordChain
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("gemma2", "llama", "opt", "phi3", "qwen2")
 TOKENIZERS = ("byte_level", "byte_fallback")
+TEXTS = ("samples", "word_chain")
 SPECIAL = ("<pad>", "<s>", "</s>")
 EXAMPLE = "tiny:llama or tiny:gemma2?tokenizer=byte_fallback&tokens=700&width=64&layers=2&seed=1"
 _ROOM = 2048  # tokens that a model reads
 _ROWS = 40  # of each sample that tokenizers are trained on
+_CHAIN_TEXTS, _CHAIN_WORDS = 400, 12  # of the word chain's, and words of each after the first
 _STANDARD_DEVIATION = 0.08  # of weights: distributions differ visibly from one another, and train well
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
@@ -51,6 +55,7 @@ class TinyModel:
         width: of hidden states; a multiple of 16.
         layers: of the decoder.
         seed: of the weights.
+        text: that the tokenizer is trained on: ``samples`` of the tasks, or those of :mod:`harness.base.word_chain`.
     """
 
     architecture: str
@@ -59,6 +64,7 @@ class TinyModel:
     width: int = 64
     layers: int = 2
     seed: int = 0
+    text: str = "samples"
 
 
 def parse(text: str) -> TinyModel:
@@ -71,11 +77,12 @@ def parse(text: str) -> TinyModel:
     given = dict(parse_qsl(rest, keep_blank_values=True))
     least = {"tokens": 300, "width": 16, "layers": 1, "seed": 0}  # 259 tokens are bytes and special ones
     numbers = {key: int(text) for key, text in given.items() if key in least and re.fullmatch("[0-9]{1,9}", text)}
-    tokenizer = given.get("tokenizer", TOKENIZERS[0])
+    tokenizer, trained_on = given.get("tokenizer", TOKENIZERS[0]), given.get("text", TEXTS[0])
     right = (
         architecture in ARCHITECTURES
         and tokenizer in TOKENIZERS
-        and given.keys() - {"tokenizer"} == numbers.keys()
+        and trained_on in TEXTS
+        and given.keys() - {"tokenizer", "text"} == numbers.keys()
         and all(number >= least[key] for key, number in numbers.items())
         and numbers.get("width", 16) % 16 == 0
         and (architecture, tokenizer) != ("qwen2", "byte_fallback")
@@ -86,10 +93,10 @@ def parse(text: str) -> TinyModel:
             "model",
             repr(f"tiny:{text}"),
             EXAMPLE,
-            f"Architectures: {', '.join(ARCHITECTURES)}; tokenizers: {', '.join(TOKENIZERS)}; at least {bounds}; "
-            "widths are multiples of 16; qwen2 is byte_level.",
+            f"Architectures: {', '.join(ARCHITECTURES)}; tokenizers: {', '.join(TOKENIZERS)}; texts: "
+            f"{', '.join(TEXTS)}; at least {bounds}; widths are multiples of 16; qwen2 is byte_level.",
         )
-    return TinyModel(architecture, tokenizer, **numbers)
+    return TinyModel(architecture, tokenizer, **numbers, text=trained_on)
 
 
 def source_digest(spec: TinyModel) -> str:
@@ -98,7 +105,7 @@ def source_digest(spec: TinyModel) -> str:
         {
             "tiny": asdict(spec),
             "code": code_digest("harness.models.tiny"),
-            "texts": list(_texts()),
+            "texts": list(_texts(spec.text)),
             "versions": versions("tokenizers", "transformers"),
         }
     )
@@ -113,7 +120,7 @@ def make(spec: TinyModel) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     ]
     pad, bos, eos = SPECIAL
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=build(_texts(), spec.tokens), bos_token=bos, eos_token=eos, pad_token=pad
+        tokenizer_object=build(_texts(spec.text), spec.tokens), bos_token=bos, eos_token=eos, pad_token=pad
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
     rows = 64 * (len(tokenizer) // 64 + 1)  # more than there are tokens, as in published models
@@ -157,8 +164,11 @@ def _model(spec: TinyModel, vocabulary: int) -> PreTrainedModel:
 
 
 @cache
-def _texts() -> tuple[str, ...]:
-    """Values of the first rows of the samples that the project ships."""
+def _texts(of: str = TEXTS[0]) -> tuple[str, ...]:
+    """Values of the first rows of the samples that the project ships, or texts of the word chain."""
+    if of == "word_chain":
+        chain = WordChain.drawn().texts(_CHAIN_WORDS, seed_of("tiny", of))
+        return tuple(" ".join(words) for words in islice(chain, _CHAIN_TEXTS))
     folder = Path(__file__).parents[1] / "tasks" / "samples"
     rows: list[Mapping[str, Any]] = []
     for path in sorted(folder.glob("*/train.jsonl")):

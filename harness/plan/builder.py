@@ -13,6 +13,7 @@ from typing import TypedDict, Unpack
 
 from harness.base.code_closure import Sources
 from harness.base.device import compute_dtype
+from harness.base.errors import HarnessError
 from harness.base.files import Json
 from harness.data.rows import held_out
 from harness.data.tokens import STUDENT
@@ -48,7 +49,7 @@ def make_plan(recipe: Recipe, made: Mapping[str, Task] | None = None, sources: S
     codes = own_codes() if sources is None else StageCodes(sources)
     cells, references = [], []
     for task in made.values():
-        builder = _Builder(recipe, task, codes)
+        builder = StageBuilder(recipe, task, codes)
         cells += [builder.cell(objective, seed) for seed in recipe.seeds_of(task.name) for objective in objectives]
         further = recipe.further_seeds(task.name)
         cells += [builder.cell(one, seed) for seed in further for one in objectives if is_baseline(recipe, one)]
@@ -78,12 +79,18 @@ class _Further(_About, total=False):
     steps: int
 
 
-class _Builder:
+class StageBuilder:
     """Stages of one task."""
 
     def __init__(self, recipe: Recipe, task: Task, codes: StageCodes) -> None:
         self.recipe, self.task, self.codes = recipe, task, codes
         self.sources = model_sources(recipe)
+
+    def trial(self, recipe: Recipe, objective: ObjectiveSpec, seed: int) -> tuple[Cell, Stage]:
+        """A cell of a recipe that differs from the builder's in a row's settings alone, and its dev bits per byte."""
+        self.recipe = recipe
+        cell = self.cell(objective, seed)
+        return cell, self._dev_bits(cell.student, objective, seed)
 
     def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
         student = self._student(objective, seed)
@@ -175,7 +182,8 @@ class _Builder:
             steps += recipe.warm_start.total_steps(self.training_rows)
         own = recipe.teacher_seed(self.task.name, seed)
         for role in objective.roles:
-            inputs[role] = self._teacher(role, own) if objective.needs_live(role) else self._rows(role, own)
+            live = objective.needs_live(role)
+            inputs[role] = self._teacher(role, own) if live else self._rows(role, own, training)
         if objective.answers_of:
             inputs["said"] = self._said(objective.answers_of, own)
         return self._training(
@@ -211,12 +219,14 @@ class _Builder:
         values: dict[str, Json] = {} if own is None else {"seed": own}
         return self._training("teacher", title, "teacher", training, steps, values, {}, role=role, seed=own or 0)
 
-    def _rows(self, role: str, own: int | None) -> Stage:
+    def _rows(self, role: str, own: int | None, read_by: Training) -> Stage:
         title = f"rows of the {role}-tokenizer teacher{_numbered(own)}"
-        values = {
+        values: dict[str, Json] = {
             "data": self._data_values,
             "dtype": compute_dtype(self.recipe.teacher.precision),
         }
+        if read_by.rows:
+            values |= {"rows": list(read_by.rows)}
         if kept := self.recipe.teacher_rows.identity():
             values |= {"kept": kept}
         asked = [*(["lora"] if self.recipe.teacher.lora else []), *(["top_k"] if kept else [])]
@@ -252,12 +262,16 @@ class _Builder:
             training: the section's, with what a row has of its own.
             own: what decides its result beyond what all trainings have.
         """
+        if not training.chosen(range(self.training_rows)):
+            found, rows = f"{list(training.rows or ())}", f"rows below {self.training_rows}, which {self.task.name} has"
+            raise HarnessError(f"{section}.rows", found, rows, f"Lower it, or raise {self.task.name}.train_items.")
         values = self._training_values(more.get("role") or STUDENT, training, steps) | own
         further: _Further = {**more, "training": training, "section": section, "steps": steps}
         read = {stage.kind for stage in inputs.values()}
         lora = training.lora or ("teacher" in read and self.recipe.teacher.lora)
         asked = [
             *(["lora"] if lora else []),
+            *(["best_dev"] if training.select == "best_dev" else []),
             *(["top_k"] if "rows" in read and self.recipe.teacher_rows.identity() else []),
             *(["rollouts"] if "micro_batch" in values else []),
             *(["bits"] if self.recipe.dev.rows else []),
@@ -298,7 +312,7 @@ class _Builder:
             return self.task.training_count()
         return len(held_out(self.task.training_examples(), self.recipe.dev.rows)[0])
 
-    def dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
+    def _dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
         """Bits per byte of a student on the training rows that are held out."""
         title = f"dev bits per byte of {objective.name}"
         values, inputs = {"dev": self._data_values}, {"student": student}

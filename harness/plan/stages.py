@@ -124,6 +124,11 @@ class Plan:
     references: tuple[Reference, ...] = ()
 
     @property
+    def ends_alone(self) -> bool:
+        """Whether stages are asked for by themselves, and no cell is to be scored."""
+        return bool(self.recipe.stages)
+
+    @property
     def evaluated(self) -> tuple[Reference | Cell, ...]:
         """All that gets numbers: every row of the table, seed by seed."""
         return (*self.references, *self.cells)

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from harness.base.errors import suggest
 from harness.base.installation import folder_beside
 from harness.base.schema import as_list, as_names, field_at, fields_of, schema_of, types_of
+from harness.recipe.schema import BESIDE_OPTIONS
 from harness.recipe.training import RowTraining
 from harness.tasks import tasks
 from methods.base import Method, UnknownMethodError, registered
@@ -86,7 +87,7 @@ def name_problems(values: object) -> list[str]:
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
     problems += _primary_problems(values.get("primary"), as_names(values.get("tasks")))
-    problems += _dev_problems(values)
+    problems += _dev_problems(values) + _tuned_problems(values, known_methods)
     return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
 
 
@@ -210,12 +211,31 @@ def _variant_problems(variants: object, known: Mapping[str, type[Method]]) -> li
 
 
 def _row_problems(where: str, options: type[BaseModel], given: Mapping[str, object]) -> list[str]:
-    """Of a row's options, and of the fields that its training has of its own."""
-    problems = _wrong_options(where, options, {key: value for key, value in given.items() if key != "train"})
-    train = given.get("train", {})
-    if isinstance(train, Mapping):
-        return problems + _wrong_options(f"{where}.train", RowTraining, train)
-    return [*problems, f"{where}.train: found {train!r:.60}; expected a mapping of fields of train."]
+    """Of a row's options, and of what stands beside them: fields of its training, and what is tuned of it."""
+    problems = _wrong_options(where, options, {key: one for key, one in given.items() if key not in BESIDE_OPTIONS})
+    for name in BESIDE_OPTIONS:
+        part = given.get(name, {})
+        if not isinstance(part, Mapping):
+            problems.append(f"{where}.{name}: found {part!r:.60}; expected a mapping.")
+        elif name == "train":
+            problems += _wrong_options(f"{where}.{name}", RowTraining, part)
+    return problems
+
+
+def _tuned_problems(values: Mapping[object, object], known: Mapping[str, type[Method]]) -> list[str]:
+    """What was tuned is a row's, and has options that its method has."""
+    problems, variants = [], _named(values.get("variants"))
+    for row, given in _named(values.get("tuned")).items():
+        where, method = f"tuned.{row}", _named(variants.get(row)).get("method", row)
+        if not isinstance(given, Mapping):
+            problems.append(f"{where}: found {given!r:.60}; expected a mapping of options.")
+        elif is_dual(row):
+            problems += _row_problems(where, DualOptions, given)
+        elif method in known:
+            problems += _row_problems(where, known[str(method)].Options, given)
+        else:
+            problems.append(_unknown(where, "row", row, [*known, *variants]))
+    return problems
 
 
 def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, object]) -> list[str]:

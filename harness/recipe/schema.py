@@ -164,6 +164,9 @@ class Recipe(Strict):
         default_factory=dict,
         description="options, and `train`, that `harness tune` found, by row: they win over those above",
     )
+    tuning: dict[str, object] = Field(
+        default_factory=dict, description="how `tuned` was found, as `harness tune` wrote it into the lock file"
+    )
     seeds: Seeds = Field((0,), description="repetitions, each with its own order of rows, start and draws")
     baseline: str | None = Field(
         "control", description="the method that tests compare all others with; null for no tests"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from harness.base.device import Precision
 from harness.base.schema import Strict
 from harness.models.spec import Lora
+
+R = TypeVar("R")
 
 
 def _on_or_off(value: object) -> object:
@@ -23,6 +26,9 @@ class Training(Strict):
     steps: int | None = Field(None, ge=0, le=10**9, description="optimiser steps; wins over epochs")
     epochs: float | None = Field(None, gt=0, le=10**6, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, le=10**6, description="responses per optimiser step, over all devices")
+    rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="[a, b]: of the task's training rows those from number a to before b; null for all"
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
@@ -66,12 +72,24 @@ class Training(Strict):
             raise ValueError("set steps or epochs")
         return self
 
+    @field_validator("rows")
+    @classmethod
+    def _are_some(cls, rows: tuple[int, int] | None) -> tuple[int, int] | None:
+        if rows is not None and rows[0] >= rows[1]:
+            raise ValueError("expected [a, b] with a below b")
+        return rows
+
+    def chosen(self, rows: Sequence[R]) -> Sequence[R]:
+        """Those of a task's training rows that this training reads."""
+        return rows if self.rows is None else rows[slice(*self.rows)]
+
     def total_steps(self, rows: int) -> int:
-        """Optimiser steps over ``rows`` training rows."""
+        """Optimiser steps, where a task has ``rows`` training rows."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        return max(1, round(self.epochs * -(-rows // self.batch_size)))  # the last step of a pass may be a smaller one
+        read = len(self.chosen(range(rows)))
+        return max(1, round(self.epochs * -(-read // self.batch_size)))  # the last step of a pass may be a smaller one
 
     def micro_batch(self, processes: int = 1, sampled: bool = False) -> int:
         """Responses per forward pass and process: at most ``micro_batch_size``, whole numbers of them a step.
@@ -110,7 +128,7 @@ class Training(Strict):
             "report_to",
             "seeds",  # of teachers: stands beside, for each
         }
-        unasked = {"select", "evaluations"} if self.select == "last" else set()
+        unasked = ({"select", "evaluations"} if self.select == "last" else set()) | (set() if self.rows else {"rows"})
         return self.model_dump(mode="json", exclude=speed | unasked)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from harness.results.layout import Record
@@ -25,7 +26,8 @@ def folder_of(run: Path, runs: Path) -> Path:
     """The folder of a run that is named by its path, by its run.json, or by its name within ``runs``."""
     if run.name == RECORD:
         run = run.parent
-    return run if run.exists() or not (runs / run).exists() else runs / run
+    # os.path says no of a name that no file can have, where Path raises
+    return run if os.path.exists(run) or not os.path.exists(runs / run) else runs / run
 
 
 def _settings(record: Record) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.base.errors import HarnessError
-from reports import read_items, read_results
+from reports import read_items, read_results, unguarded_frame
 
 REBUILT = "rebuilt"  # within a run's folder: a report without all that the run's own had
 REBUILT_NOTE = (
@@ -67,7 +67,7 @@ def kept_frame(folder: Path, name: str, fresh: pd.DataFrame) -> pd.DataFrame:
     file = folder / name
     if not file.is_file():
         return fresh
-    old = pd.read_csv(file, float_precision="round_trip")
+    old = unguarded_frame(pd.read_csv(file, float_precision="round_trip"))
     return old if len(old) > len(fresh) else fresh
 
 

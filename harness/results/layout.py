@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import NotRequired
+
+from typing_extensions import TypedDict
 
 
 class MetricRecord(TypedDict):
@@ -60,7 +62,11 @@ class RowCell(CellRecord):
 
 
 class Record(TypedDict):
-    """A run: ``recipe`` is the recipe as it was read, ``protocol`` how numbers are made, in words, by task."""
+    """A run: ``recipe`` is the recipe as it was read, ``protocol`` how numbers are made, in words, by task.
+
+    ``readings``: see :func:`harness.results.readings.note_readings`; ``teachers``: by task and seed, which training of
+    the teachers it had, where there are several.
+    """
 
     format: int
     identity: str
@@ -71,6 +77,8 @@ class Record(TypedDict):
     protocol: dict[str, list[str]]
     baseline: str
     primary: NotRequired[list[str]]
+    readings: NotRequired[dict[str, int]]
+    teachers: NotRequired[dict[str, dict[str, int]]]
     paper: str
     command: NotRequired[str]
     bibtex: NotRequired[list[str]]

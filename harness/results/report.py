@@ -15,11 +15,14 @@ from harness.results.kept import REBUILT, REBUILT_NOTE, kept_frame, with_kept
 from harness.results.layout import Record
 from harness.results.learnt import collect_learnt, cut_answers, hardly_covered
 from harness.results.outcomes import collect_outcomes, scoring_lines, set_aside_lines
+from harness.results.readings import reading_line
 from harness.results.record import RECORD, RunRecord, collect
 from harness.results.spent import collect_costs
+from harness.results.tuning import tuning_frame, tuning_line
 from harness.store.store import Store
 from reports import Analysis, ReportContext, Table, analyse, build_table, write
 from reports.folder import FIGURES
+from reports.teachers import teacher_lines
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ def write_report(run: RunRecord, store: Store, folder: Path | None = None) -> tu
         outcomes=kept_frame(run.folder, "outcomes.csv", context.outcomes),
         costs=kept_frame(run.folder, "costs.csv", context.costs),
     )
+    teachers = {task: {int(s): t for s, t in its.items()} for task, its in run.record.get("teachers", {}).items()}
+    lines = teacher_lines(gathered.results, run.record["baseline"], teachers)
+    context = replace(context, tuning=tuning_frame(run.record, gathered.results), notes=[*context.notes, *lines])
     if gathered.rebuilt:
         context = replace(context, notes=[*context.notes, REBUILT_NOTE])
     folder = folder or (run.folder / REBUILT if gathered.rebuilt else run.folder)
@@ -109,6 +115,7 @@ def report_context(run: RunRecord, store: Store) -> ReportContext:
             *cut_answers(outcomes),
             *hardly_heard(record, store),
             *hardly_covered(training),
+            *filter(None, (tuning_line(record), reading_line(record))),
         ],
         appendix=training,
         paper=record["paper"],

@@ -22,7 +22,7 @@ from harness.results.report import Gathered, files_line, gather, write_report
 from harness.results.spent import collect_costs
 from harness.store.artefacts import ANSWERS, MODEL, SCORES, STEPS, TRACES, Answer, Failure, JsonFile, Trace
 from harness.store.store import Store
-from reports import ReportContext, Table, build_table, csv_wide, power_frame, terminal
+from reports import ReportContext, Table, build_table, csv_wide, power_frame, terminal, unguarded_frame
 
 T = TypeVar("T")
 
@@ -88,9 +88,8 @@ class Run:
         costs = kept_frame(self.folder, "costs.csv", collect_costs(self.recorded.record, self.store))
         whole = build_table(gathered.results, gathered.analysed(self.recorded.record), all_metrics=True)
         text = csv_wide(whole, costs)
-        return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""]).fillna(
-            {"teacher": "", "fidelity": ""}
-        )
+        read = unguarded_frame(pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""]))
+        return read.fillna({"teacher": "", "fidelity": ""})
 
     def power(self, difference: float | None = None, column: str | None = None) -> pd.DataFrame:
         """Which differences from the baseline the run's rows would show with some numbers of seeds.

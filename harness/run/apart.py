@@ -55,6 +55,7 @@ class DistanceMaker:
         head, student = bench.signal.head(one.teacher), bench.trained.student(one.student)
         title = f"distance of {cell.name} from the {role}-tokenizer teacher"
         manifest: dict[str, object] = {"title": title, "task": cell.task, "seed": cell.seed}
+        manifest["inputs"] = {"rows": {"kind": ROWS_KIND, "identity": one.rows}}
         pad, alike = bench.published.sides[STUDENT].tokenizer.pad_token_id, bench.pairs.of(role).same_tokenizer
         with self.store.create(KIND, one.identity, manifest) as folder:
             APART.write(folder, measure(student, role, head, rows, examples, pad=pad, one_vocabulary=alike))

@@ -5,13 +5,15 @@ Demand comes from the end: a cell whose scores are stored needs nothing else, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
 
+from harness.base.compilation import keep_compiled
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
-from harness.plan.stages import Cell, Plan
+from harness.plan.stages import Cell, Plan, Stage
 from harness.run.alignments import make_alignments
 from harness.run.apart import DistanceMaker
 from harness.run.demand import Demand
@@ -46,6 +48,7 @@ class Runner:
     ) -> None:
         self.plan, self.store, self.progress, self.unsafe = plan, store, progress, unsafe
         self.ranks = ranks or Ranks()
+        keep_compiled(store.root / "compiled")
         published = PublishedModels(plan.recipe.models_by_role(), progress.message)
         self.demand = Demand(
             store,
@@ -70,13 +73,23 @@ class Runner:
             if left := self.store.left_alone():
                 self.progress.message(escape(left))
             preflight(self.plan, self.bench, self.progress, self.unsafe)
-        if self.plan.recipe.stages:
-            for stage in self.plan.ends:
-                self.demand.attempt(stage)
-            self.bench.forget()
+        if self.plan.ends_alone:
+            self._make_ends()
             return
         for task in self.plan.tasks:
             self._run_task(task)
+
+    def _make_ends(self) -> None:
+        """Stages that are asked for by themselves: teachers and rows, or what trials of settings came to."""
+        for task in self.plan.tasks:
+            for stage in (end for end in self.plan.ends if end.task == task):
+                student = stage.inputs.get("student")
+                mine = student is not None and self.store.find(student.kind, student.identity) is None
+                self.demand.attempt(stage)
+                self.bench.aligned.forget()
+                if student is not None and mine:  # a student of a run stays
+                    self._drop(student, [stage])
+            self.bench.forget()
 
     def _run_task(self, task: str) -> None:
         """The cells of a task: each is answered before the next is trained, and all are scored together."""
@@ -119,8 +132,12 @@ class Runner:
 
     def _drop_student(self, cell: Cell) -> None:
         """Remove a student's weights once everything that reads them is stored, where the recipe says so."""
-        ends = [stage for stage in (cell.answers, cell.bits) if stage is not None]
-        done = all(self.store.find(stage.kind, stage.identity) is not None for stage in ends)
-        artefact = self.store.find(cell.student.kind, cell.student.identity)
-        if done and artefact is not None and not self.plan.recipe.keep_students:
+        if not self.plan.recipe.keep_students:
+            self._drop(cell.student, [stage for stage in (cell.answers, cell.bits) if stage is not None])
+
+    def _drop(self, student: Stage, readers: Sequence[Stage]) -> None:
+        """Remove a student's weights once all that reads them is stored."""
+        done = all(self.store.find(stage.kind, stage.identity) is not None for stage in readers)
+        artefact = self.store.find(student.kind, student.identity)
+        if done and artefact is not None:
             self.store.drop_files(artefact, keep=KEPT_OF_STUDENTS)

@@ -163,7 +163,10 @@ def make_rows(
     """
     teacher = stage.inputs["teacher"]
     model = kept.teacher(teacher)
-    examples = texts.examples(stage.task, "train") + _to_trace(texts, stage.task, traces)
+    examples = texts.examples(stage.task, "train")
+    if isinstance(read := stage.values.get("rows"), list):
+        examples = examples[slice(*read)]
+    examples = examples + _to_trace(texts, stage.task, traces)
     progress.begin(len(examples))
     size = store_rows(
         model,

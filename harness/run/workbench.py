@@ -222,6 +222,7 @@ class AlignedRows:
 
     def of(self, stage: Stage, trained: str, terms: Sequence[Term]) -> list[AlignedExample]:
         """Of a training of the model of role ``trained``; made once for all seeds of a row of the table."""
+        assert stage.training is not None
         objective, said = stage.objective, stage.inputs.get("said")
         key = (stage.task, trained if objective is None else objective.name, "" if said is None else said.identity)
         if key not in self._made:
@@ -229,7 +230,9 @@ class AlignedRows:
             if said is not None and objective is not None:
                 answers = ANSWERS.read(self._need(said))
                 examples = self._texts.said(stage.task, answers, objective.answers_share)
-            self._made[key] = [align(as_student(example, trained), terms) for example in examples]
+            self._made[key] = [
+                align(as_student(example, trained), terms) for example in stage.training.chosen(examples)
+            ]
         return self._made[key]
 
     def dev(self, task: str, trained: str) -> list[TokenizedExample]:

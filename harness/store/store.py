@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.base.errors import HarnessError
-from harness.base.files import disk_errors, new_directory, remove_abandoned, sha256_file, write_json
+from harness.base.files import disk_errors, new_directory, read_json, remove_abandoned, sha256_file, write_json
 
 FORMAT = 2
 """Of manifests and identities: raise it when either changes. Stages of another one are left alone."""
@@ -74,7 +73,7 @@ class Artefact:
 
     def json(self, name: str) -> Any:
         """A JSON file of the stage."""
-        return json.loads(self.file(name).read_text(encoding="utf-8"))
+        return read_json(self.file(name))
 
 
 class Store:
@@ -99,8 +98,10 @@ class Store:
         if final.exists() and self.find(kind, identity) is None:
             if (other := _format_of(final)) not in (None, FORMAT):
                 final.rename(final.with_name(f"{final.name}.format-{other}"))
-            else:  # dropped or damaged
+            elif final.is_dir():  # dropped or damaged
                 shutil.rmtree(final)
+            else:
+                final.unlink()
         with new_directory(final) as folder:
             yield folder
             files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -114,10 +115,10 @@ class Store:
         found: list[Mapping[str, Any]] = []
         for path in sorted(self.root.glob(f"{kind}/[!.]*/{MANIFEST}")):
             try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
+                manifest = read_json(path)
             except (OSError, ValueError):
                 continue
-            if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+            if is_manifest(manifest) and manifest["format"] == FORMAT:
                 found.append(manifest)
         return found
 
@@ -234,10 +235,10 @@ class Store:
         """What stands under an identity, dropped or not; None where nothing does that this version understands."""
         folder = self.folder_of(kind, identity)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST)
         except (OSError, ValueError):
             return None
-        known = isinstance(manifest, dict) and (manifest.get("identity"), manifest.get("format")) == (identity, FORMAT)
+        known = is_manifest(manifest) and (manifest["identity"], manifest["format"]) == (identity, FORMAT)
         return Artefact(folder, manifest) if known else None
 
     def work_folder(self, kind: str, identity: str) -> Path:
@@ -258,24 +259,42 @@ class Store:
         if _format_of(folder) not in (None, FORMAT):
             return []
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            names, dropped = list(manifest["outputs"]), bool(manifest.get("dropped"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            manifest = read_json(folder / MANIFEST)
+        except (OSError, ValueError):
+            manifest = None
+        if not is_manifest(manifest):
             return [f"{folder / MANIFEST} is missing or damaged"]
         lines = []
-        for name in names:
+        for name in manifest["outputs"]:
             try:
-                if not dropped or (folder / name).exists():
+                if not manifest.get("dropped") or (folder / name).exists():
                     Artefact(folder, manifest).file(name)
             except CorruptArtefactError as error:
                 lines.append(str(error))
         return lines
 
 
+def is_manifest(value: Any) -> bool:
+    """Whether it has a manifest's form: digests of files within the stage's folder, stages that it was made from."""
+    if not isinstance(value, dict) or not {"identity", "format"} <= value.keys():
+        return False
+    outputs, inputs = value.get("outputs"), value.get("inputs", {})
+    if not isinstance(outputs, dict) or not isinstance(inputs, dict):
+        return False
+    within = all(is_within(name) and isinstance(digest, str) for name, digest in outputs.items())
+    return within and all(isinstance(one, dict) and {"kind", "identity"} <= one.keys() for one in inputs.values())
+
+
+def is_within(name: str) -> bool:
+    """Whether a relative path leads to a file below the folder that it is taken in."""
+    parts = name.split("/")
+    return "\\" not in name and "\0" not in name and not {"", ".", ".."} & set(parts)
+
+
 def _format_of(folder: Path) -> int | None:
     """The format of the stage in a folder; None where its manifest can't be read."""
     try:
-        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("format")
+        known = read_json(folder / MANIFEST).get("format")
     except (OSError, ValueError, AttributeError):
         return None
     return known if isinstance(known, int) else None

@@ -38,12 +38,16 @@ class TerminalProgress:
     """Two bars, one for the stage and one for the whole run; finished cells stay as lines above them.
 
     A log or a pipe has lines in their place: when a stage starts, how far it is, what it took.
+
+    Args:
+        asked: kinds of stages that are made; None for all.
     """
 
-    def __init__(self, console: Console, plan: Plan, store: Store) -> None:
+    def __init__(self, console: Console, plan: Plan, store: Store, asked: Container[str] | None = None) -> None:
         self.console, self.plan, self.store = console, plan, store
         demanded = demanded_stages(plan, store)
-        self.missing = [stage for stage in plan.stages() if stage.identity in demanded]
+        wanted = (stage for stage in plan.stages() if asked is None or stage.kind in asked)
+        self.missing = [stage for stage in wanted if stage.identity in demanded]
         self.finished: set[str] = set()  # grows only: a student's weights may be removed once they are read
         self.bars = Progress(
             TextColumn("{task.description}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from accelerate.utils import wait_for_everyone
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from harness.base.files import sha256_file, write_json
+from harness.base.files import read_json, sha256_file, write_json
 from harness.store.artefacts import STEPS
 
 COMPLETE = "complete.json"
@@ -47,7 +46,7 @@ def latest_checkpoint(work: Path) -> Path | None:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        digests = json.loads((folder / COMPLETE).read_text())
+        digests = read_json(folder / COMPLETE)
         return all(sha256_file(folder / name) == digest for name, digest in digests.items())
     except (OSError, ValueError):
         return False

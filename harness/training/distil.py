@@ -17,12 +17,12 @@ from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT, TokenizedExample
-from harness.evaluate.bits_per_byte import corpus_bits_per_byte, measure
 from harness.models.heads import Head
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
+from harness.training.selection import bits_per_byte_of
 from harness.training.trainer import train
 
 if TYPE_CHECKING:
@@ -99,7 +99,6 @@ def distil(
         stored=teachers.stored,
         packing=training.packing,
     )
-    pad = pad_ids(sides)[STUDENT]
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
         rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
@@ -116,7 +115,7 @@ def distil(
         work=work,
         rollouts=rollouts,
         on_step=on_step,
-        dev_bits_per_byte=(lambda: corpus_bits_per_byte(measure(model, dev, pad=pad))) if dev else None,
+        dev_bits_per_byte=bits_per_byte_of(model, dev, pad_ids(sides)[STUDENT]) if dev else None,
     )
     return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None)
 

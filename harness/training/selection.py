@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
@@ -17,7 +18,23 @@ from accelerate.utils import wait_for_everyone
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from harness.data.tokens import TokenizedExample
+from harness.evaluate.bits_per_byte import corpus_bits_per_byte, measure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DEV = "dev_bits_per_byte"  # of a step's record, where there was a look after it
+
+
+def bits_per_byte_of(model: PreTrainedModel, dev: Sequence[TokenizedExample], pad: int) -> Callable[[], float]:
+    """What a look measures: bits per byte of a model, as it is then, on held-out rows.
+
+    Args:
+        dev: tokenised for the model under the role "student".
+        pad: padding token id.
+    """
+    return lambda: corpus_bits_per_byte(measure(model, dev, pad=pad))
 
 
 class Looks:

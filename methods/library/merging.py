@@ -6,6 +6,7 @@ i-th token, token_i that token, m(y) the merged mass of y. A group of one keeps 
 bayesian   m(y) = p_last(y) · Π_{i before the last} p_i(token_i)     the chain rule: what comes before is given
 observed   m(y) = p_first(y) · Π_{i after the first} p_i(token_i)    TRL's default
 product    m = softmax(Σ_i log p_i)                                  TRL until January 2026
+mean_log   m = exp(mean_i log p_i)                                   X-Token's H-KL; not normalised
 
 Masses of the first two are joint probabilities: they are not normalised, and groups of different sizes differ in mass
 even where both models agree. ``observed`` counts rows that stand one position later (``Rows.AFTER``), so that
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from methods.library.chunk import Members, Side
 
-Merge = Literal["bayesian", "observed", "product"]
+Merge = Literal["bayesian", "observed", "product", "mean_log"]
 LOG_FLOOR = math.log(1e-8)
 """Log of the least probability of a realised token, as in TRL: one unlikely token does not wipe out its group."""
 
@@ -41,7 +42,7 @@ def merge(side: Side, groups: int, how: Merge, temperature: float = 1.0) -> Tens
     """
     if side.index.numel() == groups:  # one member each: nothing to merge
         return side.paired_log_probs(temperature)
-    merged = {"bayesian": bayesian, "observed": observed, "product": product}[how]
+    merged = {"bayesian": bayesian, "observed": observed, "product": product, "mean_log": mean_log}[how]
     return merged(side.log_probs(temperature), side.index, side.group, side.tokens, groups)
 
 
@@ -68,6 +69,13 @@ def product(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, gro
     """The normalised product of the members' rows, whatever their tokens; as :func:`bayesian`."""
     rows = log_probs.index_select(0, index)
     return log_probs.new_zeros(groups, log_probs.shape[-1]).index_add(0, group, rows).log_softmax(-1)
+
+
+def mean_log(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, groups: int) -> Tensor:
+    """The means of the members' log-probabilities, whatever their tokens; as :func:`bayesian`."""
+    rows = log_probs.index_select(0, index)
+    total = log_probs.new_zeros(groups, log_probs.shape[-1]).index_add(0, group, rows)
+    return total / torch.bincount(group, minlength=groups).unsqueeze(-1)
 
 
 def _times_realised(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:
@@ -100,11 +108,14 @@ class Merged:
         self._log_probs = (side.logits if temperature == 1.0 else side.logits / temperature).log_softmax(-1)
         alone = side.row.numel() == groups
         self._is_rows, self._is_product = alone and side.in_order, how == "product" and not alone
+        self._is_mean = how == "mean_log" and not alone
         if self._is_rows:
             self.log_masses = self._log_probs
-        elif self._is_product:
+        elif self._is_product or self._is_mean:
             rows = self._log_probs.index_select(0, side.row)
-            self.log_masses = self._zeros(groups).index_add_(0, side.group, rows).log_softmax(-1)
+            total = self._zeros(groups).index_add_(0, side.group, rows)
+            self._sizes = total.new_zeros(groups).index_add_(0, side.group, torch.ones_like(rows[:, 0])).unsqueeze(-1)
+            self.log_masses = total.log_softmax(-1) if self._is_product else total.div_(self._sizes)
         else:
             kept = torch.arange(groups, device=side.group.device) if alone else kept_members(side.group, groups, how)
             self._own, self._ids = side.row[kept], side.tokens.clamp_min(0)
@@ -124,6 +135,10 @@ class Merged:
             centred = gradient.sub_(self.log_masses.exp().mul_(gradient.sum(-1, keepdim=True)))  # its rows add up to 0
             of_members = centred.index_select(0, self._side.group)
             spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
+        elif self._is_mean:
+            of_members = gradient.div_(self._sizes).index_select(0, self._side.group)
+            spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
+            spread.sub_(self._log_probs.exp().mul_(spread.sum(-1, keepdim=True)))
         else:
             spread = self._through_members(gradient)
         return spread if self._temperature == 1.0 else spread.div_(self._temperature)

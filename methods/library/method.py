@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Generic, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,6 +83,10 @@ class KDOptions(BaseModel):
     )
 
 
+SOFTENED: Mapping[str, tuple[float, ...]] = {"kd_share": (0.5, 0.8, 0.95), "temperature": (1.0, 2.0)}
+"""What is tuned of a method with a temperature."""
+
+
 class SoftenedOptions(KDOptions):
     """Options of methods that soften both distributions with a temperature."""
 
@@ -137,6 +141,8 @@ class Method(ABC, Generic[O_co]):
             empty text leaves the latter to the options.
         aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
         sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
+        tunes: what `harness tune` tries: options with the values of a grid, `kd_share` for kd_weight as a share of both
+            weights, `rate` and `length` for factors of the learning rate and of the steps.
         Options: the fields that a recipe may set, with their defaults: what the class is generic over.
     """
 
@@ -150,6 +156,7 @@ class Method(ABC, Generic[O_co]):
     released_normalize: ClassVar[str] = ""
     aligns_on_device: ClassVar[bool] = False
     sorts: ClassVar[bool] = False
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
 
     # no ClassVar, which can't be generic: so mypy holds `Options = ULDOptions` to the parameter of the class
     Options: type[O_co] = KDOptions  # type: ignore[assignment]

@@ -60,6 +60,7 @@ class Vocabulary:
         normalizers: names of the steps that change text before it is cut, for messages.
         pieces: the tokenizer's own string of each id, ``Ġthe`` or ``▁the``; None for unused ids.
         dummy_space: whether the tokenizer puts a space of its own before a text.
+        tokenizer: what it was read from; None where it was made by hand.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Vocabulary:
     normalizers: tuple[str, ...]
     pieces: tuple[str | None, ...] = ()
     dummy_space: DummySpace = "never"
+    tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, name: str = "tokenizer", eos: Sequence[int] = ()) -> Vocabulary:
@@ -101,7 +103,7 @@ class Vocabulary:
             named[index] = piece
         digest, normalizers = _digest(description), tuple(_normalizers(description))
         dummy = _dummy_space(description)
-        return cls(name, tuple(token_bytes), kinds, tuple(eos), digest, normalizers, tuple(named), dummy)
+        return cls(name, tuple(token_bytes), kinds, tuple(eos), digest, normalizers, tuple(named), dummy, tokenizer)
 
     def __len__(self) -> int:
         return len(self.token_bytes)

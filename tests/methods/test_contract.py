@@ -18,6 +18,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"merge": "observed"},
         {"merge": "product"},
         {"positions": "disagreement"},
+        {"unmatched": "rest"},
         {"sort": "top_k", "top_k": 8},
         {"sort": "counted"},
     ],

@@ -14,8 +14,9 @@ from torch import Tensor
 from harness.data.tokens import STUDENT
 from methods.base import AlignedChunk, Method, Need, Rows, Side
 from methods.gold import GOLD, Columns
-from methods.library.alignment import AlignedResponse
+from methods.library.alignment import AlignedResponse, Groups
 from methods.library.maps import UNMAPPED, exact_map
+from methods.library.projection import weighted_map
 from methods.library.vocabulary import TokenizerPair, Vocabulary
 from methods.uld import ULD
 from tests import tiny
@@ -26,6 +27,8 @@ STUDENT_VOCABULARY, TEACHER_VOCABULARY = (
 )
 PAIR = TokenizerPair(STUDENT_VOCABULARY, TEACHER_VOCABULARY)
 
+
+H_KL: dict[str, Any] = {"match": "weight", "merge": "mean_log", "beta": 0, "matched_weight": 1, "unmatched_weight": 1}
 
 # --- the formula, by loops --------------------------------------------------------------------------------------------
 
@@ -50,9 +53,9 @@ def walk(ours: list[int], theirs: list[int]) -> list[tuple[list[int], list[int]]
 
 def merged(rows: Tensor, members: list[int], ids: list[int], how: str) -> Tensor:
     """Masses of one group; ``rows[i]`` belongs to token i."""
-    if how == "product":
+    if how in ("product", "mean_log"):
         joint = torch.stack([rows[i] for i in members]).prod(0)
-        return joint / joint.sum()
+        return joint / joint.sum() if how == "product" else joint ** (1 / len(members))
     kept, others = (members[-1], members[:-1]) if how == "bayesian" else (members[0], members[1:])
     mass = rows[kept]
     for i in others:
@@ -78,11 +81,16 @@ def sorted_distance(s: Tensor, t: Tensor) -> Tensor:
 
 def hybrid(s: Tensor, t: Tensor, options: Any) -> Tensor:
     """One group's loss; masses of the student and of the teacher."""
-    pairs = [(int(i), j) for j, i in enumerate(exact_map(PAIR.teacher, PAIR.student, options.match)) if i != UNMAPPED]
+    by_weight = options.match == "weight"
+    mapped = weighted_map(PAIR) if by_weight else exact_map(PAIR.teacher, PAIR.student, options.match)
+    pairs = [(int(i), j) for j, i in enumerate(mapped) if i != UNMAPPED]
     if options.positions == "disagreement" and (int(s.argmax()), int(t.argmax())) in pairs:
         return s.sum() * 0
     ours, theirs = [i for i, _ in pairs], [j for _, j in pairs]
     rest = [sorted(set(range(side.numel())) - set(known)) for side, known in ((s, ours), (t, theirs))]
+    if options.unmatched == "rest":
+        p, q = (torch.cat([side[known], 1 - side[known].sum()[None]]) for side, known in ((s, ours), (t, theirs)))
+        return gjsd(p, q, options.beta)
     share = len(pairs) / t.numel()
     w_m = share if options.matched_weight is None else options.matched_weight
     w_u = 1 - share if options.unmatched_weight is None else options.unmatched_weight
@@ -125,6 +133,9 @@ OPTIONS: list[Any] = [
     pytest.param(GOLD(matched_weight=0.7, unmatched_weight=0), id="matched alone"),
     pytest.param(GOLD(matched_weight=0, positions="disagreement"), id="unmatched alone"),
     pytest.param(GOLD(temperature=0.5, student_temperature=2), id="a temperature for each"),
+    pytest.param(GOLD(unmatched="rest"), id="rest"),
+    pytest.param(GOLD(unmatched="rest", beta=1, positions="disagreement"), id="rest reverse disagreement"),
+    pytest.param(GOLD(**H_KL), id="H-KL"),
     pytest.param(ULD(pairing="bytes"), id="uld"),
     pytest.param(ULD(pairing="bytes", temperature=3, teacher_temperature=0.8), id="uld softened"),
     pytest.param(ULD(pairing="bytes", merge="observed"), id="uld observed"),
@@ -152,6 +163,42 @@ def test_loss_and_gradient_equal_the_formula(method: Method, padding: tuple[int,
     expected = torch.autograd.grad(0.7 * total / divisor, parameters)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("matched", "value"),
+    [
+        ([0, -1, -1, -1, 2], -0.116845 + 0.419815 - 0.195585 + 0.063094),  # a and b
+        ([0, 1, -1, -1, 2], -0.350819 - 0.248186),  # 201 with 2 too: no column of the student is left
+    ],
+    ids=["equal", "by weight"],
+)
+def test_h_kl_by_hand(matched: list[int], value: float) -> None:
+    """(a, 201, b) against (a, 2, 0, 1, b), one group of one token over three and one of one over one.
+
+    X-Token ends its sorted part with the shorter side, and GOLD counts all that the longer one has.
+    """
+    student = torch.tensor([[0, 1, -1], [1, 0, 0]], dtype=torch.float64)
+    teacher = torch.tensor(
+        [[0, 2, -1, 0, -1], [-1, 0, 2, 1, 0], [0, 0, 0, 2, -1], [1, 0, 0, 0, 0]], dtype=torch.float64
+    )
+    method = GOLD(**H_KL)
+    method.prepare(PAIR)
+    method.student_of_teacher = torch.tensor(matched)
+    groups = Groups.from_lists([[0], [1]], [[0, 1, 2], [3]])
+    chunk = AlignedChunk.of(groups, student, teacher, np.array([1, 0]), np.array([1, 2, 3, 0]))
+    means = teacher.log_softmax(-1)[:3].mean(0).exp(), teacher.softmax(-1)[3]
+    beyond = sum(float(row[1:4].sort().values[:2].sum()) for row in means) if matched[1] < 0 else 0.0
+    assert float(method.loss(chunk).kd) == pytest.approx(value + beyond, abs=2e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_with_what_is_left_as_one_mass_no_group_is_negative(beta: float) -> None:
+    """Where both sides have tokens of their own, and joint masses far from 1."""
+    method = GOLD(unmatched="rest", beta=beta)
+    method.prepare(PAIR)
+    for sizes in ([(1, 1)], [(1, 3)], [(2, 1)], [(3, 2)]):
+        assert float(method.loss(random_chunk(sizes)).kd) > 0
 
 
 # --- invariances ------------------------------------------------------------------------------------------------------

@@ -621,6 +621,22 @@ def test_results_csv_round_trip(tmp_path: Path) -> None:
     assert build_table(back) == build_table(results)
 
 
+def test_no_text_of_a_csv_is_a_formula_to_a_spreadsheet(tmp_path: Path) -> None:
+    """And whoever reads the files back finds the names as they were; numbers stay numbers."""
+    names = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\tx", "'quoted", "plain"]
+    made = frame(*(score(name, -1.5, student=name) for name in names), score("=fails", reason="=1+1"))
+    write(made, context(), tmp_path)
+    for file in ("results.csv", "table.csv"):
+        with (tmp_path / file).open(encoding="utf-8", newline="") as lines:
+            cells = [value for row in csv.reader(lines) for value in row]
+        assert not [value for value in cells if value[:1] in "=+@\t" and value]
+        assert {value for value in cells if value[:1] == "-"} == {"-1.5"}
+        assert "'=HYPERLINK(1)" in cells
+    back = read_results(tmp_path / "results.csv")
+    assert back["method"].tolist() == [*names, "=fails"]
+    assert back["reason"].tolist()[-1] == "=1+1"
+
+
 def test_read_results_names_file_column_and_row(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     frame(score("a", 1.0), score("b", 1.0)).astype({"seed": object}).assign(seed=[0, "x"]).to_csv(path, index=False)

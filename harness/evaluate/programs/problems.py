@@ -1,12 +1,12 @@
 """EvalPlus's problems: how they are read, and what is asked of a model for each."""
 
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.errors import HarnessError
+from harness.base.files import parse_json
 from harness.data.rows import checked_text
 
 CANNOT_PASS = frozenset({"HumanEval/32"})  # its oracle in 0.3.1 never marks an input as passed
@@ -84,7 +84,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Problem]]:
 
 def _check_problem(where: str, line: str) -> Problem:
     try:
-        problem = json.loads(line)
+        problem = parse_json(line)
     except ValueError as error:
         raise HarnessError(where, "text that is not JSON", "one JSON object a line") from error
     if not isinstance(problem, dict):

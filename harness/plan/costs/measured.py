@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from harness.base.files import Json, digest_of
+from harness.base.files import Json, digest_of, read_json
 from harness.base.identity import environment
 from harness.plan.costs.devices import DEVICES, Cost
 from harness.plan.stages import Stage
@@ -45,7 +44,7 @@ class Measured:
         for kind in ("teacher", "warm_start", "student"):
             for path in sorted((self.store.root / kind).glob(f"*/{MANIFEST}")):
                 try:
-                    manifest = json.loads(path.read_text(encoding="utf-8"))
+                    manifest = read_json(path)
                     manifest["values"]["steps"], manifest["environment"]["device"], manifest["kind"], manifest["task"]
                 except (OSError, ValueError, KeyError):
                     continue

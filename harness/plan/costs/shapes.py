@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import yaml
 
 from harness.base.errors import HarnessError
-from harness.base.files import Json, digest_of, write_json
+from harness.base.files import Json, digest_of, read_json, write_json
 from harness.base.identity import code_digest, versions
 from harness.models.cache import cache_folder
 from harness.models.load import load_config
@@ -157,7 +156,7 @@ def shape_of(spec: ModelSpec) -> Shape:
     folder: Path | None = None
     if is_downloaded(uri):
         folder = resolve(uri, download=False).folder
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = read_json(folder / "config.json")
     elif entry:
         fields = dict(entry["config"])
     else:
@@ -168,7 +167,7 @@ def shape_of(spec: ModelSpec) -> Shape:
     decides = {"config": fields, "layers": spec.layers, "eager": eager, **versions("transformers")}
     path = cache_folder() / "shapes" / f"{digest_of({**decides, 'code': code_digest(__name__)})[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
-        return replace(Shape(**json.loads(path.read_text(encoding="utf-8"))), bytes_per_token=ratios)
+        return replace(Shape(**read_json(path)), bytes_per_token=ratios)
     from transformers import AutoConfig  # takes seconds: what it finds is kept
 
     config = load_config(folder) if folder else AutoConfig.for_model(**fields)

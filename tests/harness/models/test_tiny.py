@@ -47,6 +47,17 @@ def test_a_wrong_uri_is_refused(text: str) -> None:
         parse_uri(text)
 
 
+def test_a_tokenizer_may_be_trained_on_the_word_chain() -> None:
+    first, second = (parse_uri(f"tiny:llama?tokens=312&text={text}").generated for text in tiny.TEXTS)
+    assert first is not None
+    assert second is not None
+    assert first != second
+    _, tokenizer = tiny.make(second)
+    assert tokenizer.tokenize(" the stone") == ["Ġthe", "Ġstone"]
+    with pytest.raises(HarnessError, match="samples, word_chain"):
+        parse_uri("tiny:llama?text=news")
+
+
 def test_digests_tell_models_apart() -> None:
     uris = (
         "tiny:llama",

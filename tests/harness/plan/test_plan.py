@@ -310,7 +310,8 @@ def test_an_option_of_one_method_touches_no_other(planned: Planner) -> None:
     [
         {"train__micro_batch_size": 1}, {"train__chunk_rows": 7}, {"train__checkpoint_every": 5},
         {"train__compile": "off"}, {"teacher_rows__k": 9},
-        {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"evaluation__decoding": "slots"}, {"keep_students": False},
+        {"train__gradient_checkpointing": True}, {"evaluation__batch_size": 3}, {"evaluation__decoding": "slots"},
+        {"keep_students": False},
         {"student__name": "x"}, {"name": "x"}, {"title": "x"}, {"notes": ["x"]}, {"train__precision": "float32"},
         {"gsm8k__new_tokens": 3}, {"dolly__unni_items": 5}, {"evaluation__bits_per_byte": False},
         {"methods": ["sft"]}, {"seeds": 0},

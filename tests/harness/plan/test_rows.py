@@ -86,7 +86,7 @@ def test_a_row_trains_with_fields_of_its_own(planned: Planner) -> None:
 
 def test_the_fields_are_no_options_and_change_no_other_row(planned: Planner) -> None:
     plain = planned(methods=["control", "uld"])
-    own = planned(methods=["control", "uld"], method_options={"control": {"train": {"learning_rate": 1e-3}}})
+    own = planned(methods=["control", "uld"], method_options__control={"train": {"learning_rate": 1e-3}})
     assert [cell.student.identity for cell in own.cells][1] == [cell.student.identity for cell in plain.cells][1]
     assert own.cells[0].student.identity == plain.cells[0].student.identity  # the rate that it has anyway
 
@@ -118,6 +118,10 @@ def test_a_dual_teacher_has_them_too_and_its_parts_lend_none(planned: Planner) -
     [
         ("method_options.uld.train={batch_size: 4}", "method_options.uld.train.batch_size: unknown option"),
         ("method_options.uld.train=3", "method_options.uld.train: found 3; expected a mapping"),
+        ("method_options.uld.tune=[1]", "method_options.uld.tune: found [1]; expected a mapping"),
+        ("tuned={uld: {tau: 2}}", "tuned.uld.tau: unknown option"),
+        ("tuned={nobody: {}}", "tuned.nobody: unknown row 'nobody'"),
+        ("tuned={'dual(fkd, cdm)': {train: {rate: 1}}}", "tuned.dual(fkd, cdm).train.rate: unknown option"),
         ("method_options.uld.train={learning_rate: -1}", "method_options.uld.train.learning_rate: found -1"),
         ("method_options.all.train={steps: 1}", "method_options.all.train: unknown option"),
         ("variants={x: {method: uld, train: {rate: 1}}}", "variants.x.train.rate: unknown option"),

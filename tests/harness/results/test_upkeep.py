@@ -12,12 +12,13 @@ from harness.base.errors import HarnessError
 from harness.store.store import Store
 from tests.conftest import Command
 
-IDENTITIES = {name: f"{number}" * 64 for number, name in enumerate(("teacher", "student", "scores", "other"))}
+NAMES = ("teacher", "student", "scores", "other", "distance", "rows")
+IDENTITIES = {name: f"{number}" * 64 for number, name in enumerate(NAMES)}
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A run that names scores, made from a student, made from a teacher; a stage of no run; litter."""
+    """A run that names scores, made from a student, made from a teacher, and a distance; a stage of no run; litter."""
     store = Store(tmp_path)
 
     def make(kind: str, name: str, **inputs: tuple[str, str]) -> None:
@@ -29,7 +30,10 @@ def store(tmp_path: Path) -> Store:
     make("student", "student", taught=("teacher", "teacher"))
     make("scores", "scores")
     make("student", "other")
-    cell = {"stages": {"scores": IDENTITIES["scores"], "student": IDENTITIES["student"]}}
+    make("held_out", "rows")
+    make("apart", "distance", rows=("held_out", "rows"))
+    stages = {"scores": IDENTITIES["scores"], "student": IDENTITIES["student"]}
+    cell = {"stages": stages, "apart": {"a teacher": IDENTITIES["distance"]}}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(json.dumps({"cells": [cell]}))
     (tmp_path / "broken").mkdir()
@@ -46,6 +50,8 @@ def test_all_is_listed_with_what_it_is_there_for(store: Store) -> None:
         ("teacher", "0000000"): "named by a run",  # through the student that was made from it
         ("student", "1111111"): "named by a run",
         ("scores", "2222222"): "named by a run",
+        ("apart", "4444444"): "named by a run",
+        ("held_out", "5555555"): "named by a run",
         ("student", "3333333"): "named by no run",
         ("student", ".work-7"): "checkpoints",
         ("scratch", ".score-"): "left by a killed process",
@@ -65,7 +71,7 @@ def test_nothing_goes_before_it_is_said_twice(store: Store, harness: Command) ->
     with store.in_use(), pytest.raises(HarnessError, match="a run at work"):
         api.prune_store(store, dry=False)
     assert harness("store", "--prune", "--yes", "--runs", runs).code == 0
-    assert [one.state for one in api.store_contents(store)] == ["named by a run"] * 3
+    assert [one.state for one in api.store_contents(store)] == ["named by a run"] * 5
     assert "names every stage" in harness("store", "--prune", "--runs", runs).out
 
 

@@ -14,7 +14,7 @@ from methods.library.alignment import group_bytes
 from methods.library.merging import Merge, Merged, merge
 from methods.uld import ULD
 
-MERGES: tuple[Merge, ...] = ("bayesian", "observed", "product")
+MERGES: tuple[Merge, ...] = ("bayesian", "observed", "product", "mean_log")
 EVERY = pytest.mark.parametrize("how", MERGES)
 
 
@@ -44,11 +44,11 @@ def by_loops(made: Side, groups: int, how: Merge, tau: float = 1.0) -> Tensor:
         members = [k for k, group in enumerate(made.group.tolist()) if group == number]
         rows = [(made.logits[made.index[k]] / tau).softmax(-1) for k in members]
         realised = [row[made.tokens[k]] for row, k in zip(rows, members, strict=True)]
-        if how == "product":
+        if how in ("product", "mean_log"):
             joint = torch.ones_like(rows[0])
             for row in rows:
                 joint = joint * row
-            masses.append(joint / joint.sum())
+            masses.append(joint / joint.sum() if how == "product" else joint ** (1 / len(rows)))
             continue
         mass, others = (rows[-1], realised[:-1]) if how == "bayesian" else (rows[0], realised[1:])
         for factor in others:
@@ -63,6 +63,7 @@ def by_loops(made: Side, groups: int, how: Merge, tau: float = 1.0) -> Tensor:
         ("observed", [0.30, 0.15, 0.05]),
         ("bayesian", [0.12, 0.30, 0.18]),
         ("product", [0.12 / 0.30, 0.15 / 0.30, 0.03 / 0.30]),
+        ("mean_log", [0.12**0.5, 0.15**0.5, 0.03**0.5]),
     ],
 )
 def test_by_hand(how: Merge, expected: list[float]) -> None:

@@ -1,5 +1,6 @@
 """What untrusted code can't do in the sandbox, and what becomes of it when it tries."""
 
+import json
 import os
 import subprocess
 import sys
@@ -187,14 +188,19 @@ def test_without_a_work_folder_nothing_of_it_is_left(tmp_path: Path) -> None:
     done = python(f"import os; open({marker!r}, 'w').write('x'); print(os.getcwd(), *os.listdir())", None)
     folder, *found = done.output.split()
     assert folder == "/tmp"
-    environment = [Path(path) for path in (sys.prefix, sys.base_prefix, *map(str, site_folders()))]
-    below = {path.relative_to("/tmp").parts[0] for path in environment if path.is_relative_to("/tmp")}
-    assert set(found) - below == {marker}
+    assert set(found) - ENVIRONMENT == {marker}
     assert not (Path(tempfile.gettempdir()) / marker).exists()
     where = python("import os; print(os.getcwd())", None, status=NONE, unsafe=True).output.strip()
     assert Path(where).parent == Path(tempfile.gettempdir())
     assert not Path(where).exists()
 
+
+ENVIRONMENT = {
+    path.relative_to("/tmp").parts[0]
+    for path in (Path(sys.prefix), Path(sys.base_prefix), *site_folders())
+    if path.is_relative_to("/tmp")
+}
+"""What the Python that runs these tests, and its packages, are below, where they lie in /tmp: it is shown too."""
 
 IN_AN_ENVIRONMENT = """
 import sys
@@ -217,9 +223,9 @@ def test_an_environment_under_tmp_is_there_and_nothing_beside_it() -> None:
         (packages / "own.py").write_text("here = 1\n")
         (place / "secret.txt").write_text("the password")
         code = (
-            "import os, own, sys\n"
-            "try: open(own.__file__, 'a')\nexcept OSError: print('kept', end=' ')\n"
-            f"open('/tmp/new', 'w'); print(sys.prefix, sorted(os.listdir('/tmp')), os.listdir({folder!r}), sep='|')"
+            "import json, os, own, sys\n"
+            "try: open(own.__file__, 'a'); kept = False\nexcept OSError: kept = True\n"
+            f"open('/tmp/new', 'w'); print(json.dumps([kept, sys.prefix, os.listdir('/tmp'), os.listdir({folder!r})]))"
         )
         path = os.pathsep.join(map(str, [packages, Path(harness.__file__).parent.parent, *site_folders()]))
         done = subprocess.run(
@@ -228,7 +234,10 @@ def test_an_environment_under_tmp_is_there_and_nothing_beside_it() -> None:
             capture_output=True,
             text=True,
         )
-        assert done.stdout.strip() == f"kept {place / 'own venv'}|{sorted(['new', place.name])}|['own venv']", done
+        assert done.returncode == 0, done.stderr
+        kept, prefix, in_tmp, beside = json.loads(done.stdout)
+        assert (kept, prefix, beside) == (True, str(place / "own venv"), ["own venv"])
+        assert set(in_tmp) - ENVIRONMENT == {"new", place.name}
 
 
 @needs_sandbox

@@ -1,0 +1,1 @@
+"""What methods learn where the truth is known, and whether one that is broken would be noticed."""

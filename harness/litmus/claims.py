@@ -1,0 +1,49 @@
+"""What a KD term alone must do, where the truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from methods.base import TeacherKind
+from reports.known_truth import Claim
+
+REACHES = 0.8
+"""The share of the way from the start to its teacher that a same-tokenizer method goes at least, in bits per byte."""
+IMPROVES = 0.1
+"""The share that a cross-tokenizer method goes at least, to have taught something."""
+KNOWN_FAILURES: Mapping[str, str] = {
+    "uld": "it compares sorted masses alone: a student that is as sure as its teacher, of other tokens, has no loss",
+}
+"""Methods whose claim fails, with the reason; the failure is asserted like the others' success."""
+
+
+def least_share(kind: TeacherKind) -> float:
+    """Of the way to the teacher."""
+    return REACHES if kind is TeacherKind.SAME_TOKENIZER else IMPROVES
+
+
+def share_closed(start: float, end: float, teacher: float) -> float:
+    """Of the distance between the start's and the teacher's bits per byte; negative for a student that got worse.
+
+    NaN where the teacher knows no more than the start: then nothing can be learnt from it.
+    """
+    return (start - end) / (start - teacher) if teacher < start else math.nan
+
+
+def claim_of(row: str, method: str, kind: TeacherKind, closed: float) -> Claim:
+    """What became of a row's claim.
+
+    Args:
+        method: behind the row.
+        closed: share of the way to its teacher, by its KD term alone.
+    """
+    least = least_share(kind)
+    aim = "reaches its teacher" if kind is TeacherKind.SAME_TOKENIZER else "improves on the start"
+    return Claim(
+        row,
+        f"{aim}: goes {least:.0%} of the way to its teacher at least",
+        "the teacher knows no more than the start" if math.isnan(closed) else f"{closed:.0%}",
+        closed >= least,
+        KNOWN_FAILURES.get(method, ""),
+    )

@@ -1,0 +1,111 @@
+"""X-Token (P-KL): KL over the teacher's vocabulary, to which a sparse matrix takes the student's distribution.
+
+Sreenivas et al., arXiv 2605.21699:   L = CE + w · τ² Σ_g KL(p_T(g) || W^T p_S(g)),   both softened at τ
+
+g: groups of tokens that end on the same byte. W: which of the teacher's tokens a student's token is written in, in rows
+that add up to 1 (methods/library/projection.py). p(g): the group's distribution by the chain rule, which is taken for
+``bayesian`` merging here (methods/library/merging.py): how the paper makes one is not in what could be read, nor is its
+own text; formulas are from a description of it. The sum runs over the teacher's likeliest ``columns`` of each group
+(which the paper leaves open), and nothing is renormalised, so that it may be negative where groups have several tokens.
+W gives a token that stands for several of the teacher's its mass on the first of them mostly, while the chain rule asks
+for the last: such groups pull at the wrong token.
+
+The paper learns W too, and weights KD by CE / KD of the same step; here W is fixed and weights are the recipe's. Its
+other loss, H-KL, is GOLD's with ``match: weight`` and ``merge: mean_log``.
+
+``released`` (NVIDIA-NeMo/RL, at 7ea279a): the student's rows of a group are averaged as probabilities and renormalised
+over the columns, the teacher's as logs of its softmax over the columns, which is not; the columns are those with the
+largest logit anywhere in the response (in the code: in the micro-batch); means over a response's groups, and over
+responses. What the code's script adds to W (a second pass, likeness of special tokens, a rescaling) is not here.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from methods.base import AlignedChunk, KDOptions, LossSums, Method, Need, Positive, Side, TeacherKind, register
+from methods.library.alignment import AlignedResponse, Groups, group_bytes
+from methods.library.divergences import forward_kl
+from methods.library.maps import Tables
+from methods.library.merging import merge
+from methods.library.projection import projection
+from methods.library.vocabulary import TokenizerPair
+
+_LEAST = 1e-10  # of a probability that a logarithm is taken of
+
+
+class XTokenOptions(KDOptions):
+    temperature: Positive = Field(1.0, description="τ, divides the logits of both sides")
+    columns: int = Field(8192, ge=1, description="columns of the teacher that are compared")
+
+
+@register
+class XToken(Method[XTokenOptions]):
+    name, paper, teacher = "x_token", "arXiv 2605.21699", TeacherKind.CROSS_TOKENIZER
+    summary = "forward KL over the teacher's vocabulary, the student's tokens spread over those that write them"
+    fidelities_differ = True
+    Options = XTokenOptions
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.WHOLE_RESPONSE} if self._released else ())
+
+    @property
+    def normalize(self) -> str:
+        return "samples" if self._released else super().normalize
+
+    @property
+    def zero_at_identity(self) -> bool:
+        return not self._released  # two constants of 1e-10 are added
+
+    @property
+    def _released(self) -> bool:
+        return bool(self.options.fidelity == "released")
+
+    def prepare(self, pair: TokenizerPair) -> None:
+        made = projection(pair)
+        self.tables = Tables(student=made.student, teacher=made.teacher, weight=made.weight)
+
+    def align(self, response: AlignedResponse) -> Groups:
+        return group_bytes(response.student_ends, response.teacher_ends)
+
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        p, q = self._released_rows(chunk) if self._released else self._described_rows(chunk)
+        kd = self.options.temperature**2 * forward_kl(p, q).sum()
+        groups = kd.new_full((), chunk.groups)
+        covered = (q.exp() * (p.exp() > _LEAST)).sum().detach()
+        return LossSums(kd / chunk.groups if self._released else kd, {"teacher mass covered": (covered, groups)})
+
+    def _described_rows(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor]:
+        """Log-masses [groups, columns] of student and teacher, over each group's own columns."""
+        tau = self.options.temperature
+        theirs = merge(chunk.teacher, chunk.groups, "bayesian", tau)
+        columns = theirs.topk(min(self.options.columns, theirs.shape[-1]), -1).indices
+        ours = self._projected(merge(chunk.student, chunk.groups, "bayesian", tau).exp(), theirs.shape[-1])
+        p, q = ours.gather(-1, columns), theirs.gather(-1, columns).exp()
+        return p.clamp_min(_LEAST).log(), q.clamp_min(_LEAST).log()
+
+    def _released_rows(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor]:
+        """The same over one set of columns for the whole response; the teacher's are means of logs."""
+        tau, teacher = self.options.temperature, chunk.teacher
+        largest = teacher.logits.index_select(0, teacher.index).amax(0)
+        columns = largest.topk(min(self.options.columns, len(largest))).indices
+        ours = self._projected(_means(chunk.student, chunk.student.log_probs(tau).exp(), chunk.groups), len(largest))
+        ours = ours.index_select(1, columns)
+        p = (ours / (ours.sum(-1, keepdim=True) + _LEAST) + _LEAST).log()
+        return p, _means(teacher, teacher.over_columns(columns).log_probs(tau), chunk.groups)
+
+    def _projected(self, masses: Tensor, width: int) -> Tensor:
+        """[groups, width]: masses of the student's vocabulary, by W as those of the teacher's."""
+        tables = self.tables.on(masses.device)
+        spread = masses.index_select(1, tables["student"]) * tables["weight"].to(masses.dtype)
+        return masses.new_zeros(len(masses), width).index_add(1, tables["teacher"], spread)
+
+
+def _means(side: Side, rows: Tensor, groups: int) -> Tensor:
+    """[groups, columns]: means over the members of each group."""
+    sizes = torch.bincount(side.group, minlength=groups)
+    members = rows.index_select(0, side.index) / sizes[side.group, None]
+    return rows.new_zeros(groups, rows.shape[-1]).index_add(0, side.group, members)
