@@ -15,9 +15,8 @@ import itself takes no time.
 from __future__ import annotations
 
 import importlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from harness.base.errors import HarnessError, unknown
 from harness.base.heard_warnings import hear_warnings
 from harness.base.installation import claim_packages, runs_folder
 from harness.base.provenance import commit
+from harness.recipe.overrides import as_overrides
 
 if TYPE_CHECKING:
     from harness.base.progress import Progress
@@ -150,7 +150,7 @@ def load_recipe(name: str | Path, /, *overrides: str, **fields: Any) -> Recipe:
     """
     from harness.recipe.load import load_recipe as load
 
-    return load(str(name), _as_overrides(overrides, fields))
+    return load(str(name), as_overrides(overrides, fields))
 
 
 def recipe_of(run: Run, /, *overrides: str, **fields: Any) -> Recipe:
@@ -165,7 +165,7 @@ def recipe_of(run: Run, /, *overrides: str, **fields: Any) -> Recipe:
     """
     from harness.results.repeat import recipe_of as recipe
 
-    return recipe(run.recorded, _as_overrides(overrides, fields))
+    return recipe(run.recorded, as_overrides(overrides, fields))
 
 
 def changes_since(run: Run, made: Plan) -> list[Difference]:
@@ -221,7 +221,7 @@ def litmus(
     """
     from harness.litmus.trial import litmus as made
 
-    return made(method, overrides, _runs(runs), watched)
+    return made(method, overrides, runs_folder(runs), watched)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -256,6 +256,7 @@ def run(
     *,
     runs: Path | str | None = None,
     unsafe_execution: bool = False,
+    stop_after: float | None = None,
 ) -> Run:
     """Train and evaluate what a recipe asks for; what is stored already is not made again.
 
@@ -268,6 +269,7 @@ def run(
         runs: folder of results, shared by all runs; None for that of the environment variable HARNESS_RUNS, or
             ``runs`` in the working folder.
         unsafe_execution: whether generated code may run without a sandbox where none can start.
+        stop_after: seconds; cells come seed by seed then, and what is not done by then is left to the next call.
 
     Returns:
         The run. Stages that failed are no exception: they are rows with a reason, and in :attr:`Run.failures`.
@@ -277,7 +279,6 @@ def run(
     """
     from rich.markup import escape
 
-    from harness.base.files import scratch_below
     from harness.base.identity import environment
     from harness.base.progress import Silent
     from harness.base.ranks import Ranks
@@ -300,8 +301,8 @@ def run(
             ranks.end()
             return Run(folder)
         try:
-            with ranks.leading(), runner.store.in_use(), scratch_below(runner.store.scratch):
-                runner.run()
+            with ranks.leading(), runner.store.in_use():
+                runner.run(stop_after)
         finally:  # whatever stops a run, its folder shows the cells that are done
             if not made.recipe.stages:
                 readings = note_readings(made, runner.store)
@@ -397,24 +398,3 @@ def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[
 def leads() -> bool:
     """Whether this process shows what a run does and made: of those that a launcher starts, the first."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-
-
-def _as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
-    return [*overrides, *(f"{key}={_as_yaml(key, value)}" for key, value in fields.items())]
-
-
-def _as_yaml(key: str, value: Any) -> str:
-    """A value of Python as overrides have it. JSON is YAML, and says of a value that it can't hold what it is."""
-
-    def plain(other: Any) -> Any:
-        if isinstance(other, Path):
-            return str(other)
-        if isinstance(other, Mapping):
-            return dict(other)
-        if isinstance(other, Sequence | set | frozenset | range):
-            return list(other)
-        if hasattr(other, "item"):  # a number of NumPy
-            return other.item()
-        raise HarnessError(f"override {key}", repr(other), "a value that YAML can hold: text, number, list, mapping")
-
-    return json.dumps(value, default=plain, ensure_ascii=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.base.files import disk_errors, new_directory, parse_json, scratch_below, scratch_folder, sha256_file
+from harness.base.files import disk_errors, new_directory, parse_json, scratch_folder, sha256_file
 from harness.results.record import RECORD, RunRecord, read_record
 from harness.results.upkeep import stages_named_by
 from harness.store.artefacts import STEPS, TIMING, TRACES
@@ -106,7 +106,7 @@ def import_bundle(path: Path, runs: Path) -> Imported:
             and nothing has been imported.
     """
     store = Store(runs)
-    with _opened(path) as bundle, store.in_use(), scratch_below(store.scratch), scratch_folder("import") as unpacked:
+    with _opened(path) as bundle, store.in_use(), scratch_folder("import") as unpacked:
         index = _index(bundle, path)
         _unpack(bundle, path, index, unpacked)
         theirs = Store(unpacked)
