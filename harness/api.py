@@ -38,12 +38,13 @@ if TYPE_CHECKING:
     from harness.results.bundle import export_run, import_bundle, open_bundle
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.results.upkeep import damaged_files, prune_store, store_contents
+    from harness.run.profiling import profile
     from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
     from harness.tuning import tune, tuned, tuning_plan
     from reports import RunComparison
-    from reports.known_truth import KnownTruth
+    from reports.known_truth import Litmus
     from reports.two_runs import Difference
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "open_bundle",
     "open_run",
     "plan",
+    "profile",
     "prune_store",
     "recipe_fields",
     "recipe_names",
@@ -93,17 +95,16 @@ __all__ = [
 claim_packages()  # before anything else imports methods or reports
 
 _ELSEWHERE = {
-    "CellResult": "harness.results.run",
+    **dict.fromkeys(("CellResult", "Run", "WrittenReport"), "harness.results.run"),
     "Checked": "harness.base.promises",
     "Lock": "harness.recipe.lock",
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
-    "Run": "harness.results.run",
     "StoredFolder": "harness.store.contents",
-    "WrittenReport": "harness.results.run",
     **dict.fromkeys(("export_run", "import_bundle", "open_bundle"), "harness.results.bundle"),
     **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
+    "profile": "harness.run.profiling",
     **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
 }
 
@@ -213,7 +214,7 @@ def litmus(
     *overrides: str,
     runs: Path | str | None = None,
     watched: Callable[[Plan, Store], AbstractContextManager[Progress]] | None = None,
-) -> KnownTruth:
+) -> Litmus:
     """What a method, also a plug-in's, learns where the truth is known; None for all (docs/known_truth.md).
 
     Raises:
@@ -227,8 +228,7 @@ def litmus(
 def plan(recipe: Recipe) -> Plan:
     """The cells of a recipe (task, method, seed) and their stages with identities; executes nothing.
 
-    ``plan(recipe).stages()`` lists them all, inputs before what reads them;
-    :func:`missing_stages` those that would run.
+    ``plan(recipe).stages()`` lists them all, inputs before what reads them; :func:`missing_stages` what would run.
 
     Raises:
         HarnessError: a model's name or a data file is wrong, or a method lacks its teacher.

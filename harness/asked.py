@@ -21,6 +21,16 @@ def without_budget(fields: list[str] | None) -> tuple[list[str], int]:
     return [field for field in fields or [] if not field.startswith("budget=")], budget
 
 
+def without_profile(fields: list[str] | None) -> tuple[list[str], str, int]:
+    """The fields of a recipe, and which method's steps are traced, and how many: `method=gold steps=5`."""
+    own = {"method": "", "steps": "5"}
+    rest = [field for field in fields or [] if field.partition("=")[0] not in own]
+    own |= dict(field.partition("=")[::2] for field in fields or [] if field not in rest)
+    if not own["steps"].isdecimal() or own["steps"] == "0":
+        raise HarnessError("steps", repr(own["steps"]), "how many steps to trace, such as steps=5")
+    return rest, own["method"], int(own["steps"])
+
+
 def name_in(fields: list[str] | None) -> str:
     """The recipe's name or file on a command line."""
     fields = fields or []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from harness.asked import asked_recipe, name_in, tuned_recipe, without_budget
+from harness.asked import asked_recipe, name_in, tuned_recipe, without_budget, without_profile
 from harness.base.errors import HarnessError
 from harness.base.stopping import seconds_of, stopping
 from harness.keeping import Runs, console, verbs
@@ -162,6 +162,20 @@ def tune(
     if api.leads():
         write_lock(path, lock)
         console.print(tuning_view(lock, path))
+
+
+@app.command()
+def profile(
+    fields: Fields = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for torch's trace.")] = Path("profile"),
+) -> None:
+    """Trace steps of a training: longest operations, gaps, waits. `method=gold steps=5` stand beside the fields."""
+    from harness import api
+    from harness.terminal.profile_view import profile_view
+
+    given, method, steps = without_profile(fields)
+    recipe = asked_recipe(given)
+    console.print(profile_view(api.profile(recipe, method or recipe.methods[0], steps=steps, folder=out)))
 
 
 @app.command()

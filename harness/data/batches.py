@@ -59,6 +59,7 @@ class Batch(OnDevice):
         counts: float64 [2 + terms], always on the CPU, where a window's are added up: response tokens, responses, and
             the groups of each term (0 where they are made at the step).
         unaligned: what the step needs to make ``chunks`` and ``terms``, where a method aligns by entropies.
+        padded_behind: whether padding stands behind each sequence, the teachers' too.
     """
 
     stays = frozenset({"counts"})
@@ -73,6 +74,7 @@ class Batch(OnDevice):
     terms: list[TermBatch]
     counts: torch.Tensor
     unaligned: Unaligned | None = None
+    padded_behind: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ class Collator:
             batch_terms,
             self.counts(examples),
             unaligned,
+            self.padding_side == "right",
         )
 
     def counts(self, examples: Sequence[AlignedExample]) -> torch.Tensor:

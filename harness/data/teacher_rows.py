@@ -62,7 +62,7 @@ def _rows_of(model: Any, sides: Sequence[SideTokens], pad: int) -> list[Tensor]:
         ids[row, : side.length] = torch.from_numpy(side.sequence)
         mask[row, : side.length] = 1
     positions = torch.arange(length).expand(len(sides), -1) * mask
-    hidden = hidden_states(model, ids.to(device), mask.to(device), positions.to(device))
+    hidden = hidden_states(model, ids.to(device), mask.to(device), positions.to(device), padded_behind=True)
     bounds = [row_bounds(side, TEACHER_ROWS) for side in sides]
     return [hidden[row, start:stop] for row, (start, stop) in enumerate(bounds)]
 

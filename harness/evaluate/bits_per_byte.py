@@ -51,7 +51,8 @@ def measure(
     for start in range(0, len(whole), batch_size):
         part = whole[start : start + batch_size]
         batch = collator.collate([AlignedExample(example, ()) for example in part]).to(device)
-        hidden = hidden_states(model, batch.input_ids, batch.attention_mask, batch.position_ids).flatten(0, 1)
+        places = batch.input_ids, batch.attention_mask, batch.position_ids
+        hidden = hidden_states(model, *places, padded_behind=batch.padded_behind).flatten(0, 1)
         rows = hidden.index_select(0, batch.row_index)
         nats = torch.cat(
             [
@@ -62,8 +63,8 @@ def measure(
             ]
         ).double()
         sizes = [example.sides[STUDENT].response.size for example in part]
-        for example, values in zip(part, torch.split(nats, sizes), strict=True):
-            bits = float(values[:-1].sum()) / math.log(2)  # the last token is EOS
-            measured.append(Bits(example.id, bits, example.response_bytes))
+        sums = torch.stack([values[:-1].sum() for values in torch.split(nats, sizes)]).tolist()  # the last one is EOS
+        for example, of_response in zip(part, sums, strict=True):
+            measured.append(Bits(example.id, of_response / math.log(2), example.response_bytes))
         on_batch(len(measured))
     return measured

@@ -227,7 +227,7 @@ class _Slots:
 
     def _record(self) -> None:
         """Record a token's forward pass; to run it more than once for one token changes nothing."""
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2):  # libraries set up what they do not set up while a graph is recorded

@@ -28,8 +28,7 @@ from harness.run.trainings import train_student
 from harness.store.store import Store
 from harness.tasks.known_truth import KnownTruth
 from harness.training.trainer import DivergedError
-from reports.known_truth import Broken, Claim, Learnt
-from reports.known_truth import KnownTruth as Found
+from reports.known_truth import Broken, Claim, Learnt, Litmus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 Watch = AbstractContextManager[Progress]
 
 
-class Trial:
+class LitmusRun:
     """The rows of a recipe, trained on one kind of text, and what they learnt.
 
     Args:
@@ -214,7 +213,7 @@ def litmus(
     overrides: Sequence[str],
     runs: Path,
     watched: Callable[[Plan, Store], Watch] | None = None,
-) -> Found:
+) -> Litmus:
     """Train the rows of known_truth in all settings, measure them, and break their methods.
 
     Args:
@@ -234,8 +233,8 @@ def litmus(
         settings = {setting.label: setting for setting in settings_of(recipe, rows)}
         plan = make_plan(expanded(recipe, list(settings.values())))
         with nullcontext(Silent()) if watched is None else watched(plan, store) as progress:
-            trial = Trial(text, plan, settings, store, runs / "litmus", progress)
+            trial = LitmusRun(text, plan, settings, store, runs / "litmus", progress)
             trial.train()
             learnt += trial.learnt()
             known = known or trial.known(learnt)
-    return Found(learnt=learnt, **known)
+    return Litmus(learnt=learnt, **known)

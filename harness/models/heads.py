@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from harness.base.errors import HarnessError
 from methods.library.kernels import kernels_for
@@ -67,16 +69,60 @@ class Head:
         return logits
 
 
-def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
+def hidden_states(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor,
+    *,
+    padded_behind: bool = False,
+) -> Tensor:
     """[batch, length, hidden]: the last hidden state, final norm included, without any logits.
 
     Without a mask, transformers keeps sequences apart where positions start again: see :func:`check_packing`.
+
+    Args:
+        padded_behind: whether what padding there is stands behind what counts. No token looks at it then, and on a GPU
+            no mask is given: transformers would read whether it hides anything, and wait for all that runs there, and
+            masked attention is the slower kernel.
     """
-    output = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    )
+    given = {"attention_mask": attention_mask, "position_ids": position_ids}
+    if padded_behind and attention_mask is not None and _reads_masks(model, input_ids.device):
+        layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        given = {"past_key_values": Cache(layers=[_Passing() for _ in range(layers)])}
+    output = model.base_model(input_ids=input_ids, use_cache=False, **given)
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def _reads_masks(model: Any, device: torch.device) -> bool:
+    """Whether a forward pass would wait for the device to look at its mask, and can do without one."""
+    if device.type != "cuda":
+        return False
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    takes = "past_key_values" in inspect.signature(model.base_model.forward).parameters
+    return config._attn_implementation == "sdpa" and kinds <= {"full_attention", "sliding_attention"} and takes
+
+
+class _Passing(CacheLayerMixin):  # type: ignore[misc]
+    """A layer of a cache that keeps nothing: with a cache, transformers asks no positions whether they are packed."""
+
+    is_sliding = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
 
 
 @torch.no_grad()

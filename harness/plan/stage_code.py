@@ -59,6 +59,7 @@ WIRING: Mapping[str, Sequence[str]] = {
 
 CANNOT_CHANGE_A_RESULT: Mapping[str, str] = {
     "harness.base.code_closure": "names what is kept",
+    "harness.base.compilation": "tells what was compiled",
     "harness.base.errors": "words of errors, which are never stored as results",
     "harness.base.progress": "tells what happens, and gives nothing back",
     "harness.store.store": "gives back the files that were put in, by their digests",

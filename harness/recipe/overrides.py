@@ -1,17 +1,17 @@
-"""Fields of a recipe as a notebook gives them, in the form of the command line's overrides."""
+"""Fields given from Python as the overrides that a command line has: one way into a recipe."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any  # whatever a caller has in hand
 
 from harness.base.errors import HarnessError
 
 
 def as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
-    """Overrides as text, those given as values of Python behind them.
+    """``key=value`` of both, in their order.
 
     Raises:
         HarnessError: a value that YAML can't hold.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from harness.base.compilation import compile_seconds
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
 from harness.base.identity import environment
@@ -144,8 +145,10 @@ class Demand:
         with self.store.work(stage.kind, stage.identity, waits):
             if (found := self.find(stage)) is not None:  # another process has just made it
                 return found
+            compiled = compile_seconds()
             with self.storing(stage, time.monotonic()) as (folder, manifest):
                 manifest |= self._make(stage, folder)
+                manifest |= {"compile_seconds": round(compile_seconds() - compiled, 2)}
         self.progress.finish()
         artefact = self.store.find(stage.kind, stage.identity)
         assert artefact is not None

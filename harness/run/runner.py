@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from harness.base.compilation import keep_compiled
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
 from harness.base.stopping import OutOfTimeError, alarm, check_stop_after
@@ -51,6 +52,7 @@ class Runner:
     ) -> None:
         self.plan, self.store, self.progress, self.unsafe = plan, store, progress, unsafe
         self.ranks = ranks or Ranks()
+        keep_compiled(store.root / "compiled")
         published = PublishedModels(plan.recipe.models_by_role(), progress.message)
         self.demand = Demand(
             store,

@@ -58,9 +58,10 @@ class Distiller(nn.Module):
             divisors: from :meth:`Objective.divisors` of the whole window.
             scales: further factors of the terms, as of :mod:`harness.training.kd_scale`; none: 1.
         """
-        hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
-        rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
-        teacher_rows = {role: self._teacher_rows(role, part) for role, part in batch.teachers.items()}
+        rows = self._student_rows(batch)
+        teacher_rows = {
+            role: self._teacher_rows(role, part, batch.padded_behind) for role, part in batch.teachers.items()
+        }
         if batch.unaligned is not None:
             batch = self._align(batch, rows, teacher_rows)
         head = Head.of(self.student)
@@ -86,8 +87,19 @@ class Distiller(nn.Module):
         device = rows.device
         return replace(batch, chunks=chunks, terms=[term.to(device) for term in terms], unaligned=None)
 
+    def _student_rows(self, batch: Batch) -> Tensor:
+        """[rows, hidden], of those that go through the head."""
+        hidden = hidden_states(
+            self.student,
+            batch.input_ids,
+            batch.attention_mask,
+            batch.position_ids,
+            padded_behind=batch.padded_behind,
+        )
+        return hidden.flatten(0, 1).index_select(0, batch.row_index)
+
     @torch.no_grad()
-    def _teacher_rows(self, role: str, part: TeacherBatch) -> Tensor:
+    def _teacher_rows(self, role: str, part: TeacherBatch, padded_behind: bool) -> Tensor:
         if part.stored is not None:
             weight = self._teachers[1][role].weight
             return part.stored.to(device=weight.device, dtype=weight.dtype)
@@ -96,7 +108,13 @@ class Distiller(nn.Module):
         assert part.position_ids is not None
         # In the precision of its weights, as stored rows are made: autocast is the student's.
         with torch.autocast(part.input_ids.device.type, enabled=False):
-            hidden = hidden_states(self._teachers[0][role], part.input_ids, part.attention_mask, part.position_ids)
+            hidden = hidden_states(
+                self._teachers[0][role],
+                part.input_ids,
+                part.attention_mask,
+                part.position_ids,
+                padded_behind=padded_behind,
+            )
         return hidden.flatten(0, 1).index_select(0, part.row_index)
 
     @property
@@ -109,9 +127,8 @@ class Distiller(nn.Module):
         """Mean cross-entropy of a batch's response tokens, in nats, as the student is now; dropout is off."""
         was_training, head = self.student.training, Head.of(self.student)
         self.student.eval()
-        hidden = hidden_states(self.student, batch.input_ids, batch.attention_mask, batch.position_ids)
+        rows = self._student_rows(batch)
         self.student.train(was_training)
-        rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
         total = 0.0
         for piece, targets in zip(torch.split(rows, chunk_rows), torch.split(batch.targets, chunk_rows), strict=True):
             logits = head.logits(piece).float()

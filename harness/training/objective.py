@@ -28,7 +28,7 @@ class Objective:
     label_smoothing: float = 0.0
 
     def divisors(self, counts: Tensor) -> list[float]:
-        """What CE and each KD sum are divided by, from the summed counts of the window; waits for the device once."""
+        """What CE and each KD sum are divided by, from the summed counts of the window, on the CPU."""
         places = [NORMALIZERS["tokens"]]
         places += [NORMALIZERS.get(term.method.normalize, 2 + k) for k, term in enumerate(self.terms)]
         known = counts.tolist()

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from harness.base.compilation import Recompilations
 from harness.base.device import compute_dtype
 from harness.base.errors import HarnessError
 from harness.base.ranks import world_size
@@ -38,6 +39,7 @@ from harness.training.rollouts import Rollouts
 from harness.training.selection import Looks
 
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
+HUGE = 1e9  # no model has such a weight; a norm makes zeros of rows that overflow, and their loss is that of guessing
 
 
 class DivergedError(Exception):
@@ -73,6 +75,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
         self._window = _Window(len(self.model.objective.terms))
         self._on_step = on_step
+        self._recompilations = Recompilations()
         self.steps: list[dict[str, float]] = []
 
     def _get_train_sampler(self, train_dataset: Dataset[AlignedExample] | None = None) -> Sampler[int] | None:
@@ -120,11 +123,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             share = torch.tensor(sum(drawn) / len(drawn), device=device)
             sampled = float(self.accelerator.reduce(share, reduction="mean"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
-        counts = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(device, torch.float32)
-        counts = self.accelerator.reduce(counts, reduction="sum")
+        here = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(torch.float32)
+        counts = self.accelerator.reduce(here.to(device), reduction="sum")
+        # One process knows them all, and does not wait for its device to give back what it has just got.
+        known = here if self.accelerator.num_processes == 1 else counts.cpu()
         objective: Objective = self.model.objective
         modes = [term.method.options.kd_scale for term in objective.terms]
-        self._window.begin(objective.divisors(counts), counts, scales_after(modes, self.steps))
+        self._window.begin(objective.divisors(known), known, scales_after(modes, self.steps), device)
         self._window.facts |= {
             name_of(term): scale
             for term, (mode, scale) in enumerate(zip(modes, self._window.scales, strict=True))
@@ -179,9 +184,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             DivergedError: it is lost.
         """
         after = f"after the last step ({len(self.steps)})"
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad and not weight.isfinite().all():
+        trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        largest = torch.stack([weight.abs().max().float() for weight in trained.values()]).tolist()  # one wait for all
+        for name, most in zip(trained, largest, strict=True):
+            if not math.isfinite(most):
                 raise DivergedError(f"{name} holds numbers that are not finite {after}")
+            if most > HUGE:
+                raise DivergedError(f"{name} holds {most:.3g} {after}")
         with self.accelerator.autocast():
             found = self.model.cross_entropy(sample.to(self.args.device))
         guessing = math.log(self.model.vocabulary)
@@ -201,6 +210,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             for name in ("loss", "grad_norm"):
                 if not math.isfinite(value := self.steps[-1].get(name, 0.0)):
                     raise DivergedError(f"the {name} of step {self.state.global_step} is {value}")
+            self._recompilations.look(self.state.global_step)
             if self._on_step:
                 self._on_step(self.steps[-1])
         super().log(logs, start_time)
@@ -214,8 +224,8 @@ class _Window:
         self.divisors: list[float] | None = None
         self.scales: list[float] = []
 
-    def begin(self, divisors: list[float], counts: Tensor, scales: list[float]) -> None:
-        self.divisors, self.counts, self.scales = divisors, counts, scales
+    def begin(self, divisors: list[float], counts: Tensor, scales: list[float], device: torch.device) -> None:
+        self.divisors, self.counts, self.scales, self.device = divisors, counts, scales, device
         self.sums: Tensor | None = None
         self.diagnostics: dict[str, Tensor] = {}
         self.facts: dict[str, float] = {}
@@ -251,7 +261,7 @@ class _Window:
         names = sorted(set(gather_object(list(self.diagnostics))))
         if not names:
             return {}
-        nothing = torch.zeros(2, dtype=torch.float64, device=self.counts.device)
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.device)
         stacked = torch.stack([self.diagnostics.get(name, nothing) for name in names]).to(torch.float32)
         sums = accelerator.reduce(stacked, reduction="sum").tolist()
         return {

@@ -69,6 +69,34 @@ def test_a_changed_command_does_not_write_the_published_file(
     assert found == {"machine": arguments.device, "numbers": [1]}
 
 
+def test_a_run_that_goes_on_finds_the_rows_that_it_had(
+    common: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was cut has written each row; --resume names the same file."""
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    paths = []
+    for given in ([], ["--resume"]):
+        monkeypatch.setattr(sys, "argv", ["made", *given])
+        parser: argparse.ArgumentParser = common.preset_parser("", ["cpu"])
+        parser.add_argument("--resume", action="store_true")
+        paths.append(common.result_path(common.parsed(parser), "made").with_suffix(".jsonl"))
+    assert paths[0] == paths[1]
+    first = common.Lines(paths[0], resume=False)
+    first.add("a", {"seconds": 1.5}, "a: 1.5 s")
+    first.add("b", {"error": "no room"}, "")
+    assert capsys.readouterr().out == "# a: 1.5 s\n"
+    again = common.Lines(paths[0], resume=True)
+    assert [again.find(key) for key in "abc"] == [{"seconds": 1.5}, {"error": "no room"}, None]
+    assert common.Lines(paths[0], resume=False).find("a") is None
+    assert paths[0].read_text(encoding="utf-8") == ""
+
+
+def test_what_is_left_is_told_by_what_was_done(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.time, "monotonic", lambda: 130.0)
+    assert common.left(100.0, 2, 5) == "about 45 s left"
+    assert common.left(100.0, 5, 5) == "the last one"
+
+
 def test_an_unknown_way_is_refused_with_the_ways_that_there_are(
     common: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

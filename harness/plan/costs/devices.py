@@ -14,11 +14,15 @@ ANSWERS_AT_A_TIME = 256
 """The most that `evaluation.batch_size: auto` takes; see :func:`harness.base.device.rows_at_a_time`."""
 DRAW_SECONDS = 20e-9
 """Of the noise for one vocabulary entry of a sampled token; it is drawn on the CPU."""
-CE_TRAFFIC = 48.0
+CE_TRAFFIC = 8.0
 """Bytes read and written for one logit, cross-entropy and its gradient included."""
 KD_TRAFFIC = 60.0
+COUNTED_TRAFFIC = 90.0
 SORT_TRAFFIC = 270.0
-"""The same for a logit of a distillation term that takes softmaxes, and of one that sorts."""
+"""The same for a logit of a distillation term that takes softmaxes, of one that counts masses, and of one that sorts.
+
+Seconds of losses on one H200, at its bandwidth, less the heads' products (benchmarks/results/gpu-h200.json).
+"""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ and token forward, 3 times that with the backward pass) and from the bytes of th
 * :data:`LAYER_SECONDS` of launching kernels a layer and forward pass, which rules for small models,
 * the loss's traffic over logits at the device's bandwidth, and what a method computes on the CPU.
 
-The four constants reproduce what was measured on one H100 (see tests' test_costs.py). Where the store holds a training
-like the planned one, made on this machine with any number of steps, its seconds a step are taken instead.
+The constants reproduce what was measured on one H100 and one H200 (see tests' test_costs.py). Where the store holds a
+training like the planned one, made on this machine with any number of steps, its seconds a step are taken instead.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from harness.models.spec import Lora
 from harness.plan.costs.devices import (
     ANSWERS_AT_A_TIME,
     CE_TRAFFIC,
+    COUNTED_TRAFFIC,
     DECODING_LAYER_SECONDS,
     DEVICES,
     DRAW_SECONDS,
@@ -37,7 +38,7 @@ from harness.plan.stages import Plan, Stage
 from harness.recipe.schema import Recipe
 from harness.recipe.training import Training
 from harness.tasks.base import Split
-from methods.base import Need
+from methods.base import Method, Need
 
 
 class Coster:
@@ -131,8 +132,7 @@ class Coster:
             if Need.ENTROPY in method.needs:
                 flops += shape.logits(rows) + other.logits(theirs)
                 traffic += CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
-            passed = SORT_TRAFFIC if method.sorts else KD_TRAFFIC
-            traffic += passed * (rows * shape.vocabulary + theirs * other.vocabulary)
+            traffic += kd_traffic(method) * (rows * shape.vocabulary + theirs * other.vocabulary)
             cpu += rows * method.align_seconds
             if method.sampling is not None:
                 drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
@@ -194,10 +194,9 @@ class Coster:
         longest, weights = float(prompts.max()) + new_tokens, float(width * shape.parameters)
         a_row = longest * shape.layers * 2 * shape.keys * width + 16.0 * shape.vocabulary
         a_row += 4.0 * float(prompts.max()) * (4 * shape.hidden + 3 * shape.inner)
-        wanted = recipe.evaluation.batch_size
-        if wanted == "auto":  # adapts to the device; what fits the smallest fits all
-            wanted = max(min(int((DEVICES[-1].memory - weights) / 2 / a_row), ANSWERS_AT_A_TIME), 1)
-        batch = min(wanted, len(prompts))
+        fits = max(min(int((DEVICES[-1].memory - weights) / 2 / a_row), ANSWERS_AT_A_TIME), 1)
+        asked = recipe.evaluation.batch_size  # auto adapts to the device; what fits the smallest fits all
+        batch = min(fits if isinstance(asked, str) else asked, len(prompts))
         batches = -(-len(prompts) // batch)
         decoding = self._decoding(shape, batch, new_tokens, width, task.samples_answers)
         memory = weights + batch * a_row
@@ -258,6 +257,13 @@ class Coster:
         if task not in self._prompts:
             self._prompts[task] = np.array(self.plan.tasks[task].request_sizes(), dtype=np.float64)
         return self._prompts[task]
+
+
+def kd_traffic(method: Method) -> float:
+    """Bytes read and written on a GPU for one logit of a method's term, on either side."""
+    if not method.sorts:
+        return KD_TRAFFIC
+    return COUNTED_TRAFFIC if getattr(method.options, "sort", "exact") in ("auto", "counted") else SORT_TRAFFIC
 
 
 def _width(training: Training) -> int:

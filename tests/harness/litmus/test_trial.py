@@ -14,7 +14,7 @@ from harness.data.teacher_rows import StoredRows
 from harness.litmus.claims import KNOWN_FAILURES
 from harness.litmus.mutants import MUTANTS, Mutant
 from harness.litmus.settings import Setting, expanded, recipes_of, rows_of
-from harness.litmus.trial import Trial
+from harness.litmus.trial import LitmusRun
 from harness.plan.builder import make_plan
 from harness.store.store import Store
 from methods.base import TeacherKind, find
@@ -30,33 +30,33 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+def trial(tmp_path_factory: pytest.TempPathFactory) -> LitmusRun:
     """Every row's KD term alone, at τ 1."""
     folder = tmp_path_factory.mktemp("litmus")
     softened = {row: "temperature" in find(RECIPE.method_of(row)[0]).Options.model_fields for row in ROWS}
     settings = [Setting(row, "KD alone", 1.0 if softened[row] else None) for row in ROWS]
     plan = make_plan(expanded(RECIPE, settings))
-    made = Trial("many passes", plan, {one.label: one for one in settings}, Store(folder), folder, Silent())
+    made = LitmusRun("many passes", plan, {one.label: one for one in settings}, Store(folder), folder, Silent())
     made.train()
     return made
 
 
 @pytest.fixture(scope="module")
-def learnt(trial: Trial) -> list[Learnt]:
+def learnt(trial: LitmusRun) -> list[Learnt]:
     return list(trial.learnt())
 
 
 @pytest.fixture(scope="module")
-def claims(trial: Trial, learnt: list[Learnt]) -> dict[str, Claim]:
+def claims(trial: LitmusRun, learnt: list[Learnt]) -> dict[str, Claim]:
     return {claim.row: claim for claim in trial.claims(learnt)}
 
 
-def test_teachers_know_the_source_and_the_student_does_not(trial: Trial) -> None:
+def test_teachers_know_the_source_and_the_student_does_not(trial: LitmusRun) -> None:
     assert all(0 < distance < 0.1 for distance in trial.teachers().values())
     assert trial.start > 5 * max(trial.teachers().values())
 
 
-def test_teachers_rows_are_stored_of_what_students_read(trial: Trial) -> None:
+def test_teachers_rows_are_stored_of_what_students_read(trial: LitmusRun) -> None:
     for stage in trial.plan.stages():
         if stage.kind == "rows":
             index = StoredRows(trial.runner.demand.need(stage).folder).index
@@ -76,7 +76,7 @@ def test_nobody_knows_more_than_the_truth(learnt: list[Learnt]) -> None:
 
 
 @pytest.mark.parametrize(("row", "mutant"), BROKEN, ids=[f"{row}: {mutant.how}" for row, mutant in BROKEN])
-def test_a_broken_method_is_noticed(row: str, mutant: Mutant, trial: Trial, claims: dict[str, Claim]) -> None:
+def test_a_broken_method_is_noticed(row: str, mutant: Mutant, trial: LitmusRun, claims: dict[str, Claim]) -> None:
     (cell,) = (cell for cell in trial.plan.cells if trial.settings[cell.objective.label].row == row)
     assert claims[row].kept
     found = trial.broken_row(cell, mutant)

@@ -17,6 +17,7 @@ from harness.data.rows import Example
 from harness.data.templates import TextSide
 from harness.data.terms import Term, align
 from harness.data.tokens import STUDENT, tokenize
+from harness.models import heads
 from harness.models.heads import Head, check_head, hidden_states
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
@@ -24,6 +25,7 @@ from methods.base import Method
 from methods.fkd import FKD
 from methods.uld import ULD
 from tests import tiny
+from tests.harness.training.test_loss import Unhurried
 
 SIZE = 400
 WIDTH = 64
@@ -71,6 +73,34 @@ def test_head_of_hidden_states_is_the_models_logits(architecture: str, padding: 
     ours = Head.of(made).logits(hidden_states(made, ids, mask, positions))
     torch.testing.assert_close(ours[mask.bool()], own[mask.bool()])
     check_head(made, architecture)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "opt", "phi3", "qwen2", "cohere", "granite", "qwen2, mixed"])
+def test_padding_behind_needs_no_mask_and_no_wait(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the same rows, with gradients checkpointed too, and nothing is read."""
+    made = model(architecture.partition(",")[0])
+    if "mixed" in architecture:  # every other layer looks back 4 tokens
+        made.config.sliding_window, made.config.layer_types = 4, ["sliding_attention", "full_attention"]
+        made.model.has_sliding_layers = True
+        for layer, kind in zip(made.model.layers, made.config.layer_types, strict=True):
+            layer.attention_type = kind
+            layer.self_attn.sliding_window = 4 if kind == "sliding_attention" else None
+    made.set_attn_implementation("sdpa")
+    ids, mask, _ = inputs()
+    ids[1, 8:], mask[1, 8:] = 0, 0
+    positions = torch.arange(12) * mask
+    expected = hidden_states(made, ids, mask, positions)
+    reads = heads._reads_masks
+    monkeypatch.setattr(heads, "_reads_masks", lambda model, device: reads(model, torch.device("cuda")))
+    assert heads._reads_masks(made, ids.device)
+    with Unhurried():
+        found = hidden_states(made, ids, mask, positions, padded_behind=True)
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
+    made.train()
+    made.gradient_checkpointing_enable()
+    checkpointed = hidden_states(made, ids, mask, positions, padded_behind=True)
+    torch.testing.assert_close(checkpointed[mask.bool()], expected[mask.bool()])
 
 
 def test_what_the_heads_do_to_their_logits() -> None:

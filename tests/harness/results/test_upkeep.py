@@ -12,9 +12,8 @@ from harness.base.errors import HarnessError
 from harness.store.store import Store
 from tests.conftest import Command
 
-IDENTITIES = {
-    name: f"{number}" * 64 for number, name in enumerate(("teacher", "student", "scores", "other", "distance", "rows"))
-}
+NAMES = ("teacher", "student", "scores", "other", "distance", "rows")
+IDENTITIES = {name: f"{number}" * 64 for number, name in enumerate(NAMES)}
 
 
 @pytest.fixture

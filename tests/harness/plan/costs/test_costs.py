@@ -21,14 +21,19 @@ from harness.base.identity import environment
 from harness.models.heads import hidden_states
 from harness.models.spec import ModelSpec
 from harness.plan.builder import make_plan
-from harness.plan.costs.devices import DEVICES, GIB, Cost, Device
+from harness.plan.costs.devices import CE_TRAFFIC, DEVICES, GIB, Cost, Device
 from harness.plan.costs.measured import Measured, costs_here
 from harness.plan.costs.shapes import Shape, TextSizes, architectures, shape_of
-from harness.plan.costs.stages import Coster, _changed
+from harness.plan.costs.stages import Coster, _changed, kd_traffic
 from harness.plan.stages import Plan, Stage
 from harness.recipe.load import load_recipe, recipe_names, validate
 from harness.store.store import Store
 from harness.terminal.costs_table import _operations, _time_or_misfit
+from methods.cdm import CDM
+from methods.fkd import FKD
+from methods.gold import GOLD
+from methods.one_to_one import OneToOne
+from methods.uld import ULD
 from tests.conftest import Command
 
 KNOWN = architectures()["models"]
@@ -238,6 +243,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Coster:
     long = ["batch_size=32", "micro_batch_size=32", "steps=467"]
     changes = [f"{part}.{each}" for part in ("teacher", "train") for each in long]
     wanted = ["tasks=[gsm8k]", "seeds=[0]", "methods=[control,fkd,one_to_one,uld]", "student.layers=10"]
+    wanted += ["method_options.uld.sort=exact"]  # which it was
     return Coster(make_plan(load_recipe("gemma_smol_all", [*wanted, *changes, f"data.root={root}"])))
 
 
@@ -247,6 +253,35 @@ def test_hours_are_near_those_of_a_measured_run(study: Coster, which: tuple[str,
     stages = [s for s in study.plan.stages() if s.kind == kind and s.role == role]
     (stage,) = [s for s in stages if not label or (s.objective and s.objective.label == label)]
     assert 0.5 < study.cost(stage).seconds(H100) / STUDY[which] < 2
+
+
+H200 = Device("H200", 140 * GIB, 989e12, 67e12, 4.1e12)
+LOSSES = {
+    "sft": None,
+    "gold counted": GOLD(sort="counted"),
+    "uld counted": ULD(sort="auto"),
+    "gold top_k": GOLD(sort="top_k"),
+    "uld top_k": ULD(sort="top_k"),
+    "fkd": FKD(),
+    "one_to_one": OneToOne(),
+    "cdm text-like": CDM(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_seconds_of_losses_are_near_those_of_a_measured_run(name: str) -> None:
+    """By the run's own operations, rows and vocabularies; the same-tokenizer teacher's is the student's."""
+    results = json.loads((Path(__file__).parents[4] / "benchmarks/results/gpu-h200.json").read_text(encoding="utf-8"))
+    (row,) = (each for each in results["methods"] if each["name"] == name)
+    method, rows = LOSSES[name], row["student_tokens"]
+    traffic, cpu = CE_TRAFFIC * rows * 151_936, 0.0
+    if method is not None:
+        (theirs,) = row["teacher_tokens"].items()
+        width = 151_936 if theirs[0] == "same" else 32_064
+        traffic += kd_traffic(method) * (rows * 151_936 + theirs[1] * width)
+        cpu = rows * method.align_seconds
+    found = Cost(flops=row["flops"], traffic=traffic, cpu=cpu).seconds(H200)
+    assert 0.66 < found / row["seconds"] < 1.5
 
 
 # --- Measured times ---------------------------------------------------------------------------------------------------
