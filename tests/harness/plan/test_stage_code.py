@@ -38,6 +38,8 @@ BESIDE_RESULTS = {
     "harness/__main__.py": "starts the command line",
     "harness/cli.py": "asks and shows",
     "harness/asked.py": "asks",
+    "harness/keeping.py": "asks and shows",
+    "harness/recipe/overrides.py": "what it reads stands in the values of stages",
     "harness/tuning.py": "asks and shows",
     "harness/terminal": "shows",
     "harness/litmus": "measures what is stored, and stores nothing",
