@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from harness.recipe.fields import FieldsPart
     from harness.recipe.lock import Lock
     from harness.recipe.schema import Recipe
+    from harness.results.bundle import export_run, import_bundle, open_bundle
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.results.upkeep import damaged_files, prune_store, store_contents
     from harness.run.profiling import profile
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from harness.tasks.base import Task
     from harness.tuning import tune, tuned, tuning_plan
     from reports import RunComparison
-    from reports.known_truth import KnownTruth
+    from reports.known_truth import Litmus
     from reports.two_runs import Difference
 
 __all__ = [
@@ -65,12 +66,15 @@ __all__ = [
     "damaged_files",
     "data_folder",
     "download_data",
+    "export_run",
     "hear_warnings",
+    "import_bundle",
     "leads",
     "litmus",
     "load_recipe",
     "make_dev_folder",
     "missing_stages",
+    "open_bundle",
     "open_run",
     "plan",
     "profile",
@@ -99,6 +103,7 @@ _ELSEWHERE = {
     "Run": "harness.results.run",
     "StoredFolder": "harness.store.contents",
     "WrittenReport": "harness.results.run",
+    **dict.fromkeys(("export_run", "import_bundle", "open_bundle"), "harness.results.bundle"),
     **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
     "profile": "harness.run.profiling",
     **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
@@ -212,7 +217,7 @@ def litmus(
     *overrides: str,
     runs: Path | str | None = None,
     watched: Callable[[Plan, Store], AbstractContextManager[Progress]] | None = None,
-) -> KnownTruth:
+) -> Litmus:
     """What a method, also a plug-in's, learns where the truth is known; None for all (docs/known_truth.md).
 
     Raises:

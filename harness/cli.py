@@ -176,13 +176,42 @@ def profile(
 
 @app.command()
 def report(
-    run: Annotated[list[Path], typer.Argument(help="Folder of a run.", show_default=False)], runs: Runs = Path("runs")
+    run: Annotated[list[Path], typer.Argument(help="Folder of a run, or its exported file.", show_default=False)],
+    runs: Runs = Path("runs"),
 ) -> None:
-    """Rebuild table and files from stored results, without a model."""
+    """Rebuild table and files from stored results, without a model; an exported file is unpacked beside itself."""
     from harness import api
 
     for folder in run:
-        console.print(api.open_run(folder, runs).report())
+        console.print(api.open_run(api.open_bundle(folder) if folder.suffix == ".zip" else folder, runs).report())
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The zip to write.", show_default=False)],
+    students: Annotated[bool, typer.Option("--students", help="With the weights of students that are stored.")] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="With the teachers' rows.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write a run's results as one file: to publish, or to join with others' on another machine."""
+    from harness import api
+
+    opened = api.open_run(run, runs)
+    made = api.export_run(opened.recorded, opened.store, file, students=students, rows=rows)
+    console.print(f"{made}, {made.stat().st_size / 1e6:.1f} MB", markup=False)
+
+
+@app.command("import")
+def import_files(
+    files: Annotated[list[Path], typer.Argument(help="Exported runs.", show_default=False)], runs: Runs = Path("runs")
+) -> None:
+    """Put exported results among those here, all digests checked; a run of the whole recipe then makes one table."""
+    from harness import api
+
+    for file in files:
+        done = api.import_bundle(file, runs)
+        console.print(f"{done.folder}: {done.new} stages are new, {done.known} were here", markup=False)
 
 
 @app.command()

@@ -4,7 +4,8 @@ L = CE: the cross-entropy of the reference response and its EOS, without a teach
 
 ``sft`` trains from the pretrained student for as many steps as warm start and distillation together. ``control``
 starts from the warm start like every distillation run and trains as long, without a KD term: what a method gains
-over it is due to its teacher.
+over it is due to its teacher. ``control_smooth`` smooths its labels (Szegedy et al., arXiv 1512.00567, section 7): a
+method that does not beat it may have gained by softer targets alone, whatever its teacher knows.
 """
 
 from __future__ import annotations
@@ -46,3 +47,15 @@ class Control(SFT):
     name = "control"
     summary = "cross-entropy continued from the warm start: a KD run whose KD weight is 0"
     start: ClassVar[Start] = Start.WARM_START
+
+
+class SmoothOptions(SFTOptions):
+    label_smoothing: Share = Field(0.1, description="ε: the target is (1 - ε) one-hot + ε / V")
+
+
+@register
+class ControlSmooth(Control):
+    name, paper = "control_smooth", "arXiv 1512.00567"
+    summary = "the control with smoothed labels: what softer targets gain without a teacher"
+    options: SmoothOptions
+    Options = SmoothOptions

@@ -85,7 +85,7 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class KnownTruth:
+class Litmus:
     """All of it.
 
     Attributes:

@@ -28,8 +28,7 @@ from harness.run.trainings import train_student
 from harness.store.store import Store
 from harness.tasks.known_truth import KnownTruth
 from harness.training.trainer import DivergedError
-from reports.known_truth import Broken, Claim, Learnt
-from reports.known_truth import KnownTruth as Found
+from reports.known_truth import Broken, Claim, Learnt, Litmus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -214,7 +213,7 @@ def litmus(
     overrides: Sequence[str],
     runs: Path,
     watched: Callable[[Plan, Store], Watch] | None = None,
-) -> Found:
+) -> Litmus:
     """Train the rows of known_truth in all settings, measure them, and break their methods.
 
     Args:
@@ -238,4 +237,4 @@ def litmus(
             trial.train()
             learnt += trial.learnt()
             known = known or trial.known(learnt)
-    return Found(learnt=learnt, **known)
+    return Litmus(learnt=learnt, **known)

@@ -13,7 +13,8 @@ from harness.store.store import Store
 
 def store_contents(store: Store) -> list[StoredFolder]:
     """All folders of a store, kind by kind. Checkpoints belong to trainings that were not finished."""
-    named = {store.folder_of(kind, identity) for kind, identity in _named_stages(store)}
+    records = store.root.parent.glob(f"*/{RECORD}")
+    named = {store.folder_of(*stage) for record in records for stage in stages_named_by(record, store)}
     other = {folder for folders in store.other_formats().values() for folder in folders}
     found = []
     for path in sorted(path for path in store.root.glob("*/*") if path.is_dir() and not path.is_symlink()):
@@ -72,9 +73,9 @@ def size_of(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
-def _named_stages(store: Store) -> set[tuple[str, str]]:
-    """Kind and identity of all stages that a run beside the store names, and of what these were made from."""
-    pending = [stage for path in store.root.parent.glob(f"*/{RECORD}") for stage in _stages_of(path)]
+def stages_named_by(record: Path, store: Store) -> set[tuple[str, str]]:
+    """Kind and identity of the stages that a run's record names, and of what these were made from."""
+    pending = _stages_of(record)
     named: set[tuple[str, str]] = set()
     while pending:
         stage = pending.pop()

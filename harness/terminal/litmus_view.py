@@ -7,10 +7,10 @@ from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
-from reports.known_truth import KnownTruth
+from reports.known_truth import Litmus
 
 
-def litmus_view(found: KnownTruth) -> Group:
+def litmus_view(found: Litmus) -> Group:
     """The tables, and whether all is as it must be."""
     parts: list[Text | Grid] = [Text(line) for line in found.lines()]
     for title, cells in found.tables():

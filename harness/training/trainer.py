@@ -39,6 +39,7 @@ from harness.training.rollouts import Rollouts
 from harness.training.selection import Looks
 
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
+HUGE = 1e9  # no model has such a weight; a norm makes zeros of rows that overflow, and their loss is that of guessing
 
 
 class DivergedError(Exception):
@@ -183,10 +184,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             DivergedError: it is lost.
         """
         after = f"after the last step ({len(self.steps)})"
-        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        finite = torch.stack([weight.isfinite().all() for weight in trained.values()]).tolist()
-        if lost := [name for name, whole in zip(trained, finite, strict=True) if not whole]:
-            raise DivergedError(f"{lost[0]} holds numbers that are not finite {after}")
+        trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        largest = torch.stack([weight.abs().max().float() for weight in trained.values()]).tolist()  # one wait for all
+        for name, most in zip(trained, largest, strict=True):
+            if not math.isfinite(most):
+                raise DivergedError(f"{name} holds numbers that are not finite {after}")
+            if most > HUGE:
+                raise DivergedError(f"{name} holds {most:.3g} {after}")
         with self.accelerator.autocast():
             found = self.model.cross_entropy(sample.to(self.args.device))
         guessing = math.log(self.model.vocabulary)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from reports.known_truth import Broken, Claim, KnownTruth, Learnt
+from reports.known_truth import Broken, Claim, Learnt, Litmus
 
 LEARNT = (
     Learnt("control", "", "many passes", None, 0.9),
@@ -19,7 +19,7 @@ LEARNT = (
 )
 CLAIMS = (Claim("fkd", "reaches", "93%", True), Claim("uld", "improves", "-20%", False, "it can't"))
 BROKEN = (Broken("fkd", "sign", math.inf, True), Broken("fkd", "scale", 0.06, False, "values"))
-FOUND = KnownTruth(0.6, 0.61, 0.55, {"same": 0.01}, {"same": 1.5}, LEARNT, CLAIMS, BROKEN)
+FOUND = Litmus(0.6, 0.61, 0.55, {"same": 0.01}, {"same": 1.5}, LEARNT, CLAIMS, BROKEN)
 
 
 def test_a_line_a_row_and_a_column_a_setting() -> None:

@@ -196,10 +196,9 @@ class Coster:
         longest, weights = float(prompts.max()) + new_tokens, float(width * shape.parameters)
         a_row = longest * shape.layers * 2 * shape.keys * width + 16.0 * shape.vocabulary
         a_row += 4.0 * float(prompts.max()) * (4 * shape.hidden + 3 * shape.inner)
-        batch = recipe.evaluation.batch_size
-        if batch == "auto":  # adapts to the device; what fits the smallest fits all
-            batch = max(min(int((DEVICES[-1].memory - weights) / 2 / a_row), ANSWERS_AT_A_TIME), 1)
-        batch = min(batch, len(prompts))
+        fits = max(min(int((DEVICES[-1].memory - weights) / 2 / a_row), ANSWERS_AT_A_TIME), 1)
+        asked = recipe.evaluation.batch_size  # auto adapts to the device; what fits the smallest fits all
+        batch = min(fits if isinstance(asked, str) else asked, len(prompts))
         batches = -(-len(prompts) // batch)
         decoding = self._decoding(shape, batch, new_tokens, width, task.samples_answers)
         memory = weights + batch * a_row

@@ -365,6 +365,7 @@ def blind(method: Method, teacher: Any) -> bool:
 UNTAUGHT = {
     ("gold", "released"): "vocabularies are matched by string, and <|im_end|> is not </s>",
     ("mined", "released"): "a control, whose KD term has no gradient",
+    ("multilevelot", "released"): "ranks are paired, and the student is drawn to its own choice",
 }
 METHODS = pytest.mark.parametrize("method", cross_tokenizer_methods(), ids=lambda m: f"{m.name}-{m.options.fidelity}")
 

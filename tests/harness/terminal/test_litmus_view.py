@@ -8,11 +8,11 @@ from dataclasses import replace
 from rich.console import Console
 
 from harness.terminal.litmus_view import litmus_view
-from reports.known_truth import KnownTruth
+from reports.known_truth import Litmus
 from tests.reports.test_known_truth import CLAIMS, FOUND
 
 
-def shown(found: KnownTruth) -> str:
+def shown(found: Litmus) -> str:
     console = Console(file=io.StringIO(), width=300)
     console.print(litmus_view(found))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]

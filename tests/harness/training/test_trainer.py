@@ -374,6 +374,15 @@ def test_a_training_that_came_apart_is_no_result(tmp_path: Path) -> None:
         _weights(tmp_path / "infinite", learning_rate=3e38, steps=1, weight_decay=1e3)
 
 
+def test_weights_that_a_norm_hides_are_no_result(tmp_path: Path) -> None:
+    """RMSNorm makes zeros of rows that overflow: each token is as likely as the next, which is the loss of guessing."""
+    made = contract.bench(ULD(), dtype=torch.float32)
+    made.student = tiny.model("llama", len(made.sides[STUDENT].vocabulary))
+    training = Training(steps=1, batch_size=2, learning_rate=1e30)
+    with pytest.raises(DivergedError, match=r"holds 1e\+30 after the last step \(1\)"):
+        train(made.distiller(), made.examples, made.collator(chunk_rows=16), training, steps=1, seed=3, work=tmp_path)
+
+
 def test_a_training_that_learns_badly_is_a_result(tmp_path: Path) -> None:
     """Only what no reader would take for a model is refused."""
     logged, _ = _weights(tmp_path, learning_rate=0.1)
