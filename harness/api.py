@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
-    from harness.tuning import tune, tuned, tuning_plan
+    from harness.tuning.tune import tune, tuned, tuning_plan
     from reports import RunComparison
     from reports.known_truth import Litmus
     from reports.two_runs import Difference
@@ -105,7 +105,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("export_run", "import_bundle", "open_bundle"), "harness.results.bundle"),
     **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
     "profile": "harness.run.profiling",
-    **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
+    **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning.tune"),
 }
 
 

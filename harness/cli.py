@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from harness.asked import asked_recipe, name_in, tuned_recipe, without_budget, without_profile
 from harness.base.errors import HarnessError
 from harness.base.stopping import seconds_of, stopping
-from harness.keeping import Runs, console, verbs
+from harness.verbs.asked import asked_recipe, name_in, tuned_recipe, without_budget, without_profile
+from harness.verbs.keeping import Runs, console, verbs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

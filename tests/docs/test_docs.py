@@ -16,8 +16,8 @@ import typer
 import yaml
 
 from harness import api, cli
-from harness.asked import asked_recipe
 from harness.tasks import tasks
+from harness.verbs.asked import asked_recipe
 from methods.base import registered
 from tests.docs.pages import PAGES, PLUG_IN, ROOT, blocks, calls, code_spans, commands_of, prose, write_files
 
