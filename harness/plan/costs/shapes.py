@@ -135,6 +135,7 @@ class Shape:
         return norms + attention + width * (self.hidden + (4.0 if self.gated else 1.0) * self.inner)
 
 
+@functools.cache
 def architectures() -> dict[str, Json]:
     """The file of shapes that come with the harness."""
     loaded: dict[str, Json] = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text(encoding="utf-8"))
