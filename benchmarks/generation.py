@@ -67,16 +67,16 @@ class Way:
 PEER = "generate"
 WAYS = {
     PEER: Way(None),
-    "batch": Way("batch"),
     "slots": Way("slots"),
+    "batch": Way("batch"),
     "slots, auto": Way("slots", "auto"),
-    "generate, 16 at a time": Way(None, 16),
-    "batch, 16 at a time": Way("batch", 16),
-    "slots, 16 at a time": Way("slots", 16),
-    "generate, float32": Way(None, 16, "float32"),
-    "slots, float32": Way("slots", 16, "float32"),
+    "generate, float32": Way(None, precision="float32"),
+    "slots, float32": Way("slots", precision="float32"),
     "sampled, batch": Way("batch", sampled=True),
     "sampled, slots": Way("slots", sampled=True),
+    "generate, 16 at a time": Way(None, 16),
+    "slots, 16 at a time": Way("slots", 16),
+    "batch, 16 at a time": Way("batch", 16),
 }
 PEERS = {"16": "generate, 16 at a time", "float32": "generate, float32", "sampled": "sampled, batch"}
 

@@ -25,6 +25,7 @@ from harness.base.errors import HarnessError, unknown
 from harness.base.heard_warnings import hear_warnings
 from harness.base.installation import claim_packages, runs_folder
 from harness.base.provenance import commit
+from harness.recipe.overrides import as_overrides
 
 if TYPE_CHECKING:
     from harness.base.progress import Progress
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from harness.store.contents import StoredFolder
     from harness.store.store import Store
     from harness.tasks.base import Task
-    from harness.tuning import tune, tuned, tuning_plan
+    from harness.tuning.tune import tune, tuned, tuning_plan
     from reports import RunComparison
     from reports.known_truth import Litmus
     from reports.two_runs import Difference
@@ -94,19 +95,17 @@ __all__ = [
 claim_packages()  # before anything else imports methods or reports
 
 _ELSEWHERE = {
-    "CellResult": "harness.results.run",
+    **dict.fromkeys(("CellResult", "Run", "WrittenReport"), "harness.results.run"),
     "Checked": "harness.base.promises",
     "Lock": "harness.recipe.lock",
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
-    "Run": "harness.results.run",
     "StoredFolder": "harness.store.contents",
-    "WrittenReport": "harness.results.run",
     **dict.fromkeys(("export_run", "import_bundle", "open_bundle"), "harness.results.bundle"),
     **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
     "profile": "harness.run.profiling",
-    **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning"),
+    **dict.fromkeys(("tune", "tuned", "tuning_plan"), "harness.tuning.tune"),
 }
 
 
@@ -151,7 +150,6 @@ def load_recipe(name: str | Path, /, *overrides: str, **fields: Any) -> Recipe:
         HarnessError: no such recipe, or one with problems: all of them at once.
     """
     from harness.recipe.load import load_recipe as load
-    from harness.recipe.overrides import as_overrides
 
     return load(str(name), as_overrides(overrides, fields))
 
@@ -166,7 +164,6 @@ def recipe_of(run: Run, /, *overrides: str, **fields: Any) -> Recipe:
     Raises:
         HarnessError: this version of the harness has no such fields, or an override is wrong.
     """
-    from harness.recipe.overrides import as_overrides
     from harness.results.repeat import recipe_of as recipe
 
     return recipe(run.recorded, as_overrides(overrides, fields))
@@ -227,8 +224,7 @@ def litmus(
 def plan(recipe: Recipe) -> Plan:
     """The cells of a recipe (task, method, seed) and their stages with identities; executes nothing.
 
-    ``plan(recipe).stages()`` lists them all, inputs before what reads them;
-    :func:`missing_stages` those that would run.
+    ``plan(recipe).stages()`` lists them all, inputs before what reads them; :func:`missing_stages` what would run.
 
     Raises:
         HarnessError: a model's name or a data file is wrong, or a method lacks its teacher.
@@ -256,6 +252,7 @@ def run(
     *,
     runs: Path | str | None = None,
     unsafe_execution: bool = False,
+    stop_after: float | None = None,
 ) -> Run:
     """Train and evaluate what a recipe asks for; what is stored already is not made again.
 
@@ -268,6 +265,7 @@ def run(
         runs: folder of results, shared by all runs; None for that of the environment variable HARNESS_RUNS, or
             ``runs`` in the working folder.
         unsafe_execution: whether generated code may run without a sandbox where none can start.
+        stop_after: seconds; cells come seed by seed then, and what is not done by then is left to the next call.
 
     Returns:
         The run. Stages that failed are no exception: they are rows with a reason, and in :attr:`Run.failures`.
@@ -277,7 +275,6 @@ def run(
     """
     from rich.markup import escape
 
-    from harness.base.files import scratch_below
     from harness.base.identity import environment
     from harness.base.progress import Silent
     from harness.base.ranks import Ranks
@@ -300,8 +297,8 @@ def run(
             ranks.end()
             return Run(folder)
         try:
-            with ranks.leading(), runner.store.in_use(), scratch_below(runner.store.scratch):
-                runner.run()
+            with ranks.leading(), runner.store.in_use():
+                runner.run(stop_after)
         finally:  # whatever stops a run, its folder shows the cells that are done
             if not made.recipe.stages:
                 readings = note_readings(made, runner.store)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from harness.asked import asked_recipe, name_in, tuned_recipe, without_budget, without_profile
 from harness.base.errors import HarnessError
-from harness.base.stopping import stopping
+from harness.base.stopping import seconds_of, stopping
+from harness.verbs.asked import asked_recipe, name_in, tuned_recipe, without_budget, without_profile
+from harness.verbs.keeping import Runs, console, verbs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,14 +28,8 @@ app = typer.Typer(
     help="Trains and compares methods of cross-tokenizer knowledge distillation. Begin with "
     "`harness run recipe=quickstart`.",
 )
-# A log or a pipe has no width of its own: one that holds the table, rather than 80.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, highlight=False)
 
-Runs = Annotated[
-    Path,
-    typer.Option("--runs", envvar="HARNESS_RUNS", help="Folder of results, shared by all runs.", show_default=True),
-]
 Fields = Annotated[
     list[str] | None,
     typer.Argument(
@@ -68,9 +63,10 @@ def _options(
 
 def main() -> None:
     """Entry point: errors that a user can act on are printed without a traceback, with exit code 2."""
-    from harness.terminal.quiet import quiet_libraries
+    from harness.terminal.quiet import quiet_libraries, show_no_escapes
 
     quiet_libraries()
+    show_no_escapes()
     with stopping() as asked:
         try:
             from harness import api
@@ -103,12 +99,17 @@ def run(
     ] = False,
     untuned: Untuned = False,
     stale_lock: StaleLock = False,
+    stop_after: Annotated[
+        str | None,
+        typer.Option("--stop-after", help="Stop within this time (11m); seed by seed.", show_default=False),
+    ] = None,
 ) -> None:
     """Train and evaluate what a recipe asks for, and print its table."""
     from harness import api
     from harness.terminal.comparison_view import changes_view
     from harness.terminal.progress import TerminalProgress, stored_table
 
+    seconds = None if stop_after is None else seconds_of(stop_after)
     before = None if earlier is None else api.open_run(earlier, runs)
     if before is None:
         made = api.plan(tuned_recipe(fields, untuned=untuned, stale=stale_lock, say=_say))
@@ -121,8 +122,12 @@ def run(
         api.run(made, runs=runs)
         return
     with TerminalProgress(console, made, store) as progress:
-        done = api.run(made, progress, runs=runs, unsafe_execution=unsafe_execution)
-    console.print(stored_table(made, store) if made.recipe.stages else done.report())
+        done = api.run(made, progress, runs=runs, unsafe_execution=unsafe_execution, stop_after=seconds)
+    left = [cell.name for cell in made.evaluated if store.find("scores", cell.scores.identity) is None]
+    if seconds is None or len(left) < len(made.evaluated):
+        console.print(stored_table(made, store) if made.recipe.stages else done.report())
+    if seconds is not None and left:
+        console.print(f"left to do: {', '.join(left)}; the same command goes on", soft_wrap=True, markup=False)
     if any(not failure.skipped for failure in done.failures):
         raise typer.Exit(1)
 
@@ -175,46 +180,6 @@ def profile(
 
 
 @app.command()
-def report(
-    run: Annotated[list[Path], typer.Argument(help="Folder of a run, or its exported file.", show_default=False)],
-    runs: Runs = Path("runs"),
-) -> None:
-    """Rebuild table and files from stored results, without a model; an exported file is unpacked beside itself."""
-    from harness import api
-
-    for folder in run:
-        console.print(api.open_run(api.open_bundle(folder) if folder.suffix == ".zip" else folder, runs).report())
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    file: Annotated[Path, typer.Argument(help="The zip to write.", show_default=False)],
-    students: Annotated[bool, typer.Option("--students", help="With the weights of students that are stored.")] = False,
-    rows: Annotated[bool, typer.Option("--rows", help="With the teachers' rows.")] = False,
-    runs: Runs = Path("runs"),
-) -> None:
-    """Write a run's results as one file: to publish, or to join with others' on another machine."""
-    from harness import api
-
-    opened = api.open_run(run, runs)
-    made = api.export_run(opened.recorded, opened.store, file, students=students, rows=rows)
-    console.print(f"{made}, {made.stat().st_size / 1e6:.1f} MB", markup=False)
-
-
-@app.command("import")
-def import_files(
-    files: Annotated[list[Path], typer.Argument(help="Exported runs.", show_default=False)], runs: Runs = Path("runs")
-) -> None:
-    """Put exported results among those here, all digests checked; a run of the whole recipe then makes one table."""
-    from harness import api
-
-    for file in files:
-        done = api.import_bundle(file, runs)
-        console.print(f"{done.folder}: {done.new} stages are new, {done.known} were here", markup=False)
-
-
-@app.command()
 def align(
     fields: Fields = None,
     text: Annotated[str | None, typer.Option("--text", help="Text to show.", show_default="a built-in one")] = None,
@@ -237,37 +202,7 @@ def align(
         console.print(rendered(pair, console.width))
 
 
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    second: Annotated[Path, typer.Argument(help="Folder of another.", show_default=False)],
-    runs: Runs = Path("runs"),
-) -> None:
-    """Show two runs side by side: what differs in their settings, then each number of both and the difference."""
-    from harness import api
-    from harness.terminal.comparison_view import comparison_view
-
-    console.print(comparison_view(api.compare(api.open_run(first, runs), api.open_run(second, runs))))
-
-
-@app.command()
-def power(
-    run: Annotated[Path, typer.Argument(help="Folder of a run with two training seeds or more.", show_default=False)],
-    difference: Annotated[
-        float | None,
-        typer.Option("--difference", help="Also say how many seeds it needs; in the column's unit.", min=1e-12),
-    ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option("--column", help="Such as gsm8k.bits_per_byte.", show_default="all that the run tests"),
-    ] = None,
-    runs: Runs = Path("runs"),
-) -> None:
-    """Show which differences from the baseline a run's seeds would find, and what more of them would."""
-    from harness import api
-    from harness.terminal.power_view import power_view
-
-    console.print(power_view(api.open_run(run, runs).power(difference, column)))
+app.add_typer(verbs)
 
 
 @app.command()
@@ -396,29 +331,6 @@ def data(
         recipe = None if recipe is None else asked_recipe([*(fields or ()), f"data.root={root}"])
     asked = None if recipe is None else api.tasks_of(recipe)
     console.print(data_table(Path(root).expanduser() if root else None, asked))
-
-
-@app.command()
-def store(
-    verify: Annotated[bool, typer.Option("--verify", help="Read every file and check its digest.")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Show what no run names, and what runs left.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --prune: remove it.")] = False,
-    runs: Runs = Path("runs"),
-) -> None:
-    """List what is stored, with sizes; verify it, or prune what no run names. Exit code 1 where a file is damaged."""
-    from harness import api
-    from harness.terminal.store_view import damaged_view, pruned_view, store_view
-
-    stored = api.store(runs)
-    if prune:
-        console.print(pruned_view(api.prune_store(stored, dry=not yes), not yes), soft_wrap=True)
-    else:
-        console.print(store_view(stored.root, api.store_contents(stored)))
-    if verify:
-        damaged = api.damaged_files(stored)
-        console.print(damaged_view(damaged), soft_wrap=True)
-        if damaged:
-            raise typer.Exit(1)
 
 
 @app.command()

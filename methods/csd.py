@@ -8,9 +8,9 @@ support are the tokens of both vocabularies. Where one side has several tokens, 
 and the support are the last tokens for which the other side has one that ends the same text; each has the mass of its
 path, p(first) ... p(last but one) · p(last). Where both sides have several, it is the path of the text alone.
 
-The paper weights the KD term by CE / KD of the same step; here weights are the recipe's. Divergence and β are not in
-what could be read: forward KL and 1 are ours. What is left counts as 1e-7 at least, since float32 tells less from 0
-badly.
+The paper weights the KD term by CE / KD of the same step; ``kd_scale: match_ce`` does by those of the step before.
+Divergence and β are not in what could be read: forward KL and 1 are ours. What is left counts as 1e-7 at least, since
+float32 tells less from 0 badly.
 """
 
 from __future__ import annotations

@@ -63,20 +63,13 @@ class MultiLevelOT(Method[MultiLevelOTOptions]):
     name, paper, teacher = "multilevelot", "arXiv 2412.14528", TeacherKind.CROSS_TOKENIZER
     summary = "L1, cross-entropy and transport over the likeliest tokens of a response, paired once for all of it"
     fidelities_differ = True
+    released_normalize = "samples"
     Options = MultiLevelOTOptions
     zero_at_identity = False  # the cross-entropy over some columns draws mass to them, and transport is blurred
 
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.WHOLE_RESPONSE})
-
-    @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     def align(self, response: AlignedResponse) -> Groups:
         return pair_positions(response.student_ids.size - self._released, response.teacher_ids.size)

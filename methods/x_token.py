@@ -10,8 +10,8 @@ own text; formulas are from a description of it. The sum runs over the teacher's
 W gives a token that stands for several of the teacher's its mass on the first of them mostly, while the chain rule asks
 for the last: such groups pull at the wrong token.
 
-The paper learns W too, and weights KD by CE / KD of the same step; here W is fixed and weights are the recipe's. Its
-other loss, H-KL, is GOLD's with ``match: weight`` and ``merge: mean_log``.
+The paper learns W too, and weights KD by CE / KD of the same step; here W is fixed, and ``kd_scale: match_ce`` takes
+the ratio of the step before. Its other loss, H-KL, is GOLD's with ``match: weight`` and ``merge: mean_log``.
 
 ``released`` (NVIDIA-NeMo/RL, at 7ea279a): the student's rows of a group are averaged as probabilities and renormalised
 over the columns, the teacher's as logs of its softmax over the columns, which is not; the columns are those with the
@@ -46,6 +46,7 @@ class XToken(Method[XTokenOptions]):
     name, paper, teacher = "x_token", "arXiv 2605.21699", TeacherKind.CROSS_TOKENIZER
     summary = "forward KL over the teacher's vocabulary, the student's tokens spread over those that write them"
     fidelities_differ = True
+    released_normalize = "samples"
     Options = XTokenOptions
 
     @property
@@ -53,16 +54,8 @@ class XToken(Method[XTokenOptions]):
         return frozenset({Need.WHOLE_RESPONSE} if self._released else ())
 
     @property
-    def normalize(self) -> str:
-        return "samples" if self._released else super().normalize
-
-    @property
     def zero_at_identity(self) -> bool:
         return not self._released  # two constants of 1e-10 are added
-
-    @property
-    def _released(self) -> bool:
-        return bool(self.options.fidelity == "released")
 
     def prepare(self, pair: TokenizerPair) -> None:
         made = projection(pair)

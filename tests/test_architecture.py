@@ -43,7 +43,7 @@ def test_imports_follow_the_arrows(package: str, path: Path) -> None:
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("asked",),
+    ("verbs",),
     ("api",),
     ("litmus", "tuning"),
     ("terminal", "results", "run"),

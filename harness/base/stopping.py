@@ -7,12 +7,16 @@ written, and the same command goes on later.
 from __future__ import annotations
 
 import os
+import re
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from harness.base.errors import HarnessError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _AGAIN_S = 5.0  # further signals within it are of the same request (a closed shell sends several)
@@ -45,6 +49,60 @@ class Stopping:
         if self.by == signal.SIGHUP:
             _leave(self.terminals)
         raise KeyboardInterrupt
+
+
+class OutOfTimeError(KeyboardInterrupt):
+    """The time that a run was given is over: an interrupt that its caller expects."""
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """A block that is interrupted after so many seconds; only in a process's main thread.
+
+    Raises:
+        OutOfTimeError: they are over.
+    """
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise OutOfTimeError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time such as ``90s``, ``11m``, ``1h30m``.
+
+    Raises:
+        HarnessError: it is none.
+    """
+    parts = re.findall(r"(\d{1,6}(?:\.\d{1,6})?)([hms])", text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if "".join(map("".join, parts)) != text or seconds == 0:
+        raise HarnessError("--stop-after", repr(text), "a time such as 90s, 11m or 1h30m")
+    return seconds
+
+
+def check_stop_after(seconds: float | None, processes: int) -> None:
+    """Whether a run can be stopped in time.
+
+    Raises:
+        HarnessError: several processes train together, of which one can't stop alone; or it is not in the main thread.
+    """
+    if seconds is None:
+        return
+    if processes > 1:
+        raise HarnessError("--stop-after", f"{processes} processes", "one", "Let the launcher's time limit stop them.")
+    if threading.current_thread() is not threading.main_thread():
+        raise HarnessError("stop_after", "a call in another thread", "one in the main thread")
+
+
+_UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from harness.base.errors import HarnessError
+from harness.data.rendering import Renderer, TemplateError
 from harness.models.cache import Report
 from harness.models.load import load_tokenizer
 from harness.models.publisher import PublisherSettings
@@ -61,8 +62,8 @@ class TextSide:
     Attributes:
         bos: ids before every plain prompt.
         eos_ids: ids that end a response. The first is what training appends: with the template "chat" what the
-            model's own chat template writes behind an assistant's message, else the tokenizer's EOS. Where the two
-            differ, the other comes second, and then what its publisher lets end an answer: the model may know them.
+            model's own chat template writes behind an assistant's message, else the tokenizer's EOS. With "chat", the
+            other comes second where the two differ. Then what its publisher lets end an answer: the model may know it.
         eos: the first of them.
     """
 
@@ -78,7 +79,7 @@ class TextSide:
     ) -> None:
         publisher = publisher or PublisherSettings()
         self.tokenizer, self.template, self.name = tokenizer, template, name
-        self.options = dict(options or {})
+        self.options, self._renderer = dict(options or {}), Renderer(tokenizer)
         self.before: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
         if tokenizer.eos_token_id is None:
             raise HarnessError(name, "a tokenizer without an EOS token", "one that can end a response")
@@ -87,9 +88,8 @@ class TextSide:
         # Whether the tokenizer puts BOS before a text on its own decides whether the model was trained with it.
         self.bos = [tokenizer.bos_token_id] if self._adds_bos(publisher) else []
         eos, end_of_turn = int(tokenizer.eos_token_id), self._end_of_turn()
-        ordered = (end_of_turn, eos) if template == "chat" else (eos, end_of_turn)
         known = (end for end in publisher.ends if 0 <= end < len(tokenizer))
-        self.eos_ids = tuple(dict.fromkeys(index for index in (*ordered, *known) if index is not None))
+        self.eos_ids = tuple(dict.fromkeys(index for index in (end_of_turn, eos, *known) if index is not None))
         self.eos = self.eos_ids[0]
         if template == "chat":
             self._check_generation_prompt()
@@ -180,10 +180,8 @@ class TextSide:
         """Chats in the model's own template, as token ids unless ``tokenize=False``."""
         template, where = self._chat_template, f"chat template of {self.name}"
         try:
-            return self.tokenizer.apply_chat_template(
-                chats, chat_template=template, return_dict=False, **self.options, **options
-            )
-        except Exception as error:  # a template is a program of its publisher's, and refuses in its own way
+            return self._renderer.render(chats, chat_template=template, **self.options, **options)
+        except TemplateError as error:
             expected = "one that renders a user's and an assistant's message"
             raise HarnessError(where, f"an error ({error})", expected, "Set template: plain.") from error
 
@@ -201,15 +199,13 @@ class TextSide:
         return template
 
     def _end_of_turn(self) -> int | None:
-        """The control token that the chat template writes behind an assistant's message, white space aside."""
-        if not self.tokenizer.chat_template:
+        """The control token that the chat template writes behind an assistant's message, white space aside.
+
+        A template that no prompt goes through is not asked.
+        """
+        if self.template == "plain":
             return None
-        try:
-            (rendered,) = self._render([self._exchange], tokenize=False)
-        except HarnessError:
-            if self.template == "chat":
-                raise
-            return None
+        (rendered,) = self._render([self._exchange], tokenize=False)
         behind = rendered.rpartition(_RESPONSE)[2].lstrip()
         names = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items()}
         found = [name for name in names if behind.startswith(name)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,10 @@ SEGMENT = 16
 FREE_SHARE = 0.25
 """Share of a batch that must be free for prompts to come in: each time, be it for one prompt, the others wait for a
 forward pass."""
+
+
+MANY = 2**20
+"""Numbers for which it pays to wake threads."""
 
 
 class PerRow:
@@ -144,8 +151,10 @@ class GumbelNoise(PerRow, LogitsProcessor):  # type: ignore[misc]
         # most of the time, are the device's.
         on_gpu = scores.device.type == "cuda"
         uniform = torch.empty(scores.shape, dtype=torch.float64, pin_memory=on_gpu)
-        for row, generator in zip(uniform, self.generators, strict=True):
-            torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64, out=row)
+        if uniform.numel() < MANY:
+            list(map(_draw, uniform, self.generators))
+        else:
+            list(_threads().map(_draw, uniform, self.generators))
         noise = -torch.log(-torch.log(uniform.to(scores.device, non_blocking=True).clamp_min(1e-300)))
         return scores.float() + noise.float()
 
@@ -162,3 +171,13 @@ class GumbelNoise(PerRow, LogitsProcessor):  # type: ignore[misc]
     def _generator(self, place: int) -> torch.Generator:
         item, seed = self.draws[place]
         return torch.Generator().manual_seed(seed_of("sampling", item, seed))
+
+
+def _draw(row: Tensor, generator: torch.Generator) -> None:
+    torch.rand(len(row), generator=generator, dtype=torch.float64, out=row)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Rows of large vocabularies are drawn beside one another: each has a generator of its own."""
+    return ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="harness-draws")

@@ -155,7 +155,7 @@ class StageBuilder:
                 **(published | {"sides": self._sides()} if published else {}),  # the data of a trained model holds them
             },
             inputs,
-            asked=lora,
+            asked=[*lora, "bits"],
             **more,
         )
         return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
@@ -274,6 +274,7 @@ class StageBuilder:
             *(["best_dev"] if training.select == "best_dev" else []),
             *(["top_k"] if "rows" in read and self.recipe.teacher_rows.identity() else []),
             *(["rollouts"] if "micro_batch" in values else []),
+            *(["bits"] if self.recipe.dev.rows else []),
         ]
         return self._stage(kind, title, values, inputs, asked=asked, **further)
 
@@ -314,9 +315,8 @@ class StageBuilder:
     def _dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
         """Bits per byte of a student on the training rows that are held out."""
         title = f"dev bits per byte of {objective.name}"
-        return self._stage(
-            "bits", title, {"dev": self._data_values}, {"student": student}, seed=seed, objective=objective
-        )
+        values, inputs = {"dev": self._data_values}, {"student": student}
+        return self._stage("bits", title, values, inputs, asked=["bits"], seed=seed, objective=objective)
 
     def _stage(
         self,

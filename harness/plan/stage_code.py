@@ -74,6 +74,7 @@ ON_REQUEST: Mapping[str, str] = {
     "lora": "harness.models.lora",
     "best_dev": "harness.training.selection",
     "vllm": "harness.generation.vllm",
+    "bits": "harness.evaluate.bits_per_byte",
 }
 """What runs only where a recipe asks for it: elsewhere it is no part of a stage's code."""
 

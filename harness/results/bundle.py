@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.base.files import disk_errors, new_directory, parse_json, scratch_below, scratch_folder, sha256_file
+from harness.base.files import disk_errors, new_directory, parse_json, scratch_folder, sha256_file
 from harness.results.record import RECORD, RunRecord, read_record
 from harness.results.upkeep import stages_named_by
 from harness.store.artefacts import STEPS, TIMING, TRACES
@@ -30,6 +31,7 @@ RESULTS = frozenset({"answers", "scores", "bits", "alignments"})
 """Kinds of stages that go into every bundle whole; of others, what reports read."""
 _INDEX_BYTES = 64 * 2**20
 _PIECE = 2**20
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)  # what zipfile raises
 _KEPT = frozenset({STEPS.name, TIMING.name, TRACES.name})
 _WHEN = (1980, 1, 1, 0, 0, 0)  # of every file: the same results are the same bundle
 
@@ -106,7 +108,7 @@ def import_bundle(path: Path, runs: Path) -> Imported:
             and nothing has been imported.
     """
     store = Store(runs)
-    with _opened(path) as bundle, store.in_use(), scratch_below(store.scratch), scratch_folder("import") as unpacked:
+    with _opened(path) as bundle, store.in_use(), scratch_folder("import") as unpacked:
         index = _index(bundle, path)
         _unpack(bundle, path, index, unpacked)
         theirs = Store(unpacked)
@@ -161,7 +163,7 @@ def _write(path: Path, run: str, files: Mapping[str, Path | bytes]) -> None:
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise HarnessError(str(path), f"no zip file ({error})", "a bundle of `harness export`") from error
 
 
@@ -176,7 +178,7 @@ def _index(bundle: zipfile.ZipFile, path: Path) -> dict[str, Any]:
         run, files = index["run"], index["files"]
         form = index["format"]
         sizes = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
-    except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, RuntimeError, OSError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, *_UNREADABLE) as error:
         raise HarnessError(f"{path}, {INDEX}", f"none that can be read ({error})", expected) from error
     if form != FORMAT:
         raise HarnessError(f"{path}, {INDEX}", f"format {form!r:.40}", f"format {FORMAT}", "Export the run again.")
@@ -207,7 +209,7 @@ def _unpack(bundle: zipfile.ZipFile, path: Path, index: Mapping[str, Any], folde
                     left -= len(piece)
                     read.update(piece)
                     file.write(piece)
-        except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise HarnessError(f"{path}, {name}", f"a file that can't be unpacked ({error})", "a whole one") from error
         if left != 1 or read.hexdigest() != digest:
             raise HarnessError(f"{path}, {name}", "another content than listed", "its digest", "Copy it again.")

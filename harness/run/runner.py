@@ -6,6 +6,7 @@ Demand comes from the end: a cell whose scores are stored needs nothing else, so
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.markup import escape
@@ -13,7 +14,8 @@ from rich.markup import escape
 from harness.base.compilation import keep_compiled
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
-from harness.plan.stages import Cell, Plan, Stage
+from harness.base.stopping import OutOfTimeError, alarm, check_stop_after
+from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.run.alignments import make_alignments
 from harness.run.apart import DistanceMaker
 from harness.run.demand import Demand
@@ -23,6 +25,8 @@ from harness.run.preflight import preflight
 from harness.run.workbench import PublishedModels, Workbench, model_records
 from harness.store.artefacts import KEPT_OF_STUDENTS, Failure
 from harness.store.store import Store
+
+_SCORING_S = 60.0  # of a run that is stopped in time, at most
 
 
 class Runner:
@@ -66,8 +70,29 @@ class Runner:
         """What failed, by the identity of the stage."""
         return self.demand.failures
 
-    def run(self) -> None:
-        """Make everything that the plan's cells need. Bad input raises; other failures become rows."""
+    def run(self, seconds: float | None = None) -> None:
+        """Make everything that the plan's cells need. Bad input raises; other failures become rows.
+
+        Args:
+            seconds: to stop before; then cells come seed by seed, so that what is done compares methods. What has been
+                answered by then is scored.
+        """
+        check_stop_after(seconds, self.ranks.world)
+        if seconds is None:
+            self._make(by_seed=False)
+            return
+        scoring = min(_SCORING_S, seconds / 5)
+        try:
+            with alarm(seconds - scoring):
+                self._make(by_seed=True)
+        except OutOfTimeError:
+            self.progress.finish()
+            with suppress(OutOfTimeError), alarm(scoring * 0.8):  # the rest is for the record
+                for cells in self._groups(by_seed=False):
+                    answered = [cell for cell in cells if self.demand.find(cell.answers) is not None]
+                    self.makers.score(answered, self.unsafe)
+
+    def _make(self, *, by_seed: bool) -> None:
         if any(self.demand.find(end) is None for end in self.plan.ends):
             self.store.sweep()
             if left := self.store.left_alone():
@@ -76,8 +101,17 @@ class Runner:
         if self.plan.ends_alone:
             self._make_ends()
             return
-        for task in self.plan.tasks:
-            self._run_task(task)
+        for cells in self._groups(by_seed=by_seed):
+            self._run_cells(cells)
+
+    def _groups(self, *, by_seed: bool) -> list[list[Reference | Cell]]:
+        """Cells that are scored together: those of a task, or of a seed and a task."""
+        seeds = dict.fromkeys(cell.seed for cell in self.plan.evaluated) if by_seed else [None]
+        return [
+            [cell for cell in self.plan.evaluated if cell.task == task and seed in (None, cell.seed)]
+            for seed in seeds
+            for task in self.plan.tasks
+        ]
 
     def _make_ends(self) -> None:
         """Stages that are asked for by themselves: teachers and rows, or what trials of settings came to."""
@@ -91,9 +125,8 @@ class Runner:
                     self._drop(student, [stage])
             self.bench.forget()
 
-    def _run_task(self, task: str) -> None:
-        """The cells of a task: each is answered before the next is trained, and all are scored together."""
-        evaluated = [cell for cell in self.plan.evaluated if cell.task == task]
+    def _run_cells(self, evaluated: Sequence[Reference | Cell]) -> None:
+        """Cells of a task: each is answered before the next is trained, and all are scored together."""
         cells = [cell for cell in evaluated if isinstance(cell, Cell)]
         apart = DistanceMaker(self.plan, self.bench, self.store, self.progress)
         leaders = Leaders(self.plan, self.store, self.progress)

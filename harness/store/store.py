@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.base.errors import HarnessError
-from harness.base.files import disk_errors, new_directory, read_json, remove_abandoned, sha256_file, write_json
+from harness.base.files import (
+    disk_errors,
+    new_directory,
+    read_json,
+    remove_abandoned,
+    scratch_below,
+    sha256_file,
+    write_json,
+)
 
 FORMAT = 2
 """Of manifests and identities: raise it when either changes. Stages of another one are left alone."""
@@ -159,8 +167,8 @@ class Store:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """A block of a run; meanwhile :meth:`alone` refuses."""
-        with self._held(fcntl.LOCK_SH):
+        """A block of a run, whose temporary folders lie in the store; meanwhile :meth:`alone` refuses."""
+        with self._held(fcntl.LOCK_SH), scratch_below(self.scratch):
             yield
 
     @contextlib.contextmanager

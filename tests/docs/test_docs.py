@@ -17,6 +17,7 @@ import yaml
 
 from harness import api, cli
 from harness.tasks import tasks
+from harness.verbs.asked import asked_recipe
 from methods.base import registered
 from tests.docs.pages import PAGES, PLUG_IN, ROOT, blocks, calls, code_spans, commands_of, prose, write_files
 
@@ -91,7 +92,7 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         fields = [field for field in given.get("fields") or () if not is_said_in_capitals(field)]
         named = [field for field in fields if field.startswith("recipe=") or "=" not in field]
         if named:
-            cli._recipe([field for field in fields if not field.startswith("task=")])
+            asked_recipe([field for field in fields if not field.startswith("task=")])
 
 
 @every_page

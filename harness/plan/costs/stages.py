@@ -137,8 +137,10 @@ class Coster:
             if method.sampling is not None:
                 drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
                 share = method.sampling.rollout_share
-                traffic, cpu = traffic + share * drawn.traffic, cpu + share * drawn.cpu
-                launches += share * drawn.launches
+                window = training.batch_size / micro  # whose samples are drawn at once, where there are any
+                calls = (1 - (1 - share) ** window) / window
+                traffic, cpu = traffic + calls * drawn.traffic, cpu + share * drawn.cpu
+                launches += calls * drawn.launches
         disk = 4.0 * _trained(shape, training) if training.lora else 4.0 * shape.parameters
         if stage.kind == "student" and not self.recipe.keep_students:
             disk = 0.0

@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from harness.base.errors import HarnessError
+from harness.data import rendering
 from harness.data.batches import Collator
 from harness.data.rows import Example, Request
 from harness.data.templates import TextSide
@@ -111,11 +112,11 @@ def side(family: str, style: str, template: Any = "chat") -> TextSide:
 @STYLE
 @FAMILY
 def test_training_ends_a_response_as_the_template_does(family: str, style: str) -> None:
-    """And EOS, which the model may know from pre-training, ends one as well; without the template it comes first."""
+    """And EOS, which the model may know from pre-training, ends one as well; without the template it does alone."""
     chat, plain = side(family, style), side(family, style, "plain")
     end, eos = chat.tokenizer.convert_tokens_to_ids(STYLES[style].end), chat.tokenizer.eos_token_id
     assert chat.eos_ids == ((end, eos) if end != eos else (eos,))
-    assert plain.eos_ids == chat.eos_ids[::-1]
+    assert plain.eos_ids == (eos,)
     for made in (chat, plain):
         assert made.vocabulary.eos == made.eos_ids
         (example,) = tokenize([Example("x", "question", "an answer")], {STUDENT: made}, 99)
@@ -148,12 +149,11 @@ def test_a_template_without_a_place_for_an_answer_is_refused_where_it_is_used() 
         TextSide(made, template="chat", name="x")
 
 
-@pytest.mark.parametrize("template", ["chat", "plain"])
-def test_an_end_is_a_control_token_whatever_the_file_says(template: Any) -> None:
+def test_an_end_is_a_control_token_whatever_the_file_says() -> None:
     """Some files declare their end of turn as text; as an end it covers none."""
     made = tokenizer("byte_level", CHATML.template, CHATML.control[:1])
     made.add_tokens(["<|im_end|>"])
-    found = TextSide(made, template=template, name="x")
+    found = TextSide(made, template="chat", name="x")
     index = made.convert_tokens_to_ids("<|im_end|>")
     assert index in found.eos_ids
     assert Vocabulary.of(made.backend_tokenizer).kinds[index] == TokenKind.ORDINARY
@@ -168,19 +168,56 @@ def test_a_template_that_fails_matters_only_where_it_is_used() -> None:
         TextSide(made, template="chat", name="x")
 
 
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+POWER = "{{ 9 ** (9 ** 9) > 0 }}"  # one step of the interpreter, which no timer of Python's interrupts
+DOUBLED = "{% set ns = namespace(x='a') %}{% for a in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
+LONG = "{{ 'a' * 10 ** 12 }}"
+WIDE = "{% for a in range(9999) %}{{ 'a' * 99999 }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        pytest.param(NESTED, "more than 2 s", marks=pytest.mark.slow),
+        pytest.param(POWER, "more than 2 s", marks=pytest.mark.slow),
+        pytest.param(DOUBLED, "filled memory", marks=pytest.mark.slow),
+        pytest.param(WIDE, "filled memory", marks=pytest.mark.slow),
+        (LONG, "filled memory"),
+    ],
+)
+def test_a_template_that_loops_or_fills_memory_is_an_error(
+    template: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And harms nothing else: the next one is rendered."""
+    made = tokenizer("byte_level", template)
+    assert TextSide(made, template="plain", name="x").prompts(["question"])  # never rendered
+    code = "import harness.data.rendering as r; r.SECONDS, r.MEMORY, r.ANSWER = 2, 2**28, 2**20; r.main()"
+    monkeypatch.setattr(rendering, "SECONDS", 2)
+    monkeypatch.setattr(rendering, "ANSWER", 2**20)
+    monkeypatch.setattr(rendering, "_CODE", code)
+    monkeypatch.setattr(rendering, "_PROCESSES", [])
+    with pytest.raises(HarnessError, match=rf"chat template of x: found an error \(it .*{found}.*template: plain"):
+        TextSide(made, template="chat", name="x")
+    assert side("byte_level", "chatml").prompts(["question"])
+    rendering._PROCESSES[0].close()
+
+
 @pytest.mark.parametrize("make", [exact_map, prefix_map, nearest_map])
 @pytest.mark.parametrize("student", ["chat", "plain"])
 @pytest.mark.parametrize("teacher", ["chat", "plain"])
 def test_the_ends_that_are_trained_are_paired(make: Any, student: Any, teacher: Any) -> None:
     """Whatever their names, and one to one: <|im_end|> with </s>, where a chat student has a plain teacher."""
     ours, theirs = side("byte_level", "chatml", student), side("byte_fallback", "gemma", teacher)
+    both = min(len(ours.eos_ids), len(theirs.eos_ids))  # only a chat has two
+    assert both == 1 + (student == teacher == "chat")
     for source, target in ((ours, theirs), (theirs, ours)):
         mapped = make(source.vocabulary, target.vocabulary)
-        assert [int(mapped[index]) for index in source.eos_ids] == list(target.eos_ids)
+        assert [int(mapped[index]) for index in source.eos_ids[:both]] == list(target.eos_ids[:both])
         special = mapped[source.vocabulary.kinds == TokenKind.SPECIAL]
         assert np.unique(special[special != UNMAPPED]).size == (special != UNMAPPED).sum()
-    costs = EditCosts(ours.vocabulary, theirs.vocabulary).costs(np.asarray(ours.eos_ids), np.asarray(theirs.eos_ids))
-    assert costs.diagonal().tolist() == [0, 0]
+    ends = [np.asarray(made.eos_ids[:both]) for made in (ours, theirs)]
+    costs = EditCosts(ours.vocabulary, theirs.vocabulary).costs(*ends)
+    assert costs.diagonal().tolist() == [0] * both
 
 
 def test_an_end_too_many_has_no_partner() -> None:

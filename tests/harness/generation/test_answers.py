@@ -22,6 +22,7 @@ from harness.data.rows import Request
 from harness.data.templates import TextSide
 from harness.generation.answers import Answer, check_room, generate
 from harness.generation.per_row import SEGMENT, cut_at_stop
+from harness.models.publisher import PublisherSettings
 from tests import tiny
 
 REQUESTS = [Request(f"x/{i}", prompt * (1 + i % 3)) for i, (prompt, _) in enumerate([*tiny.SAMPLES, *tiny.SAMPLES])]
@@ -386,12 +387,13 @@ def test_an_answer_ends_at_eos(side: TextSide) -> None:
 @pytest.mark.parametrize("template", ["plain", "chat"])
 @pytest.mark.parametrize("end", ["</s>", "<|im_end|>"])
 def test_an_answer_ends_at_each_of_its_ends(side: TextSide, template: Literal["plain", "chat"], end: str) -> None:
-    """At EOS and at the end of turn, whichever was trained."""
+    """At EOS and at the end of turn, whichever was trained; without the template the publisher's settings name it."""
     tokenizer = copy.deepcopy(side.tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    both = TextSide(tokenizer, template=template, name="tiny")
-    assert set(both.eos_ids) == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    both = TextSide(tokenizer, template=template, name="tiny", publisher=PublisherSettings(ends=(end_of_turn,)))
+    assert set(both.eos_ids) == {2, end_of_turn}
     (answer,) = answers(speller(both, "abc", end), both, REQUESTS[:1])
     assert (answer.output, answer.tokens, answer.stop) == ("abc", 4, "eos")
 

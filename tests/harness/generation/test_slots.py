@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from harness.base.device import rows_at_a_time
 from harness.data.rows import Request
 from harness.data.templates import TextSide
-from harness.generation import slots
+from harness.generation import per_row, slots
 from harness.generation.answers import generate
-from harness.generation.per_row import SEGMENT, StopStrings, _Ending, text_until_stop
+from harness.generation.per_row import SEGMENT, GumbelNoise, StopStrings, _Ending, text_until_stop
 from harness.plan.costs.devices import ANSWERS_AT_A_TIME
 from tests import tiny
 from tests.harness.generation.test_answers import LETTERS, Watched, asking, speller
@@ -183,3 +183,19 @@ def test_bytes_of_an_answer_are_those_of_its_cache(side: TextSide) -> None:
         cache = made(torch.ones(1, 7, dtype=torch.int64), use_cache=True).past_key_values
         kept = sum(one.keys.nbytes + one.values.nbytes for one in cache.layers)
         assert slots.slot_bytes(made, 7) - slots.slot_bytes(made, 0) == kept
+
+
+def test_draws_of_many_rows_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn by threads or one after the other."""
+    draws = [(f"x/{i}", 7) for i in range(5)]
+    scores, alone = torch.zeros(5, 40), []
+    for many in (10**9, 0, 0):
+        monkeypatch.setattr(per_row, "MANY", many)
+        noise = GumbelNoise(draws)
+        noise.add(range(5))
+        alone.append(torch.stack([noise(scores, scores) for _ in range(3)]))
+    assert torch.equal(alone[0], alone[1])
+    assert torch.equal(alone[0], alone[2])
+    single = GumbelNoise(draws)
+    single.add([3])
+    assert torch.equal(single(scores[:1], scores[:1])[0], alone[0][0, 3])

@@ -132,7 +132,7 @@ PLACES = [
     Place("100 * item.scores[\"strict_match\"]", "100 * item.scores[\"flexible_extract\"]", SCORES, GSM8K),
     Place('passed[_task_id(item)] += said == "pass"', 'passed[_task_id(item)] += said != "fail"', SCORES, CODEM),
     Place("fast_check=True, min_time_limit=60.0", "fast_check=True, min_time_limit=6.0", SCORES, CODEM),
-    Place("float(values[:-1].sum()) / math.log(2)", "float(values.sum()) / math.log(2)", BITS),
+    Place("[values[:-1].sum() for values in torch.split", "[values.sum() for values in torch.split", BITS),
     # what decides nothing here: other engines and formats, costs, words
     Place("MEMORY_SHARE = 0.8", "MEMORY_SHARE = 0.7", NONE),
     Place('"scores": 0.5,', '"scores": 0.6,', NONE),

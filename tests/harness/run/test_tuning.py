@@ -41,7 +41,7 @@ def test_tune_writes_a_lock_that_run_takes(tiny_recipe: dict[str, Any], harness:
     assert "tiny.lock.json" in ran.out
     assert (len(place.stored("warm_start")), len(place.stored("teacher"))) == trained
     report = place.file(ran, "report.md")
-    assert "Settings that were tried" in report
+    assert "## Appendix: settings that were tried" in report
     assert "best of 2 that were tried" in report
 
     changed = place.run("train.learning_rate=2e-3")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import HarnessError
-from harness.base.files import new_directory, scratch_below, scratch_folder
+from harness.base.files import new_directory, scratch_folder
 from harness.store.store import FORMAT, Artefact, CorruptArtefactError, Store
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -137,7 +137,7 @@ def test_sweep_goes_by_age_where_there_are_no_locks(store: Store, monkeypatch: p
 
 
 def test_temporary_folders_of_a_run_lie_in_its_store_and_go_with_it(store: Store) -> None:
-    with scratch_below(store.scratch):
+    with store.in_use():
         with scratch_folder("score") as folder:
             assert folder.parent == store.scratch
             store.sweep()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,27 @@ def test_a_live_teacher_is_in_memory_and_stored_rows_are_not(phi_qwen: Coster) -
     body = 2 * (phi_qwen.shapes["same"].parameters - phi_qwen.shapes["same"].head)
     assert phi_qwen.cost(live).memory - phi_qwen.cost(stored).memory > 0.6 * body
     assert phi_qwen.cost(live).flops > 3 * phi_qwen.cost(stored).flops
+
+
+def test_samples_of_a_window_are_drawn_in_one_go(phi_qwen: Coster) -> None:
+    """Half of four micro-batches: 15 of 16 draws have some, and each such window decodes once; by enumeration."""
+    stage = stage_of(phi_qwen, "student", "gold_on_policy")
+    assert stage.objective
+    (part,) = stage.objective.parts
+    assert part.method.sampling is not None
+    assert part.method.sampling.rollout_share == 0.5
+    size = phi_qwen.recipe.train.batch_size
+    per_step = {}
+    for pieces in (1, 4):
+        changes = {"train.micro_batch_size": size // pieces}
+        never = [replace(part, method=type(part.method)(**part.method.options.model_dump() | {"rollout_share": 0.0}))]
+        costs = [
+            phi_qwen.cost(each, _changed(phi_qwen.recipe, changes)).launches
+            for each in (stage, replace(stage, objective=replace(stage.objective, parts=tuple(never))))
+        ]
+        per_step[pieces] = costs[0] - costs[1]
+    draws = list(itertools.product((False, True), repeat=4))
+    assert per_step[4] / per_step[1] == pytest.approx(np.mean([any(draw) for draw in draws]) / 0.5)
 
 
 def test_what_is_proposed_makes_a_stage_fit(phi_qwen: Coster) -> None:

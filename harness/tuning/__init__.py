@@ -1,0 +1,1 @@
+"""As many trials for each row of a recipe, and the settings that won."""
