@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from harness.recipe.overrides import as_overrides
 if TYPE_CHECKING:
     from harness.base.progress import Progress
     from harness.base.promises import Checked
+    from harness.litmus.trial import Watched
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import FieldsPart
     from harness.recipe.lock import Lock
@@ -209,11 +209,7 @@ def check_task(name: str, root: Path | str | None = None) -> list[Checked]:
 
 
 def litmus(
-    method: str | None = None,
-    /,
-    *overrides: str,
-    runs: Path | str | None = None,
-    watched: Callable[[Plan, Store], AbstractContextManager[Progress]] | None = None,
+    method: str | None = None, /, *overrides: str, runs: Path | str | None = None, watched: Watched | None = None
 ) -> Litmus:
     """What a method, also a plug-in's, learns where the truth is known; None for all (docs/known_truth.md).
 

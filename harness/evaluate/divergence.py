@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from harness.models.heads import Head, hidden_states
 from harness.store.artefacts import Apart
 from methods.library.alignment import IntArray
 
+FloatArray = npt.NDArray[np.float64]
 CHUNK_ROWS = 128  # whose logits of both models exist at once
 
 
@@ -79,7 +81,7 @@ def _apart(
     return Apart(example.id, chunks, example.response_bytes, kl, student.response.size)
 
 
-def likelihoods(head: Head, rows: Tensor, tokens: SideTokens) -> IntArray:
+def likelihoods(head: Head, rows: Tensor, tokens: SideTokens) -> FloatArray:
     """float64 [n]: natural log-probability of each response token, from the rows that predict it."""
     targets = torch.from_numpy(tokens.response).to(rows.device)
     parts = [
@@ -89,7 +91,7 @@ def likelihoods(head: Head, rows: Tensor, tokens: SideTokens) -> IntArray:
     return torch.cat(parts).double().cpu().numpy()
 
 
-def chunk_difference(ours: IntArray, theirs: IntArray, our_ends: IntArray, their_ends: IntArray) -> float:
+def chunk_difference(ours: FloatArray, theirs: FloatArray, our_ends: IntArray, their_ends: IntArray) -> float:
     """Σ |difference of log-likelihoods| over the pieces between common byte ends; the last token (EOS) is left out.
 
     Args:

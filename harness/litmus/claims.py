@@ -12,6 +12,8 @@ REACHES = 0.8
 """The share of the way from the start to its teacher that a same-tokenizer method goes at least, in bits per byte."""
 IMPROVES = 0.1
 """The share that a cross-tokenizer method goes at least, to have taught something."""
+NOTICED = 0.75
+"""A broken method goes less than this share of the way that the whole one goes, or fails its claim."""
 KNOWN_FAILURES: Mapping[str, str] = {
     "uld": "it compares sorted masses alone: a student that is as sure as its teacher, of other tokens, has no loss",
 }
@@ -29,6 +31,15 @@ def share_closed(start: float, end: float, teacher: float) -> float:
     NaN where the teacher knows no more than the start: then nothing can be learnt from it.
     """
     return (start - end) / (start - teacher) if teacher < start else math.nan
+
+
+def is_noticed(closed: float, whole: float, kind: TeacherKind) -> bool:
+    """Whether a broken method is told from the whole one.
+
+    Args:
+        closed, whole: share of the way to the teacher that the broken and the whole method go.
+    """
+    return closed < max(least_share(kind), NOTICED * whole)
 
 
 def claim_of(row: str, method: str, kind: TeacherKind, closed: float) -> Claim:

@@ -15,9 +15,9 @@ from torch import Tensor
 from harness.data.batches import Collator
 from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT, TokenizedExample
+from harness.evaluate.divergence import chunk_difference as difference_of_chunks
 from harness.models.heads import Head, hidden_states
 from harness.run.workbench import as_student
-from methods.library.alignment import group_bytes
 
 BATCH = 64  # of responses
 
@@ -88,15 +88,7 @@ def chunk_difference(
     """
     total, size = 0.0, 0
     for theirs, ours, example in zip(teacher, student, examples, strict=True):
-        response = example.aligned(role)
-        groups = group_bytes(response.student_ends[:-1], response.teacher_ends[:-1])  # without the ends
-        sums = [
-            np.bincount(group, weights=one.of_tokens[index], minlength=groups.count)
-            for one, index, group in (
-                (ours, groups.student_index, groups.student_group),
-                (theirs, groups.teacher_index, groups.teacher_group),
-            )
-        ]
-        total += float(np.abs(sums[0] - sums[1]).sum())
+        ends = example.sides[STUDENT].ends, example.sides[role].ends
+        total += difference_of_chunks(ours.of_tokens, theirs.of_tokens, *ends)
         size += example.response_bytes
     return total / size

@@ -23,6 +23,7 @@ Changed = Callable[[Method], dict[str, Any]]
 """What of a method's class is replaced, by name."""
 
 _VALUES = "values of the loss by hand (tests/methods/test_values.py): AdamW divides by the gradient's size"
+_PIECES = "rows of a piece by hand (tests/methods/test_cdm.py): here few pieces have several tokens"
 _CONTROL_TOKENS = 3  # padding, and what begins and ends a text: no break is about these
 _FACTOR = 10.0
 
@@ -209,6 +210,6 @@ MUTANTS = (
     Mutant("the gradient's sign flipped", _scaled(-1.0)),
     Mutant(f"the term {_FACTOR:g} times as large", _scaled(_FACTOR), elsewhere=_VALUES),
     Mutant("MinED's former rule: the lowest id counts", _lowest_id, of="mined"),
-    Mutant("CDM's pieces by their first tokens", options={"pieces": "first"}, of="cdm"),
+    Mutant("CDM's pieces by their first tokens", options={"pieces": "first"}, of="cdm", elsewhere=_PIECES),
     Mutant("GOLD without its matched part", options={"matched_weight": 0.0}, of="gold"),
 )

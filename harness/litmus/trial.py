@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from harness.base.errors import HarnessError
 from harness.base.progress import Progress, Silent, StageProgress
 from harness.data.tokens import STUDENT, TokenizedExample
-from harness.litmus.claims import claim_of, least_share, share_closed
+from harness.litmus.claims import claim_of, is_noticed, share_closed
 from harness.litmus.distances import Said, bits_per_byte, chunk_difference, divergence, said
 from harness.litmus.mutants import Mutant, mutants_of
 from harness.litmus.settings import Setting, expanded, recipes_of, rows_of, settings_of
@@ -33,7 +33,8 @@ from reports.known_truth import Broken, Claim, Learnt, Litmus
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Watch = AbstractContextManager[Progress]
+Watched = Callable[[Plan, Store], AbstractContextManager[Progress]]
+"""Who is told of a plan's training."""
 
 
 class LitmusRun:
@@ -54,6 +55,8 @@ class LitmusRun:
         self.text, self.plan, self.settings, self.progress = text, plan, settings, progress
         self.runner = Runner(plan, store, folder, progress)
         self.bench = self.runner.bench
+        first = plan.recipe.seeds_of(KnownTruth.name)[0]
+        self.cells = [cell for cell in plan.cells if cell.seed == first]  # a control may have more seeds than the rows
 
     def train(self) -> None:
         """Make every student that is not stored yet, as a run makes it; answers are asked of none.
@@ -62,7 +65,7 @@ class LitmusRun:
             HarnessError: one failed: a table with holes shows nothing.
         """
         preflight(self.plan, self.bench, self.progress, unsafe=False)
-        for cell in self.plan.cells:
+        for cell in self.cells:
             try:
                 self.runner.demand.need(cell.student)
             except StageFailedError as error:
@@ -76,38 +79,50 @@ class LitmusRun:
 
     def learnt(self) -> Iterator[Learnt]:
         """Each row's distances to the truth and to its teacher."""
-        self.progress.begin(f"distances, {self.text}", len(self.plan.cells))
-        for number, cell in enumerate(self.plan.cells):
+        self.progress.begin(f"distances, {self.text}", len(self.cells))
+        for number, cell in enumerate(self.cells):
             yield self._learnt(cell)
             self.progress.advance(number + 1)
         self.progress.finish()
 
-    def claims(self, learnt: Sequence[Learnt]) -> Iterator[Claim]:
-        """What became of each row that is trained by its KD term alone, at the first temperature."""
-        for cell, setting in self._alone():
-            (end,) = (one.truth for one in learnt if _is(one, setting))
-            method = cell.objective.methods[0]
-            yield claim_of(setting.row, method.name, method.teacher, self._closed(cell, end))
+    def shares(self, learnt: Sequence[Learnt]) -> dict[str, float]:
+        """Of the way to its teacher, what each row goes by its KD term alone at the first temperature."""
+        return {
+            setting.row: self._closed(cell, one.truth)
+            for cell, setting in self._alone()
+            for one in learnt
+            if (one.row, one.weights, one.temperature) == (setting.row, setting.weights, setting.temperature)
+        }
 
-    def broken(self, claims: Sequence[Claim]) -> Iterator[Broken]:
+    def claims(self, shares: Mapping[str, float]) -> Iterator[Claim]:
+        """What became of each row's claim."""
+        for cell, setting in self._alone():
+            method = cell.objective.methods[0]
+            yield claim_of(setting.row, method.name, method.teacher, shares[setting.row])
+
+    def broken(self, shares: Mapping[str, float], claims: Sequence[Claim]) -> Iterator[Broken]:
         """Each method whose claim is kept, broken in every way, by the first of its rows that keeps it."""
         kept = {claim.row for claim in claims if claim.kept}
-        first: dict[str, Cell] = {}
+        first: dict[str, tuple[Cell, Setting]] = {}
         for cell, setting in self._alone():
             if setting.row in kept:
-                first.setdefault(cell.objective.methods[0].name, cell)
-        for cell in first.values():
+                first.setdefault(cell.objective.methods[0].name, (cell, setting))
+        for cell, setting in first.values():
             for mutant in mutants_of(cell.objective.methods[0]):
-                yield self.broken_row(cell, mutant)
+                yield self.broken_row(cell, mutant, shares[setting.row])
 
-    def broken_row(self, cell: Cell, mutant: Mutant) -> Broken:
-        """A row whose method is broken. Its student is stored nowhere."""
+    def broken_row(self, cell: Cell, mutant: Mutant, whole: float) -> Broken:
+        """A row whose method is broken. Its student is stored nowhere.
+
+        Args:
+            whole: share of the way that it goes as it is.
+        """
         row, method = self.settings[cell.objective.label].row, cell.objective.methods[0]
         try:
             end = self._above(self._broken_student(cell, mutant), STUDENT)
         except DivergedError:
             end = math.inf
-        caught = self._closed(cell, end) < least_share(method.teacher)
+        caught = is_noticed(self._closed(cell, end), whole, method.teacher)
         return Broken(row, mutant.how, end, caught, mutant.reason(method))
 
     def _broken_student(self, cell: Cell, mutant: Mutant) -> PreTrainedModel:
@@ -124,7 +139,8 @@ class LitmusRun:
 
     def known(self, learnt: Sequence[Learnt]) -> dict[str, Any]:
         """All that is known beside what the rows learnt, by its name in the result; breaks their methods."""
-        claims = list(self.claims(learnt))
+        shares = self.shares(learnt)
+        claims = list(self.claims(shares))
         return {
             "entropy": self.task.entropy_per_byte,
             "truth": self.task.true_bits_per_byte,
@@ -132,7 +148,7 @@ class LitmusRun:
             "teachers": self.teachers(),
             "start_to_teachers": self.start_to_teachers(),
             "claims": claims,
-            "broken": list(self.broken(claims)),
+            "broken": list(self.broken(shares, claims)),
         }
 
     @cached_property
@@ -154,7 +170,7 @@ class LitmusRun:
     def _alone(self) -> Iterator[tuple[Cell, Setting]]:
         """The first cell of each row that is trained by its KD term alone."""
         seen = set()
-        for cell in self.plan.cells:
+        for cell in self.cells:
             setting = self.settings[cell.objective.label]
             if setting.weights == "KD alone" and setting.row not in seen:
                 seen.add(setting.row)
@@ -204,15 +220,11 @@ class LitmusRun:
         return next(stage for stage in self.plan.stages() if stage.kind == "warm_start")
 
 
-def _is(learnt: Learnt, setting: Setting) -> bool:
-    return (learnt.row, learnt.weights, learnt.temperature) == (setting.row, setting.weights, setting.temperature)
-
-
 def litmus(
     method: str | None,
     overrides: Sequence[str],
     runs: Path,
-    watched: Callable[[Plan, Store], Watch] | None = None,
+    watched: Watched | None = None,
 ) -> Litmus:
     """Train the rows of known_truth in all settings, measure them, and break their methods.
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from harness.litmus.claims import KNOWN_FAILURES, claim_of, share_closed
+from harness.litmus.claims import KNOWN_FAILURES, claim_of, is_noticed, share_closed
 from methods.base import TeacherKind, registered
 
 SAME, CROSS = TeacherKind.SAME_TOKENIZER, TeacherKind.CROSS_TOKENIZER
@@ -30,6 +30,14 @@ def test_a_teacher_that_knows_nothing_teaches_nothing() -> None:
     claim = claim_of("row", "mine", CROSS, share_closed(1.0, 0.9, 1.0))
     assert not claim.kept
     assert "no more than the start" in claim.found
+
+
+@pytest.mark.parametrize(
+    ("closed", "whole", "noticed"),
+    [(0.33, 0.67, True), (0.6, 0.67, False), (0.09, 0.11, True), (-math.inf, 0.5, True), (0.9, 0.86, False)],
+)
+def test_a_broken_method_is_told_from_the_whole_one(closed: float, whole: float, noticed: bool) -> None:
+    assert is_noticed(closed, whole, CROSS) == noticed
 
 
 def test_a_failure_that_is_known_must_be_there() -> None:

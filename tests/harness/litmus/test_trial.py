@@ -47,8 +47,13 @@ def learnt(trial: LitmusRun) -> list[Learnt]:
 
 
 @pytest.fixture(scope="module")
-def claims(trial: LitmusRun, learnt: list[Learnt]) -> dict[str, Claim]:
-    return {claim.row: claim for claim in trial.claims(learnt)}
+def shares(trial: LitmusRun, learnt: list[Learnt]) -> dict[str, float]:
+    return trial.shares(learnt)
+
+
+@pytest.fixture(scope="module")
+def claims(trial: LitmusRun, shares: dict[str, float]) -> dict[str, Claim]:
+    return {claim.row: claim for claim in trial.claims(shares)}
 
 
 def test_teachers_know_the_source_and_the_student_does_not(trial: LitmusRun) -> None:
@@ -76,10 +81,12 @@ def test_nobody_knows_more_than_the_truth(learnt: list[Learnt]) -> None:
 
 
 @pytest.mark.parametrize(("row", "mutant"), BROKEN, ids=[f"{row}: {mutant.how}" for row, mutant in BROKEN])
-def test_a_broken_method_is_noticed(row: str, mutant: Mutant, trial: LitmusRun, claims: dict[str, Claim]) -> None:
-    (cell,) = (cell for cell in trial.plan.cells if trial.settings[cell.objective.label].row == row)
+def test_a_broken_method_is_noticed(
+    row: str, mutant: Mutant, trial: LitmusRun, shares: dict[str, float], claims: dict[str, Claim]
+) -> None:
+    (cell,) = (cell for cell in trial.cells if trial.settings[cell.objective.label].row == row)
     assert claims[row].kept
-    found = trial.broken_row(cell, mutant)
+    found = trial.broken_row(cell, mutant, shares[row])
     assert found.caught != bool(found.elsewhere), found
 
 
