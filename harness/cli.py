@@ -63,9 +63,10 @@ def _options(
 
 def main() -> None:
     """Entry point: errors that a user can act on are printed without a traceback, with exit code 2."""
-    from harness.terminal.quiet import quiet_libraries
+    from harness.terminal.quiet import quiet_libraries, show_no_escapes
 
     quiet_libraries()
+    show_no_escapes()
     with stopping() as asked:
         try:
             from harness import api

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,6 +151,11 @@ def read_record(folder: Path) -> RunRecord:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise _damaged(folder, f"{place}: {first['msg']}") from error
+    parts = ("name", "task", "method", "fidelity", "role", "teacher_kind", "student", "teacher")
+    names = [record["title"], record["baseline"], *(cell[part] for cell in record["cells"] for part in parts)]
+    for name in names:  # a recipe has none of them: a record that does was written by somebody else
+        if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in name):
+            raise _damaged(folder, f"control characters in {name!r:.80}")
     return RunRecord(folder, record)
 
 

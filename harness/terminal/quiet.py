@@ -5,6 +5,17 @@ from __future__ import annotations
 import logging
 import os
 
+from rich import control
+
+
+def show_no_escapes() -> None:
+    """Have rich drop control characters from all text: one from a stranger's file could rewrite the screen.
+
+    It drops five of them by itself (``rich.control.STRIP_CONTROL_CODES``), and not the one that begins a sequence.
+    """
+    codes = (*range(0x20), *range(0x7F, 0xA0))
+    control._CONTROL_STRIP_TRANSLATE.update({code: None for code in codes if chr(code) not in "\t\n"})
+
 
 def quiet_libraries() -> None:
     """To be called before they are imported; what goes wrong in them is still raised."""

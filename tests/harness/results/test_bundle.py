@@ -226,6 +226,23 @@ def test_what_was_changed_in_a_file_is_one_error_and_nothing_lands(
     assert not (tmp_path.parent / "evil").exists()
 
 
+def test_escape_sequences_of_a_stranger_never_reach_the_terminal(tmp_path: Path, harness: Command) -> None:
+    folder = make_run(tmp_path, 0)
+    sequence = "\x1b[2J\x1b]0;owned\x07\x9b31m"
+    (folder / "run.json").write_text(json.dumps(record(0) | {"notes": [f"note{sequence}"]}))
+    done = harness("report", folder)
+    assert done.code == 0
+    assert "note[2J" in done.out
+    assert not set(done.out + done.err) & {"\x1b", "\x07", "\x9b"}
+    for part in ("method", "student", "name"):
+        changed = record(0)
+        changed["cells"][0][part] += sequence
+        (folder / "run.json").write_text(json.dumps(changed))
+        refused = harness("report", folder)
+        assert "control characters" in refused.err
+        assert not set(refused.out + refused.err) & {"\x1b", "\x07", "\x9b"}
+
+
 def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     file = export(make_run(tmp_path / "made", 0), tmp_path / "study.zip")
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(file, "a") as bundle:
