@@ -344,7 +344,10 @@ def _stage(pattern: str) -> Callable[[Path, str], bool]:
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            _stage("student/*/manifest.json"), signal.SIGTERM, id="stopped by a scheduler", marks=pytest.mark.slow
+            _stage("student/.work-*/checkpoint-1/complete.json"),
+            signal.SIGTERM,
+            id="stopped by a scheduler",
+            marks=pytest.mark.slow,
         ),
     ],
 )
