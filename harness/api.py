@@ -7,9 +7,8 @@
     run.table()
     run.cell(method="uld", task="gsm8k", seed=0).answers()
 
-The command line is written on this module. Bad input raises :class:`HarnessError`, whose message says which field or
-file is wrong, what was found, what was expected and what to do. Heavy libraries load inside the functions, so that the
-import itself takes no time.
+The command line is written on this module. Bad input raises :class:`HarnessError`: what is wrong, what was found, what
+was expected, what to do. Heavy libraries load inside the functions, so that the import itself takes no time.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from harness.litmus.trial import Watched
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import FieldsPart
-    from harness.recipe.lock import Lock
+    from harness.recipe.lock import Lock, lock_beside, write_lock
     from harness.recipe.schema import Recipe
     from harness.results.bundle import export_run, import_bundle, open_bundle
     from harness.results.run import CellResult, Run, WrittenReport
@@ -73,6 +72,7 @@ __all__ = [
     "leads",
     "litmus",
     "load_recipe",
+    "lock_beside",
     "make_dev_folder",
     "missing_stages",
     "open_bundle",
@@ -90,6 +90,7 @@ __all__ = [
     "tune",
     "tuned",
     "tuning_plan",
+    "write_lock",
 ]
 
 claim_packages()  # before anything else imports methods or reports
@@ -97,7 +98,7 @@ claim_packages()  # before anything else imports methods or reports
 _ELSEWHERE = {
     **dict.fromkeys(("CellResult", "Run", "WrittenReport"), "harness.results.run"),
     "Checked": "harness.base.promises",
-    "Lock": "harness.recipe.lock",
+    **dict.fromkeys(("Lock", "lock_beside", "write_lock"), "harness.recipe.lock"),
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",

@@ -152,16 +152,15 @@ def tune(
 ) -> None:
     """Try as many settings for each row (`budget=6`) on held-out training rows; `harness run` takes what won."""
     from harness import api
-    from harness.recipe.lock import lock_beside, write_lock
     from harness.terminal.progress import TerminalProgress
     from harness.terminal.tuning_view import tuning_view
 
     named, budget = without_budget(fields)
-    recipe, path = asked_recipe(named), lock_beside(name_in(named))
+    recipe, path = asked_recipe(named), api.lock_beside(name_in(named))
     with TerminalProgress(console, api.tuning_plan(recipe, budget, seed, share), api.store(runs)) as progress:
         lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, runs=runs)
     if api.leads():
-        write_lock(path, lock)
+        api.write_lock(path, lock)
         console.print(tuning_view(lock, path))
 
 

@@ -160,7 +160,7 @@ def _joined(clear: Tensor) -> tuple[Tensor, Tensor]:
     """Number of the joined chunk that each chunk is in, int64 [groups], and whether it is the last one in it."""
     number = clear.cumsum(0) - clear.long()
     is_last = clear.clone()
-    is_last[-1] = True
+    is_last[-1:].fill_(True)
     return number, is_last
 
 

@@ -29,7 +29,7 @@ from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.beginnings import Beginnings
 from methods.library.divergences import forward_kl
 from methods.library.maps import UNMAPPED, Tables, exact_map, spellings
-from methods.library.merging import kept_members
+from methods.library.merging import group_sizes, kept_members
 from methods.library.vocabulary import TokenizerPair
 
 _LEAST = 1e-7  # of a mass that is left
@@ -78,7 +78,7 @@ class _Last:
     """One side's groups by their last members: the row of each, and the log-probability of the path to it."""
 
     def __init__(self, side: Side, groups: int) -> None:
-        self.sizes = torch.bincount(side.group, minlength=groups)  # int64 [groups]
+        self.sizes = group_sizes(side.group, groups)  # int64 [groups]
         last = kept_members(side.group, groups, "bayesian")
         log_total = side.logits.logsumexp(-1)
         realised = side.logits[side.index, side.tokens] - log_total[side.index]

@@ -23,6 +23,7 @@ from methods.base import AlignedChunk, LossSums, Method, OnPolicyOptions, Side, 
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.divergences import reverse_kl
 from methods.library.maps import UNMAPPED, Tables, exact_map
+from methods.library.merging import group_sizes
 from methods.library.vocabulary import TokenizerPair
 
 _ABSENT = -1e4  # score of what is in no distribution
@@ -86,7 +87,7 @@ def _scores(side: Side, groups: int, columns: Tensor, raw: bool) -> tuple[Tensor
     if not raw:
         log_total = side.logits.logsumexp(-1)
         tokens, realised = tokens - log_total[first, None], realised - log_total[side.index]
-    sizes = _sizes(side, groups)
+    sizes = group_sizes(side.group, groups)
     return tokens, realised.new_zeros(groups).index_add(0, side.group, realised) / sizes
 
 
@@ -96,10 +97,7 @@ def _is_shared(chunk: AlignedChunk, student_of_teacher: Tensor) -> Tensor:
         side.tokens[torch.searchsorted(side.group, torch.arange(chunk.groups, device=side.group.device))]
         for side in (chunk.student, chunk.teacher)
     ]
-    alone = (_sizes(chunk.student, chunk.groups) == 1) & (_sizes(chunk.teacher, chunk.groups) == 1)
+    alone = (group_sizes(chunk.student.group, chunk.groups) == 1) & (
+        group_sizes(chunk.teacher.group, chunk.groups) == 1
+    )
     return alone & (student_of_teacher[first[1]] == first[0])
-
-
-def _sizes(side: Side, groups: int) -> Tensor:
-    """int64 [groups]: members of each group."""
-    return torch.bincount(side.group, minlength=groups)

@@ -21,7 +21,6 @@ responses. What the code's script adds to W (a second pass, likeness of special 
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from methods.base import AlignedChunk, KDOptions, LossSums, Method, Need, Positi
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.divergences import forward_kl
 from methods.library.maps import Tables
-from methods.library.merging import merge
+from methods.library.merging import group_sizes, merge
 from methods.library.projection import projection
 from methods.library.vocabulary import TokenizerPair
 
@@ -99,6 +98,6 @@ class XToken(Method[XTokenOptions]):
 
 def _means(side: Side, rows: Tensor, groups: int) -> Tensor:
     """[groups, columns]: means over the members of each group."""
-    sizes = torch.bincount(side.group, minlength=groups)
+    sizes = group_sizes(side.group, groups)
     members = rows.index_select(0, side.index) / sizes[side.group, None]
     return rows.new_zeros(groups, rows.shape[-1]).index_add(0, side.group, members)

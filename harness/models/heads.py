@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from harness.base.errors import HarnessError
 from methods.library.kernels import kernels_for
@@ -88,8 +87,10 @@ def hidden_states(
     """
     given = {"attention_mask": attention_mask, "position_ids": position_ids}
     if padded_behind and attention_mask is not None and _reads_masks(model, input_ids.device):
-        layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        given = {"past_key_values": Cache(layers=[_Passing() for _ in range(layers)])}
+        # transformers' modules take seconds to import, and plans need none
+        from harness.models.passing_cache import passing_cache
+
+        given = {"past_key_values": passing_cache(model.config.get_text_config(decoder=True).num_hidden_layers)}
     output = model.base_model(input_ids=input_ids, use_cache=False, **given)
     hidden: Tensor = output.last_hidden_state
     return hidden
@@ -103,26 +104,6 @@ def _reads_masks(model: Any, device: torch.device) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     takes = "past_key_values" in inspect.signature(model.base_model.forward).parameters
     return config._attn_implementation == "sdpa" and kinds <= {"full_attention", "sliding_attention"} and takes
-
-
-class _Passing(CacheLayerMixin):  # type: ignore[misc]
-    """A layer of a cache that keeps nothing: with a cache, transformers asks no positions whether they are packed."""
-
-    is_sliding = False
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 @torch.no_grad()

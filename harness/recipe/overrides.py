@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any  # whatever a caller has in hand
+from typing import Any
 
 from harness.base.errors import HarnessError
 
 
+# Any: whatever a caller has in hand
 def as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
     """``key=value`` of both, in their order.
 
@@ -19,9 +20,11 @@ def as_overrides(overrides: Sequence[str], fields: Mapping[str, Any]) -> list[st
     return [*overrides, *(f"{key}={_as_yaml(key, value)}" for key, value in fields.items())]
 
 
+# Any: as above
 def _as_yaml(key: str, value: Any) -> str:
     """A value of Python as overrides have it. JSON is YAML, and says of a value that it can't hold what it is."""
 
+    # Any: what JSON can't hold by itself
     def plain(other: Any) -> Any:
         if isinstance(other, Path):
             return str(other)

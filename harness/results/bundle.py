@@ -167,6 +167,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
         raise HarnessError(str(path), f"no zip file ({error})", "a bundle of `harness export`") from error
 
 
+# Any: JSON, whose parts are checked here
 def _index(bundle: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     """What a bundle says that it holds, and holds: the same names, each within it and once."""
     expected = "a bundle of `harness export`"
@@ -194,6 +195,7 @@ def _index(bundle: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     return {"run": run, "files": sizes}
 
 
+# Any: as _index gives it
 def _unpack(bundle: zipfile.ZipFile, path: Path, index: Mapping[str, Any], folder: Path) -> None:
     """Write a bundle's files into an empty folder, each checked while it is written; then manifests and record."""
     size = sum(length for length, _ in index["files"].values())
@@ -238,6 +240,7 @@ def _check_stage_file(path: Path, store: Store, file: Path) -> None:
         raise HarnessError(f"{path}, store/{'/'.join(parts)}", "a file that its manifest does not know", "its digest")
 
 
+# Any: JSON of manifests
 def _manifests(store: Store) -> Iterator[Mapping[str, Any]]:
     for folder in sorted(path for path in store.root.iterdir() if path.is_dir()):
         yield from store.manifests(folder.name)

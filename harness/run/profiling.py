@@ -69,6 +69,7 @@ def _as_file(cell: Cell) -> str:
 class _Ticks(StageProgress):
     """Tells the profiler that a step is over."""
 
+    # Any: torch's profiler
     def __init__(self, progress: Progress, line: str, prof: Any, ends: list[float]) -> None:
         super().__init__(progress, line)
         object.__setattr__(self, "_told", (prof, ends))

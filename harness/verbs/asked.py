@@ -41,10 +41,9 @@ def name_in(fields: list[str] | None) -> str:
 def tuned_recipe(fields: list[str] | None, *, untuned: bool, stale: bool, say: Callable[[str], None]) -> Recipe:
     """The recipe that a command line names, with the settings of its lock file where there is one."""
     from harness import api
-    from harness.recipe.lock import lock_beside
 
     recipe = asked_recipe(fields)
-    path = lock_beside(name_in(fields))
+    path = api.lock_beside(name_in(fields))
     if untuned or recipe.tuned or not path.is_file():
         return recipe
     if api.leads():

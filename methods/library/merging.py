@@ -75,7 +75,12 @@ def mean_log(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, gr
     """The means of the members' log-probabilities, whatever their tokens; as :func:`bayesian`."""
     rows = log_probs.index_select(0, index)
     total = log_probs.new_zeros(groups, log_probs.shape[-1]).index_add(0, group, rows)
-    return total / torch.bincount(group, minlength=groups).unsqueeze(-1)
+    return total / group_sizes(group, groups).unsqueeze(-1)
+
+
+def group_sizes(group: Tensor, groups: int) -> Tensor:
+    """int64 [groups]: members of each group; unlike torch.bincount it doesn't wait for the device."""
+    return group.new_zeros(groups).index_add_(0, group, torch.ones_like(group))
 
 
 def _times_realised(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:

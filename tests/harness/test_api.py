@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import harness
-from harness import api, cli
+from harness import api, cli, verbs
 from harness.base.errors import HarnessError
 from tests.conftest import Command
 
@@ -50,7 +50,7 @@ class Told:
 def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[api.Run, Told]:
     """Two methods on two tasks, two seeds of one of them."""
     told = Told()
-    recipe = api.load_recipe(recipe_file, "tasks=[dolly,gsm8k]", gsm8k={"seeds": [0, 1]})
+    recipe = api.load_recipe(recipe_file, "tasks=[dolly,gsm8k]", "baseline_seeds=same", gsm8k={"seeds": [0, 1]})
     return api.run(recipe, told, runs=tmp_path_factory.mktemp("runs")), told
 
 
@@ -106,7 +106,7 @@ def test_the_numbers_are_those_that_the_command_line_prints(
     finished: tuple[api.Run, Told], recipe_file: Path, harness: Command
 ) -> None:
     run = finished[0]
-    asked = ["tasks=[dolly,gsm8k]", "gsm8k.seeds=[0,1]", "--runs", run.folder.parent]
+    asked = ["tasks=[dolly,gsm8k]", "baseline_seeds=same", "gsm8k.seeds=[0,1]", "--runs", run.folder.parent]
     printed = harness("run", f"recipe={recipe_file}", *asked).out
     assert str(run.folder) in printed  # the same run, and nothing was made again
     assert "to run" not in printed
@@ -268,9 +268,9 @@ def test_what_an_earlier_call_heard_stays_in_the_record(
 
     own = Runner.run
 
-    def warned(self: Runner) -> None:
+    def warned(self: Runner, *given: Any) -> None:
         warnings.warn("loss runs uncompiled", stacklevel=1)
-        own(self)
+        own(self, *given)
 
     recipe = api.load_recipe(recipe_file, tasks=["dolly"], methods=["control"])
     with monkeypatch.context() as patch:
@@ -283,10 +283,12 @@ def test_what_an_earlier_call_heard_stays_in_the_record(
 
 def test_the_command_line_is_written_on_the_api() -> None:
     """Whatever a verb does, a notebook can do too."""
-    tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
-    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    files = [Path(cli.__file__), *Path(verbs.__file__).parent.glob("*.py")]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    found = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {name for name in found if name and name.startswith(("harness.", "methods", "reports"))}
-    assert {name for name in ours if not name.startswith("harness.terminal.")} == {"harness.api", "harness.base.errors"}
+    beside = {name for name in ours if not name.startswith(("harness.terminal.", "harness.verbs."))}
+    assert beside == {"harness.api", "harness.base.errors", "harness.base.stopping"}
 
 
 def test_the_package_gives_the_api_when_asked() -> None:

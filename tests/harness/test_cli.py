@@ -388,6 +388,7 @@ def test_a_signal_stops_a_run_as_an_interrupt_does(
 ) -> None:
     """Slurm and a closed shell send them: there is a record then, and a word on how to go on."""
     sent: list[float] = []
+    before = signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored
 
     def signalled(*args: object) -> None:
         sent.append(time.monotonic())
@@ -396,6 +397,7 @@ def test_a_signal_stops_a_run_as_an_interrupt_does(
 
     monkeypatch.setattr(PublishedModels, "model", signalled)
     done = tiny_run()
+    signal.signal(number, before)
     assert time.monotonic() - sent[0] < 5
     assert done.code == 128 + number
     assert "the same command goes on where it stopped" in done.err

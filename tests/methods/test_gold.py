@@ -198,7 +198,7 @@ def test_with_what_is_left_as_one_mass_no_group_is_negative(beta: float) -> None
     method = GOLD(unmatched="rest", beta=beta)
     method.prepare(PAIR)
     for sizes in ([(1, 1)], [(1, 3)], [(2, 1)], [(3, 2)]):
-        assert float(method.loss(random_chunk(sizes)).kd) > 0
+        assert float(method.loss(random_chunk(sizes)).kd) > -1e-6  # the floor under masses adds as much to their sum
 
 
 # --- invariances ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from harness.plan.builder import make_plan
 from harness.plan.objectives import ObjectiveSpec, make_objectives
 from harness.recipe.load import validate
 from harness.recipe.schema import Limits
+from harness.recipe.training import Training
 from harness.run.workbench import AlignedRows, Texts
 from harness.store.artefacts import ANSWERS, Answer
 from methods.base import find
@@ -84,10 +85,11 @@ def test_rows_are_made_once_for_the_answers_of_one_teacher() -> None:
     kept = AlignedRows(texts(), lambda stage: read[stage.identity])  # type: ignore[arg-type, return-value]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(ANSWERS), "read", lambda self, found: found)
-        first, second = (
-            kept.of(SimpleNamespace(task="t", objective=objective(), inputs={"said": one}), STUDENT, ())  # type: ignore[arg-type]
-            for one in stages
-        )
+        training = Training(steps=1)
+        asked = [
+            SimpleNamespace(task="t", objective=objective(), training=training, inputs={"said": one}) for one in stages
+        ]
+        first, second = (kept.of(stage, STUDENT, ()) for stage in asked)  # type: ignore[arg-type]
     assert spelled(first[0].example, STUDENT) == "said 0"
     assert spelled(second[0].example, STUDENT) == "else"
 

@@ -162,7 +162,8 @@ def test_temperatures_are_trls(trl: Any, hybrid: tuple[float, float | None] | No
     if hybrid is None:
         method: Method = ULD(pairing="bytes", normalize="rows", **apart)
     else:
-        method = GOLD(match="string", beta=hybrid[0], normalize="rows", **apart)
+        weights = {"matched_weight": None, "unmatched_weight": None}
+        method = GOLD(match="string", beta=hybrid[0], normalize="rows", **weights, **apart)
     method.prepare(pair_of(350, 400))
     config = configured(
         use_extended_uld=True,

@@ -17,6 +17,7 @@ from harness.store.artefacts import (
     STEPS,
     TIMING,
     Answer,
+    Apart,
     Bits,
     JsonFile,
     Timing,
@@ -35,6 +36,7 @@ VALUES: list[tuple[JsonFile[Any], Any]] = [
     (artefacts.ALIGNMENTS, {"of": 3, "method": "uld", "items": [{**SEEN, "cut": False, "stand_in": True}]}),
     (artefacts.ANSWERS, SAID),
     (artefacts.BITS, [Bits("dolly/0", 8.25, 3)]),
+    (artefacts.APART, [Apart("dolly/0", 1.5, 3, None, 2)]),
     (artefacts.SCORES, {"rouge_l": {"dolly/0": 12.5}}),
     (artefacts.DETAILS, {"ran_in": "a sandbox"}),
 ]

@@ -409,8 +409,10 @@ def test_codem_samples_give_pass_at_k(monkeypatch: pytest.MonkeyPatch) -> None:
         "humaneval_plus_pass_at_2",
     ]
     good = requests[1].id
-    answers = {request.key: f"    return {request.id == good}" for request in requests}
-    monkeypatch.setattr(code, "evaluate", judge(lambda s: ("pass", "pass") if "True" in s.code else ("fail", "fail")))
+    answers = {request.key: f"    return {'right' if request.id == good else 'wrong'}" for request in requests}
+    monkeypatch.setattr(
+        code, "evaluate", judge(lambda s: ("pass", "pass") if "return right" in s.code else ("fail", "fail"))
+    )
     scores = task.score({"one": answers}, Path(), False)["one"]
     first, second = (request.id.partition("#")[0] for request in (requests[0], requests[4]))
     assert scores.values["humaneval"] == {first: 25.0, second: 0.0}

@@ -24,7 +24,10 @@ def run_of(frames: Frames, folder: Path, **record: Any) -> Path:
     """A run's folder as somebody copied it, without a store: a record without cells, and the report's files."""
     results, items = frames.frames
     write(results, context(), folder, frames.analyse(), items)
-    known = {"format": FORMAT, "cells": [], "baseline": "control", **record}
+    said = {"identity": "0" * 64, "title": "", "baseline": "control", "paper": ""}
+    empty: dict[str, Any] = {"cells": [], "notes": [], "settings": [], "failures": []}
+    empty |= {name: {} for name in ("recipe", "protocol", "environment", "sources", "references")}
+    known = {"format": FORMAT, **said, **empty, **record}
     (folder / RECORD).write_text(json.dumps(known), encoding="utf-8")
     return folder
 

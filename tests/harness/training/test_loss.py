@@ -37,6 +37,9 @@ from tests.methods.test_contract import METHODS
 WAITS = {
     ("cdm", "described"): "edit distances of each position's likeliest tokens are measured on the CPU",
     ("cdm", "released"): "edit distances of each position's likeliest tokens are measured on the CPU",
+    ("bpm", "described"): "what of a teacher's token is still to be said is looked up on the CPU",
+    ("csd", "described"): "last tokens that end the same text are looked up on the CPU",
+    ("multilevelot", "described"): "columns are assigned on the CPU",
 }
 
 # By how much compiled gradients may differ. Of logits that are rounded to bf16 many are equal, and ULD's gradient has a
@@ -90,7 +93,9 @@ def walked(made: contract.Bench, **settings: Any) -> tuple[ChunkWalk, Tensor, li
     with torch.no_grad():
         hidden = hidden_states(made.student, batch.input_ids, batch.attention_mask, batch.position_ids)
         rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
-        teacher_rows = {role: distiller._teacher_rows(role, part) for role, part in batch.teachers.items()}
+        teacher_rows = {
+            role: distiller._teacher_rows(role, part, batch.padded_behind) for role, part in batch.teachers.items()
+        }
         if batch.unaligned is not None:
             batch = distiller._align(batch, rows, teacher_rows)
     head = Head.of(made.student)
@@ -258,8 +263,10 @@ def test_float32_differs_from_float64_by_its_rounding(method: Method) -> None:
 def test_autocast_changes_the_products_alone(method: Method) -> None:
     """Under bf16 autocast rows and heads are rounded, losses are float32: the gradient stays within 3 % of float32's.
 
-    Of bf16's 8 bits a product keeps 0.4 %, and the largest difference measured here is 1.8 %.
+    Of bf16's 8 bits a product keeps 0.4 %, and the largest difference measured here is 1.8 %. Where released
+    MultiLevelOT pairs ranks, logits that are level within rounding change places with their partners: 8.8 %.
     """
+    near = 0.15 if (method.name, method.options.fidelity) == ("multilevelot", "released") else 0.03
     made = contract.bench(method, dtype=torch.float32)
     walk, rows, weights = walked(made)
     exact, of_exact = walk.run(rows, weights, [True, True])
@@ -270,7 +277,7 @@ def test_autocast_changes_the_products_alone(method: Method) -> None:
         assert gradient is not None
         assert expected is not None
         assert gradient.dtype == expected.dtype == torch.float32
-        assert 0 < float((gradient - expected).norm()) < 0.03 * float(expected.norm())
+        assert 0 < float((gradient - expected).norm()) < near * float(expected.norm())
 
 
 def test_gradients_of_a_bf16_head_are_added_up_in_float32() -> None:

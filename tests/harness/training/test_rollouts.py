@@ -294,6 +294,7 @@ def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> 
         ),
         accelerator=SimpleNamespace(num_processes=1, process_index=0, reduce=reduce, autocast=contextlib.nullcontext),
         state=SimpleNamespace(global_step=0),
+        steps=[],
         model=SimpleNamespace(objective=made.objective, student=None),
         _window=_Window(1),
     )

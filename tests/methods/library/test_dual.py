@@ -37,14 +37,14 @@ def test_other_pairs_are_refused(name: str) -> None:
 
 def test_an_unknown_part_suggests_the_nearest() -> None:
     with pytest.raises(UnknownMethodError) as caught:
-        parts_of("dual(fkd, cmd)")
-    assert (caught.value.name, caught.value.suggestion) == ("cmd", "cdm")
+        parts_of("dual(fkd, cdmm)")
+    assert (caught.value.name, caught.value.suggestion) == ("cdmm", "cdm")
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("methods=[dual(fkd, cmd)]", "methods.0: unknown method 'cmd' in 'dual(fkd, cmd)'. Did you mean \"cdm\"?"),
+        ("methods=[dual(fkd, cdmm)]", "methods.0: unknown method 'cdmm' in 'dual(fkd, cdmm)'. Did you mean \"cdm\"?"),
         ("methods=[dual(fkd)]", "methods.0: found 'dual(fkd)'; expected dual(METHOD, METHOD), such as dual(fkd, cdm)."),
         ("method_options.dual.same_weight=2", "method_options.dual.same_weight: found 2; input should be less"),
         ("method_options.dual.tau=2", "method_options.dual.tau: unknown option (value 2)."),

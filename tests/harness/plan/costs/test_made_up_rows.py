@@ -83,7 +83,8 @@ def test_a_plan_needs_no_data_and_says_what_it_counted(
 def test_a_plan_claims_no_identity_that_data_decides(harness: Command, tmp_path: Path) -> None:
     root = copy_to_change(samples_folder(), tmp_path / "data")
     shutil.rmtree(root / "gsm8k")
-    fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly,gsm8k]", "methods=[control]"]
+    fields = ["recipe=quickstart", f"data.root={root}", "tasks=[dolly,gsm8k]", "methods=[control]", "seeds=[0]"]
+    fields += ["evaluation.references=[]"]
     lines = [line for line in harness("plan", *fields, "--runs", tmp_path).out.splitlines() if "warm start" in line]
     identities = {line.split("│")[1].strip(): line.split("│")[4].strip() for line in lines}
     assert identities["gsm8k"] == "unknown"
