@@ -262,7 +262,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
     reset_peak(setting.device)
     clock.ends = [clock.now()]
     with tempfile.TemporaryDirectory() as work:
-        steps = distil(
+        done = distil(
             student,
             Objective(way.method, method.options.ce_weight, terms),
             teachers,
@@ -275,6 +275,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
             work=Path(work),
             on_step=clock.tick,
         )
+    steps = done.steps
     notes |= {key: value for key, value in steps[-1].items() if "error" in key}
     notes |= {"tokens": [step["tokens"] for step in steps[WARM_UP:]]}
     return notes | {"loss": steps[-1]["loss"]}

@@ -22,7 +22,8 @@ ODD: tuple[Any, ...] = (
     None, True, 0, -1, 10**30, 1e308, float("nan"), "", "x", "\0", "\ud800", "../..", "a" * 300, [], {}, [[]], {"": {}},
     [1, "a", None], {"a": 1}, "=1+1", "\x1b[2J", {"identity": "1" * 64, "kind": "scores"},
 )  # fmt: skip
-MANY = [300, pytest.param(100_000, marks=pytest.mark.slow)]
+NIGHTLY = (pytest.mark.slow, pytest.mark.nightly)
+MANY = [300, pytest.param(100_000, marks=NIGHTLY)]
 
 
 def damaged(value: Any, draw: random.Random) -> Any:
@@ -85,7 +86,7 @@ def test_damaged_manifests(tmp_path: Path, count: int) -> None:
         api.store_contents(store)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(20_000, marks=NIGHTLY)])
 def test_damaged_bundles(tmp_path: Path, count: int) -> None:
     draw = random.Random(2)
     whole = export(make_run(tmp_path / "made", 0), tmp_path / "whole.zip").read_bytes()
