@@ -26,7 +26,8 @@ from torch import Tensor
 from methods.base import AlignedChunk, LossSums, Method, OnPolicyOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, first_members, group_bytes
 from methods.library.beginnings import Beginnings
-from methods.library.maps import UNMAPPED, Tables, stored_map
+from methods.library.maps import Tables, mapped_columns, stored_map
+from methods.library.merging import first_places
 from methods.library.vocabulary import TokenizerPair
 
 
@@ -42,9 +43,7 @@ class BPM(Method[BPMOptions]):
     Options = BPMOptions
 
     def prepare(self, pair: TokenizerPair) -> None:
-        student_of_teacher = torch.from_numpy(stored_map("prefix", pair.teacher, pair.student, pair.maps))
-        theirs = (student_of_teacher != UNMAPPED).nonzero().squeeze(1)
-        self.tables = Tables(ours=student_of_teacher[theirs], theirs=theirs)  # int64 [mapped], columns of either side
+        self.tables = Tables(**mapped_columns(stored_map("prefix", pair.teacher, pair.student, pair.maps)))
         texts = pair.student.token_bytes
         blank = np.fromiter((not text.strip(b" \t") for text in texts), dtype=bool, count=len(texts))
         self._withheld = blank & (pair.student.widths > 0) & (not self.options.whitespace)
@@ -65,7 +64,7 @@ class BPM(Method[BPMOptions]):
     def loss(self, chunk: AlignedChunk) -> LossSums:
         student, teacher, logits = chunk.student, chunk.teacher, chunk.student.logits
         tables = self.tables.on(logits.device)
-        first = torch.searchsorted(teacher.group, torch.arange(chunk.groups, device=logits.device))
+        first = first_places(teacher.group, chunk.groups)
         with torch.no_grad():
             log_p = student.paired_logits().log_softmax(-1)
             q = teacher.logits.index_select(0, teacher.index[first]).softmax(-1).index_select(1, tables["theirs"])

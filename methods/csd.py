@@ -19,7 +19,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -28,7 +27,7 @@ from methods.base import AlignedChunk, LossSums, Method, NonNegative, OnPolicyOp
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.beginnings import Beginnings
 from methods.library.divergences import forward_kl
-from methods.library.maps import UNMAPPED, Tables, exact_map, spellings
+from methods.library.maps import Tables, exact_map, mapped_columns, spellings
 from methods.library.merging import group_sizes, kept_members
 from methods.library.vocabulary import TokenizerPair
 
@@ -46,10 +45,7 @@ class CSD(Method[CSDOptions]):
     Options = CSDOptions
 
     def prepare(self, pair: TokenizerPair) -> None:
-        student_of_teacher = exact_map(pair.teacher, pair.student)
-        theirs = np.flatnonzero(student_of_teacher != UNMAPPED)
-        shared = student_of_teacher[theirs], theirs
-        self.tables = Tables(ours=torch.from_numpy(shared[0]), theirs=torch.from_numpy(shared[1]))
+        self.tables = Tables(**mapped_columns(exact_map(pair.teacher, pair.student)))
         self._equivalents = _Equivalents(pair)
 
     def align(self, response: AlignedResponse) -> Groups:

@@ -13,7 +13,7 @@ from methods.base import SOFTENED, AlignedChunk, KDOptions, LossSums, Method, Po
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import kl
 from methods.library.divergences import reverse_kl
-from methods.library.maps import UNMAPPED, Tables, exact_map
+from methods.library.maps import Tables, exact_map, mapped_columns
 from methods.library.vocabulary import TokenizerPair
 
 
@@ -30,9 +30,7 @@ class OneToOne(Method[OneToOneOptions]):
     tunes = SOFTENED
 
     def prepare(self, pair: TokenizerPair) -> None:
-        student_of_teacher = torch.from_numpy(exact_map(pair.teacher, pair.student))
-        theirs = (student_of_teacher != UNMAPPED).nonzero().squeeze(1)
-        self.shared = Tables(ours=student_of_teacher[theirs], theirs=theirs)  # int64 [shared], columns of either side
+        self.shared = Tables(**mapped_columns(exact_map(pair.teacher, pair.student)))
 
     def align(self, response: AlignedResponse) -> Groups:
         return group_bytes(response.student_ends, response.teacher_ends).only_one_to_one()

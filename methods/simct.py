@@ -22,8 +22,8 @@ from torch import Tensor
 from methods.base import AlignedChunk, LossSums, Method, OnPolicyOptions, Side, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.divergences import reverse_kl
-from methods.library.maps import UNMAPPED, Tables, exact_map
-from methods.library.merging import group_sizes
+from methods.library.maps import Tables, exact_map, mapped_columns
+from methods.library.merging import first_places, group_sizes
 from methods.library.vocabulary import TokenizerPair
 
 _ABSENT = -1e4  # score of what is in no distribution
@@ -38,9 +38,9 @@ class SimCT(Method[OnPolicyOptions]):
 
     def prepare(self, pair: TokenizerPair) -> None:
         self._student_of_teacher = exact_map(pair.teacher, pair.student)
-        student_of_teacher = torch.from_numpy(self._student_of_teacher)
-        theirs = (student_of_teacher != UNMAPPED).nonzero().squeeze(1)
-        self.tables = Tables(ours=student_of_teacher[theirs], theirs=theirs, student_of_teacher=student_of_teacher)
+        self.tables = Tables(
+            **mapped_columns(self._student_of_teacher), student_of_teacher=torch.from_numpy(self._student_of_teacher)
+        )
 
     def align(self, response: AlignedResponse) -> Groups:
         units = group_bytes(response.student_ends, response.teacher_ends)
@@ -81,7 +81,7 @@ class SimCT(Method[OnPolicyOptions]):
 
 def _scores(side: Side, groups: int, columns: Tensor, raw: bool) -> tuple[Tensor, Tensor]:
     """Scores [groups, columns] of tokens in the first row of each unit, and [groups] of the units."""
-    first = side.index[torch.searchsorted(side.group, torch.arange(groups, device=side.group.device))]
+    first = side.index[first_places(side.group, groups)]
     tokens = side.logits.index_select(0, first).index_select(1, columns)
     realised = side.logits[side.index, side.tokens]
     if not raw:
@@ -93,11 +93,7 @@ def _scores(side: Side, groups: int, columns: Tensor, raw: bool) -> tuple[Tensor
 
 def _is_shared(chunk: AlignedChunk, student_of_teacher: Tensor) -> Tensor:
     """bool [groups]: the unit is one token, which both vocabularies have."""
-    first = [
-        side.tokens[torch.searchsorted(side.group, torch.arange(chunk.groups, device=side.group.device))]
-        for side in (chunk.student, chunk.teacher)
-    ]
-    alone = (group_sizes(chunk.student.group, chunk.groups) == 1) & (
-        group_sizes(chunk.teacher.group, chunk.groups) == 1
-    )
-    return alone & (student_of_teacher[first[1]] == first[0])
+    sides = chunk.student, chunk.teacher
+    ours, theirs = (side.tokens[first_places(side.group, chunk.groups)] for side in sides)
+    our_sizes, their_sizes = (group_sizes(side.group, chunk.groups) for side in sides)
+    return (our_sizes == 1) & (their_sizes == 1) & (student_of_teacher[theirs] == ours)

@@ -66,6 +66,13 @@ def exact_map(source: Vocabulary, target: Vocabulary, match: Literal["bytes", "s
     return mapped
 
 
+def mapped_columns(student_of_teacher: VocabularyMap) -> dict[str, Tensor]:
+    """int64 [mapped] each: ``theirs``, the teacher's tokens that have a partner, and ``ours``, their partners."""
+    mapped = torch.from_numpy(student_of_teacher)
+    theirs = (mapped != UNMAPPED).nonzero().squeeze(1)
+    return {"ours": mapped[theirs], "theirs": theirs}
+
+
 def prefix_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
     """The longest ordinary target token whose bytes begin the source token's; an exact match where there is one."""
     mapped = exact_map(source, target)

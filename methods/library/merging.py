@@ -92,10 +92,14 @@ def _times_realised(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Ten
 
 def kept_members(group: Tensor, groups: int, how: Merge) -> Tensor:
     """int64 [groups]: the member of each group whose row stays, the last one or the first."""
-    numbers = torch.arange(groups, device=group.device)
     if how == "bayesian":
-        return torch.searchsorted(group, numbers, right=True) - 1
-    return torch.searchsorted(group, numbers)
+        return torch.searchsorted(group, torch.arange(groups, device=group.device), right=True) - 1
+    return first_places(group, groups)
+
+
+def first_places(group: Tensor, groups: int) -> Tensor:
+    """int64 [groups]: the first member of each group, of members that are listed group by group."""
+    return torch.searchsorted(group, torch.arange(groups, device=group.device))
 
 
 class Merged:
