@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness.base.errors import HarnessError
 from harness.base.stopping import seconds_of, stopping
-from harness.verbs.asked import asked_recipe, name_in, tuned_recipe, without_budget, without_profile
+from harness.verbs.asked import asked_recipe, name_in, taken, tuned_recipe, without_budget, without_profile
 from harness.verbs.keeping import Runs, console, verbs
 
 if TYPE_CHECKING:
@@ -194,9 +194,9 @@ def align(
     from harness.terminal.align_block import rendered
     from harness.terminal.align_view import chosen_text, shown_pairs
 
-    given = [field.removeprefix("task=") for field in fields or [] if field.startswith("task=")]
-    recipe = asked_recipe([field for field in fields or [] if not field.startswith("task=")])
-    example = chosen_text(recipe, given[-1] if given else None, row, text, prompt)
+    named, own = taken(fields, "task")
+    recipe = asked_recipe(named)
+    example = chosen_text(recipe, own.get("task"), row, text, prompt)
     for pair in shown_pairs(recipe, example, entropies, console.print):
         console.print(rendered(pair, console.width))
 

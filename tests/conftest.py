@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -100,6 +101,14 @@ def tiny_recipe(tiny_models: Path) -> dict[str, Any]:
         "gsm8k": {"train_items": 8, "test_items": 3, "new_tokens": 8, "few_shot": 0},
         "codem": {"train_items": 8, "test_items": 3, "new_tokens": 8},
     }
+
+
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP ends a process, whatever the tests were started under: nohup has it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,6 @@ class StageBuilder:
             model: what decides a published model.
         """
         published = {"model": model} if model is not None else {}
-        lora = ["lora"] if self.recipe.teacher.lora and "teacher" in inputs else []
         answers = self._stage(
             "answers",
             f"answers of {title}",
@@ -141,7 +140,7 @@ class StageBuilder:
                 **published,
             },
             inputs,
-            asked=[*lora, *(["vllm"] if self.recipe.evaluation.engine == "vllm" else [])],
+            asked=self._asked(teacher="teacher" in inputs, answers=True),
             **more,
         )
         settings = {"settings": self.task.scoring_identity()}
@@ -155,10 +154,15 @@ class StageBuilder:
                 **(published | {"sides": self._sides()} if published else {}),  # the data of a trained model holds them
             },
             inputs,
-            asked=[*lora, "bits"],
+            asked=[*self._asked(teacher="teacher" in inputs), "bits"],
             **more,
         )
         return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
+
+    def _asked(self, *, teacher: bool, answers: bool = False) -> list[str]:
+        """Code that the recipe asks for where a stage loads a fine-tuned teacher, and where it answers."""
+        lora = ["lora"] if teacher and self.recipe.teacher.lora else []
+        return lora + (["vllm"] if answers and self.recipe.evaluation.engine == "vllm" else [])
 
     def _engine(self) -> dict[str, Json]:
         """What generates, where it is not transformers: other numerics. A plan needs no engine, a run does."""
@@ -229,7 +233,7 @@ class StageBuilder:
             values |= {"rows": list(read_by.rows)}
         if kept := self.recipe.teacher_rows.identity():
             values |= {"kept": kept}
-        asked = [*(["lora"] if self.recipe.teacher.lora else []), *(["top_k"] if kept else [])]
+        asked = [*self._asked(teacher=True), *(["top_k"] if kept else [])]
         return self._stage("rows", title, values, {"teacher": self._teacher(role, own)}, asked=asked, role=role)
 
     def _said(self, role: str, own: int | None) -> Stage:
@@ -241,8 +245,7 @@ class StageBuilder:
             "new_tokens": self.task.settings.new_tokens,
             **self._engine(),
         }
-        asked = ["lora"] if self.recipe.teacher.lora else []
-        asked += ["vllm"] if self.recipe.evaluation.engine == "vllm" else []
+        asked = self._asked(teacher=True, answers=True)
         return self._stage("said", title, values, {"teacher": self._teacher(role, own)}, asked=asked, role=role)
 
     def _training(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from harness.base.errors import HarnessError
@@ -11,31 +11,33 @@ if TYPE_CHECKING:
     from harness.api import Recipe
 
 
+def taken(fields: Sequence[str] | None, *names: str) -> tuple[list[str], dict[str, str]]:
+    """The fields of a recipe, and beside them those of these names, which a verb reads itself; the last of each."""
+    own = [field for field in fields or () if "=" in field and field.partition("=")[0] in names]
+    return [field for field in fields or () if field not in own], dict(field.split("=", 1) for field in own)
+
+
 def without_budget(fields: list[str] | None) -> tuple[list[str], int]:
     """The fields of a recipe, and how many settings each of its rows is to try: `budget=6`."""
-    asked = [field.removeprefix("budget=") for field in fields or [] if field.startswith("budget=")]
+    rest, own = taken(fields, "budget")
     try:
-        budget = int(asked[-1]) if asked else 6
+        return rest, int(own.get("budget", "6"))
     except ValueError as error:
-        raise HarnessError("budget", repr(asked[-1]), "a whole number of settings") from error
-    return [field for field in fields or [] if not field.startswith("budget=")], budget
+        raise HarnessError("budget", repr(own["budget"]), "a whole number of settings") from error
 
 
 def without_profile(fields: list[str] | None) -> tuple[list[str], str, int]:
     """The fields of a recipe, and which method's steps are traced, and how many: `method=gold steps=5`."""
-    own = {"method": "", "steps": "5"}
-    rest = [field for field in fields or [] if field.partition("=")[0] not in own]
-    own |= dict(field.partition("=")[::2] for field in fields or [] if field not in rest)
-    if not own["steps"].isdecimal() or own["steps"] == "0":
-        raise HarnessError("steps", repr(own["steps"]), "how many steps to trace, such as steps=5")
-    return rest, own["method"], int(own["steps"])
+    rest, own = taken(fields, "method", "steps")
+    steps = own.get("steps", "5")
+    if not steps.isdecimal() or steps == "0":
+        raise HarnessError("steps", repr(steps), "how many steps to trace, such as steps=5")
+    return rest, own.get("method", ""), int(steps)
 
 
 def name_in(fields: list[str] | None) -> str:
     """The recipe's name or file on a command line."""
-    fields = fields or []
-    given = [field.removeprefix("recipe=") for field in fields if field.startswith("recipe=")]
-    return given[-1] if given else fields[0]
+    return _named(fields)[0]
 
 
 def tuned_recipe(fields: list[str] | None, *, untuned: bool, stale: bool, say: Callable[[str], None]) -> Recipe:
@@ -55,10 +57,16 @@ def asked_recipe(fields: list[str] | None) -> Recipe:
     """The recipe that a command line names, with its overrides."""
     from harness import api
 
-    fields = [
-        f"recipe={field}" if place == 0 and "=" not in field else field for place, field in enumerate(fields or [])
-    ]
-    given = dict(field.partition("=")[::2] for field in fields if field.startswith("recipe="))
-    if "recipe" not in given:
+    name, overrides = _named(fields)
+    return api.load_recipe(name, *overrides)
+
+
+def _named(fields: list[str] | None) -> tuple[str, list[str]]:
+    """A recipe's name or file, which may stand first without its `recipe=`, and the other fields."""
+    from harness import api
+
+    first, *others = fields or [""]
+    rest, own = taken([f"recipe={first}" if first and "=" not in first else first, *others], "recipe")
+    if "recipe" not in own:
         raise HarnessError("recipe", "none", f"recipe=NAME, one of {', '.join(api.recipe_names())}")
-    return api.load_recipe(given["recipe"], *(field for field in fields if not field.startswith("recipe=")))
+    return own["recipe"], rest

@@ -382,13 +382,13 @@ def test_an_interrupt_says_how_to_go_on(tiny_run: Callable[..., Done], monkeypat
     assert "the same command goes on where it stopped" in done.err
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_run_as_an_interrupt_does(
     tiny_run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
 ) -> None:
     """Slurm and a closed shell send them: there is a record then, and a word on how to go on."""
     sent: list[float] = []
-    before = signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored
 
     def signalled(*args: object) -> None:
         sent.append(time.monotonic())
@@ -397,7 +397,6 @@ def test_a_signal_stops_a_run_as_an_interrupt_does(
 
     monkeypatch.setattr(PublishedModels, "model", signalled)
     done = tiny_run()
-    signal.signal(number, before)
     assert time.monotonic() - sent[0] < 5
     assert done.code == 128 + number
     assert "the same command goes on where it stopped" in done.err

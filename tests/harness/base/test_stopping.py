@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,7 @@ from harness.base.stopping import stopping
 from harness.evaluate.programs.sandbox import SandboxStatus, run
 from harness.evaluate.programs.watch import SandboxLimits
 
-
-@pytest.fixture(autouse=True)
-def _heard() -> Iterator[None]:
-    """SIGHUP ends a process, whatever these tests were started under: nohup has it ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+pytestmark = pytest.mark.usefixtures("hangups")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
