@@ -47,6 +47,18 @@ def read_table(place: Path, wanted: Collection[str]) -> list[TableRow]:
     return rows
 
 
+def first_row(place: Path) -> TableRow:
+    """The first row of a table with all its columns, as :func:`read_table` finds it.
+
+    Raises:
+        HarnessError: as :func:`read_table`.
+    """
+    row = next(_reader_of(place)(place, None), None)
+    if row is None:
+        raise HarnessError(str(place), "no rows", "at least one")
+    return row
+
+
 def is_on_hub(place: Path | str) -> bool:
     """Whether a place is a data set of the hub."""
     return str(place).startswith(HUB)
@@ -63,7 +75,7 @@ def names_no_revision(place: Path) -> bool:
     return found is not None and found["revision"] is None
 
 
-def _reader_of(place: Path) -> Callable[[Path, Collection[str]], Iterator[TableRow]]:
+def _reader_of(place: Path) -> Callable[[Path, Collection[str] | None], Iterator[TableRow]]:
     if is_on_hub(place):
         return _hub_rows
     if not is_file_there(place):
@@ -79,11 +91,11 @@ def _reader_of(place: Path) -> Callable[[Path, Collection[str]], Iterator[TableR
     raise HarnessError(str(place), f"a file whose name ends with {place.suffix or 'nothing'!r}", FORMATS)
 
 
-def _line_rows(path: Path, wanted: Collection[str]) -> Iterator[TableRow]:
+def _line_rows(path: Path, wanted: Collection[str] | None) -> Iterator[TableRow]:
     return json_lines(path)
 
 
-def _array_rows(path: Path, wanted: Collection[str]) -> Iterator[TableRow]:
+def _array_rows(path: Path, wanted: Collection[str] | None) -> Iterator[TableRow]:
     try:
         values = read_json(path)
     except (OSError, ValueError) as error:  # text that is no UTF-8 is a ValueError
@@ -95,7 +107,7 @@ def _array_rows(path: Path, wanted: Collection[str]) -> Iterator[TableRow]:
         yield (where := f"{path} row {number}"), checked_object(row, where)
 
 
-def _csv_rows(path: Path, wanted: Collection[str]) -> Iterator[TableRow]:
+def _csv_rows(path: Path, wanted: Collection[str] | None) -> Iterator[TableRow]:
     """A row may span lines; its place is the line that it ends on."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -117,7 +129,7 @@ def _csv_rows(path: Path, wanted: Collection[str]) -> Iterator[TableRow]:
         raise HarnessError(f"{path} line {reader.line_num}", f"no row of CSV ({error})", "CSV in UTF-8") from error
 
 
-def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[TableRow]:
+def _parquet_rows(path: Path, wanted: Collection[str] | None) -> Iterator[TableRow]:
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -125,14 +137,14 @@ def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[TableRow]:
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names
         _check_columns(path, names, wanted)
-        values = file.read(columns=[name for name in names if name in wanted]).to_pylist()
+        values = file.read(columns=[name for name in names if wanted is None or name in wanted]).to_pylist()
     except (OSError, arrow.ArrowException, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise HarnessError(str(path), f"a file that can't be read ({said})", "a Parquet file") from error
     yield from ((f"{path} row {number}", row) for number, row in enumerate(values, start=1))
 
 
-def _saved_rows(place: Path, wanted: Collection[str]) -> Iterator[TableRow]:
+def _saved_rows(place: Path, wanted: Collection[str] | None) -> Iterator[TableRow]:
     """Of a folder that ``Dataset.save_to_disk`` wrote, or ``DatasetDict.save_to_disk``."""
     import datasets
 
@@ -154,7 +166,7 @@ def _saved_rows(place: Path, wanted: Collection[str]) -> Iterator[TableRow]:
     return _dataset_rows(place, loaded, wanted)
 
 
-def _hub_rows(place: Path, wanted: Collection[str]) -> Iterator[TableRow]:
+def _hub_rows(place: Path, wanted: Collection[str] | None) -> Iterator[TableRow]:
     if (found := _HUB_PLACE.fullmatch(str(place))) is None:
         raise HarnessError("data set of the hub", repr(str(place)), "hf:OWNER/NAME[:CONFIG][@REVISION]#SPLIT")
     loaded = load_hub_split(found["repository"], found["config"], found["split"], found["revision"])
@@ -179,10 +191,11 @@ def load_hub_split(repository: str, config: str | None, split: str, revision: st
         raise HarnessError("the hub", found, "a download", fix) from error
 
 
-def _dataset_rows(place: Path, loaded: Any, wanted: Collection[str]) -> Iterator[TableRow]:
+def _dataset_rows(place: Path, loaded: Any, wanted: Collection[str] | None) -> Iterator[TableRow]:
     """Without columns that nobody reads: pictures and sounds would be decoded."""
     _check_columns(place, loaded.column_names, wanted)
-    chosen = loaded.select_columns([name for name in loaded.column_names if name in wanted])
+    names = [name for name in loaded.column_names if wanted is None or name in wanted]
+    chosen = loaded.select_columns(names)
     for number, row in enumerate(chosen, start=1):
         yield f"{place} row {number}", row
 
@@ -195,8 +208,8 @@ def _saved(place: Path) -> tuple[Path, str]:
     return (Path(folder), split) if folder else (place, "")
 
 
-def _check_columns(place: Path, names: Collection[str], wanted: Collection[str]) -> None:
-    for name in wanted:
+def _check_columns(place: Path, names: Collection[str], wanted: Collection[str] | None) -> None:
+    for name in wanted or ():
         if name not in names:
             raise no_column(str(place), name, names)
 
@@ -207,7 +220,7 @@ def no_column(where: str, name: str, names: Collection[str]) -> HarnessError:
     return HarnessError(f"{where}, column {name!r}", f"no such column (there are {there})", "one of them")
 
 
-_READERS: Mapping[str, Callable[[Path, Collection[str]], Iterator[TableRow]]] = {
+_READERS: Mapping[str, Callable[[Path, Collection[str] | None], Iterator[TableRow]]] = {
     ".jsonl": _line_rows,
     ".ndjson": _line_rows,
     ".json": _array_rows,

@@ -246,6 +246,10 @@ def test_what_is_wrong_in_a_recipe_is_named(override: str, said: str, recipe: Pa
 def test_what_is_missing_is_said_by_a_plan_and_by_the_listing(recipe: Path, harness: Command) -> None:
     task = load_recipe(str(recipe), ["sums.test=none.csv"]).task("sums")
     assert list(shortfalls({"sums": task})) == ["sums: no rows of test, as the data folder has no none.csv"]
+    fewer = load_recipe(str(recipe), ["sums.train_items=9"]).task("sums")
+    assert [line.partition(":")[0] for line in shortfalls({"sums": fewer})] == ["sums.train_items=9"]
+    listed = harness("data", f"recipe={recipe}", "sums.columns.prompt=Q", "sums.train_items=9")
+    assert (listed.code, "no such column" in " ".join(listed.out.replace("│", " ").split())) == (0, True)
     planned = harness("plan", f"recipe={recipe}", "sums.test=none.csv")
     assert planned.code == 2
     assert "none.csv: found no such file" in planned.err
