@@ -77,10 +77,10 @@ def test_the_least_mean_over_tasks_wins_and_ties_go_to_the_recipes_own(store: St
     assert (lock.budget, lock.seed, lock.share, lock.dev_rows) == (3, 0, 0.5, 2)
     assert lock.rows["uld"].trials[1].failed == "gsm8k: no number"
     point = next(trial.point for trial in plan.trials if (trial.row, trial.number) == ("fkd", 1))
-    assert lock.tuned["fkd"]["temperature"] == point["temperature"]
     weights = [lock.tuned["fkd"][name] for name in ("ce_weight", "kd_weight")]
     assert weights == pytest.approx([1 - point["kd_share"], point["kd_share"]])
-    assert "train" not in lock.tuned["fkd"]  # all steps
+    assert point["rate"] == 1
+    assert "train" not in lock.tuned["fkd"]  # the recipe's rate, and all steps
 
 
 def test_a_row_without_any_number_is_an_error_that_says_why(store: Store, recipe: Loader) -> None:
