@@ -13,6 +13,7 @@ from harness.base.errors import HarnessError
 from harness.base.stopping import seconds_of, stopping
 from harness.verbs.asked import asked_recipe, name_in, taken, tuned_recipe, without_budget, without_profile
 from harness.verbs.keeping import Runs, console, verbs
+from harness.verbs.starting import init
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -202,6 +203,7 @@ def align(
 
 
 app.add_typer(verbs)
+app.command()(init)
 
 
 @app.command()

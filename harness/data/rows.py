@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +62,40 @@ def read_rows(path: Path, fields: Sequence[str] = (), limit: int | None = None) 
         HarnessError: names file, line and field.
     """
     rows: list[dict[str, Any]] = []
-    for number, line in _lines(path):
-        if limit is not None and len(rows) == limit:
-            break
-        where = f"{path} line {number}"
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise HarnessError(where, f"{line[:40].strip()!r} ({reason})", "a JSON object") from error
-        if not isinstance(row, dict):
-            raise HarnessError(where, f"a JSON {type(row).__name__}", "a JSON object")
+    for where, row in islice(json_lines(path), limit):
         rows.append(row | {"source": where})
         for name in fields:
             text_of(rows[-1], name)
     if not rows:
         raise HarnessError(str(path), "no rows", "at least one")
     return rows
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a JSON-lines file (``.gz`` too), each behind its place: file and line.
+
+    Raises:
+        HarnessError: names file and line.
+    """
+    for number, line in _lines(path):
+        where = f"{path} line {number}"
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise HarnessError(where, f"{line[:40].strip()!r} ({reason})", "a JSON object") from error
+        yield where, checked_object(row, where)
+
+
+def checked_object(row: Any, where: str) -> dict[str, Any]:
+    """A value of JSON that has to be an object.
+
+    Raises:
+        HarnessError: it is none.
+    """
+    if not isinstance(row, dict):
+        raise HarnessError(where, f"a JSON {type(row).__name__}", "a JSON object")
+    return row
 
 
 def text_of(row: Mapping[str, Any], field: str, hint: str = "") -> str:

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.data.tables import load_hub_split
 from harness.tasks import tasks
 from harness.tasks.sets import HubRows, HubSet
 
@@ -56,7 +56,7 @@ def rows_text(rows: HubRows, fields: tuple[str, ...]) -> str:
 
 def _texts(hub_set: HubSet, split: str) -> dict[str, str]:
     """What stands in each file that is made of a split of the hub."""
-    rows = _rows(hub_set, split)
+    rows = load_hub_split(hub_set.repository, hub_set.config, split)
     try:
         made = hub_set.make(rows)
         return {file: rows_text(own, hub_set.fields) for file, own in zip(hub_set.files[split], made, strict=True)}
@@ -75,15 +75,3 @@ def _check_parts(root: Path, there: Sequence[str], texts: Mapping[str, str]) -> 
                 "files of one download",
                 f"Move {', '.join(there)} away, or download into another folder.",
             )
-
-
-def _rows(hub_set: HubSet, split: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(hub_set.repository, hub_set.config, split=split)
-    except Exception as error:  # whatever the hub's client raises: no network, no such set, a proxy's page
-        reason = " ".join(str(error).split())[:200]
-        found = f"no answer for {hub_set.repository} ({type(error).__name__}: {reason})"
-        fix = "Check the network, or put the files there yourself."
-        raise HarnessError("the hub", found, "a download", fix) from error

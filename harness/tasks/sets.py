@@ -37,6 +37,10 @@ class DataNeed:
         """The file that is read."""
         return next((root / file for file in self.files if (root / file).is_file()), None)
 
+    def count(self, path: Path, asked: int) -> int:
+        """How many rows of so many that are asked for a file has."""
+        return len(read_rows(path, limit=asked))
+
 
 @dataclass(frozen=True)
 class PublishedSet:

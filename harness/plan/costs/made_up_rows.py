@@ -29,7 +29,8 @@ def with_made_up_rows(recipe: Recipe) -> Iterator[tuple[dict[str, Task], MadeUp]
     with TemporaryDirectory(prefix="harness-plan.") as folder:
         made_up = {}
         for name, task in tasks.items():
-            if task.published and not _has_files(task):
+            needed = task.data_needs(task.settings)
+            if all(one.files[0] in task.published for one in needed) and not _has_files(task):
                 made_up[name] = _make_up(task, Path(folder))
                 tasks[name] = type(task)(task.settings, Path(folder))
         yield tasks, made_up
