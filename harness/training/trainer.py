@@ -308,9 +308,8 @@ def train(
         looks=looks,
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = _resumed(trainer, marker, work)
     try:
-        _go_on(trainer, checkpoint, steps)
+        _go_on(trainer, _resumed(trainer, marker, work), steps)
         if looks is not None:
             looks.take_best(trainer.steps)
         trainer.check_result(collator.collate(examples[: room.responses(micro)]))
