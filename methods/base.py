@@ -1,6 +1,6 @@
 """What the author of a method imports; each name is documented where it is defined, below ``methods/library``."""
 
-from methods.library.chunk import AlignedChunk, LossSums, Members, Side
+from methods.library.chunk import AlignedChunk, Head, Hidden, LossSums, Members, Side
 from methods.library.method import (
     SOFTENED,
     KDOptions,
@@ -22,6 +22,8 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "SOFTENED",
     "AlignedChunk",
+    "Head",
+    "Hidden",
     "KDOptions",
     "LossSums",
     "Members",

@@ -13,6 +13,7 @@ from harness.generation.answers import check_room
 from harness.models.heads import check_packing
 from harness.plan.stages import Plan, with_inputs
 from harness.run.workbench import PublishedModels, Workbench, model_records
+from methods.base import Need
 from methods.library.vocabulary import TokenKind
 
 
@@ -104,10 +105,13 @@ def _check_methods(plan: Plan, bench: Workbench) -> None:
 
 
 def _check_rows(plan: Plan, published: PublishedModels) -> None:
-    """No more tokens of a position can be kept than the teacher has."""
+    """What is kept of a position must be what methods read, and no more tokens of it than the teacher has."""
     kept = plan.recipe.teacher_rows
     if kept.keep != "top_k":
         return
+    reading = {method.name for cell in plan.cells for method in cell.objective.methods if Need.HIDDEN in method.needs}
+    if reading:
+        raise HarnessError("teacher_rows.keep", "top_k", f"hidden, which {', '.join(sorted(reading))} reads")
     for role in sorted({stage.role for stage in plan.stages() if stage.kind == "rows"}):
         tokens = published.vocabulary_size(role)
         if kept.k > tokens:

@@ -35,6 +35,7 @@ from harness.training.kd_scale import name_of, scales_after
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from harness.training.order import LengthBuckets
+from harness.training.rates import give_rates
 from harness.training.rollouts import Rollouts
 from harness.training.selection import Looks
 
@@ -84,6 +85,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             return self._sampler
         theirs: Sampler[int] | None = super()._get_train_sampler(train_dataset)
         return theirs
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, with a group of its own for parameters that a method trains at another rate."""
+        is_new = self.optimizer is None
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and (rates := self.model.own_rates()):
+            give_rates(made, rates)
+        return made
 
     def get_train_dataloader(self) -> DataLoader[Sample]:
         """The Trainer's, whose order of examples is told the epoch here too.
