@@ -220,7 +220,7 @@ def test_the_plan_counts_the_bytes_of_packed_rows(recipe: Path) -> None:
 
 def test_rows_that_a_method_reads_whole_are_not_packed(recipe: Path) -> None:
     plan = make_plan(load_recipe(str(recipe), [PACKED, "methods=[dskd_v2]"]))
-    with pytest.raises(HarnessError, match="teacher_rows.keep: found top_k; expected hidden, which dskd_v2 reads"):
+    with pytest.raises(HarnessError, match=r"teacher_rows.keep: found top_k; expected hidden, which dskd_v2 reads"):
         preflight._check_rows(plan, {})
 
 
