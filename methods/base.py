@@ -10,13 +10,13 @@ from methods.library.method import (
     OnPolicyOptions,
     Positive,
     Rows,
-    Share,
     SoftenedOptions,
     Start,
     TeacherKind,
     TemperatureOptions,
 )
 from methods.library.registry import ENTRY_POINT_GROUP, UnknownMethodError, find, register, registered
+from methods.library.rollout_share import Share
 
 __all__ = [
     "ENTRY_POINT_GROUP",

@@ -13,7 +13,8 @@ from harness.generation.answers import check_room
 from harness.models.heads import check_packing
 from harness.plan.stages import Plan, with_inputs
 from harness.run.workbench import PublishedModels, Workbench, model_records
-from methods.base import Need
+from harness.training.rollout_share import follows_acceptance
+from methods.base import Need, Rows
 from methods.library.vocabulary import TokenKind
 
 
@@ -151,7 +152,12 @@ def _check_lengths(plan: Plan, bench: Workbench, task: str) -> None:
 
 def _check_rollouts(plan: Plan, bench: Workbench, task: str) -> None:
     """The student must be able to read the longest prompt and what it may sample after it."""
-    sampling = [method.sampling for cell in plan.cells for method in cell.objective.methods]
+    methods = [method for cell in plan.cells for method in cell.objective.methods]
+    for method in methods:
+        if follows_acceptance(method) and method.rows is not Rows.PREDICTING:
+            expected = "rows that predict the tokens they are compared at, or a share that is given"
+            raise HarnessError(f"rollout_share of {method.name}", "target: acceptance", expected)
+    sampling = [method.sampling for method in methods]
     asked = [options.rollout_tokens for options in sampling if options is not None]
     if not asked:
         return

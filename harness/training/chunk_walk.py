@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.data.batches import Batch
 from harness.models.heads import LOW_PRECISION, Head
 from harness.training.objective import LossParts, Objective
+from harness.training.rollout_share import ACCEPTED, accepted, follows_acceptance
 from methods.base import AlignedChunk, Hidden, LossSums, Method, Need, Side
 from methods.library.closed_form import add_smoothing, compiling, cross_entropy
 from methods.library.kernels import kernels_for
@@ -113,6 +114,8 @@ class ChunkWalk:
             sums = _sums(term.method, chunk, full, lse, upstream, share)
             total.kd[k].append(sums.kd.detach())
             total.note(sums.diagnostics)
+            if self.batch.sampled and follows_acceptance(term.method):
+                total.note({ACCEPTED: accepted(chunk)})
             gradient, squares = sums.gradient, sums.squared_norm
             if gradient is None and squares is None and sums.kd.requires_grad:
                 read = [full.hidden] if Need.HIDDEN in term.method.needs else []

@@ -17,11 +17,11 @@ from typing_extensions import TypeVar
 
 from methods.library.alignment import AlignedResponse, Groups
 from methods.library.chunk import AlignedChunk, Head, LossSums
+from methods.library.rollout_share import RolloutShare
 from methods.library.vocabulary import TokenizerPair
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TeacherKind(enum.Enum):
@@ -114,8 +114,11 @@ class TemperatureOptions(BaseModel):
 class OnPolicyOptions(KDOptions):
     """Options of methods that can learn from the student's own responses (GKD, arXiv 2306.13649; GOLD)."""
 
-    rollout_share: Share = Field(
-        0.0, description="λ, share of micro-batches whose responses the student samples; the teacher scores them live"
+    rollout_share: RolloutShare = Field(
+        0.0,
+        description="λ, share of micro-batches whose responses the student samples; the teacher scores them live. "
+        "{start, end, over}: a straight line by optimiser step, over a share of them; {target: acceptance, start, "
+        "least, most}: the share of the sampled tokens that the teacher would have taken, a running mean",
     )
     rollout_temperature: Positive = Field(1.0, description="divides the student's logits when it samples")
     rollout_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -175,7 +178,7 @@ class Method(ABC, Generic[O_co]):
     def sampling(self) -> OnPolicyOptions | None:
         """The options that say how the student samples responses to learn from; None where it doesn't."""
         options: KDOptions = self.options
-        return options if isinstance(options, OnPolicyOptions) and options.rollout_share > 0 else None
+        return options if isinstance(options, OnPolicyOptions) and options.rollout_share != 0 else None
 
     @property
     def answers_of(self) -> str:

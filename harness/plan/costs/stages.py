@@ -39,6 +39,7 @@ from harness.recipe.schema import Recipe
 from harness.recipe.training import Training
 from harness.tasks.base import Split
 from methods.base import Method, Need
+from methods.library.rollout_share import mean_share
 
 
 class Coster:
@@ -139,7 +140,7 @@ class Coster:
             cpu += rows * method.align_seconds
             if method.sampling is not None:
                 drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
-                share = method.sampling.rollout_share
+                share = mean_share(method.sampling.rollout_share)
                 window = training.batch_size / micro  # whose samples are drawn at once, where there are any
                 calls = (1 - (1 - share) ** window) / window
                 traffic, cpu = traffic + calls * drawn.traffic, cpu + share * drawn.cpu
