@@ -123,7 +123,7 @@ def run(
         return
     with TerminalProgress(console, made, store) as progress:
         done = api.run(made, progress, runs=runs, unsafe_execution=unsafe_execution, stop_after=seconds)
-    left = [cell.name for cell in made.evaluated if store.find("scores", cell.scores.identity) is None]
+    left = [cell.name for cell in made.evaluated if any(not store.find(end.kind, end.identity) for end in cell.ends)]
     if seconds is None or len(left) < len(made.evaluated):
         console.print(stored_table(made, store) if made.recipe.stages else done.report())
     if seconds is not None and left:

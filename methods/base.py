@@ -2,7 +2,6 @@
 
 from methods.library.chunk import AlignedChunk, LossSums, Members, Side
 from methods.library.method import (
-    SOFTENED,
     KDOptions,
     Method,
     Need,
@@ -20,7 +19,6 @@ from methods.library.registry import ENTRY_POINT_GROUP, UnknownMethodError, find
 
 __all__ = [
     "ENTRY_POINT_GROUP",
-    "SOFTENED",
     "AlignedChunk",
     "KDOptions",
     "LossSums",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,19 @@ class Example:
     bos: bool = True
 
 
-def held_out(examples: Sequence[Example], rows: int) -> tuple[list[Example], list[Example]]:
+def _prompt(example: Example) -> str:
+    return example.prompt
+
+
+def held_out(
+    examples: Sequence[Example], rows: int, question: Callable[[Example], str] = _prompt
+) -> tuple[list[Example], list[Example]]:
     """Rows to train on, and ``rows`` others, evenly spaced, to choose settings and checkpoints on.
 
     A row that asks what a held-out one asks is in neither part: trained on, it would give the answer away.
+
+    Args:
+        question: what a row asks, as :meth:`harness.tasks.base.Task.question` says.
 
     Raises:
         HarnessError: more than half of the rows would be held out.
@@ -159,5 +168,5 @@ def held_out(examples: Sequence[Example], rows: int) -> tuple[list[Example], lis
         )
     places = {(place + 1) * len(examples) // rows - 1 for place in range(rows)}
     dev = [example for place, example in enumerate(examples) if place in places]
-    asked = {example.prompt for example in dev}
-    return [example for example in examples if example.prompt not in asked], dev
+    asked = set(map(question, dev))
+    return [example for example in examples if question(example) not in asked], dev

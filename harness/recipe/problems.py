@@ -87,7 +87,8 @@ def name_problems(values: object) -> list[str]:
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
     problems += _primary_problems(values.get("primary"), as_names(values.get("tasks")))
-    problems += _dev_problems(values) + _tuned_problems(values, known_methods)
+    problems += _evaluation_problems(_named(values.get("evaluation"))) + _dev_problems(values)
+    problems += _tuned_problems(values, known_methods)
     return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
 
 
@@ -107,6 +108,14 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
             there = ", ".join(f"{one}.bits_per_byte" for one in chosen)
             problems.append(f"primary.{place}: found {name!r}; expected TASK.METRIC of a task of the recipe: {there}.")
     return problems
+
+
+def _evaluation_problems(evaluation: Mapping[str, object]) -> list[str]:
+    if evaluation.get("answers", True) is not False or evaluation.get("bits_per_byte", True) is not False:
+        return []
+    return [
+        "evaluation: found neither answers nor bits_per_byte; expected one of them at least, or nothing is measured."
+    ]
 
 
 def _dev_problems(values: Mapping[object, object]) -> list[str]:

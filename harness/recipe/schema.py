@@ -93,6 +93,7 @@ class Evaluation(Strict):
         description="(speed) batch: rows come and go; slots: rows of fixed size, on a GPU one CUDA graph a token; "
         "auto: slots on a GPU",
     )
+    answers: bool = Field(True, description="answer the test prompts, and score what was answered")
     bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
     references: References = Field(
         (), description="rows to compare with: untrained (the student as it was), warm_start, teachers (fine-tuned)"

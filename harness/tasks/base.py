@@ -162,6 +162,10 @@ class Task(ABC, Generic[S_co]):
     def training_examples(self) -> list[Example]:
         """Rows to train on, in the order of the file."""
 
+    def question(self, example: Example) -> str:
+        """What a row asks. Where one is held out of training, so are all that ask the same."""
+        return example.prompt
+
     @abstractmethod
     def reference_examples(self) -> list[Example]:
         """Held-out prompts and references whose bits per byte are measured, rendered as in training."""
