@@ -1,6 +1,6 @@
 """What the author of a method imports; each name is documented where it is defined, below ``methods/library``."""
 
-from methods.library.chunk import AlignedChunk, Head, Hidden, LossSums, Members, Side
+from methods.library.chunk import AlignedChunk, Hidden, LossSums, Members, OutputHead, Side
 from methods.library.method import (
     KDOptions,
     Method,
@@ -20,7 +20,6 @@ from methods.library.rollout_share import Share
 __all__ = [
     "ENTRY_POINT_GROUP",
     "AlignedChunk",
-    "Head",
     "Hidden",
     "KDOptions",
     "LossSums",
@@ -29,6 +28,7 @@ __all__ = [
     "Need",
     "NonNegative",
     "OnPolicyOptions",
+    "OutputHead",
     "Positive",
     "Rows",
     "Share",
