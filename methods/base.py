@@ -1,6 +1,6 @@
 """What the author of a method imports; each name is documented where it is defined, below ``methods/library``."""
 
-from methods.library.chunk import AlignedChunk, Head, Hidden, LossSums, Members, Side
+from methods.library.chunk import AlignedChunk, Hidden, LossSums, Members, OutputHead, Side
 from methods.library.method import (
     SOFTENED,
     KDOptions,
@@ -22,7 +22,6 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "SOFTENED",
     "AlignedChunk",
-    "Head",
     "Hidden",
     "KDOptions",
     "LossSums",
@@ -31,6 +30,7 @@ __all__ = [
     "Need",
     "NonNegative",
     "OnPolicyOptions",
+    "OutputHead",
     "Positive",
     "Rows",
     "Share",

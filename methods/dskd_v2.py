@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from methods.base import (
     SOFTENED,
     AlignedChunk,
-    Head,
     LossSums,
     Method,
     Need,
     OnPolicyOptions,
+    OutputHead,
     Positive,
     TeacherKind,
     register,
@@ -91,7 +91,7 @@ class DSKDv2(Method[DSKDv2Options]):
             labels, shared = _labels_by_strings(pair), _shared_by_strings(pair)
         self.tables = Tables(labels=torch.from_numpy(labels), **mapped_columns(shared))
 
-    def build(self, student: Head, teacher: Head) -> None:
+    def build(self, student: OutputHead, teacher: OutputHead) -> None:
         """P as a layer that is trained, and W_T⁺."""
         device, dtype = student.weight.device, torch.promote_types(student.weight.dtype, torch.float32)
         shared = self.tables.on(device)

@@ -54,7 +54,7 @@ class Members(NamedTuple):
     in_order: bool
 
 
-class Head(Protocol):
+class OutputHead(Protocol):
     """A model's output head: ``logits(rows)`` is a function of ``scale * (rows @ weight.T + bias)``."""
 
     @property
@@ -84,7 +84,7 @@ class Hidden:
     """
 
     rows: Tensor
-    head: Head
+    head: OutputHead
 
     def logits(self, rows: Tensor) -> Tensor:
         """[n, vocabulary], what the head makes of any hidden rows [n, width], in their precision."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from methods.library.alignment import AlignedResponse, Groups
-from methods.library.chunk import AlignedChunk, Head, LossSums
+from methods.library.chunk import AlignedChunk, LossSums, OutputHead
 from methods.library.rollout_share import RolloutShare
 from methods.library.vocabulary import TokenizerPair
 
@@ -241,7 +241,7 @@ class Method(ABC, Generic[O_co]):
     def prepare(self, pair: TokenizerPair) -> None:  # most methods need nothing
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
-    def build(self, student: Head, teacher: Head) -> None:  # as above
+    def build(self, student: OutputHead, teacher: OutputHead) -> None:  # as above
         """Make what is trained beside the student, once both models are known; asked with ``Need.HIDDEN``.
 
         Before every training, a resumed one too, whose checkpoint then puts its parameters in place.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Part = Annotated[float, Field(gt=0, le=1)]
+SomeShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class LinearShare(BaseModel):
@@ -18,7 +18,7 @@ class LinearShare(BaseModel):
 
     start: Share = Field(description="λ of the first step")
     end: Share = Field(description="λ that it comes to, and stays at")
-    over: Part = Field(1.0, description="share of the steps that the way takes")
+    over: SomeShare = Field(1.0, description="share of the steps that the way takes")
 
     @model_validator(mode="after")
     def _samples(self) -> Self:
@@ -34,8 +34,8 @@ class AcceptedShare(BaseModel):
 
     target: Literal["acceptance"] = Field(description="what is followed")
     start: Share = Field(0.5, description="acceptance that the mean begins with")
-    least: Part = Field(0.1, description="λ is no less: without samples nothing is known of them")
-    most: Part = Field(1.0, description="λ is no more")
+    least: SomeShare = Field(0.1, description="λ is no less: without samples nothing is known of them")
+    most: SomeShare = Field(1.0, description="λ is no more")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
