@@ -2,7 +2,6 @@
 
 from methods.library.chunk import AlignedChunk, Hidden, LossSums, Members, OutputHead, Side
 from methods.library.method import (
-    SOFTENED,
     KDOptions,
     Method,
     Need,
@@ -20,7 +19,6 @@ from methods.library.rollout_share import Share
 
 __all__ = [
     "ENTRY_POINT_GROUP",
-    "SOFTENED",
     "AlignedChunk",
     "Hidden",
     "KDOptions",

@@ -32,7 +32,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from methods.base import (
-    SOFTENED,
     AlignedChunk,
     LossSums,
     Method,
@@ -66,7 +65,6 @@ class DSKDv2(Method[DSKDv2Options]):
     fidelities_differ = True
     released_normalize = "samples"
     Options = DSKDv2Options
-    tunes = SOFTENED
     zero_at_identity = False  # the projector's cross-entropy remains
 
     to_student: nn.Linear | None = None

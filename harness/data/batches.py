@@ -249,10 +249,12 @@ class Collator:
             tuple(tokens["student"]),
             tuple(tokens["teacher"]),
             self.chunk_rows,
-            self._whole_responses(),
+            self.whole_responses,
         )
 
-    def _whole_responses(self) -> bool:
+    @property
+    def whole_responses(self) -> bool:
+        """Whether a method reads whole responses: then each is a chunk."""
         return any(Need.WHOLE_RESPONSE in term.method.needs for term in self.terms)
 
 

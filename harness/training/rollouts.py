@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from harness.base.identity import seed_of
-from harness.data.batches import Batch, Collator
+from harness.data.batches import Collator
+from harness.data.read_ahead import Sample
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, TokenizedExample, join_sampled
@@ -91,13 +92,17 @@ class Rollouts:
         return seed_of("rollout", self.seed, step, micro_batch) < share * 2**31
 
     @torch.no_grad()
-    def batches(self, student: PreTrainedModel, parts: Sequence[Sequence[AlignedExample]], step: int) -> list[Batch]:
-        """Batches of the prompts of each part with responses that the student samples, all at once, on the CPU."""
+    def samples(self, student: PreTrainedModel, parts: Sequence[Sequence[AlignedExample]], step: int) -> list[Sample]:
+        """A batch of the prompts of each part with responses that the student samples, all at once, on the CPU."""
         examples = [aligned for part in parts for aligned in part]
         responses = self._sample(student, examples, step)
         joined = join_sampled([aligned.example for aligned in examples], responses, self.sides, self.max_length)
         made = iter([self._align(example) for example in joined])
-        return [self.collator.collate([next(made) for _ in part], sampled=self.scorers) for part in parts]
+        answered = [tuple(next(made) for _ in part) for part in parts]
+        return [
+            {"batch": self.collator.collate(part, self.scorers), "examples": part, "sampled": self.scorers}
+            for part in answered
+        ]
 
     def _sample(self, student: PreTrainedModel, examples: Sequence[AlignedExample], step: int) -> list[list[int]]:
         """Ids of each response, up to what ended it, that one included."""

@@ -27,7 +27,8 @@ from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rollout_share import accepted, share_at
 from harness.training.rollouts import Rollouts, RolloutSettings
-from harness.training.trainer import DistillationTrainer, _Window, train
+from harness.training.trainer import DistillationTrainer, train
+from harness.training.window import Window
 from methods.base import AlignedChunk, Method, Need, OnPolicyOptions
 from methods.fkd import FKD
 from methods.library.alignment import Groups
@@ -178,13 +179,13 @@ def test_a_window_is_drawn_at_once_and_each_micro_batch_stays_itself(monkeypatch
     made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=9))
     maker = rollouts(made)
     parts = [made.examples[2:], made.examples[:1], made.examples[1:2]]
-    alone = [maker.batches(made.student, [part], step=3)[0] for part in parts]
+    alone = [maker.samples(made.student, [part], step=3)[0]["batch"] for part in parts]
     calls: list[int] = []
     own = maker._sample
     monkeypatch.setattr(
         maker, "_sample", lambda student, all_, step: calls.append(len(all_)) or own(student, all_, step)
     )
-    together = maker.batches(made.student, parts, step=3)
+    together = [sample["batch"] for sample in maker.samples(made.student, parts, step=3)]
     assert calls == [len(made.examples)]
     assert [batch.counts.tolist() for batch in together] == [batch.counts.tolist() for batch in alone]
     assert all(torch.equal(a.targets, b.targets) for a, b in zip(together, alone, strict=True))
@@ -225,7 +226,7 @@ def test_samples_come_from_the_distribution_asked_for(options: dict[str, float],
 def test_a_sampled_batch_is_scored_without_cross_entropy(kind: type[Method]) -> None:
     """The loss on a sampled batch is the KD term of the same responses as reference text, tokens and all."""
     made = contract.bench(kind(rollout_share=1.0, rollout_tokens=12))
-    batch = rollouts(made).batches(made.student, [made.examples], step=1)[0]
+    batch = rollouts(made).samples(made.student, [made.examples], step=1)[0]["batch"]
     parts = made.loss(batch)
     assert float(parts.ce) == 0
     assert float(parts.kd[0]) > 0
@@ -251,7 +252,7 @@ def test_only_terms_that_ask_for_samples_see_them() -> None:
     assert settings is not None
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(tiny.SAMPLES)]
     examples = [align(example, terms) for example in tokenize(texts, sides, 128)]
-    batch = Rollouts(settings, terms, sides, collator, 128, 5).batches(made.student, [examples], step=0)[0]
+    batch = Rollouts(settings, terms, sides, collator, 128, 5).samples(made.student, [examples], step=0)[0]["batch"]
     assert set(batch.teachers) == {"cross"}
     objective = Objective("dual", 0.3, terms)
     distiller = Distiller(made.student, objective, {"same": same.teacher, "cross": made.teacher})
@@ -263,7 +264,7 @@ def test_only_terms_that_ask_for_samples_see_them() -> None:
 def test_cross_entropy_is_a_mean_over_the_tokens_that_carry_it(tmp_path: Path) -> None:
     """A window of sampled and given responses: as the same window without its sampled part, but for the divisor."""
     made = contract.bench(OnPolicyULD(rollout_share=0.5, rollout_tokens=6))
-    (sampled,) = rollouts(made).batches(made.student, [made.examples[:2]], step=0)
+    sampled = rollouts(made).samples(made.student, [made.examples[:2]], step=0)[0]["batch"]
     plain = made.batch(made.examples[2:])
     divisors = made.objective.divisors(sampled.counts + plain.counts)
     parts = [made.loss(batch, divisors) for batch in (sampled, plain)]
@@ -295,13 +296,13 @@ def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> 
         _rollouts=SimpleNamespace(
             settings=SimpleNamespace(share=0.5),
             drawn=lambda step, place, share: place == 0,
-            batches=lambda student, parts, step: [made.batch(examples) for examples in parts],
+            samples=lambda student, parts, step: [{"batch": made.batch(part), "examples": part} for part in parts],
         ),
         accelerator=SimpleNamespace(num_processes=1, process_index=0, reduce=reduce, autocast=contextlib.nullcontext),
         state=SimpleNamespace(global_step=0, max_steps=4),
         steps=[],
         model=SimpleNamespace(objective=made.objective, student=None),
-        _window=_Window(1),
+        _window=Window(1),
     )
     stub._sampled = partial(DistillationTrainer._sampled, stub)
     parts = [given(made.examples[:2]), given(made.examples[2:])]
@@ -323,13 +324,13 @@ def test_responses_are_sampled_in_the_precision_of_the_training(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     autocast: list[bool] = []
-    own = Rollouts.batches
+    own = Rollouts.samples
 
     def spied(*args: Any) -> Any:
         autocast.append(torch.is_autocast_enabled("cpu"))
         return own(*args)
 
-    monkeypatch.setattr(Rollouts, "batches", spied)
+    monkeypatch.setattr(Rollouts, "samples", spied)
     method = OnPolicyULD(rollout_share=1.0, rollout_tokens=4)
     steps = contract.run(method, tmp_path, precision=precision)
     assert set(autocast) == {precision == "bfloat16"}
