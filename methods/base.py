@@ -1,6 +1,6 @@
 """What the author of a method imports; each name is documented where it is defined, below ``methods/library``."""
 
-from methods.library.chunk import AlignedChunk, LossSums, Members, Side
+from methods.library.chunk import AlignedChunk, Head, Hidden, LossSums, Members, Side
 from methods.library.method import (
     KDOptions,
     Method,
@@ -9,17 +9,19 @@ from methods.library.method import (
     OnPolicyOptions,
     Positive,
     Rows,
-    Share,
     SoftenedOptions,
     Start,
     TeacherKind,
     TemperatureOptions,
 )
 from methods.library.registry import ENTRY_POINT_GROUP, UnknownMethodError, find, register, registered
+from methods.library.rollout_share import Share
 
 __all__ = [
     "ENTRY_POINT_GROUP",
     "AlignedChunk",
+    "Head",
+    "Hidden",
     "KDOptions",
     "LossSums",
     "Members",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -41,10 +41,11 @@ class AheadBatch:
 
 
 class Sample(TypedDict):
-    """What a data loader gives: a batch, and what it is made from."""
+    """What a data loader gives: a batch, and what it is made from; see :meth:`Collator.collate`."""
 
     batch: Batch | AheadBatch
     examples: tuple[AlignedExample, ...]
+    sampled: NotRequired[frozenset[str]]
 
 
 class ReadAhead:

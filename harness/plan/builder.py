@@ -99,17 +99,17 @@ class StageBuilder:
 
     def references(self) -> list[Reference]:
         """What the recipe wants to compare with; only the warm start has repetitions."""
-        wanted, seeds = self.recipe.evaluation.references, self.recipe.seeds_of(self.task.name)
+        asked, seeds = self.recipe.evaluation.references, self.recipe.seeds_of(self.task.name)
         first = seeds[0]
         made = []
-        if "untrained" in wanted:
+        if "untrained" in asked:
             stages = self._evaluation("the untrained student", {}, self.sources[STUDENT], seed=first)
             made.append(Reference(self.task.name, first, *stages, "untrained"))
-        if "warm_start" in wanted:
+        if "warm_start" in asked:
             for seed in seeds:
                 stages = self._evaluation("the warm start", {"student": self._warm_start(seed)}, seed=seed)
                 made.append(Reference(self.task.name, seed, *stages, "warm start"))
-        if "teachers" in wanted:
+        if "teachers" in asked:
             for role in [role for role in self.sources if role != STUDENT]:
                 made += [self._teacher_reference(role, own) for own in self.recipe.teacher.seeds or [None]]
         return made

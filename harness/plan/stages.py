@@ -177,14 +177,14 @@ def with_inputs(stage: Stage) -> Iterator[Stage]:
 
 def demanded_stages(plan: Plan, store: Store) -> set[str]:
     """Identities of stages that would have to run, seen from those that are asked for."""
-    wanted: set[str] = set()
+    demanded: set[str] = set()
     pending = plan.ends
     while pending:
         stage = pending.pop()
-        if stage.identity not in wanted and store.find(stage.kind, stage.identity) is None:
-            wanted.add(stage.identity)
+        if stage.identity not in demanded and store.find(stage.kind, stage.identity) is None:
+            demanded.add(stage.identity)
             pending.extend(stage.inputs.values())
-    return wanted
+    return demanded
 
 
 def stage_line(stage: Stage) -> str:

@@ -18,6 +18,7 @@ from harness.tasks import tasks
 from harness.tasks.custom import Custom
 from methods.base import Method, UnknownMethodError, registered
 from methods.library.dual import DualOptions, is_dual, parts_of
+from methods.library.rollout_share import TAGS
 
 
 def problem_line(error: ErrorDetails, schema: type[BaseModel], own: Collection[str] = ()) -> str:
@@ -61,7 +62,7 @@ def truth_problems(schema: type[BaseModel], values: object, above: str = "") -> 
         return problems
     for name, field in fields_of(schema).items():
         value, types = values.get(name), list(types_of(field.annotation))
-        if (part := schema_of(field)) is not None:
+        if (part := schema_of(field)) is not None and isinstance(value, Mapping):
             problems += truth_problems(part, value, f"{above}{name}.")
         elif bool not in types and (int in types or float in types):
             inside = value if isinstance(value, list) else [value]
@@ -267,15 +268,24 @@ def _tuned_problems(values: Mapping[object, object], known: Mapping[str, type[Me
     return problems
 
 
+def _fields_inside(schema: type[BaseModel], name: str) -> list[str]:
+    """Fields of all that an option may be where it has fields of its own."""
+    inside = [each for each in types_of(schema.model_fields[name].annotation) if isinstance(each, type)]
+    return [field for each in inside if issubclass(each, BaseModel) for field in each.model_fields]
+
+
 def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, object]) -> list[str]:
     problems = truth_problems(schema, given, f"{where}.")
     try:
         schema.model_validate(given)
     except ValidationError as error:
         for entry in error.errors():
-            path = ".".join(str(part) for part in entry["loc"])
+            written = [str(part) for part in entry["loc"] if part not in TAGS]
+            path = ".".join(written)
             if entry["type"] == "extra_forbidden":
-                hint = suggest(path, schema.model_fields) or f"There are {', '.join(sorted(schema.model_fields))}."
+                known = schema.model_fields if len(written) == 1 else _fields_inside(schema, written[0])
+                above = "".join(f"{part}." for part in written[:-1])
+                hint = suggest(written[-1], known, above) or f"There are {', '.join(sorted(known))}."
                 problems.append(f"{where}.{path}: unknown option (value {entry['input']!r:.60}). {hint}")
             else:
                 problems.append(f"{where}.{path}: found {entry['input']!r:.60}; {entry['msg'].lower()}.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +86,7 @@ class Trained:
         teachers: what they gave.
         steps: what each step showed.
         seconds: of the steps, on this machine.
-        watched: see :class:`~harness.training.distil.Trajectory`.
+        watched, halved: see :class:`~harness.training.distil.Trajectory`.
     """
 
     model: PreTrainedModel
@@ -96,6 +96,12 @@ class Trained:
     steps: list[dict[str, float]]
     seconds: float
     watched: tuple[float, float] | None = None
+    halved: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What the manifest tells of how it was trained."""
+        return {"halved": {name: list(sizes) for name, sizes in self.halved.items()}} if self.halved else {}
 
 
 def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
@@ -111,14 +117,14 @@ def make_teacher(stage: Stage, folder: Path, tools: TrainingTools, progress: Sta
         trained.wrapper.save_pretrained(str(folder / ADAPTER))
     else:
         save_model(trained.model, tools.published.sides[stage.role].tokenizer, folder / MODEL)
-    return {}
+    return trained.told
 
 
 def make_warm_start(stage: Stage, folder: Path, tools: TrainingTools, progress: StageProgress) -> dict[str, object]:
     """Fine-tune the student that distillation starts from."""
     trained = _recorded(stage, folder, tools, lambda: train_published(stage, tools, progress))
     _store_student(trained, tools, folder)
-    return {}
+    return trained.told
 
 
 def make_student(
@@ -140,7 +146,7 @@ def make_student(
     if traced and trained.steps and trained.terms:
         _trace(stage, trained, tools, lessons, folder, progress)
     kept.keep_student(stage, _store_student(trained, tools, folder))
-    return {"rows": lessons.texts.counts(stage.task, "train")}
+    return {"rows": lessons.texts.counts(stage.task, "train"), **trained.told}
 
 
 def make_rows(
@@ -253,12 +259,13 @@ def _train(
         seed=order_seed(stage),
         work=tools.work(stage),
         on_step=lambda step: progress.advance(int(step["step"]), step["loss"]),
+        say=lambda text: progress.message(f"[yellow]{escape(f'{stage.title} on {stage.task}: {text}')}[/]"),
         watch=WATCHED if stage.kind == "teacher" else 0,
         dev=tools.aligned.dev(stage.task, role) if training.select == "best_dev" else (),
     )
     seconds = time.monotonic() - started
     release_memory()  # optimiser state hangs in a cycle of the Trainer's
-    return Trained(model.eval(), wrapper, objective.terms, given, done.steps, seconds, done.watched)
+    return Trained(model.eval(), wrapper, objective.terms, given, done.steps, seconds, done.watched, done.halved)
 
 
 # --- What is stored of them -------------------------------------------------------------------------------------------

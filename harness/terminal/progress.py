@@ -46,8 +46,8 @@ class TerminalProgress:
     def __init__(self, console: Console, plan: Plan, store: Store, asked: Container[str] | None = None) -> None:
         self.console, self.plan, self.store = console, plan, store
         demanded = demanded_stages(plan, store)
-        wanted = (stage for stage in plan.stages() if asked is None or stage.kind in asked)
-        self.missing = [stage for stage in wanted if stage.identity in demanded]
+        made = (stage for stage in plan.stages() if asked is None or stage.kind in asked)
+        self.missing = [stage for stage in made if stage.identity in demanded]
         self.ends = {cell.name: demanded & {end.identity for end in cell.ends} for cell in plan.evaluated}
         self.finished: set[str] = set()  # grows only: a student's weights may be removed once they are read
         self.bars = Progress(

@@ -22,6 +22,7 @@ from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rollouts import Rollouts, RolloutSettings
+from harness.training.room import Room
 from harness.training.selection import bits_per_byte_of
 from harness.training.trainer import train
 
@@ -51,10 +52,12 @@ class Trajectory:
     Attributes:
         steps: one dict an optimiser step, as :func:`harness.training.trainer.train` gives them.
         watched: cross-entropy of the watched rows before and after it, in nats a token; None where none was watched.
+        halved: what was halved for lack of memory, see :class:`harness.training.room.Room`.
     """
 
     steps: list[dict[str, float]]
     watched: tuple[float, float] | None
+    halved: Mapping[str, tuple[int, int]]
 
 
 def pad_ids(sides: Mapping[str, TextSide]) -> dict[str, int]:
@@ -75,6 +78,7 @@ def distil(
     seed: int,
     work: Path,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
     watch: int = 0,
     dev: Sequence[TokenizedExample] = (),
 ) -> Trajectory:
@@ -85,6 +89,7 @@ def distil(
         max_length: the most tokens of prompt and response together, where the student samples responses.
         dev: held-out rows, tokenised for the trained model, where the weights that are best on them are kept.
         steps, seed, work, on_step: see :func:`harness.training.trainer.train`.
+        say: told of what is halved for lack of memory.
         watch: how many of the examples are read before and after, by the same model on the same rows.
     """
     on: torch.device = next(model.parameters()).device
@@ -102,6 +107,7 @@ def distil(
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
         rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
+    room = Room(collator, say, trial=on.type == "cuda")
     distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on))
     watched = [collator.collate([example]).to(on) for example in examples[:watch]]
     before = _mean_cross_entropy(distiller, watched)  # of a training that goes on, too: its weights are not loaded yet
@@ -116,8 +122,9 @@ def distil(
         rollouts=rollouts,
         on_step=on_step,
         dev_bits_per_byte=bits_per_byte_of(model, dev, pad_ids(sides)[STUDENT]) if dev else None,
+        room=room,
     )
-    return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None)
+    return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None, room.halved)
 
 
 @torch.no_grad()

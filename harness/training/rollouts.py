@@ -16,13 +16,15 @@ from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from harness.base.identity import seed_of
-from harness.data.batches import Batch, Collator
+from harness.data.batches import Collator
+from harness.data.read_ahead import Sample
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, TokenizedExample, join_sampled
 from harness.generation.decoding import continue_prompts
 from harness.generation.per_row import GumbelNoise
 from methods.base import Need
+from methods.library.rollout_share import AcceptedShare, LinearShare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +35,7 @@ from methods.library.alignment import Groups
 class RolloutSettings:
     """How the student samples; the fields of :class:`methods.library.method.OnPolicyOptions`."""
 
-    share: float
+    share: float | LinearShare | AcceptedShare
     temperature: float
     top_p: float
     tokens: int
@@ -80,22 +82,27 @@ class Rollouts:
         self.max_length, self.seed = max_length, seed
         self.scorers = frozenset(term.teacher for term in terms if Need.ROLLOUTS in term.method.needs)
 
-    def drawn(self, step: int, micro_batch: int) -> bool:
+    def drawn(self, step: int, micro_batch: int, share: float) -> bool:
         """Whether a micro-batch of an optimiser step is sampled: the same draw on any rank, and after a resume.
 
         Args:
             micro_batch: its place among those of the step, over all ranks.
+            share: λ of the step, by :func:`~harness.training.rollout_share.share_at`.
         """
-        return seed_of("rollout", self.seed, step, micro_batch) < self.settings.share * 2**31
+        return seed_of("rollout", self.seed, step, micro_batch) < share * 2**31
 
     @torch.no_grad()
-    def batches(self, student: PreTrainedModel, parts: Sequence[Sequence[AlignedExample]], step: int) -> list[Batch]:
-        """Batches of the prompts of each part with responses that the student samples, all at once, on the CPU."""
+    def samples(self, student: PreTrainedModel, parts: Sequence[Sequence[AlignedExample]], step: int) -> list[Sample]:
+        """A batch of the prompts of each part with responses that the student samples, all at once, on the CPU."""
         examples = [aligned for part in parts for aligned in part]
         responses = self._sample(student, examples, step)
         joined = join_sampled([aligned.example for aligned in examples], responses, self.sides, self.max_length)
         made = iter([self._align(example) for example in joined])
-        return [self.collator.collate([next(made) for _ in part], sampled=self.scorers) for part in parts]
+        answered = [tuple(next(made) for _ in part) for part in parts]
+        return [
+            {"batch": self.collator.collate(part, self.scorers), "examples": part, "sampled": self.scorers}
+            for part in answered
+        ]
 
     def _sample(self, student: PreTrainedModel, examples: Sequence[AlignedExample], step: int) -> list[list[int]]:
         """Ids of each response, up to what ended it, that one included."""

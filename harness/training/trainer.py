@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
@@ -35,8 +35,12 @@ from harness.training.kd_scale import name_of, scales_after
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from harness.training.order import LengthBuckets
+from harness.training.rates import give_rates
+from harness.training.rollout_share import share_at
 from harness.training.rollouts import Rollouts
+from harness.training.room import Room
 from harness.training.selection import Looks
+from harness.training.window import Window
 
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
 HUGE = 1e9  # no model has such a weight; a norm makes zeros of rows that overflow, and their loss is that of guessing
@@ -52,6 +56,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,  # Any: the Trainer's own, which is untyped
+        room: Room,
         sampler: Sampler[int] | None = None,
         rollouts: Rollouts | None = None,
         draws_share: int = 1,
@@ -59,7 +64,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         looks: Looks | None = None,
         **kwargs: Any,
     ) -> None:
-        self._sampler, self._looks = sampler, looks
+        self._room, self._sampler, self._looks = room, sampler, looks
         self._draws_share = draws_share
         self._order: Any = None
         super().__init__(*args, **kwargs)
@@ -73,7 +78,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             )
         self._rollouts = rollouts
         self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
-        self._window = _Window(len(self.model.objective.terms))
+        self._window = Window(len(self.model.objective.terms))
         self._on_step = on_step
         self._recompilations = Recompilations()
         self.steps: list[dict[str, float]] = []
@@ -84,6 +89,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             return self._sampler
         theirs: Sampler[int] | None = super()._get_train_sampler(train_dataset)
         return theirs
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, with a group of its own for parameters that a method trains at another rate."""
+        is_new = self.optimizer is None
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and (rates := self.model.own_rates()):
+            give_rates(made, rates)
+        return made
 
     def get_train_dataloader(self) -> DataLoader[Sample]:
         """The Trainer's, whose order of examples is told the epoch here too.
@@ -111,17 +124,19 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                 break
         if not samples:
             return samples, None
-        sampled = 0.0
+        of_samples: dict[str, float] = {}
         if self._rollouts is not None:
             # Ranks take micro-batches in turn: each is drawn by its place among all of the window.
             world, rank = self.accelerator.num_processes, self.accelerator.process_index
             # Those that a smaller memory or more processes cut out of one have its draw.
             places = [(place * world + rank) // self._draws_share for place in range(len(samples))]
-            drawn = [self._rollouts.drawn(self.state.global_step, place) for place in places]
+            step, steps = self.state.global_step, self.state.max_steps
+            share, of_samples = share_at(self._rollouts.settings.share, step, steps, self.steps)
+            drawn = [self._rollouts.drawn(step, place, share) for place in places]
             replaced = iter(self._sampled([s for s, draw in zip(samples, drawn, strict=True) if draw], device))
             samples = [next(replaced) if draw else s for s, draw in zip(samples, drawn, strict=True)]
-            share = torch.tensor(sum(drawn) / len(drawn), device=device)
-            sampled = float(self.accelerator.reduce(share, reduction="mean"))
+            sampled = torch.tensor(sum(drawn) / len(drawn), device=device)
+            of_samples["sampled micro-batches"] = float(self.accelerator.reduce(sampled, reduction="mean"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         here = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(torch.float32)
         counts = self.accelerator.reduce(here.to(device), reduction="sum")
@@ -135,8 +150,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             for term, (mode, scale) in enumerate(zip(modes, self._window.scales, strict=True))
             if mode != "fixed"
         }
-        if self._rollouts is not None:
-            self._window.facts["sampled micro-batches"] = sampled
+        self._window.facts |= of_samples
         return samples, counts
 
     def _sampled(self, samples: Sequence[Sample], device: torch.device) -> list[Sample]:
@@ -147,8 +161,45 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                 sample["batch"].cancel()
         parts = [sample["examples"] for sample in samples]
         with self.accelerator.autocast():  # the Trainer leaves precision to a forward pass of the whole distiller
-            made = self._rollouts.batches(self.model.student, parts, self.state.global_step) if parts else []
-        return [{"batch": batch.to(device), "examples": part} for batch, part in zip(made, parts, strict=True)]
+            made = self._rollouts.samples(self.model.student, parts, self.state.global_step) if parts else []
+        return [{**sample, "batch": sample["batch"].to(device)} for sample in made]
+
+    def training_step(self, model: nn.Module, inputs: Sample, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """One micro-batch; where it does not fit into memory, all of the step so far again in smaller pieces."""
+        if self.accelerator.num_processes > 1:  # the others would wait for the gradients of this one
+            alone: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return alone
+        window, step = self._window, self.state.global_step + 1
+        if not window.passed:
+            self._room.begin(self.args.device)
+        if self._room.trial:
+            self._room.trial = False
+            window.passed = [self._room.longest(self.train_dataset, self.args.per_device_train_batch_size)]
+            self._room.within(window.passed, partial(self._try, model, num_items_in_batch), step)
+            model.zero_grad()
+            window.restart()
+            self._room.rewind()
+            window.passed = []
+        window.passed.append(inputs)
+        return self._room.within(window.passed, partial(self._pass_over, model, num_items_in_batch), step)
+
+    def _pass_over(self, model: nn.Module, counts: Tensor | None, samples: Sequence[Sample]) -> Tensor:
+        """Forward and backward passes over micro-batches; all of a step's begin it anew. Gives the loss of the last."""
+        if len(samples) == len(self._window.passed):
+            model.zero_grad()
+            self._window.restart()
+        for sample in samples:
+            parts = self._room.passes(sample, self.args.device)
+            losses = [Trainer.training_step(self, model, part, counts) for part in parts]
+        return torch.stack(losses).sum()
+
+    def _try(self, model: nn.Module, counts: Tensor | None, samples: Sequence[Sample]) -> Tensor:
+        """The same with as much memory taken as the optimiser's two moments will need, where they are not there yet."""
+        trained = [] if self.optimizer.state else [each for each in model.parameters() if each.requires_grad]
+        moments = [torch.empty_like(each) for each in trained for _ in range(2)]
+        loss = self._pass_over(model, counts, samples)
+        del moments
+        return loss
 
     def compute_loss(
         self,
@@ -192,7 +243,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             if most > HUGE:
                 raise DivergedError(f"{name} holds {most:.3g} {after}")
         with self.accelerator.autocast():
-            found = self.model.cross_entropy(sample.to(self.args.device))
+            found = self.model.cross_entropy(sample.to(self.args.device), min(self._room.collator.chunk_rows, 256))
         guessing = math.log(self.model.vocabulary)
         began = next((step["ce"] for step in self.steps if math.isfinite(step["ce"])), guessing)
         if not found <= LOST * max(began, guessing):
@@ -216,60 +267,6 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-class _Window:
-    """Sums over the micro-batches of one optimiser step."""
-
-    def __init__(self, terms: int) -> None:
-        self.terms = terms
-        self.divisors: list[float] | None = None
-        self.scales: list[float] = []
-
-    def begin(self, divisors: list[float], counts: Tensor, scales: list[float], device: torch.device) -> None:
-        self.divisors, self.counts, self.scales, self.device = divisors, counts, scales, device
-        self.sums: Tensor | None = None
-        self.diagnostics: dict[str, Tensor] = {}
-        self.facts: dict[str, float] = {}
-
-    def add(self, parts: LossParts) -> None:
-        loss = parts.loss.detach().to(torch.float64).reshape(1)
-        ce = torch.stack([parts.ce, parts.ce_tokens.to(torch.float64), parts.ce_gradient])
-        values = torch.cat([loss, ce, parts.kd, parts.kd_gradient])
-        self.sums = values if self.sums is None else self.sums + values
-        for name, value in parts.diagnostics.items():
-            self.diagnostics[name] = self.diagnostics.get(name, torch.zeros_like(value)) + value
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, the methods' own diagnostics.
-
-        Without a token that carries CE there is no mean of it: NaN.
-        """
-        assert self.sums is not None
-        assert self.divisors is not None
-        loss, ce, ce_tokens, ce_gradient, *of_terms = accelerator.reduce(
-            self.sums.to(torch.float32), reduction="sum"
-        ).tolist()
-        tokens = float(self.counts[0])
-        values = {"loss": loss, "ce": ce / ce_tokens if ce_tokens else math.nan, "tokens": tokens, **self.facts}
-        for term, divisor in enumerate(self.divisors[1:]):
-            values[f"kd_{term}"] = of_terms[term] / divisor
-            gradient = of_terms[self.terms + term]
-            values[f"kd_ce_ratio_{term}"] = math.sqrt(gradient / ce_gradient) if ce_gradient else math.nan
-        return values | self._shares(accelerator, tokens)
-
-    def _shares(self, accelerator: Accelerator, tokens: float) -> dict[str, float]:
-        """The methods' own diagnostics. Ranks may know different ones: a chunk without groups has none."""
-        names = sorted(set(gather_object(list(self.diagnostics))))
-        if not names:
-            return {}
-        nothing = torch.zeros(2, dtype=torch.float64, device=self.device)
-        stacked = torch.stack([self.diagnostics.get(name, nothing) for name in names]).to(torch.float32)
-        sums = accelerator.reduce(stacked, reduction="sum").tolist()
-        return {
-            name: part / (tokens if math.isnan(whole) else max(whole, 1.0))
-            for name, (part, whole) in zip(names, sums, strict=True)
-        }
-
-
 def train(
     distiller: Distiller,
     examples: Sequence[AlignedExample],
@@ -282,6 +279,7 @@ def train(
     rollouts: Rollouts | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
     dev_bits_per_byte: Callable[[], float] | None = None,
+    room: Room | None = None,
 ) -> list[dict[str, float]]:
     """Train in place, going on from the newest whole checkpoint in ``work``.
 
@@ -292,16 +290,18 @@ def train(
         work: folder for checkpoints; the caller removes it when the result is stored.
         rollouts: makes the micro-batches that the student samples, where an objective asks for them.
         dev_bits_per_byte: of the model on held-out rows, where the best weights on them are kept.
+        room: halves what is in memory at once where a step does not fit.
 
     Returns:
         One dict an optimiser step: loss, ce, kd_k, kd_ce_ratio_k, grad_norm, lr, tokens, at a look dev_bits_per_byte.
 
     Raises:
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
+        DoesNotFitError: a step does not fit into memory, however small its pieces.
     """
+    marker, room = CheckpointMarker(), room or Room(collator)
     if collator.packing:
         check_packing(distiller.student)
-    marker = CheckpointMarker()
     looks = dev_bits_per_byte and Looks(distiller, dev_bits_per_byte, steps, training.evaluations, work)
     read_ahead = ReadAhead(collator, pin=torch.cuda.is_available())
     micro = training.micro_batch(world_size(), sampled=rollouts is not None)
@@ -311,6 +311,7 @@ def train(
         train_dataset=list(examples),
         data_collator=read_ahead,
         callbacks=[marker],
+        room=room,
         sampler=_order(examples, training, seed),
         rollouts=rollouts,
         draws_share=training.drawn_together // micro,
@@ -318,18 +319,22 @@ def train(
         looks=looks,
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = _resumed(trainer, marker, work)
     try:
-        if checkpoint is not None and len(trainer.steps) >= steps:
-            trainer.load_weights(checkpoint)  # the Trainer would take one step more before it looks at their number
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _go_on(trainer, _resumed(trainer, marker, work), steps)
         if looks is not None:
             looks.take_best(trainer.steps)
-        trainer.check_result(collator.collate(examples[: trainer.args.per_device_train_batch_size]))
+        trainer.check_result(collator.collate(examples[: room.responses(micro)]))
     finally:
         read_ahead.close()
     return trainer.steps
+
+
+def _go_on(trainer: DistillationTrainer, checkpoint: Path | None, steps: int) -> None:
+    """Take what is left of the steps."""
+    if checkpoint is not None and len(trainer.steps) >= steps:
+        trainer.load_weights(checkpoint)  # the Trainer would take one step more before it looks at their number
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def _resumed(trainer: DistillationTrainer, marker: CheckpointMarker, work: Path) -> Path | None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from methods.library.alignment import AlignedResponse, Groups
-from methods.library.chunk import AlignedChunk, LossSums
+from methods.library.chunk import AlignedChunk, Head, LossSums
+from methods.library.rollout_share import RolloutShare
 from methods.library.vocabulary import TokenizerPair
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TeacherKind(enum.Enum):
@@ -59,6 +59,8 @@ class Need(enum.Enum):
     """:meth:`Method.align` runs at every step, with the entropies of both models' next-token distributions."""
     ROLLOUTS = "rollouts"
     """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
+    HIDDEN = "hidden rows"
+    """Each side has its hidden rows and its head (:attr:`Side.hidden`), and :meth:`Method.build` sees both heads."""
 
 
 class KDOptions(BaseModel):
@@ -108,8 +110,11 @@ class TemperatureOptions(BaseModel):
 class OnPolicyOptions(KDOptions):
     """Options of methods that can learn from the student's own responses (GKD, arXiv 2306.13649; GOLD)."""
 
-    rollout_share: Share = Field(
-        0.0, description="λ, share of micro-batches whose responses the student samples; the teacher scores them live"
+    rollout_share: RolloutShare = Field(
+        0.0,
+        description="λ, share of micro-batches whose responses the student samples; the teacher scores them live. "
+        "{start, end, over}: a straight line by optimiser step, over a share of them; {target: acceptance, start, "
+        "least, most}: the share of the sampled tokens that the teacher would have taken, a running mean",
     )
     rollout_temperature: Positive = Field(1.0, description="divides the student's logits when it samples")
     rollout_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -170,7 +175,7 @@ class Method(ABC, Generic[O_co]):
     def sampling(self) -> OnPolicyOptions | None:
         """The options that say how the student samples responses to learn from; None where it doesn't."""
         options: KDOptions = self.options
-        return options if isinstance(options, OnPolicyOptions) and options.rollout_share > 0 else None
+        return options if isinstance(options, OnPolicyOptions) and options.rollout_share != 0 else None
 
     @property
     def answers_of(self) -> str:
@@ -233,6 +238,15 @@ class Method(ABC, Generic[O_co]):
     def prepare(self, pair: TokenizerPair) -> None:  # most methods need nothing
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
+    def build(self, student: Head, teacher: Head) -> None:  # as above
+        """Make what is trained beside the student, once both models are known; asked with ``Need.HIDDEN``.
+
+        Before every training, a resumed one too, whose checkpoint then puts its parameters in place.
+
+        Args:
+            student, teacher: as training finds them. What is made stands on the student's device.
+        """
+
     def align(self, response: AlignedResponse) -> Groups:
         """Groups of student and teacher tokens that are compared; runs on the CPU.
 
@@ -261,5 +275,10 @@ class Method(ABC, Generic[O_co]):
         return None
 
     def trainable(self) -> nn.Module | None:
-        """Parameters of the method's own that are trained with the student."""
+        """Parameters of the method's own that are trained with the student; no part of the student that is stored."""
+        return None
+
+    @property
+    def own_learning_rate(self) -> float | None:
+        """Where the schedule of those parameters begins; None: as the student's."""
         return None

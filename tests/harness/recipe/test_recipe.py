@@ -466,6 +466,14 @@ def test_a_variant_comes_in_both_fidelities_unless_it_names_one() -> None:
         ("variants={x: {rollout_share: 1}}", "variants.x: found {'rollout_share': 1}; expected a mapping with the"),
         ("variants={x: {method: gld}}", "variants.x.method: unknown method 'gld'. Did you mean \"gold\"?"),
         ("variants={x: {method: gold, rolout_share: 1}}", 'unknown option (value 1). Did you mean "rollout_share"?'),
+        (
+            "variants={x: {method: gold, rollout_share: {start: 0, ende: 1}}}",
+            'variants.x.rollout_share.ende: unknown option (value 1). Did you mean "rollout_share.end"?',
+        ),
+        (
+            "variants={x: {method: gold, rollout_share: true}}",
+            "rollout_share: found True; expected a number",
+        ),
         ("variants={x: {method: gold, rollout_share: 2}}", "variants.x.rollout_share: found 2; input should be less"),
         ("variants=3", "variants: found 3; "),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from safetensors import safe_open
 
 from harness.training.traces import Tracer
-from methods.base import LossSums
+from methods.base import AlignedChunk, LossSums
+from methods.mined import MinED
 from methods.uld import ULD
 from tests.harness.run.place import Place
 
@@ -36,6 +38,34 @@ def test_a_training_that_diverges_is_a_failure(place: Place, monkeypatch: pytest
     assert done.code == 1
     assert place.table(done)["uld"]["dolly.rouge_l.status"] == "failed"
     assert "DivergedError: the loss of step 1 is nan" in place.file(done, "report.md")
+
+
+def test_a_row_that_does_not_fit_into_memory_says_so_and_the_others_go_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One loss has room for a few rows of logits, the other for none."""
+
+    def within(rows: int, own: Callable[..., LossSums]) -> Callable[..., LossSums]:
+        def loss(method: object, chunk: AlignedChunk) -> LossSums:
+            if chunk.student.logits.shape[0] > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return own(method, chunk)
+
+        return loss
+
+    monkeypatch.setattr(ULD, "loss", within(0, ULD.loss))
+    monkeypatch.setattr(MinED, "loss", within(12, MinED.loss))
+    weights = [f"method_options.{name}.kd_weight=0.63" for name in ("uld", "mined")]
+    done = place.run("methods=[uld,mined]", "seeds=[7]", "evaluation.bits_per_byte=false", *weights)
+    assert done.code == 1
+    table = place.table(done)
+    assert [table[row]["dolly.rouge_l.status"] for row in ("uld", "mined")] == ["failed", "done"]
+    reason = "DoesNotFitError: step 1 does not fit into memory, one response at a time, in chunks of 8 rows: CUDA out"
+    assert reason in place.file(done, "report.md")
+    assert done.out.replace("\n", " ").count("which was done again with") == 1
+    made = [json.loads((folder / "manifest.json").read_text()) for folder in place.stored("student", seed=7)]
+    ((before, after),) = [one["halved"]["chunk_rows"] for one in made if "halved" in one]
+    assert after <= 12 < before
 
 
 def test_a_row_that_diverged_is_no_score_and_never_kept(place: Place, made: list[str]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +25,14 @@ from harness.data.tokens import STUDENT, join_sampled, tokenize
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
+from harness.training.rollout_share import accepted, share_at
 from harness.training.rollouts import Rollouts, RolloutSettings
-from harness.training.trainer import DistillationTrainer, _Window, train
-from methods.base import Method, Need, OnPolicyOptions
+from harness.training.trainer import DistillationTrainer, train
+from harness.training.window import Window
+from methods.base import AlignedChunk, Method, Need, OnPolicyOptions
 from methods.fkd import FKD
+from methods.library.alignment import Groups
+from methods.library.rollout_share import mean_share
 from methods.uld import ULD
 from tests import tiny
 from tests.harness.generation.test_answers import bigram
@@ -137,13 +142,13 @@ def test_a_limit_without_room_leaves_an_empty_response() -> None:
 def test_a_share_of_the_micro_batches_is_drawn() -> None:
     made = contract.bench(OnPolicyULD(rollout_share=0.3))
     first, again = (
-        [maker.drawn(step, place) for step in range(500) for place in range(4)]
+        [maker.drawn(step, place, 0.3) for step in range(500) for place in range(4)]
         for maker in (rollouts(made), rollouts(made))
     )
     assert np.mean(first) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 2000) ** 0.5)
     assert first == again
     always = rollouts(contract.bench(OnPolicyULD(rollout_share=1.0)))
-    assert all(always.drawn(step, 0) for step in range(200))
+    assert all(always.drawn(step, 0, 1.0) for step in range(200))
 
 
 def test_without_a_share_nothing_is_sampled() -> None:
@@ -174,13 +179,13 @@ def test_a_window_is_drawn_at_once_and_each_micro_batch_stays_itself(monkeypatch
     made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=9))
     maker = rollouts(made)
     parts = [made.examples[2:], made.examples[:1], made.examples[1:2]]
-    alone = [maker.batches(made.student, [part], step=3)[0] for part in parts]
+    alone = [maker.samples(made.student, [part], step=3)[0]["batch"] for part in parts]
     calls: list[int] = []
     own = maker._sample
     monkeypatch.setattr(
         maker, "_sample", lambda student, all_, step: calls.append(len(all_)) or own(student, all_, step)
     )
-    together = maker.batches(made.student, parts, step=3)
+    together = [sample["batch"] for sample in maker.samples(made.student, parts, step=3)]
     assert calls == [len(made.examples)]
     assert [batch.counts.tolist() for batch in together] == [batch.counts.tolist() for batch in alone]
     assert all(torch.equal(a.targets, b.targets) for a, b in zip(together, alone, strict=True))
@@ -221,7 +226,7 @@ def test_samples_come_from_the_distribution_asked_for(options: dict[str, float],
 def test_a_sampled_batch_is_scored_without_cross_entropy(kind: type[Method]) -> None:
     """The loss on a sampled batch is the KD term of the same responses as reference text, tokens and all."""
     made = contract.bench(kind(rollout_share=1.0, rollout_tokens=12))
-    batch = rollouts(made).batches(made.student, [made.examples], step=1)[0]
+    batch = rollouts(made).samples(made.student, [made.examples], step=1)[0]["batch"]
     parts = made.loss(batch)
     assert float(parts.ce) == 0
     assert float(parts.kd[0]) > 0
@@ -247,7 +252,7 @@ def test_only_terms_that_ask_for_samples_see_them() -> None:
     assert settings is not None
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(tiny.SAMPLES)]
     examples = [align(example, terms) for example in tokenize(texts, sides, 128)]
-    batch = Rollouts(settings, terms, sides, collator, 128, 5).batches(made.student, [examples], step=0)[0]
+    batch = Rollouts(settings, terms, sides, collator, 128, 5).samples(made.student, [examples], step=0)[0]["batch"]
     assert set(batch.teachers) == {"cross"}
     objective = Objective("dual", 0.3, terms)
     distiller = Distiller(made.student, objective, {"same": same.teacher, "cross": made.teacher})
@@ -259,7 +264,7 @@ def test_only_terms_that_ask_for_samples_see_them() -> None:
 def test_cross_entropy_is_a_mean_over_the_tokens_that_carry_it(tmp_path: Path) -> None:
     """A window of sampled and given responses: as the same window without its sampled part, but for the divisor."""
     made = contract.bench(OnPolicyULD(rollout_share=0.5, rollout_tokens=6))
-    (sampled,) = rollouts(made).batches(made.student, [made.examples[:2]], step=0)
+    sampled = rollouts(made).samples(made.student, [made.examples[:2]], step=0)[0]["batch"]
     plain = made.batch(made.examples[2:])
     divisors = made.objective.divisors(sampled.counts + plain.counts)
     parts = [made.loss(batch, divisors) for batch in (sampled, plain)]
@@ -289,14 +294,15 @@ def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> 
         _order=None,
         _draws_share=1,
         _rollouts=SimpleNamespace(
-            drawn=lambda step, place: place == 0,
-            batches=lambda student, parts, step: [made.batch(examples) for examples in parts],
+            settings=SimpleNamespace(share=0.5),
+            drawn=lambda step, place, share: place == 0,
+            samples=lambda student, parts, step: [{"batch": made.batch(part), "examples": part} for part in parts],
         ),
         accelerator=SimpleNamespace(num_processes=1, process_index=0, reduce=reduce, autocast=contextlib.nullcontext),
-        state=SimpleNamespace(global_step=0),
+        state=SimpleNamespace(global_step=0, max_steps=4),
         steps=[],
         model=SimpleNamespace(objective=made.objective, student=None),
-        _window=_Window(1),
+        _window=Window(1),
     )
     stub._sampled = partial(DistillationTrainer._sampled, stub)
     parts = [given(made.examples[:2]), given(made.examples[2:])]
@@ -318,13 +324,13 @@ def test_responses_are_sampled_in_the_precision_of_the_training(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     autocast: list[bool] = []
-    own = Rollouts.batches
+    own = Rollouts.samples
 
     def spied(*args: Any) -> Any:
         autocast.append(torch.is_autocast_enabled("cpu"))
         return own(*args)
 
-    monkeypatch.setattr(Rollouts, "batches", spied)
+    monkeypatch.setattr(Rollouts, "samples", spied)
     method = OnPolicyULD(rollout_share=1.0, rollout_tokens=4)
     steps = contract.run(method, tmp_path, precision=precision)
     assert set(autocast) == {precision == "bfloat16"}
@@ -360,3 +366,82 @@ def test_on_policy_training_brings_the_student_nearer_to_its_teacher(tmp_path: P
     )
     assert all(np.isnan(step["ce"]) for step in steps)
     assert np.mean([step["kd_0"] for step in steps[-3:]]) < 0.5 * steps[0]["kd_0"]
+
+
+# --- a share that changes ---------------------------------------------------------------------------------------------
+
+LINE = {"start": 0.2, "end": 1.0, "over": 0.5}
+FOLLOWED = {"target": "acceptance", "start": 0.6, "least": 0.25, "most": 0.9}
+
+
+def test_a_line_goes_by_the_step_and_stays_where_it_comes_to() -> None:
+    asked = OnPolicyULD(rollout_share=LINE)
+    found = [share_at(asked.options.rollout_share, step, 8, [])[0] for step in range(8)]
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])
+    assert mean_share(asked.options.rollout_share) == pytest.approx(0.8)  # of (0.2 + 1) / 2 and 1
+    assert asked.needs == {Need.ROLLOUTS}
+    assert share_at(0.3, 5, 8, [{"accepted": 1.0}]) == (0.3, {})
+
+
+def test_acceptance_is_a_running_mean_that_steps_without_samples_leave() -> None:
+    """0.6, then 0.9 · 0.6 + 0.1 · 0 and once more; 0.25 is the least share."""
+    asked = OnPolicyULD(rollout_share=FOLLOWED).options.rollout_share
+    shown: list[dict[str, float]] = []
+    for accepted_ in (0.0, None, 0.0, 1.0):
+        _, said = share_at(asked, len(shown), 9, shown)
+        shown.append(said if accepted_ is None else said | {"accepted": accepted_})
+    assert [step["mean acceptance"] for step in shown] == pytest.approx([0.6, 0.54, 0.54, 0.486])
+    assert share_at(asked, 4, 9, shown)[0] == pytest.approx(0.9 * 0.486 + 0.1)
+    assert share_at(asked, 1, 9, [{"mean acceptance": 0.1}])[0] == 0.25
+    assert share_at(asked, 1, 9, [{"mean acceptance": 1.0}])[0] == 0.9
+
+
+def test_what_a_teacher_would_have_taken_by_hand() -> None:
+    """Three groups: a token that is second of four, two tokens for one, and a token that is last."""
+    logits = torch.tensor([[1.0, 3, 2, 0], [9, 0, 0, 0], [9, 0, 0, 0], [1, 2, 3, 0]])
+    groups = Groups.from_lists([[0], [1], [2]], [[0], [1, 2], [3]])
+    tokens = np.array([5, 6, 7]), np.array([2, 0, 0, 3])
+    chunk = AlignedChunk.of(groups, torch.zeros(3, 9), logits, *tokens)
+    assert [float(each) for each in accepted(chunk, top=2)] == [1, 2]
+    assert [float(each) for each in accepted(chunk, top=1)] == [0, 2]
+    assert [float(each) for each in accepted(chunk, top=4)] == [2, 2]
+
+
+def test_a_steered_training_measures_its_samples_and_goes_on_from_them_when_resumed(tmp_path: Path) -> None:
+    method = OnPolicyULD(pairing="bytes", rollout_share=FOLLOWED | {"least": 0.6}, rollout_tokens=6)
+    contract.resumed_equals_straight(method, tmp_path)
+    steps = contract.run(method, tmp_path / "again", micro_batch_size=1)
+    for before, after in pairwise(steps):
+        assert ("accepted" in before) == (before["sampled micro-batches"] > 0)
+        moved = 0.9 * before["mean acceptance"] + 0.1 * before.get("accepted", before["mean acceptance"])
+        assert after["mean acceptance"] == pytest.approx(moved)
+        assert after["rollout share"] == max(after["mean acceptance"], 0.6)
+    assert any(0 <= step["accepted"] < 1 for step in steps if "accepted" in step)
+
+
+def test_a_line_that_stands_still_is_the_number(tmp_path: Path) -> None:
+    """Step by step the same draws, samples and losses, to the last bit."""
+    number, line = (
+        contract.run(OnPolicyULD(rollout_share=share, rollout_tokens=6), tmp_path / name, micro_batch_size=1)
+        for name, share in (("number", 0.5), ("line", {"start": 0.5, "end": 0.5}))
+    )
+    assert [step["rollout share"] for step in line] == [0.5] * 4
+    assert not any("rollout share" in step for step in number)
+    for left, right in zip(number, line, strict=True):
+        for name in ("loss", "grad_norm", "sampled micro-batches"):
+            assert left[name] == right[name], name
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"start": 0, "end": 0}, "start and end are 0"),
+        ({"start": 0}, "end"),
+        ({"start": 0, "end": 2}, "less than or equal to 1"),
+        ({"target": "gap"}, "acceptance"),
+        ({"target": "acceptance", "least": 0.5, "most": 0.2}, "least 0.5 is above most 0.2"),
+    ],
+)
+def test_a_share_that_is_none_says_why(value: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        OnPolicyULD(rollout_share=value)
