@@ -104,6 +104,12 @@ def _own_problems(values: Mapping[object, object], own: Sequence[str]) -> list[s
         for name in own
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,39}", name)
     ]
+    if _named(values.get("evaluation")).get("bits_per_byte") is False:
+        problems += [
+            f"{name}.metric: found 'none' beside evaluation.bits_per_byte=false; expected something that is measured."
+            for name in own
+            if _named(values[name]).get("metric") == "none"
+        ]
     return problems + [line for name in own for line in truth_problems(Custom.Settings, values[name], f"{name}.")]
 
 

@@ -23,6 +23,7 @@ from harness.tasks.own_metrics import (
     IN_WORDS,
     MetricKind,
     can_score,
+    check_programs,
     check_reference,
     score_programs,
     score_texts,
@@ -150,11 +151,16 @@ class Custom(Task[CustomSettings]):
         return {student: ItemScores({name: values}) for student, values in scored.items()}
 
     def warnings(self, unsafe: bool) -> list[str]:
+        """With metric ``code`` the references are run, so that one that fails is found before anything is trained."""
         from harness.evaluate.programs import sandbox
 
         own = [place for place in (self.train_file, self.test_file) if names_no_revision(place)]
         said = [f"{place} names no revision: whether rows change, only their digest says" for place in own]
-        return said + (sandbox.warnings(unsafe) if self.settings.metric == "code" else [])
+        if self.settings.metric != "code":
+            return said
+        if not (no_sandbox := sandbox.warnings(unsafe)):
+            check_programs(self._scored())
+        return said + no_sandbox
 
     def protocol(self) -> list[str]:
         settings, rows = self.settings, self._tests[: self.settings.test_items]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.base.errors import HarnessError
+from harness.base.files import scratch_folder
 from harness.evaluate import gsm8k, rouge
 from harness.tasks.base import ItemScores
 from harness.tasks.own_rows import OwnRow
@@ -97,6 +98,31 @@ def score_programs(
         passed = {item: 100.0 * (said == "pass") for item, said in statuses.items()}
         made[student] = ItemScores({metric: passed}, {"ran_in": ran_in, "statuses": {metric: statuses}}, caveat)
     return made
+
+
+def check_programs(rows: Mapping[str, OwnRow]) -> None:
+    """Hold references to their own tests, in the sandbox: each has to run, and to give the same twice.
+
+    Raises:
+        HarnessError: one does not; names file and line.
+    """
+
+    from harness.evaluate.programs.evalplus import EvaluationFailed
+
+    def fail(rows: Mapping[str, OwnRow]) -> list[str]:
+        with scratch_folder("references") as work:
+            said = {item: row.responses[0] for item, row in rows.items()}
+            try:
+                (found,) = score_programs("passed", {"the references": said}, rows, work, unsafe=False).values()
+            except EvaluationFailed:  # one of them keeps EvalPlus from any verdict
+                return list(rows) if len(rows) == 1 else [item for item in rows if fail({item: rows[item]})]
+        return [item for item, value in found.values["passed"].items() if not value]
+
+    for item in fail(rows)[:1]:
+        expected = (
+            f"Python that defines {rows[item].entry_point} and takes each of its inputs, to the same result twice"
+        )
+        raise HarnessError(f"{rows[item].source}, the response", f"{rows[item].responses[0]!r:.60}", expected)
 
 
 def _problem(item: str, row: OwnRow) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -134,6 +135,10 @@ class OwnLayout:
             found = f"{inputs!r:.40}"
             expected = "a list with a list of arguments for each call, such as [[1, 2], [3, 4]]"
             raise HarnessError(_at(row.source, self.columns.inputs), found, expected)
+        try:
+            json.dumps(inputs, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise HarnessError(_at(row.source, self.columns.inputs), str(error), "arguments that JSON holds") from error
         return replace(row, entry_point=entry_point, inputs=inputs)
 
 

@@ -103,6 +103,11 @@ BAD_TESTS: list[tuple[str, Any, str]] = [
         "column 'inputs': found .1.; expected a list",
     ),
     ("code", {"q": "x", "a": "y", "entry_point": "f"}, "column 'inputs': found no such column"),
+    (
+        "code",
+        {"q": "x", "a": "y", "entry_point": "f", "inputs": [[float("nan")]]},
+        "expected arguments that JSON holds",
+    ),
 ]
 
 
@@ -138,6 +143,18 @@ def test_functions_are_run_on_the_inputs_of_their_row(tmp_path: Path) -> None:
     task = made(tmp_path, ROWS, [row] * 4, metric="code")
     wrong, leaves = "def add(a, b):\n    return 3", "import os\nos._exit(0)\ndef add(a, b): return 3"
     assert scored(task, tmp_path, solution, "def add(a, b): return b + a", wrong, leaves) == [100, 100, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not probe().available, reason="no sandbox")
+@pytest.mark.parametrize("wrong", ["def add(a, b): return a + c", "def sum(a, b): return a", "import os\nos._exit(1)"])
+def test_a_reference_that_does_not_run_is_found_before_anything_is_trained(wrong: str, tmp_path: Path) -> None:
+    rows = [{"q": "Add.", "a": a, "entry_point": "add", "inputs": [[1, 2]]} for a in ("def add(a, b): return a", wrong)]
+    task = made(tmp_path, ROWS, rows, metric="code")
+    with pytest.raises(
+        HarnessError, match=r"test\.jsonl line 2, the response: found .*expected Python that defines add"
+    ):
+        task.warnings(unsafe=False)
 
 
 def test_without_a_metric_nothing_is_scored(tmp_path: Path) -> None:
@@ -241,6 +258,11 @@ def test_renaming_a_task_makes_no_stage_new(recipe: Path) -> None:
 def test_what_is_wrong_in_a_recipe_is_named(override: str, said: str, recipe: Path) -> None:
     with pytest.raises(RecipeError, match=said):
         load_recipe(str(recipe), [override])
+
+
+def test_something_has_to_be_measured(recipe: Path) -> None:
+    with pytest.raises(RecipeError, match=r"talks\.metric: found 'none' beside evaluation.bits_per_byte=false"):
+        load_recipe(str(recipe), ["evaluation.bits_per_byte=false"])
 
 
 def test_what_is_missing_is_said_by_a_plan_and_by_the_listing(recipe: Path, harness: Command) -> None:
