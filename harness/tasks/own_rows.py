@@ -177,7 +177,8 @@ def _conversation(value: Any, where: str) -> tuple[str, str]:
 
 def _text(value: Any, where: str) -> str:
     """A text, or a number as it is written."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
     return checked_text(value, where, "Leave the row out, or write it as text.")
 

@@ -44,11 +44,12 @@ def scored(task: Custom, folder: Path, *answers: str) -> list[float]:
 
 
 def test_a_template_takes_any_column_and_braces_of_texts_stay(tmp_path: Path) -> None:
-    rows = [{"q": "what is {x}?", "a": 4, "hint": 0.5}]
+    rows = [{"q": "what is {x}?", "a": 10**400, "hint": 0.5}]
     task = made(tmp_path, rows, template="{{Hint}}: {hint}\n{prompt} {q}")
     (example,) = task.training_examples()
     assert example.prompt == "{Hint}: 0.5\nwhat is {x}? what is {x}?"
-    assert (example.response, example.id, example.source) == ("4", "mine/train/0", f"{tmp_path}/train.jsonl line 1")
+    assert example.response == f"1{'0' * 400}"
+    assert (example.id, example.source) == ("mine/train/0", f"{tmp_path}/train.jsonl line 1")
 
 
 def chat(*turns: str, system: str = "") -> dict[str, Any]:
