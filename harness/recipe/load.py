@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from harness.base.errors import HarnessError, unknown
 from harness.base.installation import folder_beside
-from harness.recipe.problems import name_problems, problem_line, truth_problems
+from harness.recipe.problems import ALL, all_rows, name_problems, problem_line, truth_problems
 from harness.recipe.references import MAX_DEPTH, resolved, resolved_at
 from harness.recipe.schema import Recipe, own_tasks
 from harness.recipe.yaml_text import MAX_BYTES, YamlError, parse_yaml
@@ -81,6 +81,8 @@ def validate(name: str, values: object) -> Recipe:
     plain, problems = resolved(values) if isinstance(values, Mapping) else (values, [])
     if problems:
         raise RecipeError(name, problems)
+    if isinstance(plain, Mapping) and plain.get("methods") == ALL:
+        plain = {**plain, "methods": all_rows(plain)}
     recipe = None
     try:
         recipe = Recipe.model_validate(plain)

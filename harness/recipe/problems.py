@@ -16,9 +16,11 @@ from harness.recipe.schema import BESIDE_OPTIONS, own_tasks
 from harness.recipe.training import RowTraining
 from harness.tasks import tasks
 from harness.tasks.custom import Custom
-from methods.base import Method, UnknownMethodError, registered
+from methods.base import Method, TeacherKind, UnknownMethodError, registered
 from methods.library.dual import DualOptions, is_dual, parts_of
 from methods.library.rollout_share import TAGS
+
+ALL = "all"
 
 
 def problem_line(error: ErrorDetails, schema: type[BaseModel], own: Collection[str] = ()) -> str:
@@ -129,6 +131,13 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
             there = ", ".join(f"{one}.bits_per_byte" for one in chosen)
             problems.append(f"primary.{place}: found {name!r}; expected TASK.METRIC of a task of the recipe: {there}.")
     return problems
+
+
+def all_rows(values: Mapping[object, object]) -> list[str]:
+    """What `methods: all` stands for: every method whose teacher the recipe has, and the recipe's variants."""
+    roles = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
+    there = {kind for kind, role in roles.items() if _named(values.get("teachers")).get(role)} | {TeacherKind.NONE}
+    return [*(name for name, kind in registered().items() if kind.teacher in there), *_named(values.get("variants"))]
 
 
 def _evaluation_problems(evaluation: Mapping[str, object]) -> list[str]:

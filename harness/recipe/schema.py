@@ -162,7 +162,9 @@ class Recipe(Strict):
     student: ModelSpec = Field(description="the model that learns")
     teachers: Teachers
     tasks: Names = Field(description="what students learn and are tested on, such as dolly")
-    methods: Names = Field(description="rows of the table: methods by name (`harness methods`), variants, dual(A, B)")
+    methods: Names = Field(
+        description="rows of the table: methods by name (`harness methods`), variants, dual(A, B); all: every method"
+    )
     fidelity: Fidelities = Field(
         ("described",),
         description="methods as papers describe them, or as their authors' code computes them; both: two rows",

@@ -17,6 +17,7 @@ from harness.recipe.load import RecipeError, find_recipe, load_recipe, recipe_na
 from harness.recipe.schema import Limits
 from harness.recipe.training import Training
 from harness.tasks.gsm8k import GSM8KSettings
+from methods.base import TeacherKind, registered
 from reports.published import _lookup, published, published_pairs
 
 MINIMAL: dict[str, Any] = {
@@ -435,6 +436,15 @@ def test_a_method_with_a_fidelity_of_its_own_is_one_row() -> None:
 
 
 VARIANTS = "variants={half: {method: gold, rollout_share: 0.5, kd_weight: 1}, hot: {method: fkd, temperature: 4}}"
+
+
+def test_all_methods_are_those_whose_teacher_is_there_and_the_variants() -> None:
+    same = {name for name, kind in registered().items() if kind.teacher is TeacherKind.SAME_TOKENIZER}
+    every = load_recipe("known_truth", ["methods=all", "variants={mine: {method: uld}}"])
+    assert every.methods == (*registered(), "gold_trl", "cdm_bytes", "cdm_mean", "uld_bytes", "mine")
+    alone = load_recipe("known_truth", ["methods=all", "variants={}", "teachers.same=null"])
+    assert set(alone.methods) == set(registered()) - same
+    assert {"fkd", "rkd"} <= same
 
 
 def test_a_variant_is_a_row_of_its_own_with_its_methods_options_and_its_own() -> None:
