@@ -284,6 +284,7 @@ def run(
     from harness.results.record import run_folder, write_record
     from harness.results.run import Run
     from harness.run.runner import Runner
+    from harness.run.shared import SharedRunner
     from harness.tasks import tasks
     from methods.base import registered
 
@@ -292,7 +293,8 @@ def run(
         tasks(), registered()  # a plug-in that can't be used is said in every run
         made = recipe if isinstance(recipe, Plan) else plan(recipe)
         folder, ranks = run_folder(runs_folder(runs), made), Ranks.join()
-        runner = Runner(made, store(runs), folder, told, unsafe_execution, ranks)
+        kind = SharedRunner if made.recipe.launch.workers > 1 else Runner
+        runner = kind(made, store(runs), folder, told, unsafe_execution, ranks)
         if ranks.rank > 0:
             runner.follow()
             ranks.end()

@@ -72,6 +72,17 @@ class Dev(Strict):
     rows: int = Field(0, ge=0, description="how many of each task's training rows are held out, evenly spaced")
 
 
+class Launch(Strict):
+    """How a run uses the machine; no part of any stage's identity."""
+
+    workers: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="(speed) processes that make cells at the same time, each on a GPU of its own where there are GPUs",
+    )
+
+
 class Data(Strict):
     """Where the data is."""
 
@@ -203,6 +214,7 @@ class Recipe(Strict):
     data: Data = Data()
     limits: Limits = Limits()
     dev: Dev = Dev()
+    launch: Launch = Launch()
     teacher: TeacherTraining = Field(description="fine-tuning of the teachers on the task")
     warm_start: Training = Field(description="fine-tuning of the student before distillation")
     train: Training = Field(description="distillation")

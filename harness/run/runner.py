@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from rich.markup import escape
@@ -15,6 +16,7 @@ from harness.base.compilation import keep_compiled
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
 from harness.base.stopping import OutOfTimeError, alarm, check_stop_after
+from harness.plan.jobs import Job
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.run.alignments import make_alignments
 from harness.run.apart import DistanceMaker
@@ -64,6 +66,7 @@ class Runner:
         )
         self.bench = Workbench.of(plan, published, self.demand.need, store.root / "maps")
         self.makers = Makers(plan, self.bench, self.demand, self.ranks)
+        self._task = ""  # of the last job
 
     @property
     def failures(self) -> dict[str, Failure]:
@@ -101,6 +104,10 @@ class Runner:
         if self.plan.ends_alone:
             self._make_ends()
             return
+        self._walk(by_seed=by_seed)
+
+    def _walk(self, *, by_seed: bool) -> None:
+        """Make the plan's cells."""
         for cells in self._groups(by_seed=by_seed):
             self._run_cells(cells)
 
@@ -127,21 +134,44 @@ class Runner:
 
     def _run_cells(self, evaluated: Sequence[Reference | Cell]) -> None:
         """Cells of a task: each is answered before the next is trained, and all are scored together."""
-        cells = [cell for cell in evaluated if isinstance(cell, Cell)]
-        apart = DistanceMaker(self.plan, self.bench, self.store, self.progress)
         leaders = Leaders(self.plan, self.store, self.progress)
         for cell in evaluated:
-            if cell.answers is not None and cell.scores is not None and self.demand.find(cell.scores) is None:
-                self.demand.attempt(cell.answers)
-            if cell.bits is not None:
-                self.demand.attempt(cell.bits)
-            apart.measure(cell)
+            self._answer(cell)
             leaders.look(cell)
-            if isinstance(cell, Cell):
-                self._drop_student(cell)
-        self.makers.score(evaluated, self.unsafe)
-        make_alignments(self.plan, cells, self.bench, self.store, self.progress)
+        self._conclude(evaluated)
         self.bench.forget()
+
+    def _answer(self, cell: Reference | Cell) -> None:
+        """What a cell's model says, with all that it needs for that."""
+        if cell.answers is not None and cell.scores is not None and self.demand.find(cell.scores) is None:
+            self.demand.attempt(cell.answers)
+        if cell.bits is not None:
+            self.demand.attempt(cell.bits)
+        self._apart.measure(cell)
+        if isinstance(cell, Cell):
+            self._drop_student(cell)
+
+    def _conclude(self, evaluated: Sequence[Reference | Cell]) -> None:
+        """Score what was answered, together, and store what was compared."""
+        self.makers.score(evaluated, self.unsafe)
+        cells = [cell for cell in evaluated if isinstance(cell, Cell)]
+        make_alignments(self.plan, cells, self.bench, self.store, self.progress)
+
+    @cached_property
+    def _apart(self) -> DistanceMaker:
+        return DistanceMaker(self.plan, self.bench, self.store, self.progress)
+
+    def make(self, job: Job) -> None:
+        """Do one job of the plan, as :mod:`harness.plan.jobs` cuts it; a task's next one finds what this one loaded."""
+        if job.task != self._task:
+            self.bench.forget()
+            self._task = job.task
+        if job.place is None:
+            self.demand.attempt(next(stage for stage in self.plan.stages() if stage.identity in job.ends))
+            return
+        cell = self.plan.evaluated[job.place]
+        self._answer(cell)
+        self._conclude([cell])
 
     def follow(self) -> None:
         """Train along with rank 0 until the run is over: what the other ranks do instead of :meth:`run`."""

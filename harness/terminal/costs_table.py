@@ -12,6 +12,7 @@ from harness.base.files import gigabytes
 from harness.plan.costs.devices import DEVICES, GIB, LAYER_SECONDS, UTILISATION, Cost, Device
 from harness.plan.costs.measured import Measured, costs_here
 from harness.plan.costs.stages import Coster
+from harness.plan.jobs import jobs_of, wall_seconds
 from harness.plan.stages import Plan, Stage
 from harness.store.store import Store
 from harness.terminal.columns import Listing
@@ -49,7 +50,7 @@ def costs_table(plan: Plan, store: Store, demanded: set[str]) -> Group | Text:
             *(f"{_hours(costs, group, device):.2f}" if memory <= device.memory else "no room" for device in DEVICES),
             *([f"{sum(here[stage.identity] for stage in group) / 3600:.2f}"] if here else []),
         )
-    return Group(table, *_summary(plan, coster, stages, costs))
+    return Group(table, *_summary(plan, coster, stages, costs), *_by_workers(plan, store, costs))
 
 
 def _summary(plan: Plan, coster: Coster, stages: Sequence[Stage], costs: Mapping[str, Cost]) -> list[Text]:
@@ -74,6 +75,22 @@ def _summary(plan: Plan, coster: Coster, stages: Sequence[Stage], costs: Mapping
         "a CPU are not guessed. Run a few steps (train.steps=20) on your device, and the plan goes by what they took."
     )
     return [Text(line) for line in lines]
+
+
+def _by_workers(plan: Plan, store: Store, costs: Mapping[str, Cost]) -> list[Text]:
+    """How long the processes take that the recipe asks for."""
+    count, jobs = plan.recipe.launch.workers, jobs_of(plan, store)
+    if count == 1 or plan.ends_alone:
+        return []
+
+    def hours(device: Device) -> float:
+        return wall_seconds(jobs, count, lambda job: sum(costs[made].seconds(device) for made in job.makes)) / 3600
+
+    fitting = [device for device in DEVICES if all(cost.memory <= device.memory for cost in costs.values())]
+    times = ", ".join(f"{_in_words(hours(device))} on {device.name}" for device in fitting)
+    return [
+        Text(f"launch.workers: {count} processes at a time, each on a GPU of its own: {times or 'no room'} in all.")
+    ]
 
 
 def _misfits(coster: Coster, stages: Sequence[Stage], costs: Mapping[str, Cost]) -> list[str]:
@@ -120,7 +137,10 @@ def _time_or_misfit(costs: Mapping[str, Cost], stages: Sequence[Stage], device: 
     """Hours of all stages together, minutes below one; a total that nobody can run there is none."""
     if any(costs[stage.identity].memory > device.memory for stage in stages):
         return "does not fit"
-    hours = _hours(costs, stages, device)
+    return _in_words(_hours(costs, stages, device))
+
+
+def _in_words(hours: float) -> str:
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{60 * hours:.0f} min" if 60 * hours >= 1 else "< 1 min"

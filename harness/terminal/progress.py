@@ -61,9 +61,8 @@ class TerminalProgress:
             transient=True,
         )
         self.everything = self.bars.add_task("[bold]all stages", total=_weight(self.missing) or 1)
-        self.stage = self.bars.add_task("", total=1, visible=False)
         self.reported: set[str] = set()
-        self.log = None if console.is_terminal else StageLog(lambda line: console.print(line, markup=False))
+        self.own = _Line(self, "")
 
     def __enter__(self) -> TerminalProgress:
         if self.missing:
@@ -82,21 +81,22 @@ class TerminalProgress:
         self.console.print(text)
 
     def begin(self, stage: str, total: int) -> None:
-        self.bars.reset(self.stage, total=total, description=stage, visible=True)
-        if self.log is not None:
-            self.log.begin(stage, total)
+        self.own.begin(stage, total)
 
     def advance(self, done: int, loss: float | None = None) -> None:
-        self.bars.update(self.stage, completed=done)
-        if self.log is not None:
-            self.log.advance(done, loss)
+        self.own.advance(done, loss)
 
     def finish(self) -> None:
-        self.bars.update(self.stage, visible=False)
+        self.own.finish()
+
+    def beside(self, name: str) -> _Line:
+        """A bar, or lines, of another process."""
+        return _Line(self, f"{name}: ")
+
+    def stages_done(self) -> tuple[float, str]:
+        """The share of the run that is done, and how many stages, in words."""
         done = self._update()
-        if self.log is not None:
-            share = _weight(done) / (_weight(self.missing) or 1)
-            self.log.finish(share, f"{len(done)} of {len(self.missing)} stages are done")
+        return _weight(done) / (_weight(self.missing) or 1), f"{len(done)} of {len(self.missing)} stages are done"
 
     def _update(self) -> list[Stage]:
         """Move the overall bar, and print a line for each cell that has got its numbers since the last call.
@@ -113,6 +113,35 @@ class TerminalProgress:
                 self.reported.add(cell.name)
                 self.console.print(f"[green]done[/]  {cell.name}")
         return done
+
+
+class _Line:
+    """What one process of a run is at: a bar, or lines of a log."""
+
+    def __init__(self, whole: TerminalProgress, name: str) -> None:
+        self.whole, self.name = whole, name
+        self.bar = whole.bars.add_task("", total=1, visible=False)
+        console = whole.console
+        self.log = None if console.is_terminal else StageLog(lambda line: console.print(f"{name}{line}", markup=False))
+
+    def message(self, text: str) -> None:
+        self.whole.message(text)
+
+    def begin(self, stage: str, total: int) -> None:
+        self.whole.bars.reset(self.bar, total=total, description=f"{self.name}{stage}", visible=True)
+        if self.log is not None:
+            self.log.begin(stage, total)
+
+    def advance(self, done: int, loss: float | None = None) -> None:
+        self.whole.bars.update(self.bar, completed=done)
+        if self.log is not None:
+            self.log.advance(done, loss)
+
+    def finish(self) -> None:
+        self.whole.bars.update(self.bar, visible=False)
+        share, stages = self.whole.stages_done()
+        if self.log is not None:
+            self.log.finish(share, stages)
 
 
 def _weight(stages: list[Stage]) -> float:
