@@ -61,6 +61,7 @@ from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from methods.base import Members, Method, registered
 from methods.base import Rows as RowKind
+from methods.gold import GOLDOptions
 from methods.library import kernels
 from methods.library.alignment import pair_positions
 from methods.library.maps import UNMAPPED, exact_map
@@ -363,7 +364,8 @@ def full_sort(inputs: Inputs, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def trl_loss(inputs: Inputs, *, hybrid: bool, extended: bool) -> Callable[[Tensor, Callable[[], Tensor]], Tensor]:
-    """TRL's ULDLoss: ULD by position, or GOLD's hybrid over merged groups; KD alone."""
+    """TRL's ULDLoss: ULD by position, or GOLD's hybrid over merged groups, set as ours is; KD alone."""
+    ours = GOLDOptions()
     config = SimpleNamespace(
         uld_crossentropy_weight=0.0,
         uld_distillation_weight=1.0,
@@ -372,11 +374,11 @@ def trl_loss(inputs: Inputs, *, hybrid: bool, extended: bool) -> Callable[[Tenso
         uld_skip_student_eos=False,
         uld_skip_teacher_eos=False,
         use_extended_uld=extended,
-        uld_token_merge_strategy="bayesian",
+        uld_token_merge_strategy=ours.merge,
         uld_use_hybrid_loss=hybrid,
-        uld_hybrid_matched_weight=None,
-        uld_hybrid_unmatched_weight=None,
-        beta=0.5,
+        uld_hybrid_matched_weight=ours.matched_weight,
+        uld_hybrid_unmatched_weight=ours.unmatched_weight,
+        beta=ours.beta,
     )
     tokenizers = (inputs.sides[role].tokenizer for role in (STUDENT, "cross"))
     loss_of = peer().ULDLoss(config, *tokenizers, device=inputs.setting.device)

@@ -13,6 +13,7 @@ from harness.base.errors import HarnessError
 from harness.base.stopping import seconds_of, stopping
 from harness.verbs.asked import asked_recipe, name_in, taken, tuned_recipe, without_budget, without_profile
 from harness.verbs.keeping import Runs, console, verbs
+from harness.verbs.starting import init
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -123,7 +124,7 @@ def run(
         return
     with TerminalProgress(console, made, store) as progress:
         done = api.run(made, progress, runs=runs, unsafe_execution=unsafe_execution, stop_after=seconds)
-    left = [cell.name for cell in made.evaluated if store.find("scores", cell.scores.identity) is None]
+    left = [cell.name for cell in made.evaluated if any(not store.find(end.kind, end.identity) for end in cell.ends)]
     if seconds is None or len(left) < len(made.evaluated):
         console.print(stored_table(made, store) if made.recipe.stages else done.report())
     if seconds is not None and left:
@@ -202,6 +203,7 @@ def align(
 
 
 app.add_typer(verbs)
+app.command()(init)
 
 
 @app.command()

@@ -1,8 +1,7 @@
 """What the author of a method imports; each name is documented where it is defined, below ``methods/library``."""
 
-from methods.library.chunk import AlignedChunk, LossSums, Members, Side
+from methods.library.chunk import AlignedChunk, Hidden, LossSums, Members, OutputHead, Side
 from methods.library.method import (
-    SOFTENED,
     KDOptions,
     Method,
     Need,
@@ -10,18 +9,18 @@ from methods.library.method import (
     OnPolicyOptions,
     Positive,
     Rows,
-    Share,
     SoftenedOptions,
     Start,
     TeacherKind,
     TemperatureOptions,
 )
 from methods.library.registry import ENTRY_POINT_GROUP, UnknownMethodError, find, register, registered
+from methods.library.rollout_share import Share
 
 __all__ = [
     "ENTRY_POINT_GROUP",
-    "SOFTENED",
     "AlignedChunk",
+    "Hidden",
     "KDOptions",
     "LossSums",
     "Members",
@@ -29,6 +28,7 @@ __all__ = [
     "Need",
     "NonNegative",
     "OnPolicyOptions",
+    "OutputHead",
     "Positive",
     "Rows",
     "Share",

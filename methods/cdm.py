@@ -28,7 +28,6 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.base import (
-    SOFTENED,
     AlignedChunk,
     LossSums,
     Method,
@@ -88,7 +87,6 @@ class CDM(Method[CDMOptions]):
     fidelities_differ = aligns_on_device = True
     released_rows, released_normalize = Rows.AFTER, "samples"
     Options = CDMOptions
-    tunes = SOFTENED
 
     @property
     def align_seconds(self) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from methods.base import SOFTENED, AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
+from methods.base import AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, pair_identical
 from methods.library.closed_form import kl
 
@@ -20,7 +20,6 @@ class FKD(Method[SoftenedOptions]):
     name, paper, teacher = "fkd", "arXiv 1503.02531", TeacherKind.SAME_TOKENIZER
     summary = "forward KL to a teacher with the same tokenizer"
     Options = SoftenedOptions
-    tunes = SOFTENED
     fidelities_differ = True
     released_rows, released_normalize = Rows.ALL, "samples"
 

@@ -31,8 +31,7 @@ sides end on one byte, so that there is none but in cut responses. ``described``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -139,7 +138,6 @@ class GOLD(Method[GOLDOptions]):
     fidelities_differ = sorts = True
     released_normalize = "samples"
     Options = GOLDOptions
-    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.8, 0.95), "beta": (0.0, 1.0)}
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -35,7 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import SOFTENED, AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
+from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, IntArray
 from methods.library.cdm_released import released_divergence, released_groups
 from methods.library.contextual import MASKED
@@ -64,7 +64,6 @@ class MinED(Method[MinEDOptions]):
     fidelities_differ = True
     released_rows, released_normalize = Rows.AFTER, "samples"
     Options = MinEDOptions
-    tunes = SOFTENED
 
     @property
     def align_seconds(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from methods.base import SOFTENED, AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
+from methods.base import AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import kl
 from methods.library.divergences import reverse_kl
@@ -27,7 +27,6 @@ class OneToOne(Method[OneToOneOptions]):
     name, paper, teacher = "one_to_one", "arXiv 2610.08448", TeacherKind.CROSS_TOKENIZER
     summary = "reverse KL over the shared vocabulary, at tokens that both tokenizers cut alike"
     Options = OneToOneOptions
-    tunes = SOFTENED
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.shared = Tables(**mapped_columns(exact_map(pair.teacher, pair.student)))

@@ -94,4 +94,4 @@ def _distance(
     ours, theirs = (Merged(side, groups, how, tau) for side, tau in zip((student, teacher), temperatures, strict=True))
     p, q = ours.log_masses.exp(), theirs.log_masses.exp()
     distance, signs, bound = distance_by(sort, p, q)
-    return distance.sum(), ours.at_logits(p.mul_(signs)), bound.sum()
+    return distance.sum(), ours.at_logits(signs.mul_(p), p), bound.sum()

@@ -60,6 +60,7 @@ class Batch(OnDevice):
             the groups of each term (0 where they are made at the step).
         unaligned: what the step needs to make ``chunks`` and ``terms``, where a method aligns by entropies.
         padded_behind: whether padding stands behind each sequence, the teachers' too.
+        sampled: whether the responses are the student's own.
     """
 
     stays = frozenset({"counts"})
@@ -75,6 +76,7 @@ class Batch(OnDevice):
     counts: torch.Tensor
     unaligned: Unaligned | None = None
     padded_behind: bool = False
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class Collator:
             self.counts(examples),
             unaligned,
             self.padding_side == "right",
+            sampled is not None,
         )
 
     def counts(self, examples: Sequence[AlignedExample]) -> torch.Tensor:

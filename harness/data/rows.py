@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +62,40 @@ def read_rows(path: Path, fields: Sequence[str] = (), limit: int | None = None) 
         HarnessError: names file, line and field.
     """
     rows: list[dict[str, Any]] = []
-    for number, line in _lines(path):
-        if limit is not None and len(rows) == limit:
-            break
-        where = f"{path} line {number}"
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise HarnessError(where, f"{line[:40].strip()!r} ({reason})", "a JSON object") from error
-        if not isinstance(row, dict):
-            raise HarnessError(where, f"a JSON {type(row).__name__}", "a JSON object")
+    for where, row in islice(json_lines(path), limit):
         rows.append(row | {"source": where})
         for name in fields:
             text_of(rows[-1], name)
     if not rows:
         raise HarnessError(str(path), "no rows", "at least one")
     return rows
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a JSON-lines file (``.gz`` too), each behind its place: file and line.
+
+    Raises:
+        HarnessError: names file and line.
+    """
+    for number, line in _lines(path):
+        where = f"{path} line {number}"
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise HarnessError(where, f"{line[:40].strip()!r} ({reason})", "a JSON object") from error
+        yield where, checked_object(row, where)
+
+
+def checked_object(row: Any, where: str) -> dict[str, Any]:
+    """A value of JSON that has to be an object.
+
+    Raises:
+        HarnessError: it is none.
+    """
+    if not isinstance(row, dict):
+        raise HarnessError(where, f"a JSON {type(row).__name__}", "a JSON object")
+    return row
 
 
 def text_of(row: Mapping[str, Any], field: str, hint: str = "") -> str:
@@ -143,10 +161,19 @@ class Example:
     bos: bool = True
 
 
-def held_out(examples: Sequence[Example], rows: int) -> tuple[list[Example], list[Example]]:
+def _prompt(example: Example) -> str:
+    return example.prompt
+
+
+def held_out(
+    examples: Sequence[Example], rows: int, question: Callable[[Example], str] = _prompt
+) -> tuple[list[Example], list[Example]]:
     """Rows to train on, and ``rows`` others, evenly spaced, to choose settings and checkpoints on.
 
     A row that asks what a held-out one asks is in neither part: trained on, it would give the answer away.
+
+    Args:
+        question: what a row asks, as :meth:`harness.tasks.base.Task.question` says.
 
     Raises:
         HarnessError: more than half of the rows would be held out.
@@ -159,5 +186,5 @@ def held_out(examples: Sequence[Example], rows: int) -> tuple[list[Example], lis
         )
     places = {(place + 1) * len(examples) // rows - 1 for place in range(rows)}
     dev = [example for place, example in enumerate(examples) if place in places]
-    asked = {example.prompt for example in dev}
-    return [example for example in examples if example.prompt not in asked], dev
+    asked = set(map(question, dev))
+    return [example for example in examples if question(example) not in asked], dev

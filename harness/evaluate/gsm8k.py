@@ -9,6 +9,7 @@ are drawn for each test row in turn from one generator, so they depend on the se
 not on ``limit``. lm-eval's command line uses the seed 1234.
 """
 
+import json
 import logging
 import random
 import re
@@ -135,6 +136,30 @@ def score(
     for sample in samples:  # one for each row and filter
         scores.setdefault(_id(sample["doc_id"]), {})[_FILTERS[sample["filter"]]] = float(sample["exact_match"])
     return [ItemScore(id, by_filter) for id, by_filter in scores.items()]
+
+
+def score_numbers(outputs: Mapping[str, str], numbers: Mapping[str, str]) -> dict[str, float]:
+    """Outputs to any prompts by the task's flexible filter, which takes the last number: 100 where it is the right one.
+
+    Args:
+        outputs: by item.
+        numbers: the right ones of :func:`final_number`, by item.
+    """
+    with scratch_folder("numbers") as folder:
+        path = folder / "rows.jsonl"
+        rows = [{"question": "?", "answer": f"{_BEFORE}{number}"} for number in numbers.values()]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        asked = {_id(place): outputs[item] for place, item in enumerate(numbers)}
+        scored = score(path, path, asked, few_shot=0, few_shot_seed=DEFAULT_FEW_SHOT_SEED, limit=None)
+    by_id = {one.id: 100 * one.scores["flexible_extract"] for one in scored}
+    return {item: by_id[_id(place)] for place, item in enumerate(numbers)}
+
+
+def final_number(text: str) -> str | None:
+    """The last number of a text as the flexible filter finds it, in digits alone; None where there is none."""
+    found = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", text)
+    number = re.sub(r"[,$]", "", found[-1]).removesuffix(".") if found else ""
+    return number if re.fullmatch(r"-?[0-9.]+", number) and re.search("[0-9]", number) else None
 
 
 def task_version() -> str:

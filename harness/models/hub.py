@@ -15,6 +15,11 @@ _HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model
 
 def hub_folder(uri: ModelUri) -> Path | None:
     """The snapshot in the hub's cache, complete or not; asks no network."""
+    from huggingface_hub import constants
+
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{uri.repository.replace('/', '--')}").is_dir():
+        return None  # the hub's client takes long to import: a plan of models that are not here does without
+
     from huggingface_hub import snapshot_download
 
     with contextlib.suppress(OSError, ValueError):  # what the hub's "not in the cache" errors derive from

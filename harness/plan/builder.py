@@ -99,17 +99,17 @@ class StageBuilder:
 
     def references(self) -> list[Reference]:
         """What the recipe wants to compare with; only the warm start has repetitions."""
-        wanted, seeds = self.recipe.evaluation.references, self.recipe.seeds_of(self.task.name)
+        asked, seeds = self.recipe.evaluation.references, self.recipe.seeds_of(self.task.name)
         first = seeds[0]
         made = []
-        if "untrained" in wanted:
+        if "untrained" in asked:
             stages = self._evaluation("the untrained student", {}, self.sources[STUDENT], seed=first)
             made.append(Reference(self.task.name, first, *stages, "untrained"))
-        if "warm_start" in wanted:
+        if "warm_start" in asked:
             for seed in seeds:
                 stages = self._evaluation("the warm start", {"student": self._warm_start(seed)}, seed=seed)
                 made.append(Reference(self.task.name, seed, *stages, "warm start"))
-        if "teachers" in wanted:
+        if "teachers" in asked:
             for role in [role for role in self.sources if role != STUDENT]:
                 made += [self._teacher_reference(role, own) for own in self.recipe.teacher.seeds or [None]]
         return made
@@ -123,8 +123,10 @@ class StageBuilder:
 
     def _evaluation(
         self, title: str, inputs: Mapping[str, Stage], model: Mapping[str, Json] | None = None, **more: Unpack[_About]
-    ) -> tuple[Stage, Stage, Stage | None]:
+    ) -> tuple[Stage | None, Stage | None, Stage | None]:
         """Answers, scores and bits per byte of a model: one protocol for students, teachers and references.
+
+        What the recipe does not ask for is None.
 
         Args:
             inputs: the stage that makes the model; none for a published one.
@@ -157,7 +159,8 @@ class StageBuilder:
             asked=[*self._asked(teacher="teacher" in inputs), "bits"],
             **more,
         )
-        return answers, scores, bits if self.recipe.evaluation.bits_per_byte else None
+        asked = self.recipe.evaluation
+        return (*((answers, scores) if asked.answers else (None, None)), bits if asked.bits_per_byte else None)
 
     def _asked(self, *, teacher: bool, answers: bool = False) -> list[str]:
         """Code that the recipe asks for where a stage loads a fine-tuned teacher, and where it answers."""
@@ -313,7 +316,7 @@ class StageBuilder:
     def training_rows(self) -> int:
         if not self.recipe.dev.rows:
             return self.task.training_count()
-        return len(held_out(self.task.training_examples(), self.recipe.dev.rows)[0])
+        return len(held_out(self.task.training_examples(), self.recipe.dev.rows, self.task.question)[0])
 
     def _dev_bits(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
         """Bits per byte of a student on the training rows that are held out."""

@@ -56,7 +56,7 @@ def jobs_of(plan: Plan, store: Store, *, by_seed: bool = False) -> list[Job]:
     cells = []
     for place, cell in enumerate(plan.evaluated):
         ends = tuple(end.identity for end in (cell.answers, cell.bits, cell.scores) if end is not None)
-        makes = (read[cell] | {cell.scores.identity}) & missing - known
+        makes = (read[cell] | set(ends)) & missing - known
         cells.append(Job(cell.name, cell.task, ends, makes, read[cell] & known, place))
     return _seed_by_seed(plan, stages, cells) if by_seed else [*stages, *cells]
 

@@ -156,8 +156,8 @@ def make_objectives(recipe: Recipe) -> list[ObjectiveSpec]:
         kind = find(recipe.method_of(name)[0])
         own = _own_fidelity(recipe, name)
         # "released" of a method whose code does what its paper says is the same row
-        wanted = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
-        made = [ObjectiveSpec.of(name, _method(recipe, name, fidelity)) for fidelity in wanted]
+        fidelities = ((own,) if own else recipe.fidelity) if kind.fidelities_differ else ("described",)
+        made = [ObjectiveSpec.of(name, _method(recipe, name, fidelity)) for fidelity in fidelities]
         objectives += [replace(one, training=recipe.training_of(name)) for one in made]
     return objectives
 

@@ -61,13 +61,18 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """The stages that evaluate one model on one task."""
+    """The stages that evaluate one model on one task: answers with their scores, bits per byte, or both."""
 
     task: str
     seed: int
-    answers: Stage
-    scores: Stage
+    answers: Stage | None
+    scores: Stage | None
     bits: Stage | None
+
+    @property
+    def ends(self) -> list[Stage]:
+        """The stages that give its numbers."""
+        return [end for end in (self.scores, self.bits) if end is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +143,7 @@ class Plan:
         """The stages that are asked for; all others are made where these need them."""
         if self.recipe.stages:
             return [stage for stage in self.stages() if stage.kind in ("teacher", "rows", "said")]
-        return [end for cell in self.evaluated for end in (cell.scores, cell.bits) if end is not None]
+        return [end for cell in self.evaluated for end in cell.ends]
 
     @cached_property
     def identity(self) -> str:
@@ -148,10 +153,9 @@ class Plan:
         """Every stage once, inputs before what reads them, task by task."""
         seen: dict[str, Stage] = {}
         for cell in self.evaluated:
-            for last in (cell.scores, cell.bits):
-                if last is not None:
-                    for stage in with_inputs(last):
-                        seen.setdefault(stage.identity, stage)
+            for end in cell.ends:
+                for stage in with_inputs(end):
+                    seen.setdefault(stage.identity, stage)
         return list(seen.values())
 
 
@@ -173,14 +177,14 @@ def with_inputs(stage: Stage) -> Iterator[Stage]:
 
 def demanded_stages(plan: Plan, store: Store) -> set[str]:
     """Identities of stages that would have to run, seen from those that are asked for."""
-    wanted: set[str] = set()
+    demanded: set[str] = set()
     pending = plan.ends
     while pending:
         stage = pending.pop()
-        if stage.identity not in wanted and store.find(stage.kind, stage.identity) is None:
-            wanted.add(stage.identity)
+        if stage.identity not in demanded and store.find(stage.kind, stage.identity) is None:
+            demanded.add(stage.identity)
             pending.extend(stage.inputs.values())
-    return wanted
+    return demanded
 
 
 def stage_line(stage: Stage) -> str:

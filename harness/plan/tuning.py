@@ -22,7 +22,7 @@ from harness.plan.objectives import ObjectiveSpec, make_objectives
 from harness.plan.stage_code import own_codes
 from harness.plan.stages import Cell, Plan, Stage, with_inputs
 from harness.recipe.schema import Options, Recipe
-from methods.library.dual import TUNES, is_dual
+from methods.library.dual import is_dual
 
 KD_SHARE, RATE, LENGTH = "kd_share", "rate", "length"
 FACTORS = (RATE, LENGTH)  # 1 is what the recipe has; in between, values are spaced by ratios
@@ -156,7 +156,7 @@ def space_of(recipe: Recipe, row: str, objective: ObjectiveSpec) -> Space:
     """
     asked = recipe.tuning_of(row)
     if not asked:
-        return TUNES if is_dual(row) else objective.methods[0].tunes
+        return objective.methods[0].tunes
     known = {KD_SHARE, *FACTORS, *(name for name in _options(objective) if not is_dual(row))}
     space: dict[str, Sequence[float]] = {}
     for name, values in asked.items():

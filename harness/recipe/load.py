@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from harness.base.errors import HarnessError, unknown
 from harness.base.installation import folder_beside
-from harness.recipe.problems import name_problems, problem_line, truth_problems
+from harness.recipe.problems import ALL, all_rows, name_problems, problem_line, truth_problems
 from harness.recipe.references import MAX_DEPTH, resolved, resolved_at
-from harness.recipe.schema import Recipe
+from harness.recipe.schema import Recipe, own_tasks
 from harness.recipe.yaml_text import MAX_BYTES, YamlError, parse_yaml
 
 Values = dict[str, object]
@@ -81,11 +81,13 @@ def validate(name: str, values: object) -> Recipe:
     plain, problems = resolved(values) if isinstance(values, Mapping) else (values, [])
     if problems:
         raise RecipeError(name, problems)
+    if isinstance(plain, Mapping) and plain.get("methods") == ALL:
+        plain = {**plain, "methods": all_rows(plain)}
     recipe = None
     try:
         recipe = Recipe.model_validate(plain)
     except ValidationError as error:
-        problems += [problem_line(entry, Recipe) for entry in error.errors()]
+        problems += [problem_line(entry, Recipe, own_tasks(plain)) for entry in error.errors()]
     problems += [*truth_problems(Recipe, plain), *name_problems(plain)]
     if problems or recipe is None:
         raise RecipeError(name, list(dict.fromkeys(problems)))

@@ -47,6 +47,24 @@ class Lock(Strict):
     tuned: dict[str, Options] = Field(description="the winners, as the recipe's field of that name has them")
 
 
+def edges_line(lock: Lock) -> str:
+    """Which rows have the least or most that was tried of a setting with three values or more; empty where none has.
+
+    Better settings may lie beyond: a comparison whose rows all stand there has not been tuned to its end.
+    """
+    found: dict[tuple[str, str, float], list[str]] = {}
+    for row, tuned in lock.rows.items():
+        for name, value in tuned.trials[tuned.winner].setting.items():
+            tried = {trial.setting[name] for trial in tuned.trials if name in trial.setting}
+            if len(tried) > 2 and value in (min(tried), max(tried)):
+                found.setdefault((name, "most" if value == max(tried) else "least", value), []).append(row)
+    said = [
+        f"{name} {value:g}, the {end} that was tried, in {', '.join(rows)}"
+        for (name, end, value), rows in found.items()
+    ]
+    return f"Better settings may lie beyond what was tried: the best have {'; '.join(said)}." if said else ""
+
+
 def lock_beside(name: str) -> Path:
     """Where the lock of a recipe is: beside its file; in the working folder for a recipe that the project ships."""
     path = Path(name)

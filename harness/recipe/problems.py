@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,31 +12,37 @@ from pydantic_core import ErrorDetails
 from harness.base.errors import suggest
 from harness.base.installation import folder_beside
 from harness.base.schema import as_list, as_names, field_at, fields_of, schema_of, types_of
-from harness.recipe.schema import BESIDE_OPTIONS
+from harness.recipe.schema import BESIDE_OPTIONS, own_tasks
 from harness.recipe.training import RowTraining
 from harness.tasks import tasks
-from methods.base import Method, UnknownMethodError, registered
+from harness.tasks.custom import Custom
+from methods.base import Method, TeacherKind, UnknownMethodError, registered
 from methods.library.dual import DualOptions, is_dual, parts_of
+from methods.library.rollout_share import TAGS
+
+ALL = "all"
 
 
-def problem_line(error: ErrorDetails, schema: type[BaseModel]) -> str:
+def problem_line(error: ErrorDetails, schema: type[BaseModel], own: Collection[str] = ()) -> str:
     """One line of a pydantic error: path, what was found, what was expected, the nearest name.
 
     Args:
         schema: of the recipe.
+        own: names of tasks that the recipe makes itself.
     """
     inside = ("function-", "tuple[", "literal[", "task_settings")  # what the schema adds to what was written
     path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith(inside))]
     where = ".".join(str(part) for part in path) or "recipe"
+    known_path = ["custom" if place == 0 and part in own else part for place, part in enumerate(path)]
     if error["type"] == "extra_forbidden":
-        field = field_at(schema, path[:-1])
+        field = field_at(schema, known_path[:-1])
         part = schema if field is None else schema_of(field)
         known = list(fields_of(part)) if part is not None else []
         above = "".join(f"{part}." for part in path[:-1])
         hint = suggest(str(path[-1]), known, above) or f"There are {', '.join(sorted(known))}."
         return f"{where}: unknown key (value {error['input']!r:.60}). {hint}"
     if error["type"] == "missing":
-        field = field_at(schema, path)
+        field = field_at(schema, known_path)
         said = f"It says: {field.description}." if field is not None and field.description else ""
         return f"{where}: missing. {said}".rstrip()
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -58,7 +64,7 @@ def truth_problems(schema: type[BaseModel], values: object, above: str = "") -> 
         return problems
     for name, field in fields_of(schema).items():
         value, types = values.get(name), list(types_of(field.annotation))
-        if (part := schema_of(field)) is not None:
+        if (part := schema_of(field)) is not None and isinstance(value, Mapping):
             problems += truth_problems(part, value, f"{above}{name}.")
         elif bool not in types and (int in types or float in types):
             inside = value if isinstance(value, list) else [value]
@@ -70,11 +76,12 @@ def name_problems(values: object) -> list[str]:
     """Unknown methods and tasks, wrong method options: checked beside the schema, so that all errors come at once."""
     if not isinstance(values, Mapping):
         return []
-    known_methods, known_tasks = registered(), tasks()
+    known_methods, own = registered(), own_tasks(values)
+    known_tasks = [*tasks(), *own]
     variants = values.get("variants")
     rows = [*known_methods, *_named(variants)]
-    problems = []
-    for key, known in (("methods", rows), ("tasks", list(known_tasks))):
+    problems = _own_problems(values, own)
+    for key, known in (("methods", rows), ("tasks", known_tasks)):
         listed = as_names(values.get(key))
         for place, name in enumerate(listed if isinstance(listed, list) else []):
             if key == "methods" and isinstance(name, str) and is_dual(name):
@@ -87,8 +94,25 @@ def name_problems(values: object) -> list[str]:
             problems.append(f"{key}: found {listed!r}; one of them stands there twice.")
     problems += _baseline_problems(values.get("baseline"), rows) + _paper_problems(values.get("paper"))
     problems += _primary_problems(values.get("primary"), as_names(values.get("tasks")))
-    problems += _dev_problems(values) + _tuned_problems(values, known_methods)
+    problems += _evaluation_problems(_named(values.get("evaluation"))) + _dev_problems(values)
+    problems += _tuned_problems(values, known_methods)
     return problems + _option_problems(values, known_methods) + _variant_problems(variants, known_methods)
+
+
+def _own_problems(values: Mapping[object, object], own: Sequence[str]) -> list[str]:
+    """Tasks that a recipe makes itself are called so that they can be fields, columns and folders."""
+    problems = [
+        f"{name}: found a task of this name; expected letters, digits and _, at most 40, a letter first."
+        for name in own
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,39}", name)
+    ]
+    if _named(values.get("evaluation")).get("bits_per_byte") is False:
+        problems += [
+            f"{name}.metric: found 'none' beside evaluation.bits_per_byte=false; expected something that is measured."
+            for name in own
+            if _named(values[name]).get("metric") == "none"
+        ]
+    return problems + [line for name in own for line in truth_problems(Custom.Settings, values[name], f"{name}.")]
 
 
 def _baseline_problems(name: object, known: Iterable[str]) -> list[str]:
@@ -107,6 +131,21 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
             there = ", ".join(f"{one}.bits_per_byte" for one in chosen)
             problems.append(f"primary.{place}: found {name!r}; expected TASK.METRIC of a task of the recipe: {there}.")
     return problems
+
+
+def all_rows(values: Mapping[object, object]) -> list[str]:
+    """What `methods: all` stands for: every method whose teacher the recipe has, and the recipe's variants."""
+    roles = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
+    there = {kind for kind, role in roles.items() if _named(values.get("teachers")).get(role)} | {TeacherKind.NONE}
+    return [*(name for name, kind in registered().items() if kind.teacher in there), *_named(values.get("variants"))]
+
+
+def _evaluation_problems(evaluation: Mapping[str, object]) -> list[str]:
+    if evaluation.get("answers", True) is not False or evaluation.get("bits_per_byte", True) is not False:
+        return []
+    return [
+        "evaluation: found neither answers nor bits_per_byte; expected one of them at least, or nothing is measured."
+    ]
 
 
 def _dev_problems(values: Mapping[object, object]) -> list[str]:
@@ -238,15 +277,24 @@ def _tuned_problems(values: Mapping[object, object], known: Mapping[str, type[Me
     return problems
 
 
+def _fields_inside(schema: type[BaseModel], name: str) -> list[str]:
+    """Fields of all that an option may be where it has fields of its own."""
+    inside = [each for each in types_of(schema.model_fields[name].annotation) if isinstance(each, type)]
+    return [field for each in inside if issubclass(each, BaseModel) for field in each.model_fields]
+
+
 def _wrong_options(where: str, schema: type[BaseModel], given: Mapping[str, object]) -> list[str]:
     problems = truth_problems(schema, given, f"{where}.")
     try:
         schema.model_validate(given)
     except ValidationError as error:
         for entry in error.errors():
-            path = ".".join(str(part) for part in entry["loc"])
+            written = [str(part) for part in entry["loc"] if part not in TAGS]
+            path = ".".join(written)
             if entry["type"] == "extra_forbidden":
-                hint = suggest(path, schema.model_fields) or f"There are {', '.join(sorted(schema.model_fields))}."
+                known = schema.model_fields if len(written) == 1 else _fields_inside(schema, written[0])
+                above = "".join(f"{part}." for part in written[:-1])
+                hint = suggest(written[-1], known, above) or f"There are {', '.join(sorted(known))}."
                 problems.append(f"{where}.{path}: unknown option (value {entry['input']!r:.60}). {hint}")
             else:
                 problems.append(f"{where}.{path}: found {entry['input']!r:.60}; {entry['msg'].lower()}.")

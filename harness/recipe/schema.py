@@ -24,6 +24,7 @@ from harness.models.top_rows import packed_bytes
 from harness.recipe.training import RowTraining, TeacherTraining, Training
 from harness.tasks import tasks
 from harness.tasks.base import Task, TaskSettings
+from harness.tasks.custom import Custom, CustomSettings
 from methods.library.dual import is_dual
 
 Role = Literal["same", "cross"]
@@ -85,7 +86,11 @@ class Launch(Strict):
 class Data(Strict):
     """Where the data is."""
 
-    root: str | None = Field(None, description="folder of the data sets; null for the samples that the project ships")
+    root: str | None = Field(
+        None,
+        description="folder of the data sets; null for the samples that the project ships, and for files that a recipe "
+        "names, the working folder",
+    )
 
 
 References = Annotated[tuple[Literal["untrained", "warm_start", "teachers"], ...], BeforeValidator(as_list)]
@@ -104,6 +109,7 @@ class Evaluation(Strict):
         description="(speed) batch: rows come and go; slots: rows of fixed size, on a GPU one CUDA graph a token; "
         "auto: slots on a GPU",
     )
+    answers: bool = Field(True, description="answer the test prompts, and score what was answered")
     bits_per_byte: bool = Field(True, description="measure held-out bits per byte of the reference responses")
     references: References = Field(
         (), description="rows to compare with: untrained (the student as it was), warm_start, teachers (fine-tuned)"
@@ -141,14 +147,24 @@ def _spellings(options: Mapping[str, Options], row: str) -> list[str]:
 def _settings(given: tuple[str, object]) -> TaskSettings:
     """The settings of a task by its own schema."""
     name, values = given
-    return tasks()[name].Settings.model_validate(values)
+    return tasks().get(name, Custom).Settings.model_validate(values)
+
+
+def own_tasks(values: object) -> list[str]:
+    """Names of tasks that a recipe makes itself: parts that say of which kind they are, `tickets: {task: custom}`."""
+    if not isinstance(values, Mapping):
+        return []
+    known = {*tasks(), *Recipe.model_fields}
+    parts = {name: part for name, part in values.items() if isinstance(name, str) and name not in known}
+    return [name for name, part in parts.items() if isinstance(part, Mapping) and "task" in part]
 
 
 class Recipe(Strict):
     """A comparison: one pair of models, and the methods, tasks and seeds to cross.
 
     The settings of a task are fields of a recipe under the task's name, beside those that stand here:
-    ``dolly.new_tokens=64``. Here they are :attr:`task_settings`, of every task that is installed.
+    ``dolly.new_tokens=64``. Here they are :attr:`task_settings`, of every task that is installed, and of those that the
+    recipe makes itself.
     """
 
     name: Annotated[str, AfterValidator(_as_folder)] = Field(description="how runs of it are called")
@@ -157,7 +173,9 @@ class Recipe(Strict):
     student: ModelSpec = Field(description="the model that learns")
     teachers: Teachers
     tasks: Names = Field(description="what students learn and are tested on, such as dolly")
-    methods: Names = Field(description="rows of the table: methods by name (`harness methods`), variants, dual(A, B)")
+    methods: Names = Field(
+        description="rows of the table: methods by name (`harness methods`), variants, dual(A, B); all: every method"
+    )
     fidelity: Fidelities = Field(
         ("described",),
         description="methods as papers describe them, or as their authors' code computes them; both: two rows",
@@ -221,8 +239,8 @@ class Recipe(Strict):
         """Settings stand under the tasks' names, beside the fields."""
         if not isinstance(values, Mapping):
             return values
-        known = tasks()
-        if taken := known.keys() & cls.model_fields:
+        known = [*tasks(), *own_tasks(values)]
+        if taken := set(known) & cls.model_fields.keys():
             raise ValueError(f"a task can't be called {', '.join(taken)}, as fields of a recipe are")
         fields = {key: value for key, value in values.items() if key not in known}
         given = {name: values[name] for name in known if values.get(name) is not None}
@@ -241,7 +259,10 @@ class Recipe(Strict):
 
     def task(self, name: str) -> Task:
         """The task with its settings and data folder."""
-        return tasks()[name](self.settings_of(name), Path(self.data.root).expanduser() if self.data.root else None)
+        settings, root = self.settings_of(name), Path(self.data.root).expanduser() if self.data.root else None
+        if isinstance(settings, CustomSettings):
+            return Custom(settings, root, name)
+        return tasks()[name](settings, root)
 
     def models_by_role(self) -> dict[str, ModelSpec]:
         """The models of the pair: "student", and "same" and "cross" where there is such a teacher."""

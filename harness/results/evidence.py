@@ -76,9 +76,9 @@ def _items(cells: Sequence[RowCell], store: Store, references: Mapping[str, Mapp
     """The first test items of each task with their reference and the answers of every row's first seed."""
     items: dict[tuple[str, str], tuple[str, list[ShownAnswer]]] = {}
     for cell in _first_seeds(cells):
-        scores = SCORES.find(store, "scores", cell["stages"]["scores"]) or {}
+        scores = SCORES.find(store, "scores", cell["stages"].get("scores", "")) or {}
         units = {metric["name"]: metric["unit"] for metric in cell["metrics"]}
-        for answer in _first_answers(ANSWERS.find(store, "answers", cell["stages"]["answers"]) or []):
+        for answer in _first_answers(ANSWERS.find(store, "answers", cell["stages"].get("answers", "")) or []):
             own = [
                 (name, scores[name][answer.id], unit)
                 for name, unit in units.items()
@@ -161,7 +161,11 @@ def _token_side(side: ShownTokens) -> TokenSide:
 def _manifest(record: Record, store: Store) -> list[tuple[str, str]]:
     """The run's identity, what its models came to on the machine that trained, and the versions in use."""
     lines = [("run", str(record["identity"]))]
-    manifests = (store.read_manifest("scores", cell["stages"]["scores"]) for cell in record["cells"])
+    manifests = (
+        store.read_manifest(kind, cell["stages"].get(kind, ""))
+        for kind in ("scores", "bits")
+        for cell in record["cells"]
+    )
     for role, model in next((m["models"] for m in manifests if m is not None), {}).items():
         lines.append((f"{role} model", model["uri"]))
         lines += [(f"{role} {name}", model[name]) for name in ("commit", "sha256") if name in model]

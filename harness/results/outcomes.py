@@ -30,11 +30,11 @@ def scoring_lines(cells: Sequence[CellRecord], store: Store) -> list[str]:
     """Where a task's programs ran: the sandbox, cores, and how busy the machine was."""
     places, cores, loads = [], set(), []
     for cell in cells:
-        details = artefacts.DETAILS.find(store, "scores", cell["stages"]["scores"])
+        details = artefacts.DETAILS.find(store, "scores", cell["stages"].get("scores", ""))
         if not details or "ran_in" not in details:  # no programs
             continue
         places.append(details["ran_in"])
-        machine = (store.read_manifest("scores", cell["stages"]["scores"]) or {}).get("machine")
+        machine = (store.read_manifest("scores", cell["stages"].get("scores", "")) or {}).get("machine")
         if machine:
             cores.add(int(machine["cores"]))
             loads += machine["load"]
@@ -49,7 +49,7 @@ def scoring_lines(cells: Sequence[CellRecord], store: Store) -> list[str]:
 
 def set_aside_lines(cells: Sequence[CellRecord], store: Store) -> list[str]:
     """What the publishers of models ask of decoding, once for each model; answers were decoded without it."""
-    manifests = (store.read_manifest("answers", cell["stages"]["answers"]) for cell in cells)
+    manifests = (store.read_manifest("answers", cell["stages"].get("answers", "")) for cell in cells)
     models: dict[str, dict[str, str]] = next((m["models"] for m in manifests if m is not None), {})
     wishes = [f"{model['set_aside']} ({role})" for role, model in models.items() if "set_aside" in model]
     return [f"Set aside, though generation_config.json asks for it: {'; '.join(wishes)}."] if wishes else []
@@ -57,10 +57,10 @@ def set_aside_lines(cells: Sequence[CellRecord], store: Store) -> list[str]:
 
 def _of_cell(cell: CellRecord, store: Store) -> Iterator[tuple[str, str, int]]:
     """(of, outcome, count) of one cell."""
-    answers = artefacts.ANSWERS.find(store, "answers", cell["stages"]["answers"]) or []
+    answers = artefacts.ANSWERS.find(store, "answers", cell["stages"].get("answers", "")) or []
     yield from _listed(ANSWERS, Counter(_ENDS.get(answer.stop, answer.stop) for answer in answers))
     yield from _listed(PROMPTS, Counter(CUT if answer.prompt_cut else "whole" for answer in answers))
-    details = artefacts.DETAILS.find(store, "scores", cell["stages"]["scores"]) or {}
+    details = artefacts.DETAILS.find(store, "scores", cell["stages"].get("scores", "")) or {}
     for metric, statuses in details.get("statuses", {}).items():
         yield from _listed(metric, Counter(statuses.values()))
     yield from _listed(JUDGED, details.get("outcomes", {}))

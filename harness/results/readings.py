@@ -28,7 +28,7 @@ def note_readings(plan: Plan, store: Store) -> dict[str, int]:
     """
     readings = {}
     for name in plan.tasks:
-        ends = [end for cell in plan.evaluated if cell.task == name for end in (cell.scores, cell.bits) if end]
+        ends = [end for cell in plan.evaluated if cell.task == name for end in cell.ends]
         if not any(store.find(end.kind, end.identity) for end in ends):
             continue
         task = plan.tasks[name]

@@ -182,7 +182,7 @@ def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure], t
         trained: the teachers of the plan.
     """
     recipe = plan.recipe
-    stages = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers}
+    stages: dict[str, Stage | None] = {"scores": cell.scores, "bits": cell.bits, "answers": cell.answers}
     if isinstance(cell, Cell):
         stages["student"] = cell.student
         roles, row = cell.objective.learns_from, _row_of_method(cell)
@@ -196,7 +196,7 @@ def _cell(plan: Plan, cell: Reference | Cell, failures: Mapping[str, Failure], t
         "seed": cell.seed,
         "student": recipe.student.name or recipe.student.model,
         "teacher": " + ".join(_called(recipe, role) for role in roles),
-        "metrics": [_metric(metric) for metric in plan.tasks[cell.task].metrics],
+        "metrics": [_metric(metric) for metric in plan.tasks[cell.task].metrics if cell.scores is not None],
         "weights": _weights(cell.objective) if isinstance(cell, Cell) else [],
         "stages": {name: stage.identity for name, stage in stages.items() if stage is not None},
         "alignments": [one.identity for one in shown(plan, cell)] if isinstance(cell, Cell) else [],
@@ -276,7 +276,7 @@ def _caveats(plan: Plan) -> list[str]:
 
 def _scores(cell: CellRecord, store: Store) -> Iterator[tuple[Score, dict[str, tuple[float, float]]]]:
     """All numbers of a cell, or why they are not there, each with its items' values and weights."""
-    stored = SCORES.find(store, "scores", cell["stages"]["scores"])
+    stored = SCORES.find(store, "scores", cell["stages"].get("scores", ""))
     for metric in cell["metrics"]:
         items = stored.get(metric["name"], {}) if stored else {}
         value = sum(items.values()) / len(items) if items else math.nan

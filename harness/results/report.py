@@ -132,7 +132,7 @@ def _protocol_and_caveats(run: RunRecord, store: Store) -> dict[str, list[str]]:
     """How numbers were made, by task; with what must be said of the scores that are there."""
     protocol = {task: list(lines) for task, lines in run.record["protocol"].items()}
     for cell in run.record["cells"]:
-        scores = store.find("scores", cell["stages"]["scores"])
+        scores = store.find("scores", cell["stages"].get("scores", ""))
         caveat = scores.manifest.get("caveat") if scores is not None else None
         if caveat and caveat not in protocol[cell["task"]]:
             protocol[cell["task"]].append(caveat)

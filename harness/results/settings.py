@@ -41,7 +41,7 @@ def settings_in_words(plan: Plan) -> list[tuple[str, str]]:
         ),
         *_own_trainings(objectives),
         *_kept_rows(plan),
-        ("Data", recipe.data.root or "samples that the project ships"),
+        ("Data", recipe.data.root or _data(plan)),
         *([("Held out", f"{recipe.dev.rows} training rows of each task")] if recipe.dev.rows else []),
     ]
 
@@ -101,3 +101,10 @@ def _kept_rows(plan: Plan) -> list[tuple[str, str]]:
         cell.objective.name for cell in plan.cells if any(map(cell.objective.needs_live, cell.objective.roles))
     )
     return [("Teacher rows", f"{words}; whole and live for {', '.join(live)}" if live else words)]
+
+
+def _data(plan: Plan) -> str:
+    """What is read where there is no folder of data."""
+    ours = {task.root == task.samples() for task in plan.tasks.values()}
+    words = {True: "samples that the project ships", False: "files that the recipe names"}
+    return " and ".join(words[one] for one in sorted(ours, reverse=True))

@@ -11,7 +11,7 @@ from harness.base.errors import HarnessError
 from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.plan.objectives import make_objectives
 from harness.plan.tuning import TuningPlan, TuningSettings, TuningTrial, digests, make_tuning_plan, overlay
-from harness.recipe.lock import Lock, TrialRecord, TunedRow
+from harness.recipe.lock import Lock, TrialRecord, TunedRow, edges_line
 from harness.recipe.schema import Recipe
 from harness.results.layout import Record
 from harness.store.artefacts import BITS, Failure
@@ -137,8 +137,9 @@ def tuning_line(record: Record) -> str:
     if not isinstance(tuning, Mapping) or not tuning:
         return ""
     lock = Lock.model_validate({**tuning, "tuned": {}})
-    return (
+    best = (
         f"Each row's setting is the best of {lock.budget} that were tried, with seed {lock.seed} and "
         f"{100 * lock.share:g} % of the steps, by bits per byte of {lock.dev_rows} training rows of each task that no "
         "row trains on."
     )
+    return " ".join(filter(None, (best, edges_line(lock))))

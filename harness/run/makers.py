@@ -126,7 +126,7 @@ class Makers:
         stages: dict[str, Stage] = {}
         answers: dict[str, list[Answer]] = {}
         for cell in cells:
-            if demand.find(cell.scores) is not None:
+            if cell.answers is None or cell.scores is None or demand.find(cell.scores) is not None:
                 continue
             if (failure := demand.failures.get(cell.answers.identity)) is not None:
                 demand.failures[cell.scores.identity] = failure

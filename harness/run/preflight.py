@@ -13,6 +13,8 @@ from harness.generation.answers import check_room
 from harness.models.heads import check_packing
 from harness.plan.stages import Plan, with_inputs
 from harness.run.workbench import PublishedModels, Workbench, model_records
+from harness.training.rollout_share import follows_acceptance
+from methods.base import Need, Rows
 from methods.library.vocabulary import TokenKind
 
 
@@ -104,10 +106,13 @@ def _check_methods(plan: Plan, bench: Workbench) -> None:
 
 
 def _check_rows(plan: Plan, published: PublishedModels) -> None:
-    """No more tokens of a position can be kept than the teacher has."""
+    """What is kept of a position must be what methods read, and no more tokens of it than the teacher has."""
     kept = plan.recipe.teacher_rows
     if kept.keep != "top_k":
         return
+    reading = {method.name for cell in plan.cells for method in cell.objective.methods if Need.HIDDEN in method.needs}
+    if reading:
+        raise HarnessError("teacher_rows.keep", "top_k", f"hidden, which {', '.join(sorted(reading))} reads")
     for role in sorted({stage.role for stage in plan.stages() if stage.kind == "rows"}):
         tokens = published.vocabulary_size(role)
         if kept.k > tokens:
@@ -147,7 +152,12 @@ def _check_lengths(plan: Plan, bench: Workbench, task: str) -> None:
 
 def _check_rollouts(plan: Plan, bench: Workbench, task: str) -> None:
     """The student must be able to read the longest prompt and what it may sample after it."""
-    sampling = [method.sampling for cell in plan.cells for method in cell.objective.methods]
+    methods = [method for cell in plan.cells for method in cell.objective.methods]
+    for method in methods:
+        if follows_acceptance(method) and method.rows is not Rows.PREDICTING:
+            expected = "rows that predict the tokens they are compared at, or a share that is given"
+            raise HarnessError(f"rollout_share of {method.name}", "target: acceptance", expected)
+    sampling = [method.sampling for method in methods]
     asked = [options.rollout_tokens for options in sampling if options is not None]
     if not asked:
         return

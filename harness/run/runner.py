@@ -92,7 +92,7 @@ class Runner:
             self.progress.finish()
             with suppress(OutOfTimeError), alarm(scoring * 0.8):  # the rest is for the record
                 for cells in self._groups(by_seed=False):
-                    answered = [cell for cell in cells if self.demand.find(cell.answers) is not None]
+                    answered = [cell for cell in cells if cell.answers and self.demand.find(cell.answers) is not None]
                     self.makers.score(answered, self.unsafe)
 
     def _make(self, *, by_seed: bool) -> None:
@@ -143,7 +143,7 @@ class Runner:
 
     def _answer(self, cell: Reference | Cell) -> None:
         """What a cell's model says, with all that it needs for that."""
-        if self.demand.find(cell.scores) is None:
+        if cell.answers is not None and cell.scores is not None and self.demand.find(cell.scores) is None:
             self.demand.attempt(cell.answers)
         if cell.bits is not None:
             self.demand.attempt(cell.bits)

@@ -147,7 +147,7 @@ class Texts:
             if split == "test":
                 examples = source.reference_examples()
             else:
-                train, dev = held_out(source.training_examples(), self._dev_rows)
+                train, dev = held_out(source.training_examples(), self._dev_rows, source.question)
                 examples = train if split == "train" else dev
             limits, why = self._limits, self._left_out.setdefault(key, {})
             # what bits per byte alone would read stops no other score

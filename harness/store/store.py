@@ -91,7 +91,10 @@ class Store:
         self.root = runs / "store"
 
     def find(self, kind: str, identity: str) -> Artefact | None:
-        """The finished stage of that identity, or None. A dropped one (its weights were removed) is not found."""
+        """The finished stage of that identity, or None. A dropped one (its weights were removed) is not found.
+
+        The empty identity is no stage's: what a recipe does not ask for is looked up by it.
+        """
         artefact = self._read(kind, identity)
         return None if artefact is None or artefact.manifest.get("dropped") else artefact
 

@@ -84,10 +84,10 @@ class Task(ABC, Generic[S_co]):
         root: folder of data; None for the samples that come with the task.
     """
 
-    name: ClassVar[str]
+    name: str  # no ClassVar, as a recipe may name several of one class
     """How recipes call it: its settings are a field of the recipe under this name."""
     summary: ClassVar[str]
-    source: ClassVar[str]
+    source: str
     """Where its data comes from, and under which licence."""
     Settings: type[S_co]  # no ClassVar, which can't be generic
     metrics: ClassVar[tuple[Metric, ...]]
@@ -110,7 +110,7 @@ class Task(ABC, Generic[S_co]):
     """Settings that decide scores and no answer: with others, stored answers are scored again."""
     text: ClassVar[str] = ""
     """What responses read like, for a plan's costs: "mathematics", "instructions" or "code"; "" for anything else."""
-    judge_seconds: ClassVar[float] = 1e-3
+    judge_seconds: float = 1e-3
     """What scoring one answer takes, for a plan's costs."""
 
     def __init__(self, settings: S_co, root: Path | None) -> None:
@@ -161,6 +161,10 @@ class Task(ABC, Generic[S_co]):
     @abstractmethod
     def training_examples(self) -> list[Example]:
         """Rows to train on, in the order of the file."""
+
+    def question(self, example: Example) -> str:
+        """What a row asks. Where one is held out of training, so are all that ask the same."""
+        return example.prompt
 
     @abstractmethod
     def reference_examples(self) -> list[Example]:

@@ -153,12 +153,7 @@ class CodeM(Task[CodeMSettings]):
     def warnings(self, unsafe: bool) -> list[str]:
         from harness.evaluate.programs import sandbox
 
-        status = sandbox.probe()
-        if status.available:
-            return []
-        if unsafe:
-            return ["generated code will run without a sandbox (--unsafe-execution), with your rights"]
-        return [f"generated code will not be run: {status.reason}"]
+        return sandbox.warnings(unsafe)
 
     def score(self, outputs: Mapping[str, Mapping[str, str]], work: Path, unsafe: bool) -> Mapping[str, ItemScores]:
         from harness.evaluate.programs import sandbox

@@ -134,7 +134,7 @@ class Countdown(Task[CountdownSettings]):
         """Those of the first problems, over and over: making all of them takes many seconds."""
         problems, operators = self._sample[split], self.settings.operators
         sizes = [(len(_prompt(problem, operators)), len(problem.response)) for problem in problems]  # all of it ASCII
-        count = self._wanted(split)
+        count = self._asked_for(split)
         return (sizes * -(-count // len(sizes)))[:count]
 
     def request_sizes(self) -> Sequence[int]:
@@ -177,9 +177,9 @@ class Countdown(Task[CountdownSettings]):
     def _digest(self, role: Split) -> str:
         """Of what makes the problems: these settings, and the generator, which is in every stage's code."""
         unused = {"train_items", "test_items", "new_tokens", "seeds"}
-        return digest_of([role, self._wanted(role), self.settings.model_dump(mode="json", exclude=unused)])
+        return digest_of([role, self._asked_for(role), self.settings.model_dump(mode="json", exclude=unused)])
 
-    def _wanted(self, role: Split) -> int:
+    def _asked_for(self, role: Split) -> int:
         return self.settings.train_items if role == "train" else self.settings.test_items
 
     def _examples(self, role: Split, prefix: str) -> list[Example]:
@@ -191,26 +191,26 @@ class Countdown(Task[CountdownSettings]):
 
     @cached_property
     def _problems(self) -> Mapping[Split, Sequence[CountdownProblem]]:
-        return self._first_of_each({role: self._wanted(role) for role in _ROLES})
+        return self._first_of_each({role: self._asked_for(role) for role in _ROLES})
 
     @cached_property
     def _sample(self) -> Mapping[Split, Sequence[CountdownProblem]]:
-        return self._first_of_each({role: min(self._wanted(role), _SAMPLE) for role in _ROLES})
+        return self._first_of_each({role: min(self._asked_for(role), _SAMPLE) for role in _ROLES})
 
-    def _first_of_each(self, wanted: Mapping[Split, int]) -> Mapping[Split, Sequence[CountdownProblem]]:
+    def _first_of_each(self, counts: Mapping[Split, int]) -> Mapping[Split, Sequence[CountdownProblem]]:
         """The first so many of each role in one stream: a larger set begins with the smaller one."""
         settings = self.settings
         made: dict[Split, list[CountdownProblem]] = {role: [] for role in _ROLES}
         for problem in generate(settings):
             role = problem.role(settings.split)
-            if role and len(made[role]) < wanted[role]:
+            if role and len(made[role]) < counts[role]:
                 made[role].append(problem)
-            if all(len(made[role]) == wanted[role] for role in made):
+            if all(len(made[role]) == counts[role] for role in made):
                 return made
         raise HarnessError(
             "countdown",
             f"{len(made['train'])} training and {len(made['test'])} test problems with these settings",
-            f"{wanted['train']} and {wanted['test']}",
+            f"{counts['train']} and {counts['test']}",
             "Lower train_items and test_items, or widen numbers, largest_number, largest_target or operators.",
         )
 

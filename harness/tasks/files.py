@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from harness.data.rows import read_rows
 from harness.tasks.base import Task
 from harness.tasks.sets import TRAINING
 
@@ -19,5 +18,5 @@ def shortfalls(tasks: Mapping[str, Task]) -> Iterator[str]:
             if path is None:
                 missing = f"{name}: no rows of {one.what}, as the data folder has no {' or '.join(one.files)}"
                 yield f"{missing}. {how}" if (how := task.how_to_get(one.files)) else missing
-            elif asked is not None and (there := len(read_rows(path, limit=asked))) < asked:
+            elif asked is not None and (there := one.count(path, asked)) < asked:
                 yield f"{name}.{setting}={asked}: {path} has {there} rows, and all of them are taken"

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.data.tables import load_hub_split
 from harness.tasks import tasks
 from harness.tasks.sets import HubRows, HubSet
 
@@ -32,10 +32,10 @@ def download(name: str, root: Path) -> list[str]:
     known = hub_sets()
     if name not in known:
         raise HarnessError("--download", repr(name), f"one of {', '.join(known)}", "Others: `harness data` says where.")
-    wanted, lines = known[name], []
-    for split, files in wanted.files.items():
+    hub_set, lines = known[name], []
+    for split, files in hub_set.files.items():
         there = [file for file in files if (root / file).exists()]
-        texts = _texts(wanted, split) if len(there) < len(files) else {}
+        texts = _texts(hub_set, split) if len(there) < len(files) else {}
         if texts:
             _check_parts(root, there, texts)
         for file in files:
@@ -43,8 +43,8 @@ def download(name: str, root: Path) -> list[str]:
                 lines.append(f"{root / file} is there already")
                 continue
             write_text(root / file, texts[file])
-            same = hashlib.sha256(texts[file].encode()).hexdigest() == wanted.digests.get(file)
-            whose = "as its authors published them" if same else wanted.otherwise
+            same = hashlib.sha256(texts[file].encode()).hexdigest() == hub_set.digests.get(file)
+            whose = "as its authors published them" if same else hub_set.otherwise
             lines.append(f"{root / file}: {texts[file].count(chr(10)):,} rows, {whose}")
     return lines
 
@@ -54,15 +54,15 @@ def rows_text(rows: HubRows, fields: tuple[str, ...]) -> str:
     return "".join(json.dumps({name: row[name] for name in fields}, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _texts(wanted: HubSet, split: str) -> dict[str, str]:
+def _texts(hub_set: HubSet, split: str) -> dict[str, str]:
     """What stands in each file that is made of a split of the hub."""
-    rows = _rows(wanted, split)
+    rows = load_hub_split(hub_set.repository, hub_set.config, split)
     try:
-        made = wanted.make(rows)
-        return {file: rows_text(own, wanted.fields) for file, own in zip(wanted.files[split], made, strict=True)}
+        made = hub_set.make(rows)
+        return {file: rows_text(own, hub_set.fields) for file, own in zip(hub_set.files[split], made, strict=True)}
     except KeyError as error:
         found = f"a row without the field {error}"
-        raise HarnessError(f"the hub's {wanted.repository}", found, "one in every row") from error
+        raise HarnessError(f"the hub's {hub_set.repository}", found, "one in every row") from error
 
 
 def _check_parts(root: Path, there: Sequence[str], texts: Mapping[str, str]) -> None:
@@ -75,15 +75,3 @@ def _check_parts(root: Path, there: Sequence[str], texts: Mapping[str, str]) -> 
                 "files of one download",
                 f"Move {', '.join(there)} away, or download into another folder.",
             )
-
-
-def _rows(wanted: HubSet, split: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(wanted.repository, wanted.config, split=split)
-    except Exception as error:  # whatever the hub's client raises: no network, no such set, a proxy's page
-        reason = " ".join(str(error).split())[:200]
-        found = f"no answer for {wanted.repository} ({type(error).__name__}: {reason})"
-        fix = "Check the network, or put the files there yourself."
-        raise HarnessError("the hub", found, "a download", fix) from error

@@ -44,6 +44,10 @@ class KnownTruth(Task[KnownTruthSettings]):
     def training_examples(self) -> list[Example]:
         return self._examples("train", self.settings.train_items)
 
+    def question(self, example: Example) -> str:
+        """The whole text: prompts are single words of the chain, and its texts are independent of one another."""
+        return example.prompt + example.response
+
     def reference_examples(self) -> list[Example]:
         return self._examples("test", self.settings.test_items)
 

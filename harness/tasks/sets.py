@@ -37,6 +37,10 @@ class DataNeed:
         """The file that is read."""
         return next((root / file for file in self.files if (root / file).is_file()), None)
 
+    def count(self, path: Path, asked: int) -> int:
+        """How many rows of so many that are asked for a file has."""
+        return len(read_rows(path, limit=asked))
+
 
 @dataclass(frozen=True)
 class PublishedSet:
@@ -55,14 +59,16 @@ class PublishedSet:
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """Bytes of each row's prompt and response: log-normal, as lengths of texts are, and the same at each call."""
-        draw = random.Random(0)
+        draw = random.Random(0).lognormvariate
+        prompts, responses = _log_normal(*self.prompts), _log_normal(*self.responses)
         for _ in range(self.rows):
-            yield _log_normal(draw, *self.prompts), _log_normal(draw, *self.responses)
+            yield max(1, round(draw(*prompts))), max(1, round(draw(*responses)))
 
 
-def _log_normal(draw: random.Random, mean: float, deviation: float) -> int:
+def _log_normal(mean: float, deviation: float) -> tuple[float, float]:
+    """Mean and standard deviation of the logarithm, of those of the number."""
     variance = math.log1p((deviation / mean) ** 2)
-    return max(1, round(draw.lognormvariate(math.log(mean) - variance / 2, math.sqrt(variance))))
+    return math.log(mean) - variance / 2, math.sqrt(variance)
 
 
 def _as_they_are(rows: HubRows) -> Sequence[HubRows]:

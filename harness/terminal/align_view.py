@@ -22,7 +22,6 @@ from harness.models.load import load_model
 from harness.models.resolve import resolve
 from harness.models.uri import parse_uri
 from harness.recipe.schema import Recipe
-from harness.tasks import tasks
 from harness.terminal.align_block import PairView, ShownSide, visible
 from methods.library.alignment import AlignedResponse, IntArray, group_bytes
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map
@@ -58,8 +57,8 @@ def chosen_text(recipe: Recipe, task: str | None, row: int | None, text: str | N
         return Example("text", "\n" if prompt is None else prompt, text)
     if text is not None or prompt is not None:
         raise HarnessError("--text", f"a text beside task={task}", "either of them")
-    if task not in tasks():
-        raise unknown("task", task, tasks())
+    if task not in recipe.task_settings:
+        raise unknown("task", task, recipe.task_settings)
     examples = recipe.task(task).training_examples()
     if not 0 <= (row or 0) < len(examples):
         raise HarnessError("--row", str(row), f"0 to {len(examples) - 1}, the training rows of {task}")

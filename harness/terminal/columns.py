@@ -41,11 +41,14 @@ class Listing:
     def _widths(self, room: int) -> list[int] | None:
         """Of the columns, each at least as wide as its longest word; None where there is no room for them.
 
+        The first is as wide as its longest text, so that a row's name stands in one piece.
+
         What room is left goes to the columns that lack least first: a short text is not wrapped for a long one's sake.
         """
         columns = [[Text(name), *(row[place] for row in self.rows)] for place, name in enumerate(self.columns)]
         least = [max(_longest_word(cell) for cell in column) for column in columns]
         most = [max(_longest_line(cell) for cell in column) for column in columns]
+        least[0] = most[0]
         spare = room - _BORDERS * len(columns) - 1 - sum(least)
         if spare < 0:
             return None

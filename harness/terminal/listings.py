@@ -85,23 +85,27 @@ def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Gr
     from harness.tasks.files import shortfalls
 
     folder = root if root is not None else samples_folder()
-    kinds = {name: kind for name, kind in tasks().items() if asked is None or name in asked}
+    kinds: Mapping[str, Task | type[Task]] = tasks() if asked is None else asked
     table = Listing("task", "rows of", "file", "rows", "fields of a row")
     for name, kind in kinds.items():
         found = kind.data_needs(None if asked is None else asked[name].settings)
-        place = root if root is not None else kind.samples()
+        place = kind.samples() if asked is None else asked[name].root
+        place = root if root is not None else place
         for one in found:
             path = one.there(place)
             if path is None:
                 table.add_row(name, one.what, Text(f"missing: {' or '.join(one.files)}", "yellow"), "-", one.fields)
             else:
-                table.add_row(name, one.what, str(path.relative_to(place)), _count_of(one, path), one.fields)
+                shown = path.relative_to(place) if path.is_relative_to(place) else path
+                table.add_row(name, one.what, str(shown), _count_of(one, path), one.fields)
         if not found:
             table.add_row(name, "all", "none needed", "-", "")
     samples = (
         " These are samples in the data sets' formats, written for this project (Apache-2.0). Set data.root=FOLDER, "
         "in a run and here, for the real data sets."
     )
+    if root is None and asked and all(task.root != task.samples() for task in asked.values()):
+        folder, samples = Path.cwd(), ""
     absent = "" if folder.is_dir() else ", a folder that does not exist"
     return Group(
         table,

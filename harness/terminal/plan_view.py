@@ -17,11 +17,11 @@ from harness.terminal.progress import plan_table
 
 def plan_view(recipe: Recipe, store: Store) -> RenderableType:
     """Cells and stages with their states, what a run would miss, and the costs of what would run."""
-    with with_made_up_rows(recipe) as (tasks, unseen):
+    with with_made_up_rows(recipe) as (tasks, made_up):
         made = make_plan(recipe, tasks)
-        parts: list[RenderableType] = [plan_table(made, store, unseen)]
-        seen = {name: task for name, task in tasks.items() if name not in unseen}
-        warnings = [*in_words(recipe, unseen), *shortfalls(seen)]
+        parts: list[RenderableType] = [plan_table(made, store, made_up)]
+        seen = {name: task for name, task in tasks.items() if name not in made_up}
+        warnings = [*in_words(recipe, made_up), *shortfalls(seen)]
         if recipe.evaluation.engine == "vllm":
             from harness.generation import vllm as vllm_engine  # takes transformers, for which others need not wait
 

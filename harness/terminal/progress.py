@@ -46,8 +46,9 @@ class TerminalProgress:
     def __init__(self, console: Console, plan: Plan, store: Store, asked: Container[str] | None = None) -> None:
         self.console, self.plan, self.store = console, plan, store
         demanded = demanded_stages(plan, store)
-        wanted = (stage for stage in plan.stages() if asked is None or stage.kind in asked)
-        self.missing = [stage for stage in wanted if stage.identity in demanded]
+        made = (stage for stage in plan.stages() if asked is None or stage.kind in asked)
+        self.missing = [stage for stage in made if stage.identity in demanded]
+        self.ends = {cell.name: demanded & {end.identity for end in cell.ends} for cell in plan.evaluated}
         self.finished: set[str] = set()  # grows only: a student's weights may be removed once they are read
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -98,7 +99,7 @@ class TerminalProgress:
         return _weight(done) / (_weight(self.missing) or 1), f"{len(done)} of {len(self.missing)} stages are done"
 
     def _update(self) -> list[Stage]:
-        """Move the overall bar, and print a line for each cell that has been scored since the last call.
+        """Move the overall bar, and print a line for each cell that has got its numbers since the last call.
 
         Returns:
             What is done of the stages that had to run.
@@ -107,7 +108,8 @@ class TerminalProgress:
         done = [stage for stage in self.missing if stage.identity in self.finished]
         self.bars.update(self.everything, completed=_weight(done))
         for cell in self.plan.evaluated:
-            if cell.scores.identity in self.finished and cell.name not in self.reported:
+            ends = self.ends[cell.name]
+            if ends and cell.name not in self.reported and ends <= self.finished:
                 self.reported.add(cell.name)
                 self.console.print(f"[green]done[/]  {cell.name}")
         return done
@@ -167,7 +169,7 @@ def plan_table(plan: Plan, store: Store, unknown: Container[str] = ()) -> Group:
         cells.add_row(reference.task, reference.row, str(reference.seed), *states)
     for cell in plan.cells:
         stages = {"student": cell.student, "answers": cell.answers, "scores": cell.scores, "bits": cell.bits}
-        states = [_state(stages[kind], store, demanded) for kind in _OF_A_CELL.values()]
+        states = [_state(stages.get(kind), store, demanded) for kind in _OF_A_CELL.values()]
         cells.add_row(cell.task, cell.objective.name, str(cell.seed), *states)
     counts = Counter(str(_state(stage, store, demanded)) for stage in plan.stages())
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Group
 from rich.text import Text
 
-from harness.recipe.lock import Lock
+from harness.recipe.lock import Lock, edges_line
 from harness.terminal.columns import Listing
 
 
@@ -26,6 +26,7 @@ def tuning_view(lock: Lock, path: Path) -> Group:
     lines = [
         f"Seed {lock.seed}, {100 * lock.share:g} % of the steps, {lock.dev_rows} training rows of each task held out; "
         "no test set was read.",
+        *filter(None, [edges_line(lock)]),
         f"Written to {path}: `harness run` of the recipe takes these settings.",
     ]
     return Group(table, Text("\n".join(lines)))

@@ -12,7 +12,8 @@ from torch import Tensor
 from harness.data.batches import Batch
 from harness.models.heads import LOW_PRECISION, Head
 from harness.training.objective import LossParts, Objective
-from methods.base import AlignedChunk, LossSums, Method, Side
+from harness.training.rollout_share import ACCEPTED, accepted, follows_acceptance
+from methods.base import AlignedChunk, Hidden, LossSums, Method, Need, Side
 from methods.library.closed_form import add_smoothing, compiling, cross_entropy
 from methods.library.kernels import kernels_for
 
@@ -71,17 +72,20 @@ class ChunkWalk:
                 piece = rows[start:stop].to(head.weight.dtype)
                 with torch.no_grad():
                     logits = head.logits(piece)
-                upstream = self._chunk(number, logits, teachers, own, gradients[1 + of_head :], total)
+                leaves = _Leaves(logits, rows[start:stop], head)
+                upstream = self._chunk(number, leaves, teachers, own, gradients[1 + of_head :], total)
                 if any(wanted[: 1 + of_head]):
                     with torch.no_grad():
                         _through_head(head, piece, logits, upstream, gradients[: 1 + of_head], start)
+                        if gradients[0] is not None and leaves.at_hidden is not None:
+                            gradients[0][start:stop] += leaves.at_hidden.to(rows.dtype)
         cast = [None if g is None else g.to(like.dtype) for g, like in zip(gradients, [rows, *parameters], strict=True)]
         return total.parts(self.objective, self.divisors, self.scales), cast
 
     def _chunk(
         self,
         number: int,
-        logits: Tensor,
+        full: _Leaves,
         teachers: dict[str, Head],
         own: list[Tensor],
         of_own: list[Tensor | None],
@@ -92,6 +96,7 @@ class ChunkWalk:
         Returns:
             [rows, vocabulary], the gradient of the weighted, normalised loss at the logits.
         """
+        logits = full.raw
         targets = self.batch.targets[slice(*self.batch.chunks[number])]
         kernels = kernels_for(logits)
         dtype = torch.float32 if logits.dtype in LOW_PRECISION else logits.dtype
@@ -101,7 +106,6 @@ class ChunkWalk:
         if kernels is not None:  # what has a kernel adds to the gradient of the cross-entropy
             lse = kernels.log_sum_exp(logits)
             ce, norm, upstream = kernels.cross_entropy(logits, targets, scale, lse)
-        full = _Full(logits)
         for k, term in enumerate(self.objective.terms):
             chunk = self._aligned(k, number, logits, targets, teachers)
             if chunk is None:
@@ -110,9 +114,15 @@ class ChunkWalk:
             sums = _sums(term.method, chunk, full, lse, upstream, share)
             total.kd[k].append(sums.kd.detach())
             total.note(sums.diagnostics)
+            if self.batch.sampled and follows_acceptance(term.method):
+                total.note({ACCEPTED: accepted(chunk)})
             gradient, squares = sums.gradient, sums.squared_norm
             if gradient is None and squares is None and sums.kd.requires_grad:
-                gradient, *rest = torch.autograd.grad(sums.kd, [full.logits, *own], allow_unused=True)
+                read = [full.hidden] if Need.HIDDEN in term.method.needs else []
+                found_at = torch.autograd.grad(sums.kd, [full.logits, *own, *read], allow_unused=True)
+                gradient, rest = found_at[0], found_at[1 : 1 + len(own)]
+                if read:
+                    full.add_at_hidden(found_at[-1], share)
                 for place, of_parameter in zip(of_own, rest, strict=True):
                     if place is not None and of_parameter is not None:
                         place.add_(of_parameter, alpha=share)
@@ -140,8 +150,8 @@ class ChunkWalk:
         if span[0] == span[1]:
             return None
         with torch.no_grad():
-            head = teachers[term.teacher]
-            teacher_logits = head.logits(self.teacher_rows[term.teacher][slice(*rows)].to(head.weight.dtype))
+            head, taught = teachers[term.teacher], self.teacher_rows[term.teacher][slice(*rows)]
+            teacher_logits = head.logits(taught.to(head.weight.dtype))
         in_order = groups.in_order[number]
         student = Side(
             logits,
@@ -160,22 +170,40 @@ class ChunkWalk:
             in_order[1],
             None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
+        if Need.HIDDEN in term.method.needs:
+            teacher = teacher.with_hidden(Hidden(_full(taught), head))
         return AlignedChunk(student, teacher, span[1] - span[0])
 
 
-class _Full:
-    """Logits in float32 at least, made when a loss asks for them, and what its gradient is taken at."""
+class _Leaves:
+    """What a chunk's losses are differentiated at: in float32 at least, made when one asks for it.
 
-    def __init__(self, raw: Tensor) -> None:
-        self.raw = raw
+    Attributes:
+        raw: [rows, vocabulary], logits as the head gives them.
+        at_hidden: [rows, hidden], what losses of hidden rows add to the gradient there; None: nothing.
+    """
+
+    def __init__(self, raw: Tensor, rows: Tensor, head: Head) -> None:
+        self.raw, self._rows, self.head = raw, rows, head
+        self.at_hidden: Tensor | None = None
 
     @cached_property
     def logits(self) -> Tensor:
         return _full(self.raw.detach()).requires_grad_()
 
+    @cached_property
+    def hidden(self) -> Tensor:
+        """[rows, hidden]."""
+        return _full(self._rows.detach()).requires_grad_()
+
+    def add_at_hidden(self, gradient: Tensor | None, share: float) -> None:
+        if gradient is not None:
+            gradient = share * gradient
+            self.at_hidden = gradient if self.at_hidden is None else self.at_hidden + gradient
+
 
 def _sums(
-    method: Method, chunk: AlignedChunk, full: _Full, lse: Tensor | None, upstream: Tensor | None, share: float
+    method: Method, chunk: AlignedChunk, full: _Leaves, lse: Tensor | None, upstream: Tensor | None, share: float
 ) -> LossSums:
     """A method's loss, by a kernel where it has one; then its gradient is in ``upstream`` already."""
     if lse is not None and upstream is not None:
@@ -183,9 +211,14 @@ def _sums(
             sums = method.loss_into(chunk, lse, upstream, share)
         if sums is not None:
             return sums
-    teacher = chunk.teacher.with_logits(_full(chunk.teacher.logits))
-    with torch.enable_grad():  # losses without a gradient of their own differentiate to the logits, no further
-        return method.loss(AlignedChunk(chunk.student.with_logits(full.logits), teacher, chunk.groups))
+    student, teacher = chunk.student.with_logits(full.logits), chunk.teacher.with_logits(_full(chunk.teacher.logits))
+    # Losses without a gradient of their own differentiate to the logits, or to the hidden rows, no further.
+    with torch.enable_grad():
+        if Need.HIDDEN not in method.needs:
+            return method.loss(AlignedChunk(student, teacher, chunk.groups))
+        with torch.autocast(full.raw.device.type, enabled=False):  # of products, only those with heads run in bf16
+            student = student.with_hidden(Hidden(full.hidden, full.head))
+            return method.loss(AlignedChunk(student, teacher, chunk.groups))
 
 
 def _through_head(

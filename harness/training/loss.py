@@ -41,12 +41,15 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         self.student, self.compiled = student, compiled
-        self.own = nn.ModuleList(m for term in objective.terms if (m := term.method.trainable()) is not None)
         self.objective = objective
         # Plain dictionaries in a tuple: teachers must be no submodules, or they would be wrapped, saved and trained.
         teachers = teachers or {}
         heads = {role: Head.of(model) for role, model in teachers.items()} | (teacher_heads or {})
         self._teachers: tuple[dict[str, nn.Module], dict[str, Head]] = (teachers, heads)
+        for term in objective.terms:
+            if Need.HIDDEN in term.method.needs:
+                term.method.build(Head.of(student), heads[term.teacher])
+        self.own = nn.ModuleList(m for term in objective.terms if (m := term.method.trainable()) is not None)
         for model in teachers.values():
             model.eval().requires_grad_(False)
 
@@ -116,6 +119,16 @@ class Distiller(nn.Module):
                 padded_behind=padded_behind,
             )
         return hidden.flatten(0, 1).index_select(0, part.row_index)
+
+    def own_rates(self) -> dict[nn.Parameter, float]:
+        """The learning rate of each parameter that has one of its own: those of methods that ask for it."""
+        asked = [(term.method.trainable(), term.method.own_learning_rate) for term in self.objective.terms]
+        return {
+            parameter: rate
+            for module, rate in asked
+            if module is not None and rate is not None
+            for parameter in module.parameters()
+        }
 
     @property
     def vocabulary(self) -> int:

@@ -24,6 +24,7 @@ from harness.data.tokens import STUDENT, TokenizedExample, join_sampled
 from harness.generation.decoding import continue_prompts
 from harness.generation.per_row import GumbelNoise
 from methods.base import Need
+from methods.library.rollout_share import AcceptedShare, LinearShare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ from methods.library.alignment import Groups
 class RolloutSettings:
     """How the student samples; the fields of :class:`methods.library.method.OnPolicyOptions`."""
 
-    share: float
+    share: float | LinearShare | AcceptedShare
     temperature: float
     top_p: float
     tokens: int
@@ -81,13 +82,14 @@ class Rollouts:
         self.max_length, self.seed = max_length, seed
         self.scorers = frozenset(term.teacher for term in terms if Need.ROLLOUTS in term.method.needs)
 
-    def drawn(self, step: int, micro_batch: int) -> bool:
+    def drawn(self, step: int, micro_batch: int, share: float) -> bool:
         """Whether a micro-batch of an optimiser step is sampled: the same draw on any rank, and after a resume.
 
         Args:
             micro_batch: its place among those of the step, over all ranks.
+            share: λ of the step, by :func:`~harness.training.rollout_share.share_at`.
         """
-        return seed_of("rollout", self.seed, step, micro_batch) < self.settings.share * 2**31
+        return seed_of("rollout", self.seed, step, micro_batch) < share * 2**31
 
     @torch.no_grad()
     def samples(self, student: PreTrainedModel, parts: Sequence[Sequence[AlignedExample]], step: int) -> list[Sample]:

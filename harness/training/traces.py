@@ -26,7 +26,7 @@ from harness.models.heads import Head, entropies, hidden_states
 from harness.store.artefacts import Trace
 from harness.training.chunk_walk import ChunkWalk
 from harness.training.objective import Objective
-from methods.base import Rows
+from methods.base import Need, Rows
 from methods.library.alignment import AlignedResponse, Groups
 
 if TYPE_CHECKING:
@@ -144,9 +144,12 @@ class Tracer:
         (part,) = batch.terms
         if len(batch.chunks) == 1 and len(kd) > 1:
             return []
-        # One product for all rows, rather than one that reads the whole head for each of them.
-        student, teacher = Head.of(self.student).logits(student), self.heads[term.teacher].logits(teacher)
-        objective, ready = Objective("trace", 0.0, (term,)), _Ready(student.new_zeros(()))
+        ours, theirs = Head.of(self.student), self.heads[term.teacher]
+        if Need.HIDDEN not in term.method.needs:
+            # One product for all rows, rather than one that reads the whole head for each of them.
+            student, teacher = ours.logits(student), theirs.logits(teacher)
+            ours = theirs = _Ready(student.new_zeros(()))
+        objective = Objective("trace", 0.0, (term,))
         position = {Rows.PREDICTING: 0, Rows.AFTER: 1, Rows.ALL: side.prompt.size}[term.method.rows]
         for number, (start, stop) in enumerate(batch.chunks):
             members, _, span, _ = part.slices[number]
@@ -157,8 +160,9 @@ class Tracer:
                 chunks=[(start, stop)],
                 terms=[replace(part, slices=[part.slices[number]], in_order=[part.in_order[number]])],
             )
-            walk = ChunkWalk(objective, ready, {term.teacher: ready}, {term.teacher: teacher}, alone, [1.0, 1.0])
-            sums, _ = walk.run(student, [ready.weight], [False, False])
+            walk = ChunkWalk(objective, ours, {term.teacher: theirs}, {term.teacher: teacher}, alone, [1.0, 1.0])
+            weights = [ours.weight] if ours.bias is None else [ours.weight, ours.bias]
+            sums, _ = walk.run(student, weights, [False, *(False for _ in weights)])
             rows = np.unique(part.student_index[slice(*members)].cpu().numpy()) + start
             tokens = [int(row) - position for row in rows if 0 <= row - position < len(kd)]
             for token in tokens:

@@ -35,6 +35,8 @@ from harness.training.kd_scale import name_of, scales_after
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from harness.training.order import LengthBuckets
+from harness.training.rates import give_rates
+from harness.training.rollout_share import share_at
 from harness.training.rollouts import Rollouts
 from harness.training.room import Room
 from harness.training.selection import Looks
@@ -88,6 +90,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         theirs: Sampler[int] | None = super()._get_train_sampler(train_dataset)
         return theirs
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, with a group of its own for parameters that a method trains at another rate."""
+        is_new = self.optimizer is None
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and (rates := self.model.own_rates()):
+            give_rates(made, rates)
+        return made
+
     def get_train_dataloader(self) -> DataLoader[Sample]:
         """The Trainer's, whose order of examples is told the epoch here too.
 
@@ -114,17 +124,19 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                 break
         if not samples:
             return samples, None
-        sampled = 0.0
+        of_samples: dict[str, float] = {}
         if self._rollouts is not None:
             # Ranks take micro-batches in turn: each is drawn by its place among all of the window.
             world, rank = self.accelerator.num_processes, self.accelerator.process_index
             # Those that a smaller memory or more processes cut out of one have its draw.
             places = [(place * world + rank) // self._draws_share for place in range(len(samples))]
-            drawn = [self._rollouts.drawn(self.state.global_step, place) for place in places]
+            step, steps = self.state.global_step, self.state.max_steps
+            share, of_samples = share_at(self._rollouts.settings.share, step, steps, self.steps)
+            drawn = [self._rollouts.drawn(step, place, share) for place in places]
             replaced = iter(self._sampled([s for s, draw in zip(samples, drawn, strict=True) if draw], device))
             samples = [next(replaced) if draw else s for s, draw in zip(samples, drawn, strict=True)]
-            share = torch.tensor(sum(drawn) / len(drawn), device=device)
-            sampled = float(self.accelerator.reduce(share, reduction="mean"))
+            sampled = torch.tensor(sum(drawn) / len(drawn), device=device)
+            of_samples["sampled micro-batches"] = float(self.accelerator.reduce(sampled, reduction="mean"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         here = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(torch.float32)
         counts = self.accelerator.reduce(here.to(device), reduction="sum")
@@ -138,8 +150,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             for term, (mode, scale) in enumerate(zip(modes, self._window.scales, strict=True))
             if mode != "fixed"
         }
-        if self._rollouts is not None:
-            self._window.facts["sampled micro-batches"] = sampled
+        self._window.facts |= of_samples
         return samples, counts
 
     def _sampled(self, samples: Sequence[Sample], device: torch.device) -> list[Sample]:

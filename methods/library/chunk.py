@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -54,6 +54,47 @@ class Members(NamedTuple):
     in_order: bool
 
 
+class OutputHead(Protocol):
+    """A model's output head: ``logits(rows)`` is a function of ``scale * (rows @ weight.T + bias)``."""
+
+    @property
+    def weight(self) -> Tensor:
+        """[vocabulary, width]."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[vocabulary]."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the logits."""
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """[n, vocabulary] from hidden rows [n, width]."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What the logits of a side were made of.
+
+    Attributes:
+        rows: [rows, width], last hidden states, in float32 at least; requires grad on the student's side. What passes
+            through it comes to the student's layers beside the gradient at the logits.
+        head: held fixed: no gradient reaches it here. Its weights may be of lower precision.
+    """
+
+    rows: Tensor
+    head: OutputHead
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """[n, vocabulary], what the head makes of any hidden rows [n, width], in their precision."""
+        return self.head.logits(rows.to(self.head.weight.dtype)).to(rows.dtype)
+
+    def products(self, rows: Tensor) -> Tensor:
+        """[n, vocabulary], of hidden rows with the head's weight alone, in their precision."""
+        return nn.functional.linear(rows.to(self.head.weight.dtype), self.head.weight).to(rows.dtype)
+
+
 class Side:
     """One model's rows of a chunk.
 
@@ -81,6 +122,18 @@ class Side:
         self.logits, self.targets, self.index, self.group, self.tokens = logits, targets, index, group, tokens
         self.in_order, self.weight = in_order, weight
         self._log_probs: dict[float, Tensor] = {}
+        self._hidden: Hidden | None = None
+
+    @property
+    def hidden(self) -> Hidden:
+        """The hidden rows behind the logits, and the head.
+
+        Raises:
+            ValueError: the method does not ask for them.
+        """
+        if self._hidden is None:
+            raise ValueError("no hidden rows here: a method that reads them has Need.HIDDEN among its needs")
+        return self._hidden
 
     @classmethod
     def of(cls, logits: Tensor, tokens: IntArray, index: IntArray, group: IntArray, predicting: bool) -> Side:
@@ -107,7 +160,15 @@ class Side:
 
     def with_logits(self, logits: Tensor) -> Side:
         """The same rows and groups over other logits."""
-        return Side(logits, self.targets, self.index, self.group, self.tokens, self.in_order, self.weight)
+        made = Side(logits, self.targets, self.index, self.group, self.tokens, self.in_order, self.weight)
+        made._hidden = self._hidden
+        return made
+
+    def with_hidden(self, hidden: Hidden) -> Side:
+        """The same with the hidden rows that the logits were made of."""
+        made = self.with_logits(self.logits)
+        made._hidden = hidden
+        return made
 
     def paired_logits(self) -> Tensor:
         """[members, vocabulary]: the logits of the groups' members, in the order of the groups."""

@@ -9,7 +9,6 @@ Recipes write it ``dual(fkd, cdm)``. Each part has its method's own options; wei
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,10 +17,6 @@ from methods.library.method import NonNegative, TeacherKind
 from methods.library.registry import find
 
 _NAME = re.compile(r"dual\(\s*([\w-]+)\s*,\s*([\w-]+)\s*\)")
-
-
-TUNES: Mapping[str, tuple[float, ...]] = {"kd_share": (0.5, 0.8, 0.95), "same_weight": (0.5, 0.8)}
-"""What is tuned of a dual teacher, as :attr:`methods.library.method.Method.tunes` of a method."""
 
 
 class DualOptions(BaseModel):

@@ -135,11 +135,15 @@ class Merged:
                 clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
                 self.log_masses += clamped.new_zeros(groups).index_add_(0, side.group, clamped).unsqueeze(-1)
 
-    def at_logits(self, gradient: Tensor) -> Tensor:
-        """[rows, vocabulary]: the gradient at the logits of one at the log-masses, which may be overwritten."""
+    def at_logits(self, gradient: Tensor, masses: Tensor | None = None) -> Tensor:
+        """[rows, vocabulary]: the gradient at the logits of one at the log-masses, which may be overwritten.
+
+        Args:
+            masses: of the groups, where they are known; may be overwritten.
+        """
         if self._is_rows:
             total = gradient.sum(-1, keepdim=True)
-            spread = gradient.sub_(self._log_probs.exp().mul_(total))
+            spread = gradient.sub_((self._log_probs.exp() if masses is None else masses).mul_(total))
         elif self._is_product:
             centred = gradient.sub_(self.log_masses.exp().mul_(gradient.sum(-1, keepdim=True)))  # its rows add up to 0
             of_members = centred.index_select(0, self._side.group)

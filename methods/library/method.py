@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from methods.library.alignment import AlignedResponse, Groups
-from methods.library.chunk import AlignedChunk, LossSums
+from methods.library.chunk import AlignedChunk, LossSums, OutputHead
+from methods.library.rollout_share import RolloutShare
 from methods.library.vocabulary import TokenizerPair
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TeacherKind(enum.Enum):
@@ -59,6 +59,8 @@ class Need(enum.Enum):
     """:meth:`Method.align` runs at every step, with the entropies of both models' next-token distributions."""
     ROLLOUTS = "rollouts"
     """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
+    HIDDEN = "hidden rows"
+    """Each side has its hidden rows and its head (:attr:`Side.hidden`), and :meth:`Method.build` sees both heads."""
 
 
 class KDOptions(BaseModel):
@@ -81,10 +83,6 @@ class KDOptions(BaseModel):
         description="match_ce: KD is multiplied by CE / KD of the step before, as a constant, so that the weights are "
         "shares; match_gradient: by the ratio of their gradients' norms at the logits",
     )
-
-
-SOFTENED: Mapping[str, tuple[float, ...]] = {"kd_share": (0.5, 0.8, 0.95), "temperature": (1.0, 2.0)}
-"""What is tuned of a method with a temperature."""
 
 
 class SoftenedOptions(KDOptions):
@@ -112,8 +110,11 @@ class TemperatureOptions(BaseModel):
 class OnPolicyOptions(KDOptions):
     """Options of methods that can learn from the student's own responses (GKD, arXiv 2306.13649; GOLD)."""
 
-    rollout_share: Share = Field(
-        0.0, description="λ, share of micro-batches whose responses the student samples; the teacher scores them live"
+    rollout_share: RolloutShare = Field(
+        0.0,
+        description="λ, share of micro-batches whose responses the student samples; the teacher scores them live. "
+        "{start, end, over}: a straight line by optimiser step, over a share of them; {target: acceptance, start, "
+        "least, most}: the share of the sampled tokens that the teacher would have taken, a running mean",
     )
     rollout_temperature: Positive = Field(1.0, description="divides the student's logits when it samples")
     rollout_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -142,7 +143,8 @@ class Method(ABC, Generic[O_co]):
         aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
         sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
         tunes: what `harness tune` tries: options with the values of a grid, `kd_share` for kd_weight as a share of both
-            weights, `rate` and `length` for factors of the learning rate and of the steps.
+            weights, `rate` and `length` for factors of the learning rate and of the steps. All rows tune their rate: in
+            a short training whoever alone may raise it wins by that.
         Options: the fields that a recipe may set, with their defaults: what the class is generic over.
     """
 
@@ -156,7 +158,7 @@ class Method(ABC, Generic[O_co]):
     released_normalize: ClassVar[str] = ""
     aligns_on_device: ClassVar[bool] = False
     sorts: ClassVar[bool] = False
-    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.9), "rate": (0.5, 1.0, 2.0)}
 
     # no ClassVar, which can't be generic: so mypy holds `Options = ULDOptions` to the parameter of the class
     Options: type[O_co] = KDOptions  # type: ignore[assignment]
@@ -173,7 +175,7 @@ class Method(ABC, Generic[O_co]):
     def sampling(self) -> OnPolicyOptions | None:
         """The options that say how the student samples responses to learn from; None where it doesn't."""
         options: KDOptions = self.options
-        return options if isinstance(options, OnPolicyOptions) and options.rollout_share > 0 else None
+        return options if isinstance(options, OnPolicyOptions) and options.rollout_share != 0 else None
 
     @property
     def answers_of(self) -> str:
@@ -236,6 +238,15 @@ class Method(ABC, Generic[O_co]):
     def prepare(self, pair: TokenizerPair) -> None:  # most methods need nothing
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
+    def build(self, student: OutputHead, teacher: OutputHead) -> None:  # as above
+        """Make what is trained beside the student, once both models are known; asked with ``Need.HIDDEN``.
+
+        Before every training, a resumed one too, whose checkpoint then puts its parameters in place.
+
+        Args:
+            student, teacher: as training finds them. What is made stands on the student's device.
+        """
+
     def align(self, response: AlignedResponse) -> Groups:
         """Groups of student and teacher tokens that are compared; runs on the CPU.
 
@@ -264,5 +275,10 @@ class Method(ABC, Generic[O_co]):
         return None
 
     def trainable(self) -> nn.Module | None:
-        """Parameters of the method's own that are trained with the student."""
+        """Parameters of the method's own that are trained with the student; no part of the student that is stored."""
+        return None
+
+    @property
+    def own_learning_rate(self) -> float | None:
+        """Where the schedule of those parameters begins; None: as the student's."""
         return None

@@ -69,8 +69,8 @@ def loss(
     Raises:
         UnknownMethodError: no such method.
         ValidationError: an option that the method does not have, or a wrong value.
-        ValueError: the method has no teacher, does not apply to these tokenizers, or logits and alignment differ in
-            length or number.
+        ValueError: the method has no teacher, does not apply to these tokenizers or reads hidden rows, or logits
+            and alignment differ in length or number.
     """
     found = loss_sums(method, student_logits, teacher_logits, alignment, **options)
     return found.sums.kd / max(found.counts[found.normalize], 1)
@@ -193,6 +193,8 @@ def _prepared(name: str, pair: TokenizerPair, student: int, teacher: int, option
         within = replace(pair, student=pair.student.within(student), teacher=pair.teacher.within(teacher))
         if (reason := made.refuses(within)) is not None:
             raise ValueError(reason)
+        if Need.HIDDEN in made.needs:
+            raise ValueError(f"{name} reads hidden rows, which only the engine hands over")
         if made.trainable() is not None:
             raise ValueError(f"{name} trains parameters of its own, which only the engine does")
         made.prepare(within)

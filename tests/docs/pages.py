@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 PLUG_IN = "pyproject.toml"
 """A page with a block of this title makes a package: it is installed, and the page's commands run."""
+WHOLE = ("own_data.md",)
+"""Pages that bring all that their commands need: these run, too."""
 
 
 class Block(NamedTuple):

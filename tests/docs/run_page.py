@@ -1,7 +1,7 @@
 """Runs the code of a page in the working folder, block after block: ``python -m tests.docs.run_page PAGE``.
 
 Python blocks share their names, as in a notebook. ``tiny.yaml`` in the working folder stands in for quickstart, whose
-models are hundreds of MB. Where a page makes a package, its commands run too.
+models are hundreds of MB. Where a page makes a package, or brings all that they need, its commands run too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from tests.docs.pages import PLUG_IN, blocks, commands_of, write_files
+from tests.docs.pages import PLUG_IN, WHOLE, blocks, commands_of, write_files
 
 
 def install() -> None:
@@ -66,7 +66,7 @@ def main(page: Path) -> None:
         if block.language == "python":
             text = "\n" * block.line + block.text.replace('"quickstart"', '"tiny.yaml"')
             exec(compile(text, str(page), "exec"), names)
-        for arguments in commands_of(block) if plug_in else ():
+        for arguments in commands_of(block) if plug_in or page.name in WHOLE else ():
             print("$ harness", *arguments, flush=True)
             command(arguments)
 

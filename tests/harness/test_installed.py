@@ -79,11 +79,12 @@ def test_a_notebook_gets_the_packages_beside_harness(
 ) -> None:
     home = wheel if installed == "wheel" else ROOT
     code = (
-        "import harness; harness.api; import methods.library, reports.folder as r; print(methods.__file__, r.__file__)"
+        "import harness; harness.api; import methods.library, reports.folder as r; "
+        "print(methods.__file__, r.__file__, sep='\\n')"
     )
     elsewhere = {} if place == "cwd" else {place: str(foreign)}
     done = python(home, "-c", code, **elsewhere, cwd=foreign if place == "cwd" else tmp_path)
-    assert done.stdout.split() == [str(home / "methods/__init__.py"), str(home / "reports/folder.py")], done.stderr
+    assert done.stdout.splitlines() == [str(home / "methods/__init__.py"), str(home / "reports/folder.py")], done.stderr
 
 
 def test_another_package_that_is_imported_first_is_named(wheel: Path, foreign: Path) -> None:

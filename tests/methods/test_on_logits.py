@@ -14,7 +14,7 @@ import harness
 import methods
 from harness.base.errors import HarnessError
 from harness.data.tokens import STUDENT
-from methods.base import Method, TeacherKind
+from methods.base import Method, Need, TeacherKind
 from tests import tiny
 from tests.methods import contract
 from tests.methods.test_contract import METHODS
@@ -36,6 +36,8 @@ def test_loss_gradient_and_diagnostics_are_the_engines(method: Method) -> None:
     """Of four responses of two tiny models in float64, at every parameter of the student."""
     if method.teacher is TeacherKind.NONE:
         pytest.skip(f"{method.name} has no teacher")
+    if Need.HIDDEN in method.needs:
+        pytest.skip(f"{method.name} reads hidden rows")
     made = contract.bench(method)
     batch = made.batch(chunk_rows=20)
     parts = made.loss(batch)
@@ -144,6 +146,8 @@ def test_what_can_not_be_aligned_is_refused() -> None:
         methods.loss("control", *logits, one)
     with pytest.raises(ValueError, match="fkd compares distributions over one vocabulary"):
         methods.loss("fkd", *logits, one)
+    with pytest.raises(ValueError, match="dskd_v2 reads hidden rows, which only the engine hands over"):
+        methods.loss("dskd_v2", *logits, one)
     with pytest.raises(ValueError, match="betta"):
         methods.loss("gold", *logits, one, betta=0.5)
     with pytest.raises(KeyError, match="goldd"):

@@ -100,6 +100,20 @@ def probe() -> SandboxStatus:
     return SandboxStatus(False, None, "", _advice(complaints))
 
 
+def warnings(unsafe: bool) -> list[str]:
+    """What keeps this machine from running generated code, or makes it dangerous.
+
+    Args:
+        unsafe: whether it may run without a sandbox where none is available.
+    """
+    status = probe()
+    if status.available:
+        return []
+    if unsafe:
+        return ["generated code will run without a sandbox (--unsafe-execution), with your rights"]
+    return [f"generated code will not be run: {status.reason}"]
+
+
 def run(
     command: Sequence[str],
     *,

@@ -27,21 +27,22 @@ def with_made_up_rows(recipe: Recipe) -> Iterator[tuple[dict[str, Task], MadeUp]
     """
     tasks = {name: recipe.task(name) for name in recipe.tasks}
     with TemporaryDirectory(prefix="harness-plan.") as folder:
-        unseen = {}
+        made_up = {}
         for name, task in tasks.items():
-            if task.published and not _has_files(task):
-                unseen[name] = _make_up(task, Path(folder))
+            needed = task.data_needs(task.settings)
+            if all(one.files[0] in task.published for one in needed) and not _has_files(task):
+                made_up[name] = _make_up(task, Path(folder))
                 tasks[name] = type(task)(task.settings, Path(folder))
-        yield tasks, unseen
+        yield tasks, made_up
 
 
-def in_words(recipe: Recipe, unseen: MadeUp) -> Iterator[str]:
+def in_words(recipe: Recipe, made_up: MadeUp) -> Iterator[str]:
     """What a plan has to say of made-up rows; nothing where there are none."""
-    if not unseen or recipe.data.root is None:  # without a folder the samples are read
+    if not made_up or recipe.data.root is None:  # without a folder the samples are read
         return
-    root, names = Path(recipe.data.root), ", ".join(unseen)
+    root, names = Path(recipe.data.root), ", ".join(made_up)
     missing = f"has not all files of {names}" if root.expanduser().is_dir() else "is not there"
-    counted = ", ".join(f"{each.rows:,} of {each.name}" for sets in unseen.values() for each in sets)
+    counted = ", ".join(f"{each.rows:,} of {each.name}" for sets in made_up.values() for each in sets)
     yield (
         f"{root}/ {missing}: a run stops here. Counted with rows as many and about as long as published: {counted}. "
         f"`harness data recipe={name_to_call(recipe)}` says how to get them; what is stored of {names} can't be known "

@@ -39,6 +39,7 @@ from harness.recipe.schema import Recipe
 from harness.recipe.training import Training
 from harness.tasks.base import Split
 from methods.base import Method, Need
+from methods.library.rollout_share import mean_share
 
 
 class Coster:
@@ -132,11 +133,14 @@ class Coster:
             if Need.ENTROPY in method.needs:
                 flops += shape.logits(rows) + other.logits(theirs)
                 traffic += CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
+            if Need.HIDDEN in method.needs:  # both sides' rows through the other's head too, forward and backward
+                flops += 3 * (shape.logits(rows) + other.logits(theirs))
+                traffic += CE_TRAFFIC * (rows * shape.vocabulary + theirs * other.vocabulary)
             traffic += kd_traffic(method) * (rows * shape.vocabulary + theirs * other.vocabulary)
             cpu += rows * method.align_seconds
             if method.sampling is not None:
                 drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
-                share = method.sampling.rollout_share
+                share = mean_share(method.sampling.rollout_share)
                 window = training.batch_size / micro  # whose samples are drawn at once, where there are any
                 calls = (1 - (1 - share) ** window) / window
                 traffic, cpu = traffic + calls * drawn.traffic, cpu + share * drawn.cpu
@@ -169,7 +173,12 @@ class Coster:
             other = self.shapes[part.role]
             live = objective is not None and objective.needs_live(part.role)
             memory += 2.0 * (other.parameters if live else other.head)
-            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * (4 if part.method.sorts else 3)
+            times = 4 if part.method.sorts else 3
+            if Need.HIDDEN in part.method.needs:
+                times += 3
+                # a projector with its gradient and moments, and an inverse of the teacher's head
+                memory += 16.0 * shape.hidden * other.hidden + 4.0 * other.head
+            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * times
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return memory
 

@@ -144,7 +144,7 @@ def test_identity_of_a_hub_model_is_its_name_and_revision() -> None:
 
 
 def _fake_folder(folder: Path) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / name).write_text("{}")
     return folder
@@ -219,7 +219,8 @@ def test_hub_errors_say_what_to_do(said: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_hub_download_records_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = tmp_path / "c0ffee"
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "c0ffee"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
     def download(repository: str, *, revision: str, local_files_only: bool = False, **kwargs: Any) -> str:
         if not snapshot.exists():

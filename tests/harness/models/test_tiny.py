@@ -100,7 +100,7 @@ def test_another_process_makes_the_same_files(tmp_path: Path) -> None:
     )
     environment: Any = __import__("os").environ | {"HARNESS_CACHE": str(tmp_path / "other"), "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    for mine, other in zip(here, map(Path, done.stdout.split()), strict=True):
+    for mine, other in zip(here, map(Path, done.stdout.splitlines()), strict=True):
         assert mine.name == other.name
         for name in ("model.safetensors", "tokenizer.json", "config.json"):
             assert sha256_file(mine / name) == sha256_file(other / name), name

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from harness.base.errors import HarnessError
 from harness.data.batches import Collator
 from harness.data.chunks import TEACHER_ROWS, row_bounds
 from harness.data.teacher_rows import StoredRows, store_rows
@@ -23,6 +24,7 @@ from harness.plan.builder import make_plan
 from harness.plan.costs.stages import Coster
 from harness.recipe.load import load_recipe
 from harness.results.record import write_record
+from harness.run import preflight
 from harness.store.artefacts import STEPS, TRACES
 from harness.training.loss import Distiller
 from methods.base import Method
@@ -214,6 +216,12 @@ def test_the_plan_counts_the_bytes_of_packed_rows(recipe: Path) -> None:
         positions = hidden[role] / (2 * config(recipe, role)["hidden_size"])  # bf16, as on the GPUs of the costs
         assert positions > 10
         assert packed[role] == pytest.approx(positions * (10 * (2 + 4) + 4 + 4))
+
+
+def test_rows_that_a_method_reads_whole_are_not_packed(recipe: Path) -> None:
+    plan = make_plan(load_recipe(str(recipe), [PACKED, "methods=[dskd_v2]"]))
+    with pytest.raises(HarnessError, match=r"teacher_rows.keep: found top_k; expected hidden, which dskd_v2 reads"):
+        preflight._check_rows(plan, {})
 
 
 def test_a_report_says_who_learned_from_what(recipe: Path, tmp_path: Path) -> None:

@@ -99,7 +99,12 @@ PLACES = [
     Place('return self._kl(chunk, "reverse")', 'return self._kl(chunk, "forward")', CELL, methods={"rkd"}),
     Place('kept = slice(-1 if self._released else None)', 'kept = slice(-2 if self._released else None)', CELL,
           methods={"gold", "sampled"}),
-    Place("response.teacher_ends).only_one_to_one()", "response.teacher_ends)", CELL, methods={"one_to_one"}),
+    Place(
+        "-> Groups:\n        return group_bytes(response.student_ends, response.teacher_ends).only_one_to_one()",
+        "-> Groups:\n        return group_bytes(response.student_ends, response.teacher_ends)",
+        CELL,
+        methods={"one_to_one"},
+    ),
     Place("mapped[index] = theirs.get(spelling, UNMAPPED)", "mapped[index] = theirs.get(spelling, 0)", CELL,
           methods={"one_to_one", "mined", "cdm", "gold", "sampled"}),
     Place('1, place, reaching, "amax"', '1, place, reaching, "amin"', CELL, methods={"mined"}),

@@ -53,7 +53,7 @@ def test_every_field_says_what_it_is() -> None:
         ("student", "model", "text", ""),
         ("dolly", "sampling_seeds", "list of whole number, at least one", "[10]"),
         ("evaluation", "references", "list of (untrained | warm_start | teachers)", "[]"),
-        ("gold", "rollout_share", "number, ≥ 0, ≤ 1", "0"),
+        ("gold", "rollout_share", "number, ≥ 0, ≤ 1 | fields of its own | fields of its own", "0"),
         ("dual", "same_weight", "number, ≥ 0, ≤ 1", "0.5"),
     ],
 )

@@ -17,6 +17,7 @@ from harness.recipe.load import RecipeError, find_recipe, load_recipe, recipe_na
 from harness.recipe.schema import Limits
 from harness.recipe.training import Training
 from harness.tasks.gsm8k import GSM8KSettings
+from methods.base import TeacherKind, registered
 from reports.published import _lookup, published, published_pairs
 
 MINIMAL: dict[str, Any] = {
@@ -437,6 +438,15 @@ def test_a_method_with_a_fidelity_of_its_own_is_one_row() -> None:
 VARIANTS = "variants={half: {method: gold, rollout_share: 0.5, kd_weight: 1}, hot: {method: fkd, temperature: 4}}"
 
 
+def test_all_methods_are_those_whose_teacher_is_there_and_the_variants() -> None:
+    same = {name for name, kind in registered().items() if kind.teacher is TeacherKind.SAME_TOKENIZER}
+    every = load_recipe("known_truth", ["methods=all", "variants={mine: {method: uld}}"])
+    assert every.methods == (*registered(), "gold_trl", "cdm_bytes", "cdm_mean", "uld_bytes", "mine")
+    alone = load_recipe("known_truth", ["methods=all", "variants={}", "teachers.same=null"])
+    assert set(alone.methods) == set(registered()) - same
+    assert {"fkd", "rkd"} <= same
+
+
 def test_a_variant_is_a_row_of_its_own_with_its_methods_options_and_its_own() -> None:
     options = "method_options={all: {kd_weight: 0.3}, gold: {beta: 0.25, rollout_tokens: 9}}"
     overrides = [VARIANTS, options, "methods=[gold,half,hot]", "baseline=half"]
@@ -466,6 +476,14 @@ def test_a_variant_comes_in_both_fidelities_unless_it_names_one() -> None:
         ("variants={x: {rollout_share: 1}}", "variants.x: found {'rollout_share': 1}; expected a mapping with the"),
         ("variants={x: {method: gld}}", "variants.x.method: unknown method 'gld'. Did you mean \"gold\"?"),
         ("variants={x: {method: gold, rolout_share: 1}}", 'unknown option (value 1). Did you mean "rollout_share"?'),
+        (
+            "variants={x: {method: gold, rollout_share: {start: 0, ende: 1}}}",
+            'variants.x.rollout_share.ende: unknown option (value 1). Did you mean "rollout_share.end"?',
+        ),
+        (
+            "variants={x: {method: gold, rollout_share: true}}",
+            "rollout_share: found True; expected a number",
+        ),
         ("variants={x: {method: gold, rollout_share: 2}}", "variants.x.rollout_share: found 2; input should be less"),
         ("variants=3", "variants: found 3; "),
     ],
@@ -539,7 +557,7 @@ def test_commands_in_a_header_parse(name: str) -> None:
         words = shlex.split(command)[1:]
         if words[0] in ("run", "plan"):
             assert words[1] == f"recipe={name}"
-            load_recipe(name, words[2:])
+            load_recipe(name, [word for word in words[2:] if "=" in word])
 
 
 def test_all_published_pairs_are_known_and_no_others(tmp_path: Path) -> None:

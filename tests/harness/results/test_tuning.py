@@ -17,7 +17,7 @@ from harness.plan.builder import make_plan
 from harness.plan.stages import Stage
 from harness.plan.tuning import TuningPlan, TuningSettings, make_tuning_plan
 from harness.recipe.load import recipe_from, validate
-from harness.recipe.lock import Lock, lock_beside, read_lock, with_lock, write_lock
+from harness.recipe.lock import Lock, edges_line, lock_beside, read_lock, with_lock, write_lock
 from harness.recipe.schema import Recipe
 from harness.results.readings import note_readings, reading_line
 from harness.results.tuning import lock_of, tuning_frame, tuning_line, unfit
@@ -77,10 +77,10 @@ def test_the_least_mean_over_tasks_wins_and_ties_go_to_the_recipes_own(store: St
     assert (lock.budget, lock.seed, lock.share, lock.dev_rows) == (3, 0, 0.5, 2)
     assert lock.rows["uld"].trials[1].failed == "gsm8k: no number"
     point = next(trial.point for trial in plan.trials if (trial.row, trial.number) == ("fkd", 1))
-    assert lock.tuned["fkd"]["temperature"] == point["temperature"]
     weights = [lock.tuned["fkd"][name] for name in ("ce_weight", "kd_weight")]
     assert weights == pytest.approx([1 - point["kd_share"], point["kd_share"]])
-    assert "train" not in lock.tuned["fkd"]  # all steps
+    assert point["rate"] == 1
+    assert "train" not in lock.tuned["fkd"]  # the recipe's rate, and all steps
 
 
 def test_a_row_without_any_number_is_an_error_that_says_why(store: Store, recipe: Loader) -> None:
@@ -200,3 +200,22 @@ def test_a_second_reading_is_said() -> None:
     once: Any = {"readings": {"dolly": 1}}
     before: Any = {}
     assert (reading_line(once), reading_line(before)) == ("", "")
+
+
+def test_winners_at_the_edge_of_what_was_tried_are_told() -> None:
+    """Of settings with two values every winner is at an edge, which says nothing."""
+
+    def row(winner: int, *rates: float) -> dict[str, Any]:
+        trials = [
+            {"setting": {"rate": rate, "kd_share": 0.5 + 0.4 * (place % 2)}, "dev": {}}
+            for place, rate in enumerate(rates)
+        ]
+        return {"trials": trials, "winner": winner, "digests": {}}
+
+    rows = {"a": row(2, 1, 0.5, 2), "b": row(2, 1, 0.5, 2), "c": row(0, 1, 0.5, 2), "d": row(1, 1, 0.5, 2)}
+    fields = {"recipe": "r", "budget": 3, "seed": 0, "share": 0.5, "dev_rows": 2, "tuned": {}}
+    assert edges_line(Lock.model_validate(fields | {"rows": rows})) == (
+        "Better settings may lie beyond what was tried: the best have rate 2, the most that was tried, in a, b; "
+        "rate 0.5, the least that was tried, in d."
+    )
+    assert edges_line(Lock.model_validate(fields | {"rows": {"c": rows["c"], "e": row(1, 1, 2)}})) == ""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import fcntl
+import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,20 @@ from tests.harness.run.place import TASKS, Place
 def whole(
     tiny_recipe: dict[str, Any], harness: Command, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Place, Done]:
-    """Every method on every task, run once without interruption."""
-    place = Place(tmp_path_factory.mktemp("whole"), copy.deepcopy(tiny_recipe) | {"tasks": TASKS}, harness)
-    return place, place.run()
+    """The tiny recipe's methods on every task, run without interruption: once for all processes of a test run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / "whole.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = shared / "whole" / "made.json"
+        if not kept.exists():
+            fields = copy.deepcopy(tiny_recipe) | {"tasks": TASKS}
+            (shared / "whole").mkdir()
+            done = Place(shared / "whole", fields, harness).run()
+            kept.write_text(json.dumps([fields, asdict(done)]))
+        fields, done_fields = json.loads(kept.read_text())
+    return Place(shared / "whole", fields, harness), Done(**done_fields)
 
 
 @pytest.fixture

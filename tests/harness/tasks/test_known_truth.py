@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.data.rows import held_out
 from harness.data.templates import load_sides
 from harness.data.tokens import STUDENT, tokenize
 from harness.recipe.load import load_recipe
@@ -49,6 +50,15 @@ def test_no_test_text_is_trained_on() -> None:
     assert len(trained) == 4096
     assert len(tested) == 150
     assert not trained & tested
+
+
+def test_held_out_texts_leave_those_that_begin_with_the_same_word() -> None:
+    """All texts begin with one of 29 words: by their prompts alone, nothing would be left to train on."""
+    task = KnownTruth(KnownTruthSettings(train_items=400), Path())
+    train, dev = held_out(task.training_examples(), 40, task.question)
+    assert (len(train), len(dev)) == (360, 40)
+    assert {one.prompt for one in dev} <= {one.prompt for one in train}
+    assert not {one.prompt + one.response for one in dev} & {one.prompt + one.response for one in train}
 
 
 @pytest.mark.parametrize(

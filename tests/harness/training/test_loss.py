@@ -264,9 +264,11 @@ def test_autocast_changes_the_products_alone(method: Method) -> None:
     """Under bf16 autocast rows and heads are rounded, losses are float32: the gradient stays within 3 % of float32's.
 
     Of bf16's 8 bits a product keeps 0.4 %, and the largest difference measured here is 1.8 %. Where released
-    MultiLevelOT pairs ranks, logits that are level within rounding change places with their partners: 8.8 %.
+    MultiLevelOT pairs ranks, logits that are level within rounding change places with their partners: 8.8 %. Where
+    released DSKDv2 takes a teacher's choice by its string, one of 13 is another one within rounding: 9.1 %.
     """
-    near = 0.15 if (method.name, method.options.fidelity) == ("multilevelot", "released") else 0.03
+    choosing = ("multilevelot", "dskd_v2")
+    near = 0.15 if method.name in choosing and method.options.fidelity == "released" else 0.03
     made = contract.bench(method, dtype=torch.float32)
     walk, rows, weights = walked(made)
     exact, of_exact = walk.run(rows, weights, [True, True])

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,11 +25,14 @@ from harness.data.tokens import STUDENT, join_sampled, tokenize
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
+from harness.training.rollout_share import accepted, share_at
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.trainer import DistillationTrainer, train
 from harness.training.window import Window
-from methods.base import Method, Need, OnPolicyOptions
+from methods.base import AlignedChunk, Method, Need, OnPolicyOptions
 from methods.fkd import FKD
+from methods.library.alignment import Groups
+from methods.library.rollout_share import mean_share
 from methods.uld import ULD
 from tests import tiny
 from tests.harness.generation.test_answers import bigram
@@ -138,13 +142,13 @@ def test_a_limit_without_room_leaves_an_empty_response() -> None:
 def test_a_share_of_the_micro_batches_is_drawn() -> None:
     made = contract.bench(OnPolicyULD(rollout_share=0.3))
     first, again = (
-        [maker.drawn(step, place) for step in range(500) for place in range(4)]
+        [maker.drawn(step, place, 0.3) for step in range(500) for place in range(4)]
         for maker in (rollouts(made), rollouts(made))
     )
     assert np.mean(first) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 2000) ** 0.5)
     assert first == again
     always = rollouts(contract.bench(OnPolicyULD(rollout_share=1.0)))
-    assert all(always.drawn(step, 0) for step in range(200))
+    assert all(always.drawn(step, 0, 1.0) for step in range(200))
 
 
 def test_without_a_share_nothing_is_sampled() -> None:
@@ -290,11 +294,12 @@ def test_a_window_of_sampled_and_given_micro_batches_moves_its_counts_once() -> 
         _order=None,
         _draws_share=1,
         _rollouts=SimpleNamespace(
-            drawn=lambda step, place: place == 0,
+            settings=SimpleNamespace(share=0.5),
+            drawn=lambda step, place, share: place == 0,
             samples=lambda student, parts, step: [{"batch": made.batch(part), "examples": part} for part in parts],
         ),
         accelerator=SimpleNamespace(num_processes=1, process_index=0, reduce=reduce, autocast=contextlib.nullcontext),
-        state=SimpleNamespace(global_step=0),
+        state=SimpleNamespace(global_step=0, max_steps=4),
         steps=[],
         model=SimpleNamespace(objective=made.objective, student=None),
         _window=Window(1),
@@ -361,3 +366,82 @@ def test_on_policy_training_brings_the_student_nearer_to_its_teacher(tmp_path: P
     )
     assert all(np.isnan(step["ce"]) for step in steps)
     assert np.mean([step["kd_0"] for step in steps[-3:]]) < 0.5 * steps[0]["kd_0"]
+
+
+# --- a share that changes ---------------------------------------------------------------------------------------------
+
+LINE = {"start": 0.2, "end": 1.0, "over": 0.5}
+FOLLOWED = {"target": "acceptance", "start": 0.6, "least": 0.25, "most": 0.9}
+
+
+def test_a_line_goes_by_the_step_and_stays_where_it_comes_to() -> None:
+    asked = OnPolicyULD(rollout_share=LINE)
+    found = [share_at(asked.options.rollout_share, step, 8, [])[0] for step in range(8)]
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])
+    assert mean_share(asked.options.rollout_share) == pytest.approx(0.8)  # of (0.2 + 1) / 2 and 1
+    assert asked.needs == {Need.ROLLOUTS}
+    assert share_at(0.3, 5, 8, [{"accepted": 1.0}]) == (0.3, {})
+
+
+def test_acceptance_is_a_running_mean_that_steps_without_samples_leave() -> None:
+    """0.6, then 0.9 · 0.6 + 0.1 · 0 and once more; 0.25 is the least share."""
+    asked = OnPolicyULD(rollout_share=FOLLOWED).options.rollout_share
+    shown: list[dict[str, float]] = []
+    for accepted_ in (0.0, None, 0.0, 1.0):
+        _, said = share_at(asked, len(shown), 9, shown)
+        shown.append(said if accepted_ is None else said | {"accepted": accepted_})
+    assert [step["mean acceptance"] for step in shown] == pytest.approx([0.6, 0.54, 0.54, 0.486])
+    assert share_at(asked, 4, 9, shown)[0] == pytest.approx(0.9 * 0.486 + 0.1)
+    assert share_at(asked, 1, 9, [{"mean acceptance": 0.1}])[0] == 0.25
+    assert share_at(asked, 1, 9, [{"mean acceptance": 1.0}])[0] == 0.9
+
+
+def test_what_a_teacher_would_have_taken_by_hand() -> None:
+    """Three groups: a token that is second of four, two tokens for one, and a token that is last."""
+    logits = torch.tensor([[1.0, 3, 2, 0], [9, 0, 0, 0], [9, 0, 0, 0], [1, 2, 3, 0]])
+    groups = Groups.from_lists([[0], [1], [2]], [[0], [1, 2], [3]])
+    tokens = np.array([5, 6, 7]), np.array([2, 0, 0, 3])
+    chunk = AlignedChunk.of(groups, torch.zeros(3, 9), logits, *tokens)
+    assert [float(each) for each in accepted(chunk, top=2)] == [1, 2]
+    assert [float(each) for each in accepted(chunk, top=1)] == [0, 2]
+    assert [float(each) for each in accepted(chunk, top=4)] == [2, 2]
+
+
+def test_a_steered_training_measures_its_samples_and_goes_on_from_them_when_resumed(tmp_path: Path) -> None:
+    method = OnPolicyULD(pairing="bytes", rollout_share=FOLLOWED | {"least": 0.6}, rollout_tokens=6)
+    contract.resumed_equals_straight(method, tmp_path)
+    steps = contract.run(method, tmp_path / "again", micro_batch_size=1)
+    for before, after in pairwise(steps):
+        assert ("accepted" in before) == (before["sampled micro-batches"] > 0)
+        moved = 0.9 * before["mean acceptance"] + 0.1 * before.get("accepted", before["mean acceptance"])
+        assert after["mean acceptance"] == pytest.approx(moved)
+        assert after["rollout share"] == max(after["mean acceptance"], 0.6)
+    assert any(0 <= step["accepted"] < 1 for step in steps if "accepted" in step)
+
+
+def test_a_line_that_stands_still_is_the_number(tmp_path: Path) -> None:
+    """Step by step the same draws, samples and losses, to the last bit."""
+    number, line = (
+        contract.run(OnPolicyULD(rollout_share=share, rollout_tokens=6), tmp_path / name, micro_batch_size=1)
+        for name, share in (("number", 0.5), ("line", {"start": 0.5, "end": 0.5}))
+    )
+    assert [step["rollout share"] for step in line] == [0.5] * 4
+    assert not any("rollout share" in step for step in number)
+    for left, right in zip(number, line, strict=True):
+        for name in ("loss", "grad_norm", "sampled micro-batches"):
+            assert left[name] == right[name], name
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"start": 0, "end": 0}, "start and end are 0"),
+        ({"start": 0}, "end"),
+        ({"start": 0, "end": 2}, "less than or equal to 1"),
+        ({"target": "gap"}, "acceptance"),
+        ({"target": "acceptance", "least": 0.5, "most": 0.2}, "least 0.5 is above most 0.2"),
+    ],
+)
+def test_a_share_that_is_none_says_why(value: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        OnPolicyULD(rollout_share=value)

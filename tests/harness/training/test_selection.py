@@ -128,6 +128,8 @@ def test_held_out_rows_are_evenly_spaced_and_their_questions_are_not_trained_on(
     train_rows, dev = held_out(examples, 2)
     assert [one.id for one in dev] == ["4", "9"]
     assert [one.id for one in train_rows] == ["0", "2", "3", "5", "6", "7", "8"]  # 1 asks what 9 asks
+    apart, dev = held_out(examples, 2, question=lambda one: one.prompt + one.response)  # as a task may say
+    assert [one.id for one in apart + dev] == ["0", "1", "2", "3", "5", "6", "7", "8", "4", "9"]
     assert held_out(examples, 0) == (examples, [])
     with pytest.raises(HarnessError, match=r"dev.rows: found 6 of 10 training rows; expected at most half"):
         held_out(examples, 6)

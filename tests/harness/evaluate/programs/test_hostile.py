@@ -174,8 +174,12 @@ def test_there_are_many_and_each_is_another() -> None:
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.name)
 def test_a_hostile_solution_gets_its_verdict(outcome: Outcome, hostile: Hostile) -> None:
-    """A pass is a known limit, and says why; everything else fails, alone."""
-    assert outcome.verdicts[hostile.name].base == hostile.verdict
+    """A pass is a known limit, and says why; everything else fails, alone.
+
+    What does not end by itself meets a limit: on a busy machine that of time may come before the others.
+    """
+    late = {"timeout"} if hostile.verdict == "fail" else set()
+    assert outcome.verdicts[hostile.name].base in {hostile.verdict} | late
     assert (outcome.verdicts[hostile.name].plus == "pass") == (hostile.verdict == "pass") == bool(hostile.limit)
 
 

@@ -185,8 +185,8 @@ sandbox.run([sys.executable, "-c", {inside!r}], work=Path({str(tmp_path)!r}), re
 @needs_sandbox
 def test_without_a_work_folder_nothing_of_it_is_left(tmp_path: Path) -> None:
     marker = f"harness-{os.getpid()}-marker"
-    done = python(f"import os; open({marker!r}, 'w').write('x'); print(os.getcwd(), *os.listdir())", None)
-    folder, *found = done.output.split()
+    done = python(f"import os; open({marker!r}, 'w').write('x'); print(os.getcwd(), *os.listdir(), sep=chr(10))", None)
+    folder, *found = done.output.splitlines()
     assert folder == "/tmp"
     assert set(found) - ENVIRONMENT == {marker}
     assert not (Path(tempfile.gettempdir()) / marker).exists()
