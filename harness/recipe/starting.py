@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.data.pair import TEACHER, PairFacts, pair_facts
@@ -123,7 +122,7 @@ def first_recipe(name: str, own: OwnPair, report: Report) -> FirstRecipe:
     sides = load_sides({role: ModelSpec.model_validate(fields) for role, fields in models.items()}, report)
     columns = columns_of(own.train, own)
     task = _task_name(own.train)
-    settings: dict[str, Any] = {"task": "custom", "train": own.train, "test": own.test, "metric": own.metric}
+    settings: dict[str, object] = {"task": "custom", "train": own.train, "test": own.test, "metric": own.metric}
     settings |= {"messages": columns["messages"]} if "messages" in columns else {"columns": columns}
     if any(fields["template"] == "plain" for fields in models.values()):
         settings["template"] = "{prompt}\n"
@@ -139,14 +138,14 @@ def first_recipe(name: str, own: OwnPair, report: Report) -> FirstRecipe:
     return FirstRecipe(text, facts, notes)
 
 
-def _model(uri: str, report: Report) -> dict[str, Any]:
+def _model(uri: str, report: Report) -> dict[str, object]:
     """Fields of a model: its chat template is used where it has one that works."""
     folder = resolve(parse_uri(uri), report=report).folder
-    fields: dict[str, Any] = {"model": uri, "name": _short(uri), "template": "plain"}
+    fields: dict[str, object] = {"model": uri, "name": _short(uri), "template": "plain"}
     if getattr(load_config(folder), "attn_logit_softcapping", None):
         fields["attention"] = "eager"
     try:
-        TextSide(load_tokenizer(folder), template="chat", name=fields["name"])
+        TextSide(load_tokenizer(folder), template="chat", name=_short(uri))
     except HarnessError:
         return fields
     return fields | {"template": "chat"}
@@ -169,7 +168,7 @@ def _task_name(place: str) -> str:
     return stem if fine else "mine"
 
 
-def _checked(name: str, task: str, settings: Mapping[str, Any], models: Mapping[str, Any]) -> Sequence[Example]:
+def _checked(name: str, task: str, settings: Mapping[str, object], models: Mapping[str, object]) -> Sequence[Example]:
     """Training rows; those of the test are read, too."""
     stages = {stage: {"steps": 1} for stage in ("teacher", "warm_start", "train")}
     teachers = {"cross": models[TEACHER]}
@@ -183,8 +182,8 @@ def _written(
     name: str,
     own: OwnPair,
     task: str,
-    settings: Mapping[str, Any],
-    models: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, object],
+    models: Mapping[str, Mapping[str, object]],
     facts: PairFacts,
     rows: int,
 ) -> str:
@@ -248,11 +247,11 @@ train: {{{length}, {batch}, learning_rate: 5.0e-5, warmup: 0.05}}
 """
 
 
-def _fields(values: Mapping[str, Any], indent: int = 2) -> str:
+def _fields(values: Mapping[str, object], indent: int = 2) -> str:
     return "\n".join(f"{' ' * indent}{name}: {_quoted(value)}" for name, value in values.items())
 
 
-def _quoted(value: Any) -> str:
+def _quoted(value: object) -> str:
     """A value as JSON, which is YAML: whatever a name holds, it stays one text. Mappings, too."""
     return json.dumps(value, ensure_ascii=False)
 
