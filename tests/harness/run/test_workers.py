@@ -236,7 +236,7 @@ def stored(run: api.Run) -> dict[tuple[str, str], dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_several_processes_make_what_one_makes(
     count: int, alone: api.Run, tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -254,7 +254,9 @@ def test_several_processes_make_what_one_makes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGTERM, signal.SIGKILL]
+)
 def test_a_run_that_is_stopped_takes_its_processes_with_it(
     number: signal.Signals, tiny_recipe: dict[str, Any], tmp_path: Path, hangups: None
 ) -> None:
