@@ -35,6 +35,7 @@ TEXTS = ("samples", "word_chain")
 SPECIAL = ("<pad>", "<s>", "</s>")
 EXAMPLE = "tiny:llama or tiny:gemma2?tokenizer=byte_fallback&tokens=700&width=64&layers=2&seed=1"
 _ROOM = 2048  # tokens that a model reads
+_SAMPLES = ("codem", "dolly", "gsm8k")  # named, so that a sample that is added changes no tiny model
 _ROWS = 40  # of each sample that tokenizers are trained on
 _CHAIN_TEXTS, _CHAIN_WORDS = 400, 12  # of the word chain's, and words of each after the first
 _STANDARD_DEVIATION = 0.08  # of weights: distributions differ visibly from one another, and train well
@@ -171,8 +172,9 @@ def _texts(of: str = TEXTS[0]) -> tuple[str, ...]:
         return tuple(" ".join(words) for words in islice(chain, _CHAIN_TEXTS))
     folder = Path(__file__).parents[1] / "tasks" / "samples"
     rows: list[Mapping[str, Any]] = []
-    for path in sorted(folder.glob("*/train.jsonl")):
-        rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:_ROWS]]
+    for task in _SAMPLES:
+        lines = (folder / task / "train.jsonl").read_text(encoding="utf-8").splitlines()[:_ROWS]
+        rows += [json.loads(line) for line in lines]
     return tuple(text for row in rows for text in row.values() if isinstance(text, str) and text)
 
 
