@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from harness.litmus.trial import Watched
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import FieldsPart
+    from harness.recipe.load import recipe_names
     from harness.recipe.lock import Lock, lock_beside, write_lock
     from harness.recipe.schema import Recipe
+    from harness.recipe.starting import OwnPair, first_recipe, model_uri, readable_rows
     from harness.results.bundle import export_run, import_bundle, open_bundle
     from harness.results.run import CellResult, Run, WrittenReport
     from harness.results.upkeep import damaged_files, prune_store, store_contents
@@ -51,6 +53,7 @@ __all__ = [
     "Checked",
     "HarnessError",
     "Lock",
+    "OwnPair",
     "Plan",
     "Progress",
     "Recipe",
@@ -67,6 +70,7 @@ __all__ = [
     "data_folder",
     "download_data",
     "export_run",
+    "first_recipe",
     "hear_warnings",
     "import_bundle",
     "leads",
@@ -75,11 +79,13 @@ __all__ = [
     "lock_beside",
     "make_dev_folder",
     "missing_stages",
+    "model_uri",
     "open_bundle",
     "open_run",
     "plan",
     "profile",
     "prune_store",
+    "readable_rows",
     "recipe_fields",
     "recipe_names",
     "recipe_of",
@@ -102,6 +108,8 @@ _ELSEWHERE = {
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",
+    "recipe_names": "harness.recipe.load",
+    **dict.fromkeys(("OwnPair", "first_recipe", "model_uri", "readable_rows"), "harness.recipe.starting"),
     "StoredFolder": "harness.store.contents",
     **dict.fromkeys(("export_run", "import_bundle", "open_bundle"), "harness.results.bundle"),
     **dict.fromkeys(("damaged_files", "prune_store", "store_contents"), "harness.results.upkeep"),
@@ -115,13 +123,6 @@ def __getattr__(name: str) -> Any:
     if name in _ELSEWHERE:
         return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that the project ships."""
-    from harness.recipe import load
-
-    return load.recipe_names()
 
 
 def recipe_fields(part: str | None = None) -> list[FieldsPart]:

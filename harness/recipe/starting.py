@@ -83,6 +83,16 @@ def model_uri(text: str) -> str:
     return parse_uri(text).text
 
 
+def readable_rows(place: str) -> str:
+    """The place of rows, of which the first can be read.
+
+    Raises:
+        HarnessError: it can't.
+    """
+    first_row(Path(place).expanduser())
+    return place
+
+
 def columns_of(place: str, own: OwnPair | None = None) -> dict[str, str]:
     """Which columns hold prompt and response, or a chat: as said, else by the names that others give them.
 

@@ -35,18 +35,18 @@ def init(
     origin: Annotated[str, _text("--origin", "Of the data, to be printed.")] = "",
 ) -> None:
     """Write a commented recipe for your own pair and data, and say what was found of them; asks what is not given."""
-    from harness.recipe.starting import OwnPair, first_recipe, model_uri
+    from harness import api
 
     _check_file(file)
     asked = {
-        "teacher": (teacher, f"Teacher ({_MODEL})", model_uri),
-        "student": (student, "Student (the same)", model_uri),
-        "train": (train, f"Training rows ({_ROWS})", _readable),
-        "test": (test, "Test rows", _readable),
+        "teacher": (teacher, f"Teacher ({_MODEL})", api.model_uri),
+        "student": (student, "Student (the same)", api.model_uri),
+        "train": (train, f"Training rows ({_ROWS})", api.readable_rows),
+        "test": (test, "Test rows", api.readable_rows),
         "gpu": (gpu, "GiB of the GPU's memory, or none", _gibibytes),
     }
     given = _answers(asked)
-    own = OwnPair(
+    own = api.OwnPair(
         given["teacher"],
         given["student"],
         given["train"],
@@ -59,7 +59,7 @@ def init(
         licence,
         origin,
     )
-    made = first_recipe(file.stem, own, lambda line: console.print(line, markup=False))
+    made = api.first_recipe(file.stem, own, lambda line: console.print(line, markup=False))
     _check_file(file)
     with file.open("x", encoding="utf-8") as opened:
         opened.write(made.text)
@@ -97,13 +97,6 @@ def _check_file(file: Path) -> None:
         raise HarnessError("init", f"the file {str(file)!r}", "one whose name ends with .yaml")
     if file.exists():
         raise HarnessError(str(file), "a file that is there", "a new one", "It is not overwritten: name another.")
-
-
-def _readable(place: str) -> str:
-    from harness.data.tables import first_row
-
-    first_row(Path(place).expanduser())
-    return place
 
 
 def _gibibytes(text: str) -> str:

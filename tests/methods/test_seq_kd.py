@@ -30,7 +30,7 @@ def answer(number: int, output: str = "", stop: str = "eos") -> Answer:
 
 
 def texts() -> Texts:
-    task = SimpleNamespace(training_examples=lambda: PROMPTS)
+    task = SimpleNamespace(training_examples=lambda: PROMPTS, question=lambda one: one.prompt)
     return Texts({"t": task}, SimpleNamespace(sides=SIDES), Limits(length=40))  # type: ignore[dict-item, arg-type]
 
 

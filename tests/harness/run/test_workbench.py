@@ -118,9 +118,9 @@ def test_all_trainings_of_a_run_share_what_methods_keep_of_a_pair(tiny_recipe: d
 
 
 def test_a_map_that_is_slow_to_make_is_kept_with_the_runs(whole: tuple[Place, Done]) -> None:
-    """MinED's and BPM's, over all tasks; exact maps are made in no time."""
+    """MinED's, over all tasks; exact maps are made in no time."""
     kept = list(whole[0].runs.glob("store/maps/*"))
-    assert sorted(path.name.partition("-")[0] for path in kept) == ["nearest", "prefix"]
+    assert sorted(path.name.partition("-")[0] for path in kept) == ["nearest"]
 
 
 def test_training_rows_are_aligned_once_for_all_seeds(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
