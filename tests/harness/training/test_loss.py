@@ -317,7 +317,7 @@ def test_gradients_of_a_bf16_head_are_added_up_in_float32() -> None:
     ],
     ids=lambda method: " ".join(map(str, (method.name, *method.options.model_dump(exclude_defaults=True).values()))),
 )
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.nightly)])
 def test_compiled_losses_are_the_eager_ones(
     method: Method, precision: torch.dtype, recwarn: pytest.WarningsRecorder
 ) -> None:
