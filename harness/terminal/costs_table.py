@@ -79,9 +79,10 @@ def _summary(plan: Plan, coster: Coster, stages: Sequence[Stage], costs: Mapping
 
 def _by_workers(plan: Plan, store: Store, costs: Mapping[str, Cost]) -> list[Text]:
     """How long the processes take that the recipe asks for."""
-    count, jobs = plan.recipe.launch.workers, jobs_of(plan, store)
+    count = plan.recipe.launch.workers
     if count == 1 or plan.ends_alone:
         return []
+    jobs = jobs_of(plan, store)
 
     def hours(device: Device) -> float:
         return wall_seconds(jobs, count, lambda job: sum(costs[made].seconds(device) for made in job.makes)) / 3600
