@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from harness.base.errors import HarnessError
 from harness.base.files import Json
-from harness.recipe.schema import Recipe
+from harness.recipe.schema import ROLE_OF_KIND, Recipe
 from harness.recipe.training import RowTraining
 from methods.base import Method, Need, Rows, Start, TeacherKind, find
 from methods.library.dual import DualOptions, is_dual, parts_of
 
-ROLE_OF_KIND = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
 KIND_OF_ROLE = {role: kind for kind, role in ROLE_OF_KIND.items()}
 
 

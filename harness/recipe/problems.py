@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from harness.base.errors import suggest
 from harness.base.installation import folder_beside
 from harness.base.schema import as_list, as_names, field_at, fields_of, schema_of, types_of
-from harness.recipe.schema import BESIDE_OPTIONS, own_tasks
+from harness.recipe.schema import BESIDE_OPTIONS, ROLE_OF_KIND, own_tasks
 from harness.recipe.training import RowTraining
 from harness.tasks import tasks
 from harness.tasks.custom import Custom
@@ -135,8 +135,9 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
 
 def all_rows(values: Mapping[object, object]) -> list[str]:
     """What `methods: all` stands for: every method whose teacher the recipe has, and the recipe's variants."""
-    roles = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
-    there = {kind for kind, role in roles.items() if _named(values.get("teachers")).get(role)} | {TeacherKind.NONE}
+    there = {kind for kind, role in ROLE_OF_KIND.items() if _named(values.get("teachers")).get(role)} | {
+        TeacherKind.NONE
+    }
     return [*(name for name, kind in registered().items() if kind.teacher in there), *_named(values.get("variants"))]
 
 

@@ -25,6 +25,7 @@ from harness.recipe.training import RowTraining, TeacherTraining, Training
 from harness.tasks import tasks
 from harness.tasks.base import Task, TaskSettings
 from harness.tasks.custom import Custom, CustomSettings
+from methods.base import TeacherKind
 from methods.library.dual import is_dual
 
 Role = Literal["same", "cross"]
@@ -35,6 +36,9 @@ class Teachers(Strict):
 
     same: ModelSpec | None = Field(None, description="teacher with the student's tokenizer: FKD, RKD")
     cross: ModelSpec | None = Field(None, description="teacher with another tokenizer: ULD and the other methods")
+
+
+ROLE_OF_KIND = {TeacherKind.SAME_TOKENIZER: "same", TeacherKind.CROSS_TOKENIZER: "cross"}
 
 
 class Limits(Strict):
