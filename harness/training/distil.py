@@ -21,6 +21,7 @@ from harness.models.heads import Head
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
+from harness.training.rewards import Reward
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.room import Room
 from harness.training.selection import bits_per_byte_of
@@ -81,6 +82,7 @@ def distil(
     say: Callable[[str], None] = lambda text: None,
     watch: int = 0,
     dev: Sequence[TokenizedExample] = (),
+    reward: Reward | None = None,
 ) -> Trajectory:
     """Train a model in place, on the device where it is.
 
@@ -91,6 +93,7 @@ def distil(
         steps, seed, work, on_step: see :func:`harness.training.trainer.train`.
         say: told of what is halved for lack of memory.
         watch: how many of the examples are read before and after, by the same model on the same rows.
+        reward: what the task says of sampled responses, where the objective asks for it.
     """
     on: torch.device = next(model.parameters()).device
     widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
@@ -106,7 +109,7 @@ def distil(
     )
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
-        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
+        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed, reward)
     room = Room(collator, say, trial=on.type == "cuda")
     distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on))
     watched = [collator.collate([example]).to(on) for example in examples[:watch]]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.data.batches import Batch, TeacherBatch
+from harness.data.tokens import STUDENT
 from harness.models.heads import Head, entropies, hidden_states
 from harness.training.chunk_walk import ChunkWalk
 from harness.training.objective import LossParts, Objective
@@ -63,7 +64,9 @@ class Distiller(nn.Module):
         """
         rows = self._student_rows(batch)
         teacher_rows = {
-            role: self._teacher_rows(role, part, batch.padded_behind) for role, part in batch.teachers.items()
+            role: self._teacher_rows(role, part, batch.padded_behind)
+            for role, part in batch.teachers.items()
+            if role != STUDENT or role in self._teachers[0]  # else its own rows are the teacher's
         }
         if batch.unaligned is not None:
             batch = self._align(batch, rows, teacher_rows)

@@ -137,6 +137,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             samples = [next(replaced) if draw else s for s, draw in zip(samples, drawn, strict=True)]
             sampled = torch.tensor(sum(drawn) / len(drawn), device=device)
             of_samples["sampled micro-batches"] = float(self.accelerator.reduce(sampled, reduction="mean"))
+            tokens = [float(s["batch"].counts[0]) for s, draw in zip(samples, drawn, strict=True) if draw]
+            written = torch.tensor(sum(tokens), device=device)
+            of_samples["sampled tokens"] = float(self.accelerator.reduce(written, reduction="sum"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         here = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(torch.float32)
         counts = self.accelerator.reduce(here.to(device), reduction="sum")

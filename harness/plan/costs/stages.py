@@ -138,6 +138,10 @@ class Coster:
                 traffic += CE_TRAFFIC * (rows * shape.vocabulary + theirs * other.vocabulary)
             traffic += kd_traffic(method) * (rows * shape.vocabulary + theirs * other.vocabulary)
             cpu += rows * method.align_seconds
+        for method in objective.methods if objective else ():
+            if Need.REWARDS in method.needs:  # a product with the head is made anyway; of the start, a whole model's
+                traffic += CE_TRAFFIC * rows * shape.vocabulary
+                flops += (shape.forward(tokens, length) + shape.logits(rows)) if Need.START in method.needs else 0.0
             if method.sampling is not None:
                 drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
                 share = mean_share(method.sampling.rollout_share)
@@ -164,8 +168,9 @@ class Coster:
             kept + 4.0 * shape.hidden * shape.layers if training.gradient_checkpointing else kept * shape.layers
         )
         memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
-        parts = objective.taught if objective else ()
-        whole = any(Need.WHOLE_RESPONSE in part.method.needs for part in parts)
+        parts, methods = (objective.taught, objective.methods) if objective else ((), ())
+        whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
+        memory += 4.0 * shape.parameters * any(Need.START in method.needs for method in methods)
         most = 256 if training.chunk_rows == "auto" else training.chunk_rows  # auto takes less where memory is short
         chunk = max(most, float(texts.responses.max()) if whole else 0.0)
         memory += 4.0 * chunk * shape.vocabulary * 5
