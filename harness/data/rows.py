@@ -161,6 +161,11 @@ class Example:
     bos: bool = True
 
 
+def prompts_of(examples: Sequence[Example]) -> list[Request]:
+    """Rows' prompts to answer, laid out as they are trained on."""
+    return [Request(one.id, one.prompt, bos=one.bos) for one in examples]
+
+
 def held_out(
     examples: Sequence[Example], rows: int, question: Callable[[Example], str]
 ) -> tuple[list[Example], list[Example]]:
