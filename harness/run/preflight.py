@@ -32,6 +32,7 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
     _tell_of_models(bench.published, progress)
     _check_vocabularies(plan, bench, progress)
     _check_batches(plan)
+    _check_shards(plan, progress)
     _check_methods(plan, bench)
     _check_rows(plan, bench.published)
     _check_packing(plan, bench.published)
@@ -90,6 +91,29 @@ def _check_batches(plan: Plan) -> None:
             training.micro_batch(world_size())
         except ValueError as error:
             raise HarnessError(f"{section}.batch_size", *error.args) from error
+
+
+def _check_shards(plan: Plan, progress: Progress) -> None:
+    """What trains in pieces must have processes to share with, and ask for the pieces at the same moments."""
+    asked = (stage for end in plan.ends for stage in with_inputs(end))
+    sharded = [stage for stage in asked if stage.training is not None and stage.training.shard]
+    if sharded and world_size() == 1:
+        sections = ", ".join(f"{section}.shard" for section in dict.fromkeys(stage.section for stage in sharded))
+        progress.message(
+            f"[yellow]{sections}[/]: one process has nobody to share weights with; torchrun --nproc-per-node N starts "
+            "several"
+        )
+        return
+    for stage in sharded:
+        sampling = [method.name for method in stage.objective.methods if method.sampling] if stage.objective else []
+        if sampling:
+            raise HarnessError(
+                f"{stage.section}.shard",
+                f"true, with {', '.join(sampling)}, whose student samples responses: each process as many tokens as its "
+                "own have, and none gathers weights alone",
+                "whole students where responses are sampled",
+                f"Set {stage.section}.shard to false, or leave the method out.",
+            )
 
 
 def _check_methods(plan: Plan, bench: Workbench) -> None:
