@@ -109,8 +109,8 @@ def _check_shards(plan: Plan, progress: Progress) -> None:
         if sampling:
             raise HarnessError(
                 f"{stage.section}.shard",
-                f"true, with {', '.join(sampling)}, whose student samples responses: each process as many tokens as its "
-                "own have, and none gathers weights alone",
+                f"true, with {', '.join(sampling)}, whose student samples responses: each process its own number of "
+                "tokens, and none gathers weights alone",
                 "whole students where responses are sampled",
                 f"Set {stage.section}.shard to false, or leave the method out.",
             )

@@ -108,7 +108,9 @@ def _misfits(coster: Coster, stages: Sequence[Stage], costs: Mapping[str, Cost])
         for title, stage in largest.items():
             found.setdefault(coster.remedy(stage, device), []).append(title)
         for remedy, titles in found.items():
-            end = f"fits with {remedy}" if remedy else "no setting makes it fit: a larger device, or another model"
+            end = (
+                f"fits with {remedy}" if remedy else "no setting makes it fit on one: a larger device, or another model"
+            )
             lines.append(f"No room on {device.name}: {', '.join(titles)}; {end}.")
         lines += _to_share(coster, largest, device)
     return lines

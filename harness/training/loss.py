@@ -161,7 +161,7 @@ class Distiller(nn.Module):
 
     # Any: whatever torch's own takes and gives
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Parameters without the second name of tied ones, since safetensors refuses shared memory; pieces have both."""
+        """Parameters without the second name of tied ones: safetensors refuses shared memory. Pieces have both."""
         kept: dict[str, Any] = {}
         seen: set[int] = set()
         for name, value in super().state_dict(*args, **kwargs).items():

@@ -89,7 +89,7 @@ def unchanged_environment() -> Iterator[None]:
 
 
 def check_checkpoint(checkpoint: Path, *, sharded: bool) -> None:
-    """That a training can go on from a checkpoint; from pieces it can with any number of processes above one.
+    """That a training can go on from a checkpoint.
 
     Raises:
         HarnessError: it holds pieces, and the training is whole, or the other way round.
@@ -106,7 +106,7 @@ def check_checkpoint(checkpoint: Path, *, sharded: bool) -> None:
 
 
 def begin_pass(model: nn.Module, *, last: bool) -> None:
-    """Say of a micro-batch whether it is its step's last: the root is gathered before the first, reduced after the last.
+    """Say whether a micro-batch is its step's last: the root is gathered for the first, and reduced after the last.
 
     Layers' gradients are reduced after each, so that no process ever holds all of them.
     """
@@ -160,7 +160,7 @@ def set_whole(parameter: Tensor, value: Tensor) -> None:
 
 
 def blank_copy(model: M) -> M:
-    """The same model on the CPU with weights of no value, tied where they are; memory is taken once they are written."""
+    """The same model on the CPU with weights of no value, tied as there; they take memory once they are written."""
     blank = {
         id(each): nn.Parameter(torch.empty_like(each, device="cpu"), each.requires_grad) for each in model.parameters()
     }

@@ -76,7 +76,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                 "accelerate launch",
                 f"{name}, which shards weights",
                 "whole models on every GPU (DDP), or shards as the recipe asks for them",
-                "Use torchrun, or accelerate launch --multi_gpu; teacher.shard, warm_start.shard and train.shard shard.",
+                "Use torchrun, or accelerate launch --multi_gpu; fields shard of teacher, warm_start and train shard.",
             )
         self._rollouts = rollouts
         self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
@@ -242,8 +242,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def load_weights(self, checkpoint: Path) -> None:
         """The weights of a checkpoint, and nothing to train: what is left to do where it is the last step's."""
         if self.is_fsdp_enabled:  # pieces are read into pieces
-            self.create_optimizer()
-            self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+            self.accelerator.prepare(self.model, self.create_optimizer())
         self._load_from_checkpoint(str(checkpoint))
 
     def check_result(self, sample: Batch) -> None:
@@ -259,7 +258,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """
         after = f"after the last step ({len(self.steps)})"
         trained = {name: piece(weight) for name, weight in self.model.named_parameters() if weight.requires_grad}
-        most_here = [weight.abs().max().float() if weight.numel() else weight.new_zeros(()) for weight in trained.values()]
+        most_here = [
+            weight.abs().max().float() if weight.numel() else weight.new_zeros(()) for weight in trained.values()
+        ]
         # of all processes, which find the same; one wait for all
         largest = self.accelerator.gather(torch.stack(most_here)[None]).amax(0).tolist()
         for name, most in zip(trained, largest, strict=True):

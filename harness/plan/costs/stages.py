@@ -44,7 +44,6 @@ from harness.tasks.base import Split
 from methods.base import Method, Need
 from methods.library.rollout_share import mean_share
 
-
 _LESS: Mapping[str, object] = {"micro_batch_size": 1, "gradient_checkpointing": True, "chunk_rows": 64}
 """Settings that take less memory and change no result, the cheapest in time first."""
 
