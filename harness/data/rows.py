@@ -161,12 +161,8 @@ class Example:
     bos: bool = True
 
 
-def _prompt(example: Example) -> str:
-    return example.prompt
-
-
 def held_out(
-    examples: Sequence[Example], rows: int, question: Callable[[Example], str] = _prompt
+    examples: Sequence[Example], rows: int, question: Callable[[Example], str]
 ) -> tuple[list[Example], list[Example]]:
     """Rows to train on, and ``rows`` others, evenly spaced, to choose settings and checkpoints on.
 
