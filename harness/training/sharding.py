@@ -38,9 +38,14 @@ M = TypeVar("M", bound=nn.Module)
 _VARIABLES = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
 
 
+def sharers(training: Training) -> int:
+    """How many processes share a training's weights: one, where each has them whole."""
+    return world_size() if training.shard else 1
+
+
 def shards(training: Training) -> bool:
     """Whether a training's weights are spread: one process alone has nobody to share them with."""
-    return training.shard and world_size() > 1
+    return sharers(training) > 1
 
 
 def settings_of(student: PreTrainedModel) -> dict[str, Any]:

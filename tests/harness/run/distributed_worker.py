@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.base import ranks as ranks_module
 from harness.cli import main
 from harness.data.batches import Batch
+from harness.training.sharding import set_whole, whole
 from harness.training.trainer import DistillationTrainer
 from methods.base import find
 from methods.uld import ULD
@@ -100,6 +102,10 @@ class _Seen:
                 "whole": sum(each.numel() for each in model.parameters()),
             }
             check(trainer, sample)
+            for parameter in model.parameters():  # as where the best weights on held-out rows are kept and taken
+                value = whole(parameter) + 1
+                set_whole(parameter, value)
+                assert torch.equal(whole(parameter), value)
 
         DistillationTrainer.check_result = spy  # type: ignore[method-assign]
 
