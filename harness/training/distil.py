@@ -97,14 +97,10 @@ def distil(
         reward: what the task says of sampled responses, where the objective asks for it.
     """
     on: torch.device = next(model.parameters()).device
-    widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
-    widths += [head.weight.shape[0] for head in teachers.heads.values()]
-    # Gradients and the optimiser's two moments come once training has begun.
-    later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     collator = Collator(
         objective.terms,
         pad_ids(sides),
-        chunk_rows=chunk_rows(training.chunk_rows, widths, on, later // sharers(training)),
+        chunk_rows=_chunk_rows(model, teachers, training),
         stored=teachers.stored,
         packing=training.packing,
     )
@@ -129,6 +125,16 @@ def distil(
         room=room,
     )
     return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None, room.halved)
+
+
+def _chunk_rows(model: PreTrainedModel, teachers: TeacherSources, training: Training) -> int:
+    """Rows of logits that are in memory together, beside what a training has once it has begun."""
+    on: torch.device = next(model.parameters()).device
+    widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
+    widths += [head.weight.shape[0] for head in teachers.heads.values()]
+    # Gradients and the optimiser's two moments, of which each process that shares the weights has its part.
+    later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return chunk_rows(training.chunk_rows, widths, on, later // sharers(training))
 
 
 @torch.no_grad()

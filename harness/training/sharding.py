@@ -48,7 +48,7 @@ def shards(training: Training) -> bool:
     return sharers(training) > 1
 
 
-def settings_of(student: PreTrainedModel) -> dict[str, Any]:
+def settings_of(student: PreTrainedModel) -> dict[str, Any]:  # Any: as TrainingArguments take them
     """What transformers' TrainingArguments take to shard a student's decoder layers, and what is left of it."""
     parent, name = decoder_layers(student, student.config.get_text_config(decoder=True).num_hidden_layers)
     return {
@@ -72,7 +72,7 @@ def keep_precision(arguments: TrainingArguments) -> None:
     arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
 
 
-def take_plugin(accelerator: Accelerator, settings: dict[str, Any]) -> None:
+def take_plugin(accelerator: Accelerator, settings: dict[str, Any]) -> None:  # Any: of :func:`settings_of`
     """Have FSDP on CPUs too: there Accelerate's state forgets the plugin, and trains whole copies without a word."""
     if accelerator.state.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.distributed_type = DistributedType.FSDP
