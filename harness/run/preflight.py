@@ -33,6 +33,7 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
     _tell_of_models(bench.published, progress)
     _check_vocabularies(plan, bench, progress)
     _check_batches(plan)
+    _check_shards(plan, progress)
     _check_methods(plan, bench)
     _check_rewards(plan)
     _check_rows(plan, bench.published)
@@ -114,6 +115,29 @@ def _check_rewards(plan: Plan) -> None:
                 expected = f"a multiple of {several}, which {row} samples to each prompt"
                 fix = f"Set them, or group_size of {row}."
                 raise HarnessError("train.batch_size, train.micro_batch_size", found, expected, fix)
+
+
+def _check_shards(plan: Plan, progress: Progress) -> None:
+    """What trains in pieces must have processes to share with, and ask for the pieces at the same moments."""
+    asked = (stage for end in plan.ends for stage in with_inputs(end))
+    sharded = [stage for stage in asked if stage.training is not None and stage.training.shard]
+    if sharded and world_size() == 1:
+        sections = ", ".join(f"{section}.shard" for section in dict.fromkeys(stage.section for stage in sharded))
+        progress.message(
+            f"[yellow]{sections}[/]: one process has nobody to share weights with; torchrun --nproc-per-node N starts "
+            "several"
+        )
+        return
+    for stage in sharded:
+        sampling = [method.name for method in stage.objective.methods if method.sampling] if stage.objective else []
+        if sampling:
+            raise HarnessError(
+                f"{stage.section}.shard",
+                f"true, with {', '.join(sampling)}, whose student samples responses: each process its own number of "
+                "tokens, and none gathers weights alone",
+                "whole students where responses are sampled",
+                f"Set {stage.section}.shard to false, or leave the method out.",
+            )
 
 
 def _check_methods(plan: Plan, bench: Workbench) -> None:

@@ -30,6 +30,7 @@ from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
 from harness.training.rewards import Reward, reward_of
+from harness.training.sharding import blank_copy, gather_into, shards
 from harness.training.traces import Tracer, chosen
 from methods.base import Need
 
@@ -263,6 +264,8 @@ def _train(
     aligned = tools.aligned.of(stage, role, objective.terms)
     given = teachers()
     model = model.to(device())
+    owner = model if wrapper is None else wrapper
+    blank = blank_copy(owner) if shards(training) and tools.ranks.rank == 0 else None
     started = time.monotonic()
     done = distil(
         model,
@@ -283,6 +286,11 @@ def _train(
     )
     seconds = time.monotonic() - started
     release_memory()  # optimiser state hangs in a cycle of the Trainer's
+    if shards(training):
+        gather_into(blank, owner)
+    if blank is not None:  # whole from here on: what is stored and asked of it is this process's alone
+        model = blank.to(device()) if wrapper is None else blank.to(device()).get_base_model()
+        wrapper = None if wrapper is None else blank
     return Trained(model.eval(), wrapper, objective.terms, given, done.steps, seconds, done.watched, done.halved)
 
 

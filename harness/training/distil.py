@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.base.device import chunk_rows, compiles
+from harness.base.ranks import world_size
 from harness.data.batches import Batch, Collator
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
@@ -25,6 +26,7 @@ from harness.training.rewards import Reward
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.room import Room
 from harness.training.selection import bits_per_byte_of
+from harness.training.sharding import shards
 from harness.training.trainer import train
 
 if TYPE_CHECKING:
@@ -98,8 +100,9 @@ def distil(
     on: torch.device = next(model.parameters()).device
     widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
     widths += [head.weight.shape[0] for head in teachers.heads.values()]
-    # Gradients and the optimiser's two moments come once training has begun.
+    # Gradients and the optimiser's two moments come once training has begun; of weights in pieces less than is there.
     later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    later = later if not shards(training) else later // world_size()
     collator = Collator(
         objective.terms,
         pad_ids(sides),

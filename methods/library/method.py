@@ -60,7 +60,7 @@ class Need(enum.Enum):
     ROLLOUTS = "rollouts"
     """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
     HIDDEN = "hidden rows"
-    """Each side has its hidden rows and its head (:attr:`Side.hidden`), and :meth:`Method.build` sees both heads."""
+    """Each side has its hidden rows and its head (:attr:`Side.hidden`)."""
     REWARDS = "rewards"
     """The task says a reward of each response that the student samples, :attr:`Method.samples_a_prompt` of them to a
     prompt: :meth:`Method.align_all` sees them one behind the other. Of a method without a teacher, whose groups are of
@@ -258,7 +258,7 @@ class Method(ABC, Generic[O_co]):
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
     def build(self, student: OutputHead, teacher: OutputHead) -> None:  # as above
-        """Make what is trained beside the student, once both models are known; asked with ``Need.HIDDEN``.
+        """Make what is trained beside the student, once both models are known.
 
         Before every training, a resumed one too, whose checkpoint then puts its parameters in place.
 
