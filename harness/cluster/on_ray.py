@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from types import ModuleType
 from typing import Any
 
 from rich.markup import escape
@@ -135,10 +134,12 @@ def done_by_ray(order: Mapping[str, Json], job: Job, *before: Mapping[str, Json]
         told = do(given, given.plan(), job, known, kept)
     except HarnessError as error:
         return {"refused": [error.where, error.found, error.expected, error.fix], "failures": {}}
-    return told.plain() | {"messages": kept.messages, "node": ray.util.get_node_ip_address()}
+    where = f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
+    return told.plain() | {"messages": kept.messages, "node": where}
 
 
-def _installed() -> ModuleType:
+# Any: a module that is not there where types are checked
+def _installed() -> Any:
     """Ray, which tells nobody that it is used.
 
     Raises:
@@ -155,7 +156,7 @@ def _installed() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _connected(ray: ModuleType, launch: Launch) -> Iterator[None]:
+def _connected(ray: Any, launch: Launch) -> Iterator[None]:
     """A block of a program that belongs to a cluster; one that does already stays in it."""
     if ray.is_initialized():
         yield
@@ -180,7 +181,7 @@ def _connected(ray: ModuleType, launch: Launch) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_room(ray: ModuleType, job: Job, asked: Mapping[str, float]) -> None:
+def _check_room(ray: Any, job: Job, asked: Mapping[str, float]) -> None:
     """Whether some node has room: Ray would wait for one for ever.
 
     Raises:

@@ -44,13 +44,14 @@ FIELDS: dict[str, Any] = {
 ON_CPUS = ("launch.executor=slurm", "launch.job.gpus=0")
 
 
-def planned(recipe: dict[str, Any], **changed: Any) -> Plan:
-    return make_plan(validate("tiny", recipe | FIELDS | changed))
-
-
 def options(script: Path) -> list[str]:
     lines = script.read_text().splitlines()
     return [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH --")]
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_recipe: dict[str, Any]) -> Plan:
+    return make_plan(validate("tiny", tiny_recipe | FIELDS))
 
 
 @pytest.fixture
@@ -72,8 +73,7 @@ def recipe_file(tiny_recipe: dict[str, Any], tmp_path: Path) -> Path:
 # --- What is asked for ------------------------------------------------------------------------------------------------
 
 
-def test_shared_stages_come_in_steps_by_their_depth(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    plan = planned(tiny_recipe)
+def test_shared_stages_come_in_steps_by_their_depth(plan: Plan, tmp_path: Path) -> None:
     steps = steps_of(jobs_of(plan, Store(tmp_path)))
     named = {
         name: [job.name.split(" · ")[0 if job.place is None else 1] for job in jobs] for name, jobs in steps.items()
@@ -86,9 +86,9 @@ def test_shared_stages_come_in_steps_by_their_depth(tiny_recipe: dict[str, Any],
     }
 
 
-def test_jobs_ask_for_what_the_plan_needs(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_jobs_ask_for_what_the_plan_needs(plan: Plan, tmp_path: Path) -> None:
     """By hand: memory of the largest stage and 4 GiB, whole GiB; a quarter of an hour and twice the seconds."""
-    plan, store = planned(tiny_recipe), Store(tmp_path)
+    store = Store(tmp_path)
     jobs = steps_of(jobs_of(plan, store))["cells-2"]
     coster = Coster(plan)
     costs = {stage.identity: coster.cost(stage) for stage in plan.stages()}
@@ -147,7 +147,7 @@ def test_what_a_recipe_says_never_becomes_code(
     field: dict[str, Any], found: str, tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=found):
-        planned(tiny_recipe, launch={"executor": "slurm", "slurm": field})
+        validate("tiny", tiny_recipe | FIELDS | {"launch": {"executor": "slurm", "slurm": field}})
 
 
 def test_names_and_folders_are_words_of_the_scripts(
@@ -226,9 +226,9 @@ def test_what_slurm_refuses_leaves_nothing_in_its_queue(
 # --- What a job does --------------------------------------------------------------------------------------------------
 
 
-def test_a_job_whose_input_was_lost_or_failed_is_a_row(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_job_whose_input_was_lost_or_failed_is_a_row(plan: Plan, tmp_path: Path) -> None:
     """Its own machine would die at it again; and nothing is loaded for that."""
-    plan, store = planned(tiny_recipe), Store(tmp_path)
+    store = Store(tmp_path)
     order = Order.of(plan, tmp_path, False)
     job = steps_of(jobs_of(plan, store))["cells-2"][0]
     told = do(order, plan, job, {}, Silent())
@@ -241,8 +241,8 @@ def test_a_job_whose_input_was_lost_or_failed_is_a_row(tiny_recipe: dict[str, An
     assert Told.of(json.loads(json.dumps(told.plain()))) == told
 
 
-def test_another_plan_than_the_one_that_was_submitted_is_refused(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    order = Order.of(planned(tiny_recipe), tmp_path, False)
+def test_another_plan_than_the_one_that_was_submitted_is_refused(plan: Plan, tmp_path: Path) -> None:
+    order = Order.of(plan, tmp_path, False)
     assert order.plan().identity == order.identity
     changed = Order({**order.recipe, "seeds": [1]}, order.identity, order.runs, False)
     with pytest.raises(HarnessError, match="the same code, libraries, models and data on all machines"):
