@@ -98,15 +98,10 @@ def distil(
         reward: what the task says of sampled responses, where the objective asks for it.
     """
     on: torch.device = next(model.parameters()).device
-    widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
-    widths += [head.weight.shape[0] for head in teachers.heads.values()]
-    # Gradients and the optimiser's two moments come once training has begun; of weights in pieces less than is there.
-    later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    later = later if not shards(training) else later // world_size()
     collator = Collator(
         objective.terms,
         pad_ids(sides),
-        chunk_rows=chunk_rows(training.chunk_rows, widths, on, later),
+        chunk_rows=_chunk_rows(model, teachers, training, on),
         stored=teachers.stored,
         packing=training.packing,
     )
@@ -131,6 +126,16 @@ def distil(
         room=room,
     )
     return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None, room.halved)
+
+
+def _chunk_rows(model: PreTrainedModel, teachers: TeacherSources, training: Training, on: torch.device) -> int:
+    """How many rows' logits exist at once."""
+    widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
+    widths += [head.weight.shape[0] for head in teachers.heads.values()]
+    # Gradients and the optimiser's two moments come once training has begun; of weights in pieces less than is there.
+    later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    later = later if not shards(training) else later // world_size()
+    return chunk_rows(training.chunk_rows, widths, on, later)
 
 
 @torch.no_grad()
