@@ -22,7 +22,7 @@ stands beside it only where ``rollout_share`` leaves some micro-batches to them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,8 @@ class GRPOOptions(OnPolicyOptions):
     ce_weight: NonNegative = Field(0.0, description="weight of the cross-entropy on references, where any are read")
     kd_weight: NonNegative = Field(1.0, description="weight of the policy's loss")
     rollout_share: RolloutShare = Field(1.0, description="as of other methods; 1: the student's own responses alone")
+    rollouts: Literal["student"] = Field("student", description="no teacher corrects them")
+    skd_top: Literal[25] = Field(25, description="unused: no teacher corrects them")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="G, responses to one prompt; TRL's default")
     beta: NonNegative = Field(0.0, description="β of the KL to the warm start; 0 as in TRL: no second model is held")
 

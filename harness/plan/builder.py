@@ -285,6 +285,7 @@ class StageBuilder:
             *(["top_k"] if "rows" in read and self.recipe.teacher_rows.identity() else []),
             *(["rollouts"] if "micro_batch" in values else []),
             *(["rewards"] if (objective := more.get("objective")) and objective.rewarded else []),
+            *(["skd"] if objective and objective.corrected else []),
             *(["bits"] if self.recipe.dev.rows else []),
         ]
         return self._stage(kind, title, values, inputs, asked=asked, **further)

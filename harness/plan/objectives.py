@@ -72,6 +72,11 @@ class ObjectiveSpec:
         return tuple(part for part in self.parts if part.role or Need.REWARDS in part.method.needs)
 
     @property
+    def corrected(self) -> bool:
+        """Whether a teacher corrects what the student samples while it writes."""
+        return any(method.sampling is not None and method.sampling.rollouts == "skd" for method in self.methods)
+
+    @property
     def rewarded(self) -> bool:
         """Whether the task says what sampled responses are worth."""
         return any(Need.REWARDS in method.needs for method in self.methods)

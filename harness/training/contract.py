@@ -250,7 +250,7 @@ def accumulation_does_not_matter(method: Method, folder: Path) -> None:
         for key in ("loss", "ce", "grad_norm", *(["kd_0"] if "kd_0" in left else [])):
             if math.isnan(left[key]) and math.isnan(right[key]):  # no cross-entropy where all is sampled
                 continue
-            _close(f"{key} of step {left['step']:g}, one by one", right[key], left[key], 2e-5, least=1e-3)
+            _close(f"{key} of step {left['step']:g}, one by one", right[key], left[key], 2e-5, least=1e-2)
 
 
 def resumed_equals_straight(method: Method, folder: Path) -> None:

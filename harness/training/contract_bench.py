@@ -85,7 +85,8 @@ class Bench:
         settings = RolloutSettings.of(self.objective.terms)
         if settings is None:
             return None
-        return Rollouts(settings, self.objective.terms, self.sides, collator, 128, 5, _length_in_eighths)
+        teachers = {self.role: self.teacher} if self.teacher is not None else {}
+        return Rollouts(settings, self.objective.terms, self.sides, collator, 128, 5, _length_in_eighths, teachers)
 
     def loss(self, batch: Batch, divisors: Sequence[float] | None = None) -> LossParts:
         wanted = self.objective.divisors(batch.counts) if divisors is None else divisors

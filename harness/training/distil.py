@@ -106,7 +106,7 @@ def distil(
     )
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
-        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed, reward)
+        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed, reward, teachers.live)
     room = Room(collator, say, trial=on.type == "cuda")
     distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on))
     watched = [collator.collate([example]).to(on) for example in examples[:watch]]

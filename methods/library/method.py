@@ -122,6 +122,14 @@ class OnPolicyOptions(KDOptions):
         "{start, end, over}: a straight line by optimiser step, over a share of them; {target: acceptance, start, "
         "least, most}: the share of the sampled tokens that the teacher would have taken, a running mean",
     )
+    rollouts: Literal["student", "skd"] = Field(
+        "student",
+        description="who writes sampled responses: the student alone, or corrected by its teacher while it writes "
+        "(speculative KD): a token that is not among the teacher's likeliest gives way to one that the teacher samples",
+    )
+    skd_top: Annotated[int, Field(ge=0)] = Field(
+        25, description="how many of the teacher's likeliest tokens stay with skd; 0: the teacher writes alone"
+    )
     rollout_temperature: Positive = Field(1.0, description="divides the student's logits when it samples")
     rollout_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="sample from the likeliest tokens that together have this probability"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.trainer import train
 from methods.grpo import GRPO, advantages
 from methods.library.alignment import AlignedResponse
+from tests.conftest import Command
 from tests.methods import contract
 
 
@@ -220,10 +223,29 @@ def test_countdowns_verifier_is_the_reward() -> None:
     assert reward(rows[1].id, "<answer></answer>") == reward(rows[1].id, "") == 0
 
 
+@pytest.mark.slow
+def test_the_whole_way_with_a_start_to_stay_near_to(harness: Command, tmp_path: Path) -> None:
+    """Warm start, groups of samples, the verifier, and the KL to the warm start that is held beside the student."""
+    done = harness(
+        "run", "recipe=smoke", "methods=[control,grpo]", "tasks=[countdown]", "fidelity=[described]",
+        "method_options.grpo={beta: 0.1, group_size: 4, rollout_tokens: 8}", "evaluation.references=[]",
+        "train.batch_size=8", "train.micro_batch_size=4", "--runs", str(tmp_path),
+    )  # fmt: skip
+    assert done.code == 0, done.out + done.err
+    (costs,) = tmp_path.glob("*/costs.csv")
+    sampled = pd.read_csv(costs).set_index("row")["sampled"]
+    assert np.isnan(sampled["control"])
+    assert 0 < sampled["grpo"] <= 4 * 8 * 8
+    (steps,) = (path for path in tmp_path.glob("store/student/*/steps.json") if "reward" in path.read_text())
+    shown = json.loads(steps.read_text())
+    assert shown[0]["KL to the start"] == pytest.approx(0, abs=1e-6)
+    assert shown[-1]["KL to the start"] > 0
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["tasks=[gsm8k]"], r"methods: grpo: found task gsm8k, which can't say.*countdown"),
+        (["tasks=[codem]"], r"methods: grpo: found task codem, which can't say.*countdown"),
         (
             ["train.batch_size=12", "train.micro_batch_size=12"],
             r"train.batch_size.*found 12 responses.*a multiple of 8, which grpo",

@@ -44,6 +44,9 @@ from harness.tasks.base import Split
 from methods.base import Method, Need
 from methods.library.rollout_share import mean_share
 
+KEPT = 3.0
+"""Tokens that a round of speculative KD is taken to keep, of the five that it proposes."""
+
 _LESS: Mapping[str, object] = {"micro_batch_size": 1, "gradient_checkpointing": True, "chunk_rows": 64}
 """Settings that take less memory and change no result, the cheapest in time first."""
 
@@ -163,21 +166,43 @@ class Coster:
                 traffic += CE_TRAFFIC * (rows * shape.vocabulary + theirs * other.vocabulary)
             traffic += kd_traffic(method) * (rows * shape.vocabulary + theirs * other.vocabulary)
             cpu += rows * method.align_seconds
-        for method in objective.methods if objective else ():
-            if Need.REWARDS in method.needs:  # a product with the head is made anyway; of the start, a whole model's
-                traffic += CE_TRAFFIC * rows * shape.vocabulary
-                flops += (shape.forward(tokens, length) + shape.logits(rows)) if Need.START in method.needs else 0.0
-            if method.sampling is not None:
-                drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
-                share = mean_share(method.sampling.rollout_share)
-                window = training.batch_size / micro  # whose samples are drawn at once, where there are any
-                calls = (1 - (1 - share) ** window) / window
-                traffic, cpu = traffic + calls * drawn.traffic, cpu + share * drawn.cpu
-                launches += calls * drawn.launches
+        own = self._own_text(stage, shape, micro, tokens, rows, training.batch_size / micro)
+        flops, launches, traffic, cpu = (
+            flops + own.flops, launches + own.launches, traffic + own.traffic, cpu + own.cpu,
+        )  # fmt: skip
         disk = 4.0 * _trained(shape, training) if training.lora else 4.0 * shape.parameters
         if stage.kind == "student" and not self.recipe.keep_students:
             disk = 0.0
         return Cost(flops * passes, launches * passes, traffic * passes, cpu * passes, memory, disk, fp32=width == 4)
+
+    def _own_text(self, stage: Stage, shape: Shape, micro: int, tokens: float, rows: float, window: float) -> Cost:
+        """What a micro-batch's share of sampled responses takes.
+
+        Args:
+            tokens, rows: of a micro-batch.
+            window: micro-batches of a step, whose samples are drawn at once, where there are any.
+        """
+        flops = launches = traffic = cpu = 0.0
+        for part in stage.objective.parts if stage.objective else ():
+            method, sampling = part.method, part.method.sampling
+            if sampling is None:
+                continue
+            drawn = self._decoding(shape, micro, sampling.rollout_tokens, 4, sampled=True)
+            share = mean_share(sampling.rollout_share)
+            calls = (1 - (1 - share) ** window) / window
+            traffic, cpu = traffic + calls * drawn.traffic, cpu + share * drawn.cpu
+            launches += calls * drawn.launches
+            if Need.REWARDS in method.needs:  # of the start, a whole model's pass
+                traffic += CE_TRAFFIC * rows * shape.vocabulary
+                if Need.START in method.needs:
+                    flops += shape.forward(tokens, tokens / micro) + shape.logits(rows)
+            if sampling.rollouts == "skd":  # each round reads all of a text, the teacher twice
+                rounds, other = sampling.rollout_tokens / KEPT, self.shapes[part.role]
+                live, _ = self._texts(stage.task, part.role).batches(micro)
+                once = shape.forward(tokens, tokens / micro) + 2 * other.forward(live, live / micro)
+                flops += share * rounds * once
+                launches += calls * rounds * 2 * other.layers
+        return Cost(flops, launches, traffic, cpu)
 
     def _training_memory(
         self,
