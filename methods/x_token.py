@@ -55,9 +55,7 @@ _LEAST = 1e-10  # of a probability that a logarithm is taken of
 class XTokenOptions(KDOptions):
     temperature: Positive = Field(1.0, description="τ, divides the logits of both sides")
     columns: int = Field(8192, ge=1, description="columns of the teacher that are compared")
-    projection: Literal["fixed", "learnt"] = Field(
-        "fixed", description="W as tokens are written, or learnt from there"
-    )
+    projection: Literal["fixed", "learnt"] = Field("fixed", description="W as tokens are written, or learnt from there")
     projection_learning_rate: Positive | None = Field(0.01, description="of a learnt W; none: as the student's")
 
 
