@@ -109,7 +109,7 @@ class Layout:
         if overlap:
             chunks = [(start if start in self.starts else start - 1, stop) for start, stop in chunks]
         own = zip(terms, self.student_tokens, self.teacher_tokens, self.before, strict=True)
-        return chunks, [slice_term(term, chunks, *more) for term, *more in own]
+        return chunks, [slice_term(term, chunks, ours, theirs, before) for term, ours, theirs, before in own]
 
     def _join(self, term: int, parts: Sequence[Groups]) -> Groups:
         """The groups of one term over the whole batch, members as row numbers of the batch."""
