@@ -66,6 +66,12 @@ class Need(enum.Enum):
     """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
     HIDDEN = "hidden rows"
     """Each side has its hidden rows and its head (:attr:`Side.hidden`)."""
+    REWARDS = "rewards"
+    """The task says a reward of each response that the student samples, :attr:`Method.samples_a_prompt` of them to a
+    prompt: :meth:`Method.align_all` sees them one behind the other. Of a method without a teacher, whose groups are of
+    the response with itself; the teacher's side is then the student's own, without gradient."""
+    START = "start"
+    """Beside ``REWARDS``: the teacher's side is the student as training found it."""
 
 
 class KDOptions(BaseModel):
@@ -181,6 +187,11 @@ class Method(ABC, Generic[O_co]):
         """The options that say how the student samples responses to learn from; None where it doesn't."""
         options: KDOptions = self.options
         return options if isinstance(options, OnPolicyOptions) and options.rollout_share != 0 else None
+
+    @property
+    def samples_a_prompt(self) -> int:
+        """How many responses the student samples to one prompt."""
+        return 1
 
     @property
     def answers_of(self) -> str:

@@ -14,6 +14,7 @@ from methods.fkd import FKD
 
 # Options that lead through code of their own, by method.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "grpo": [{"beta": 0.5, "normalize": "samples"}],
     "gold": [
         {"merge": "observed"},
         {"merge": "product"},
