@@ -255,7 +255,7 @@ class Method(ABC, Generic[O_co]):
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
     def build(self, student: OutputHead, teacher: OutputHead) -> None:  # as above
-        """Make what is trained beside the student, once both models are known.
+        """Make what is trained beside the student, once both models are known; not asked without a teacher.
 
         Before every training, a resumed one too, whose checkpoint then puts its parameters in place.
 
