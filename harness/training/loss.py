@@ -52,7 +52,7 @@ class Distiller(nn.Module):
         heads = {role: Head.of(model) for role, model in teachers.items()} | (teacher_heads or {})
         self._teachers: tuple[dict[str, nn.Module], dict[str, Head]] = (teachers, heads)
         for term in objective.terms:
-            if term.teacher in heads:  # else nobody teaches
+            if term.teacher in heads:  # a method that learns from rewards has none
                 term.method.build(Head.of(student), heads[term.teacher])
         self.own = nn.ModuleList(m for term in objective.terms if (m := term.method.trainable()) is not None)
         for model in teachers.values():

@@ -55,6 +55,11 @@ class Need(enum.Enum):
 
     WHOLE_RESPONSE = "whole response"
     """Every chunk is one response, so that a method can take means over it."""
+    ROW_BEFORE = "row before"
+    """Chunks begin, on both sides, one row before the first that a group has; for groups of :attr:`Rows.AFTER`.
+
+    Such a row is in two chunks; the norm of the gradient at the logits, which is reported, counts both shares apart.
+    """
     ENTROPY = "entropy"
     """:meth:`Method.align` runs at every step, with the entropies of both models' next-token distributions."""
     ROLLOUTS = "rollouts"
@@ -258,7 +263,7 @@ class Method(ABC, Generic[O_co]):
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
     def build(self, student: OutputHead, teacher: OutputHead) -> None:  # as above
-        """Make what is trained beside the student, once both models are known.
+        """Make what is trained beside the student, once both models are known; not asked without a teacher.
 
         Before every training, a resumed one too, whose checkpoint then puts its parameters in place.
 

@@ -133,6 +133,7 @@ TRIED = "--preset h100 --device cpu"
 SMALL = {
     "loss": f"{TRIED} --tokens 64 --student-size 3000 --teacher-size 2500 --seconds 0.01 --parts methods",
     "step": f"{TRIED} --steps 1",
+    "every_method": f"{TRIED} --steps 1 --methods fkd x_token",
     "generation": TRIED,
     "alignment": "--repeats 1 --responses 2",
     "comparison": "--methods sft gold",
