@@ -259,7 +259,8 @@ def run(
     """Train and evaluate what a recipe asks for; what is stored already is not made again.
 
     An interrupted run goes on where it stopped when it is called again. Under a launcher (``torchrun``) every process
-    calls this; all but the first train along until the run is over.
+    calls this; all but the first train along until the run is over. With ``launch.executor: slurm`` it submits jobs and
+    returns; called again, it says how far they are, and gives the run when they are done.
 
     Args:
         recipe: from :func:`load_recipe`, or its plan.
@@ -277,15 +278,13 @@ def run(
     """
     from rich.markup import escape
 
-    from harness.base.identity import environment
     from harness.base.progress import Silent
     from harness.base.ranks import Ranks
+    from harness.cluster.executors import runner_for
     from harness.plan.stages import Plan
     from harness.results.readings import note_readings
     from harness.results.record import run_folder, write_record
     from harness.results.run import Run
-    from harness.run.runner import Runner
-    from harness.run.shared import SharedRunner
     from harness.tasks import tasks
     from methods.base import registered
 
@@ -294,8 +293,7 @@ def run(
         tasks(), registered()  # a plug-in that can't be used is said in every run
         made = recipe if isinstance(recipe, Plan) else plan(recipe)
         folder, ranks = run_folder(runs_folder(runs), made), Ranks.join()
-        kind = SharedRunner if made.recipe.launch.workers > 1 else Runner
-        runner = kind(made, store(runs), folder, told, unsafe_execution, ranks)
+        runner = runner_for(made.recipe.launch)(made, store(runs), folder, told, unsafe_execution, ranks)
         if ranks.rank > 0:
             runner.follow()
             ranks.end()
@@ -306,7 +304,7 @@ def run(
         finally:  # whatever stops a run, its folder shows the cells that are done
             if not made.recipe.stages:
                 readings = note_readings(made, runner.store)
-                write_record(folder, made, runner.failures, environment(), heard, readings)
+                write_record(folder, made, runner.failures, runner.environment(), heard, readings)
     return Run(folder, runner.failures.values())
 
 

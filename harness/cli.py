@@ -12,6 +12,7 @@ from rich.console import Console
 from harness.base.errors import HarnessError
 from harness.base.stopping import seconds_of, stopping
 from harness.verbs.asked import asked_recipe, name_in, taken, tuned_recipe, without_budget, without_profile
+from harness.verbs.clusters import cluster_verbs
 from harness.verbs.keeping import Runs, console, verbs
 from harness.verbs.starting import init
 
@@ -125,9 +126,10 @@ def run(
     with TerminalProgress(console, made, store) as progress:
         done = api.run(made, progress, runs=runs, unsafe_execution=unsafe_execution, stop_after=seconds)
     left = [cell.name for cell in made.evaluated if any(not store.find(end.kind, end.identity) for end in cell.ends)]
-    if seconds is None or len(left) < len(made.evaluated):
+    cut = seconds is not None or made.recipe.launch.executor == "slurm"
+    if not cut or len(left) < len(made.evaluated):
         console.print(stored_table(made, store) if made.recipe.stages else done.report())
-    if seconds is not None and left:
+    if cut and left:
         console.print(f"left to do: {', '.join(left)}; the same command goes on", soft_wrap=True, markup=False)
     if any(not failure.skipped for failure in done.failures):
         raise typer.Exit(1)
@@ -151,15 +153,19 @@ def tune(
     seed: Annotated[int, typer.Option("--seed", help="Of the one repetition.")] = 0,
     share: Annotated[float, typer.Option("--share", help="Of the recipe's steps that a trial trains.")] = 0.5,
 ) -> None:
-    """Try as many settings for each row (`budget=6`) on held-out training rows; `harness run` takes what won."""
+    """Try as many settings for each row (`budget=6`) on held-out training rows; `harness run` takes what won.
+
+    They are judged by bits per byte (`metric=bits_per_byte`), or by what the task says of answers (`metric=score`).
+    """
     from harness import api
     from harness.terminal.progress import TerminalProgress
     from harness.terminal.tuning_view import tuning_view
 
-    named, budget = without_budget(fields)
+    named, budget, metric = without_budget(fields)
     recipe, path = asked_recipe(named), api.lock_beside(name_in(named))
-    with TerminalProgress(console, api.tuning_plan(recipe, budget, seed, share), api.store(runs)) as progress:
-        lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, runs=runs)
+    plan = api.tuning_plan(recipe, budget, seed, share, metric)
+    with TerminalProgress(console, plan, api.store(runs)) as progress:
+        lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, metric=metric, runs=runs)
     if api.leads():
         api.write_lock(path, lock)
         console.print(tuning_view(lock, path))
@@ -203,6 +209,7 @@ def align(
 
 
 app.add_typer(verbs)
+app.add_typer(cluster_verbs)
 app.command()(init)
 
 

@@ -45,7 +45,7 @@ FLOORS = (
     ("cli",),
     ("verbs",),
     ("api",),
-    ("litmus", "tuning"),
+    ("cluster", "litmus", "tuning"),
     ("terminal", "results", "run"),
     ("plan", "training"),
     ("recipe", "generation"),

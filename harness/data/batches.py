@@ -150,8 +150,8 @@ class Collator:
                 raise ValueError(f"{method.name} aligns at the step: the window's number of groups is not known before")
         self.roles = frozenset(term.teacher for term in terms)
         self.windows = {
-            STUDENT: row_window([term.method.rows for term in terms]),
             **dict.fromkeys(self.roles, TEACHER_ROWS),
+            STUDENT: row_window([term.method.rows for term in terms]),  # its own teacher's, too
         }
         for role in self.roles:
             if any(term.method.rows is Rows.ALL for term in terms if term.teacher == role):

@@ -70,6 +70,7 @@ CANNOT_CHANGE_A_RESULT: Mapping[str, str] = {
 
 ON_REQUEST: Mapping[str, str] = {
     "rollouts": "harness.training.rollouts:Rollouts",
+    "rewards": "harness.training.rewards",
     "top_k": "harness.models.top_rows",
     "lora": "harness.models.lora",
     "best_dev": "harness.training.selection",

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from harness.base.schema import Strict, as_list, as_names
 from harness.models.spec import ModelSpec
 from harness.models.top_rows import packed_bytes
+from harness.recipe.launch import Launch
 from harness.recipe.training import RowTraining, TeacherTraining, Training
 from harness.tasks import tasks
 from harness.tasks.base import Task, TaskSettings
@@ -74,17 +75,6 @@ class Dev(Strict):
     """Training rows that nothing trains on: checkpoints and settings are chosen on them, never on a test set."""
 
     rows: int = Field(0, ge=0, description="how many of each task's training rows are held out, evenly spaced")
-
-
-class Launch(Strict):
-    """How a run uses the machine; no part of any stage's identity."""
-
-    workers: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        description="(speed) processes that make cells at the same time, each on a GPU of its own where there are GPUs",
-    )
 
 
 class Data(Strict):

@@ -5,7 +5,7 @@ Demand comes from the end: a cell whose scores are stored needs nothing else, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from harness.base.compilation import keep_compiled
+from harness.base.identity import environment
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
 from harness.base.stopping import OutOfTimeError, alarm, check_stop_after
@@ -72,6 +73,10 @@ class Runner:
     def failures(self) -> dict[str, Failure]:
         """What failed, by the identity of the stage."""
         return self.demand.failures
+
+    def environment(self) -> Mapping[str, object]:
+        """Where the cells are made, for the run's record."""
+        return environment()
 
     def run(self, seconds: float | None = None) -> None:
         """Make everything that the plan's cells need. Bad input raises; other failures become rows.

@@ -149,9 +149,13 @@ class ChunkWalk:
         student_members, teacher_members, span, rows = groups.slices[number]
         if span[0] == span[1]:
             return None
-        with torch.no_grad():
-            head, taught = teachers[term.teacher], self.teacher_rows[term.teacher][slice(*rows)]
-            teacher_logits = head.logits(taught.to(head.weight.dtype))
+        if term.teacher in teachers:
+            with torch.no_grad():
+                head, taught = teachers[term.teacher], self.teacher_rows[term.teacher][slice(*rows)]
+                teacher_logits = head.logits(taught.to(head.weight.dtype))
+        else:  # nobody teaches: the student's own
+            first = self.batch.chunks[number][0]
+            teacher_logits = logits[rows[0] - first : rows[1] - first]
         in_order = groups.in_order[number]
         student = Side(
             logits,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.base.device import chunk_rows, compiles
+from harness.base.ranks import world_size
 from harness.data.batches import Batch, Collator
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
@@ -21,9 +22,11 @@ from harness.models.heads import Head
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
+from harness.training.rewards import Reward
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.room import Room
 from harness.training.selection import bits_per_byte_of
+from harness.training.sharding import shards
 from harness.training.trainer import train
 
 if TYPE_CHECKING:
@@ -81,6 +84,7 @@ def distil(
     say: Callable[[str], None] = lambda text: None,
     watch: int = 0,
     dev: Sequence[TokenizedExample] = (),
+    reward: Reward | None = None,
 ) -> Trajectory:
     """Train a model in place, on the device where it is.
 
@@ -91,12 +95,14 @@ def distil(
         steps, seed, work, on_step: see :func:`harness.training.trainer.train`.
         say: told of what is halved for lack of memory.
         watch: how many of the examples are read before and after, by the same model on the same rows.
+        reward: what the task says of sampled responses, where the objective asks for it.
     """
     on: torch.device = next(model.parameters()).device
     widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
     widths += [head.weight.shape[0] for head in teachers.heads.values()]
-    # Gradients and the optimiser's two moments come once training has begun.
+    # Gradients and the optimiser's two moments come once training has begun; of weights in pieces less than is there.
     later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    later = later if not shards(training) else later // world_size()
     collator = Collator(
         objective.terms,
         pad_ids(sides),
@@ -106,7 +112,7 @@ def distil(
     )
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
-        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
+        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed, reward)
     room = Room(collator, say, trial=on.type == "cuda")
     distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on))
     watched = [collator.collate([example]).to(on) for example in examples[:watch]]

@@ -2,7 +2,8 @@
 
 Agarwal et al., arXiv 2306.13649 (GKD), section 3: with probability λ a micro-batch keeps its prompts, and the student
 answers them. The answer's bytes are tokenised for the teacher, which scores them live. Such responses carry no
-cross-entropy, and where their length cut them, no EOS.
+cross-entropy, and where their length cut them, no EOS. A method that compares responses to one prompt (GRPO) has the
+first prompt of so many answered as often, in the place of the others.
 """
 
 from __future__ import annotations
@@ -23,22 +24,28 @@ from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, TokenizedExample, join_sampled
 from harness.generation.decoding import continue_prompts
 from harness.generation.per_row import GumbelNoise
+from harness.training.rewards import Reward, rewarded_groups
 from methods.base import Need
 from methods.library.rollout_share import AcceptedShare, LinearShare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from methods.library.alignment import Groups
+from methods.library.alignment import AlignedResponse, Groups
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How the student samples; the fields of :class:`methods.library.method.OnPolicyOptions`."""
+    """How the student samples; the fields of :class:`methods.library.method.OnPolicyOptions`.
+
+    Attributes:
+        a_prompt: responses to one prompt.
+    """
 
     share: float | LinearShare | AcceptedShare
     temperature: float
     top_p: float
     tokens: int
+    a_prompt: int = 1
 
     @classmethod
     def of(cls, terms: Sequence[Term]) -> RolloutSettings | None:
@@ -48,8 +55,8 @@ class RolloutSettings:
             ValueError: two terms want different samples; they share each micro-batch.
         """
         found = {
-            cls(o.rollout_share, o.rollout_temperature, o.rollout_top_p, o.rollout_tokens)
-            for o in (term.method.sampling for term in terms)
+            cls(o.rollout_share, o.rollout_temperature, o.rollout_top_p, o.rollout_tokens, method.samples_a_prompt)
+            for method, o in ((term.method, term.method.sampling) for term in terms)
             if o is not None
         }
         if len(found) > 1:
@@ -67,6 +74,7 @@ class Rollouts:
         collator: of the run.
         max_length: the most tokens of prompt and response together, on every side.
         seed: of the draws; a hash of named coordinates.
+        reward: what the task says of responses, where a term asks for it.
     """
 
     def __init__(
@@ -77,9 +85,10 @@ class Rollouts:
         collator: Collator,
         max_length: int,
         seed: int,
+        reward: Reward | None = None,
     ) -> None:
         self.settings, self.terms, self.sides, self.collator = settings, list(terms), sides, collator
-        self.max_length, self.seed = max_length, seed
+        self.max_length, self.seed, self.reward = max_length, seed, reward
         self.scorers = frozenset(term.teacher for term in terms if Need.ROLLOUTS in term.method.needs)
 
     def drawn(self, step: int, micro_batch: int, share: float) -> bool:
@@ -94,17 +103,19 @@ class Rollouts:
     @torch.no_grad()
     def samples(self, student: PreTrainedModel, parts: Sequence[Sequence[AlignedExample]], step: int) -> list[Sample]:
         """A batch of the prompts of each part with responses that the student samples, all at once, on the CPU."""
-        examples = [aligned for part in parts for aligned in part]
+        given = [aligned.example for part in parts for aligned in part]
+        examples = [given[place - place % self.settings.a_prompt] for place in range(len(given))]
         responses = self._sample(student, examples, step)
-        joined = join_sampled([aligned.example for aligned in examples], responses, self.sides, self.max_length)
-        made = iter([self._align(example) for example in joined])
+        joined = join_sampled(examples, responses, self.sides, self.max_length)
+        groups = zip(*[self._groups(term, joined) for term in self.terms], strict=True)
+        made = iter([AlignedExample(*each) for each in zip(joined, groups, strict=True)])
         answered = [tuple(next(made) for _ in part) for part in parts]
         return [
             {"batch": self.collator.collate(part, self.scorers), "examples": part, "sampled": self.scorers}
             for part in answered
         ]
 
-    def _sample(self, student: PreTrainedModel, examples: Sequence[AlignedExample], step: int) -> list[list[int]]:
+    def _sample(self, student: PreTrainedModel, examples: Sequence[TokenizedExample], step: int) -> list[list[int]]:
         """Ids of each response, up to what ended it, that one included."""
         settings, side = self.settings, self.sides[STUDENT]
         processors: list[LogitsProcessor] = [_KnownTokens(len(side.vocabulary))]
@@ -112,11 +123,11 @@ class Rollouts:
             processors.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_p < 1:
             processors.append(TopPLogitsWarper(settings.top_p))
-        prompts = [aligned.example.sides[STUDENT].prompt.tolist() for aligned in examples]
+        prompts = [example.sides[STUDENT].prompt.tolist() for example in examples]
         order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
         # From one generator an example, so that the other rows of a batch don't matter.
         seed = seed_of("rollout", self.seed, step)
-        processors.append(GumbelNoise([(examples[place].example.id, seed) for place in order]))
+        processors.append(GumbelNoise([(self._draw_of(examples[place], place), seed) for place in order]))
         room = max(1, self.max_length - min(map(len, prompts)))  # what is over an example's own limit is cut later
         training = student.training
         student.eval()
@@ -134,15 +145,18 @@ class Rollouts:
         found = {place: ids[:end] for place, ids, end in zip(order, made, ends, strict=True)}
         return [found[place] for place in range(len(prompts))]
 
-    def _align(self, example: TokenizedExample) -> AlignedExample:
-        """Groups of the terms that learn from samples; the others get none."""
+    def _draw_of(self, example: TokenizedExample, place: int) -> str:
+        """What its draws are named by: the row, and which of the responses to its prompt it is."""
+        number = place % self.settings.a_prompt
+        return f"{example.id} {number}" if number else example.id
+
+    def _groups(self, term: Term, examples: Sequence[TokenizedExample]) -> Sequence[Groups | AlignedResponse]:
+        """Of each example, where the term learns from samples; else none."""
+        needs = term.method.needs
+        if Need.REWARDS in needs:
+            return rewarded_groups(term, examples, self.reward, self.sides[STUDENT])
         none = Groups.one_to_one([], [])
-        return AlignedExample(
-            example,
-            tuple(
-                align(example, [term]).groups[0] if Need.ROLLOUTS in term.method.needs else none for term in self.terms
-            ),
-        )
+        return [align(example, [term]).groups[0] if Need.ROLLOUTS in needs else none for example in examples]
 
 
 class _KnownTokens(LogitsProcessor):  # type: ignore[misc]

@@ -60,7 +60,13 @@ class Need(enum.Enum):
     ROLLOUTS = "rollouts"
     """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
     HIDDEN = "hidden rows"
-    """Each side has its hidden rows and its head (:attr:`Side.hidden`), and :meth:`Method.build` sees both heads."""
+    """Each side has its hidden rows and its head (:attr:`Side.hidden`)."""
+    REWARDS = "rewards"
+    """The task says a reward of each response that the student samples, :attr:`Method.samples_a_prompt` of them to a
+    prompt: :meth:`Method.align_all` sees them one behind the other. Of a method without a teacher, whose groups are of
+    the response with itself; the teacher's side is then the student's own, without gradient."""
+    START = "start"
+    """Beside ``REWARDS``: the teacher's side is the student as training found it."""
 
 
 class KDOptions(BaseModel):
@@ -178,6 +184,11 @@ class Method(ABC, Generic[O_co]):
         return options if isinstance(options, OnPolicyOptions) and options.rollout_share != 0 else None
 
     @property
+    def samples_a_prompt(self) -> int:
+        """How many responses the student samples to one prompt."""
+        return 1
+
+    @property
     def answers_of(self) -> str:
         """Role of the teacher ("same", "cross") whose own answers stand in for references; empty where none's do."""
         return ""
@@ -239,7 +250,7 @@ class Method(ABC, Generic[O_co]):
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
     def build(self, student: OutputHead, teacher: OutputHead) -> None:  # as above
-        """Make what is trained beside the student, once both models are known; asked with ``Need.HIDDEN``.
+        """Make what is trained beside the student, once both models are known.
 
         Before every training, a resumed one too, whose checkpoint then puts its parameters in place.
 

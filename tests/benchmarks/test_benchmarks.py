@@ -115,7 +115,7 @@ def test_no_logits_are_narrower_than_a_given_tokenizer_asks_for(
     loss = importlib.import_module("loss")
     made = tmp_path / "tokenizer.json"
     common.trained_tokenizer("student", 20_500).backend_tokenizer.save(str(made))
-    monkeypatch.setattr(sys, "argv", ["loss", "--student-tokenizer", str(made)])
+    monkeypatch.setattr(sys, "argv", ["loss", "--student-tokenizer", str(made), "--out", str(tmp_path / "loss.json")])
     arguments, preset = loss.command_line(), loss.PRESETS["cpu"]
     setting = loss.Setting("cpu", loss.torch.float32, folder=tmp_path, **preset.setting)
     bench = loss.Bench(arguments, preset, setting, ["gold"])
