@@ -143,7 +143,9 @@ SMALL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SMALL)
+@pytest.mark.parametrize(
+    "script", [pytest.param(one, marks=pytest.mark.nightly) if one in ("comparison", "spans") else one for one in SMALL]
+)
 def test_a_script_ends_at_its_smallest_size(script: str, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     done = ended(script, *SMALL[script].split(), "--out", out)

@@ -198,6 +198,7 @@ def test_live_teachers_give_what_stored_rows_give(folder: Path, row: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_follow_the_record(folder: Path) -> None:
     """All rows under torchrun with gloo, from the teachers' fine-tuning on."""
     found = t.with_two_processes(folder / "two processes")

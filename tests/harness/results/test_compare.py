@@ -170,6 +170,7 @@ def two(
     return folder / "runs", names[0], names[1]
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(two: tuple[Path, str, str], harness: Command) -> None:
     runs, first, second = two
     done = harness("compare", first, second, "--runs", runs)

@@ -75,6 +75,7 @@ for arguments in ({calls}):
 """
 
 
+@pytest.mark.slow
 def test_a_task_of_another_package_plans_runs_and_reports(
     install: Install, tmp_path: Path, tiny_recipe: dict[str, Any]
 ) -> None:

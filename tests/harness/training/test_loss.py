@@ -304,16 +304,21 @@ def test_gradients_of_a_bf16_head_are_added_up_in_float32() -> None:
     "method",
     [
         FKD(),
-        RKD(),
-        ULD(),
-        ULD(pairing="bytes"),
-        ULD(sort="top_k", top_k=20),
         ULD(sort="counted"),
         GOLD(),
-        GOLD(beta=0.5, positions="disagreement"),
-        GOLD(sort="top_k", top_k=20, merge="product"),
-        GOLD(sort="counted"),
-        OneToOne(),
+        *(
+            pytest.param(method, marks=pytest.mark.nightly)
+            for method in (
+                RKD(),
+                ULD(),
+                ULD(pairing="bytes"),
+                ULD(sort="top_k", top_k=20),
+                GOLD(beta=0.5, positions="disagreement"),
+                GOLD(sort="top_k", top_k=20, merge="product"),
+                GOLD(sort="counted"),
+                OneToOne(),
+            )
+        ),
     ],
     ids=lambda method: " ".join(map(str, (method.name, *method.options.model_dump(exclude_defaults=True).values()))),
 )

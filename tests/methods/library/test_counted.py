@@ -182,6 +182,7 @@ def test_masses_that_are_no_numbers_stay_visible() -> None:
     assert distance[1].item() == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager() -> None:
     p, q = softmax(4, 3000, 3, 0), softmax(4, 2000, 3, 1)
     try:

@@ -168,6 +168,7 @@ def test_an_evaluation_that_breaks_is_an_error_and_not_a_score(problems: Path, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jsonl", "cache"]
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_expected_answers_are_kept_for_each_problem(problems: Path, tmp_path: Path) -> None:
     """By a digest of the problem: a subset finds those of the whole set, another text of a problem does not."""
@@ -221,6 +222,7 @@ def test_the_data_sets_own_solutions_reach_the_ceiling(
     assert (sum(v.plus == "pass" for v in verdicts), len(verdicts)) == ceiling
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_what_large_answers_stand_for(tmp_path: Path) -> None:
     """Above 16 MiB a digest stands for an answer: it must be equal type by type."""
