@@ -33,8 +33,9 @@ def p_text(p: float) -> str:
 
 
 def amount(value: float, column: Column) -> str:
-    """A difference without its sign, in words: percentages differ by points."""
-    return f"{abs(value):.{column.digits}f}{' points' if column.unit == '%' else ''}"
+    """A difference without its sign, in words: percentages differ by points. What would read as 0 has one digit."""
+    text = f"{abs(value):.{column.digits}f}"
+    return f"{text if float(text) or not value else f'{abs(value):.1g}'}{' points' if column.unit == '%' else ''}"
 
 
 def listed(names: Sequence[str]) -> str:

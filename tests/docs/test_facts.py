@@ -10,38 +10,25 @@ from harness import api
 from harness.recipe.references import resolved_at
 from reports.published import published
 from tests.docs.pages import ROOT
+from tests.docs.test_methods_table import TABLE
 from tests.docs.texts import quoted_in, table_of
 
 KNOWN = table_of(ROOT / "docs" / "choose_a_method.md", "What is known")
-LITMUS = ROOT / "reports" / "results" / "litmus.md"
 
 
-def rows_of(file: str, heading: str) -> dict[str, list[str]]:
-    """The rows of a report's tables under a heading by their first cell; of two of a name the first."""
-    return {row[0]: row for row in reversed(table_of(ROOT / file, heading))}
-
-
-@pytest.mark.parametrize(("place", "study"), [(1, "known_truth_tuned_fresh"), (2, "known_truth_tuned")])
+@pytest.mark.parametrize(("place", "study"), [(2, "known_truth_tuned_fresh"), (3, "known_truth_tuned")])
 def test_gaps_are_those_of_the_published_studies(place: int, study: str) -> None:
-    learnt = rows_of(f"reports/results/{study}/report.md", "What was learnt: known_truth")
-    assert len(KNOWN) > 12
+    report = table_of(ROOT / "reports" / "results" / study / "report.md", "What was learnt: known_truth")
+    learnt = {row[0]: row for row in report}
     for row in KNOWN:
-        (name,) = quoted_in(row[0])
+        (name,) = quoted_in(row[1])
         assert row[place] in learnt[name], name
 
 
-def test_what_a_term_teaches_is_the_litmus() -> None:
-    claims = dict(re.findall(r"^\| (\w+) \| [^|]*goes \d+% [^|]* \| (-?\d+%) \|", LITMUS.read_text(), re.MULTILINE))
-    said = {quoted_in(row[0])[0]: row[3] for row in KNOWN if row[3]}
-    assert len(said) > 12
-    assert said == {name: claims[name] for name in said}
-
-
-def test_costs_are_the_benchmarks() -> None:
-    losses = rows_of("benchmarks/README.md", "Losses")
-    said = {quoted_in(row[0])[0]: row[4] for row in KNOWN if row[4] not in ("", "–")}
-    assert len(said) > 5
-    assert said == {name: losses[name][3] for name in said}
+def test_steps_are_those_of_the_table_of_all_methods() -> None:
+    said = {quoted_in(row[1])[0]: row[4] for row in KNOWN}
+    assert len(said) > 6
+    assert said == {name: TABLE[name]["step"] for name in said}
 
 
 def test_settings_of_the_paper_are_those_of_its_recipe() -> None:

@@ -117,3 +117,4 @@ def test_amounts_have_no_sign() -> None:
     table = three_seeds(up=20).table()
     percent, bits = table.columns
     assert (amount(-1.234, percent), amount(-0.0123, bits)) == ("1.23 points", "0.012")
+    assert (amount(-0.00041, bits), amount(0.0, bits)) == ("0.0004", "0.000")  # some difference does not read as none
