@@ -59,7 +59,7 @@ from harness.models.heads import Head
 from harness.recipe.training import Training
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
-from methods.base import registered
+from methods.base import TeacherKind, registered
 from methods.library.vocabulary import TokenizerPair
 
 WARM_UP = 2
@@ -159,7 +159,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "h100": {"student": _QWEN2, "teacher": _PHI3, "length": 500, "batch": 8, "steps": 10},
 }
-_TRY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} | _SMALL
+TRIED = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} | _SMALL
 
 
 class Data:
@@ -243,7 +243,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
     terms: tuple[Term, ...] = ()
     method = registered()[way.method](**way.options)
     teachers, notes = TeacherSources(), {}
-    if way.method != "control":
+    if method.teacher is not TeacherKind.NONE:
         method.prepare(TokenizerPair(data.sides[STUDENT].vocabulary, data.sides["cross"].vocabulary))
         terms = (Term(method, "cross", method.options.kd_weight),)
         if way.stored:
@@ -264,7 +264,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as work:
         done = distil(
             student,
-            Objective(way.method, method.options.ce_weight, terms),
+            Objective(way.method, method.options.ce_weight, terms, method.label_smoothing),
             teachers,
             [align(example, terms) for example in data.examples],
             training,
@@ -351,7 +351,7 @@ def trls(setting: Setting, data: Data, clock: Clock) -> dict[str, Any]:
 
 def measure(setting: Setting, way: Way) -> dict[str, Any]:
     """Time of a step, and peak memory of all that it needs: models, optimiser, activations."""
-    _quiet()
+    quiet()
     before = resident()
     if way.alone:
         setting = replace(setting, batch=1)
@@ -375,7 +375,7 @@ def measure(setting: Setting, way: Way) -> dict[str, Any]:
     }
 
 
-def _quiet() -> None:
+def quiet() -> None:
     import logging
 
     warnings.filterwarnings("ignore")
@@ -396,7 +396,7 @@ def main() -> None:
     demand(device)
     preset = dict(PRESETS[arguments.preset])
     if arguments.preset != "cpu" and device == "cpu":  # the same path with models that a CPU can train
-        preset |= {role: preset[role] | _TRY | {"vocab_size": 2000} for role in ("student", "teacher")}
+        preset |= {role: preset[role] | TRIED | {"vocab_size": 2000} for role in ("student", "teacher")}
         preset |= {"length": 40, "batch": 2, "steps": 2}
     if arguments.steps:
         preset["steps"] = arguments.steps

@@ -153,15 +153,19 @@ def tune(
     seed: Annotated[int, typer.Option("--seed", help="Of the one repetition.")] = 0,
     share: Annotated[float, typer.Option("--share", help="Of the recipe's steps that a trial trains.")] = 0.5,
 ) -> None:
-    """Try as many settings for each row (`budget=6`) on held-out training rows; `harness run` takes what won."""
+    """Try as many settings for each row (`budget=6`) on held-out training rows; `harness run` takes what won.
+
+    They are judged by bits per byte (`metric=bits_per_byte`), or by what the task says of answers (`metric=score`).
+    """
     from harness import api
     from harness.terminal.progress import TerminalProgress
     from harness.terminal.tuning_view import tuning_view
 
-    named, budget = without_budget(fields)
+    named, budget, metric = without_budget(fields)
     recipe, path = asked_recipe(named), api.lock_beside(name_in(named))
-    with TerminalProgress(console, api.tuning_plan(recipe, budget, seed, share), api.store(runs)) as progress:
-        lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, runs=runs)
+    plan = api.tuning_plan(recipe, budget, seed, share, metric)
+    with TerminalProgress(console, plan, api.store(runs)) as progress:
+        lock = api.tune(recipe, progress, budget=budget, seed=seed, share=share, metric=metric, runs=runs)
     if api.leads():
         api.write_lock(path, lock)
         console.print(tuning_view(lock, path))

@@ -68,11 +68,12 @@ class ALM(Method[ALMOptions]):
     fidelities_differ = True
     released_normalize = "samples"
     Options = ALMOptions
-    rows = Rows.AFTER  # of a chunk's tokens all but the last predict within it, and the last has the row behind it
+    rows = Rows.AFTER  # so that the last token of a chunk has the row behind it
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.WHOLE_RESPONSE})
+        whole = {Need.WHOLE_RESPONSE} if self._released else set()
+        return super().needs | {Need.ROW_BEFORE} | whole  # a chunk's first token is predicted by the row before it
 
     @property
     def zero_at_identity(self) -> bool:
@@ -85,17 +86,7 @@ class ALM(Method[ALMOptions]):
         self.tables = Tables(**boundaries, **ends)
 
     def align(self, response: AlignedResponse) -> Groups:
-        """Chunks, the first with the row that predicts the response's first token as a member before it."""
-        chunks = group_bytes(response.student_ends, response.teacher_ends)
-        if not chunks.count:
-            return chunks
-        return Groups(
-            np.append(-1, chunks.student_index),
-            np.append(0, chunks.student_group),
-            np.append(-1, chunks.teacher_index),
-            np.append(0, chunks.teacher_group),
-            chunks.count,
-        )
+        return group_bytes(response.student_ends, response.teacher_ends)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         tables = self.tables.on(chunk.student.logits.device)
@@ -147,9 +138,9 @@ def _likelihoods(side: Side, groups: int, boundaries: Tensor, is_end: Tensor) ->
         is_end: bool by id, tokens behind which there is nothing.
     """
     log_total = side.logits.logsumexp(-1)
-    before, tokens = side.index[:-1], side.tokens[1:]
-    realised = side.logits[before, tokens] - log_total[before]
-    chunks = realised.new_zeros(groups).index_add(0, side.group[1:], realised)
+    before = side.index - 1
+    realised = side.logits[before, side.tokens] - log_total[before]
+    chunks = realised.new_zeros(groups).index_add(0, side.group, realised)
     last = kept_members(side.group, groups, "bayesian")
     behind = side.index[last]
     mass = side.logits.index_select(0, behind).index_select(1, boundaries).logsumexp(-1) - log_total[behind]

@@ -10,8 +10,11 @@ own text; formulas are from a description of it. The sum runs over the teacher's
 W gives a token that stands for several of the teacher's its mass on the first of them mostly, while the chain rule asks
 for the last: such groups pull at the wrong token.
 
-The paper learns W too, and weights KD by CE / KD of the same step; here W is fixed, and ``kd_scale: match_ce`` takes
-the ratio of the step before. Its other loss, H-KL, is GOLD's with ``match: weight`` and ``merge: mean_log``.
+``projection: learnt`` trains W with the student, as the paper does, at a learning rate of its own; here what is trained
+are logs, of which a token's softmax is its row of W, gradients are clipped with the student's, and W is in checkpoints
+but not stored with the student: how the paper keeps rows at a sum of 1 was not found, and it doesn't clip. The paper
+weights KD by CE / KD of the same step; ``kd_scale: match_ce`` takes the ratio of the step before. Its other loss, H-KL,
+is GOLD's with ``match: weight`` and ``merge: mean_log``.
 
 ``released`` (NVIDIA-NeMo/RL, at 7ea279a): the student's rows of a group are averaged as probabilities and renormalised
 over the columns, the teacher's as logs of its softmax over the columns, which is not; the columns are those with the
@@ -21,15 +24,29 @@ responses. What the code's script adds to W (a second pass, likeness of special 
 
 from __future__ import annotations
 
-from pydantic import Field
-from torch import Tensor
+from typing import Literal
 
-from methods.base import AlignedChunk, KDOptions, LossSums, Method, Need, Positive, Side, TeacherKind, register
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from methods.base import (
+    AlignedChunk,
+    KDOptions,
+    LossSums,
+    Method,
+    Need,
+    OutputHead,
+    Positive,
+    Side,
+    TeacherKind,
+    register,
+)
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.divergences import forward_kl
 from methods.library.maps import Tables
 from methods.library.merging import group_sizes, merge
-from methods.library.projection import projection
+from methods.library.projection import LearntWeights, projection
 from methods.library.vocabulary import TokenizerPair
 
 _LEAST = 1e-10  # of a probability that a logarithm is taken of
@@ -38,6 +55,8 @@ _LEAST = 1e-10  # of a probability that a logarithm is taken of
 class XTokenOptions(KDOptions):
     temperature: Positive = Field(1.0, description="τ, divides the logits of both sides")
     columns: int = Field(8192, ge=1, description="columns of the teacher that are compared")
+    projection: Literal["fixed", "learnt"] = Field("fixed", description="W as tokens are written, or learnt from there")
+    projection_learning_rate: Positive | None = Field(0.01, description="of a learnt W; none: as the student's")
 
 
 @register
@@ -47,6 +66,8 @@ class XToken(Method[XTokenOptions]):
     fidelities_differ = True
     released_normalize = "samples"
     Options = XTokenOptions
+
+    learnt: LearntWeights | None = None
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -59,6 +80,21 @@ class XToken(Method[XTokenOptions]):
     def prepare(self, pair: TokenizerPair) -> None:
         made = projection(pair)
         self.tables = Tables(student=made.student, teacher=made.teacher, weight=made.weight)
+        self.learnt = LearntWeights(made) if self.options.projection == "learnt" else None
+
+    def build(self, student: OutputHead, teacher: OutputHead) -> None:
+        """W as it begins, where it is trained."""
+        if self.learnt is not None:
+            weight = student.weight
+            self.learnt.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+            nn.init.zeros_(self.learnt.added)
+
+    def trainable(self) -> nn.Module | None:
+        return self.learnt
+
+    @property
+    def own_learning_rate(self) -> float | None:
+        return self.options.projection_learning_rate
 
     def align(self, response: AlignedResponse) -> Groups:
         return group_bytes(response.student_ends, response.teacher_ends)
@@ -92,7 +128,8 @@ class XToken(Method[XTokenOptions]):
     def _projected(self, masses: Tensor, width: int) -> Tensor:
         """[groups, width]: masses of the student's vocabulary, by W as those of the teacher's."""
         tables = self.tables.on(masses.device)
-        spread = masses.index_select(1, tables["student"]) * tables["weight"].to(masses.dtype)
+        weight = tables["weight"] if self.learnt is None else self.learnt()
+        spread = masses.index_select(1, tables["student"]) * weight.to(masses.dtype)
         return masses.new_zeros(len(masses), width).index_add(1, tables["teacher"], spread)
 
 

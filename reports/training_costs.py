@@ -1,18 +1,20 @@
 """What trainings cost on the machine that ran them, by row of the table: seconds, tokens, memory, hours of a GPU."""
 
+import math
 from typing import Any
 
 import pandas as pd
 
-COST_COLUMNS = ("row", "task", "seed", "seconds", "tokens", "gpus", "gpu_gib", "process_gib", "device")
+COST_COLUMNS = ("row", "task", "seed", "seconds", "tokens", "sampled", "gpus", "gpu_gib", "process_gib", "device")
 """One line per trained student. ``seconds`` of its training, without loading and storing; ``tokens`` of responses that
-it trained on; ``gpus`` it ran on (0: the CPU); ``gpu_gib``, ``process_gib``: peak memory of one GPU and of the process,
-which earlier stages of it may have set. NaN where a number is not known."""
+it trained on, and those of them that it ``sampled`` itself; ``gpus`` it ran on (0: the CPU); ``gpu_gib``,
+``process_gib``: peak memory of one GPU and of the process, which earlier stages of it may have set. NaN where a number
+is not known."""
 PARTS = ("seconds", "tokens_per_second", "gpu_hours", "gpu_gib", "process_gib", "device")
 EXPLAINED = (
     "Students' trainings, without loading, storing and what all rows share (teachers and their rows); wall-clock times "
-    "of a machine that may have had other work. Seconds: mean over seeds. GPU-hours: all seeds. Memory: the most of a "
-    "seed; that of a process may have been set by an earlier stage."
+    "of a machine that may have had other work. Seconds, and tokens that the student sampled: means over seeds. "
+    "GPU-hours: all seeds. Memory: the most of a seed; that of a process may have been set by an earlier stage."
 )
 
 
@@ -21,9 +23,9 @@ def empty_costs() -> pd.DataFrame:
 
 
 def by_row(costs: pd.DataFrame) -> pd.DataFrame:
-    """`row`, `task`, `seeds` and `PARTS` of each row of the table and task, in their order."""
+    """`row`, `task`, `seeds`, `PARTS` and `sampled_tokens` of each row of the table and task, in their order."""
     if costs.empty:
-        return pd.DataFrame(columns=["row", "task", "seeds", *PARTS])
+        return pd.DataFrame(columns=["row", "task", "seeds", *PARTS, "sampled_tokens"])
     lines = [
         {"row": row, "task": task, "seeds": len(part), **_summed(part)}
         for (row, task), part in costs.groupby(["row", "task"], sort=False)
@@ -39,6 +41,7 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
     frame = frame.rename(
         columns={
             "tokens_per_second": "tokens/s",
+            "sampled_tokens": "sampled tokens",
             "gpu_hours": "GPU-hours",
             "gpu_gib": "GPU memory, GiB",
             "process_gib": "process memory, GiB",
@@ -59,6 +62,8 @@ def _summed(part: pd.DataFrame) -> dict[str, Any]:
     return {
         "seconds": numbers["seconds"].mean(),
         "tokens_per_second": numbers["tokens"].sum(min_count=len(part)) / numbers["seconds"].sum(),
+        # runs that were stored before it was counted have no such column
+        "sampled_tokens": numbers["sampled"].mean() if "sampled" in numbers else math.nan,
         "gpu_hours": (numbers["seconds"] * numbers["gpus"]).sum(min_count=len(part)) / 3600,
         "gpu_gib": numbers["gpu_gib"].max(),
         "process_gib": numbers["process_gib"].max(),

@@ -6,10 +6,14 @@ import pandas as pd
 
 from reports.table import DASH
 
-TUNING_COLUMNS = ("row", "setting", "dev", "chosen", "test")
+TUNING_COLUMNS = ("row", "setting", "dev", "chosen", "test", "metric")
+_MEASURES = {
+    "bits_per_byte": "Bits per byte.",
+    "score": "What answers are worth, in percent: dev by the task's rule for single answers, test by its metrics.",
+}
 EXPLAINED = (
-    "Bits per byte. dev: of a short training with one seed, on training rows that were held out; test: of the row as "
-    "it stands in the table. A dev number that is far below its neighbours may be luck: the test set was not looked at."
+    "dev: of a short training with one seed, on training rows that were held out; test: of the row as it stands in the "
+    "table. A dev number that is far better than its neighbours may be luck: the test set was not looked at."
 )
 
 
@@ -22,7 +26,8 @@ def tuning_tables(tuning: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     """(heading, what to know, frame) of what was tried; nothing where nothing was.
 
     Args:
-        tuning: with `TUNING_COLUMNS`: labels, bits per byte (NaN where there is none), whether the row has the setting.
+        tuning: with `TUNING_COLUMNS`: labels, numbers (NaN where there is none), whether the row has the setting, and
+            what the numbers are: bits_per_byte, or score.
     """
     if tuning.empty:
         return []
@@ -37,7 +42,7 @@ def tuning_tables(tuning: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
             ],
         }
     )
-    return [("Settings that were tried", EXPLAINED, shown)]
+    return [("Settings that were tried", f"{_MEASURES[tuning['metric'].iloc[0]]} {EXPLAINED}", shown)]
 
 
 def _number(value: float) -> str:

@@ -55,7 +55,7 @@ class Batch(OnDevice):
             positions start again with each of them, and there is no mask.
         row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
         targets: int64 [rows], the response token that each row predicts, or -100.
-        chunks: (start, stop) of the student rows of each chunk.
+        chunks: (start, stop) of the student rows of each chunk. One may begin with a row of the chunk before it.
         counts: float64 [2 + terms], always on the CPU, where a window's are added up: response tokens, responses, and
             the groups of each term (0 where they are made at the step).
         unaligned: what the step needs to make ``chunks`` and ``terms``, where a method aligns by entropies.
@@ -150,8 +150,8 @@ class Collator:
                 raise ValueError(f"{method.name} aligns at the step: the window's number of groups is not known before")
         self.roles = frozenset(term.teacher for term in terms)
         self.windows = {
-            STUDENT: row_window([term.method.rows for term in terms]),
             **dict.fromkeys(self.roles, TEACHER_ROWS),
+            STUDENT: row_window([term.method.rows for term in terms]),  # its own teacher's, too
         }
         for role in self.roles:
             if any(term.method.rows is Rows.ALL for term in terms if term.teacher == role):
@@ -250,6 +250,7 @@ class Collator:
             tuple(tokens["teacher"]),
             self.chunk_rows,
             self.whole_responses,
+            tuple(Need.ROW_BEFORE in term.method.needs for term in self.terms),
         )
 
     @property

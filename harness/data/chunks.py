@@ -88,6 +88,8 @@ class Layout:
             that row is, or -100.
         chunk_rows: the most student rows in a chunk, unless one group or response needs more.
         whole: whether every chunk is one response.
+        before: for each term, whether it reads the row before its groups; then chunks within a response begin with the
+            last row of those that they follow.
     """
 
     starts: IntArray
@@ -97,13 +99,17 @@ class Layout:
     teacher_tokens: tuple[IntArray, ...]
     chunk_rows: int
     whole: bool
+    before: tuple[bool, ...]
 
     def place(self, groups: Sequence[Sequence[Groups]]) -> tuple[list[tuple[int, int]], list[TermBatch]]:
         """Chunks of the batch and the groups of each term in them; ``groups[k][i]`` are term k's of example i."""
         terms = [self._join(number, parts) for number, parts in enumerate(groups)]
-        chunks = chunk_bounds(self.starts, terms, self.chunk_rows, self.whole)
-        tokens = zip(self.student_tokens, self.teacher_tokens, strict=True)
-        return chunks, [slice_term(term, chunks, *own) for term, own in zip(terms, tokens, strict=True)]
+        overlap = any(self.before)
+        chunks = chunk_bounds(self.starts, terms, max(self.chunk_rows - overlap, 1), self.whole)
+        if overlap:
+            chunks = [(start if start in self.starts else start - 1, stop) for start, stop in chunks]
+        own = zip(terms, self.student_tokens, self.teacher_tokens, self.before, strict=True)
+        return chunks, [slice_term(term, chunks, ours, theirs, before) for term, ours, theirs, before in own]
 
     def _join(self, term: int, parts: Sequence[Groups]) -> Groups:
         """The groups of one term over the whole batch, members as row numbers of the batch."""
@@ -217,12 +223,17 @@ def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bo
 
 
 def slice_term(
-    groups: Groups, chunks: Sequence[tuple[int, int]], student_tokens: IntArray, teacher_tokens: IntArray
+    groups: Groups,
+    chunks: Sequence[tuple[int, int]],
+    student_tokens: IntArray,
+    teacher_tokens: IntArray,
+    before: bool = False,
 ) -> TermBatch:
     """Sort a batch's groups by chunk and make member indices relative to their chunk's first row.
 
     Args:
         student_tokens, teacher_tokens: int64 [rows], the response token that a member in each row is.
+        before: whether the teacher's rows of a chunk begin one before the first member.
     """
     first = np.full(groups.count, np.iinfo(np.int64).max)
     np.minimum.at(first, groups.student_group, groups.student_index)
@@ -240,7 +251,7 @@ def slice_term(
     slices: list[tuple[tuple[int, int], ...]] = []
     in_order: list[tuple[bool, bool]] = []
     for (start, stop), span, (s, t) in zip(chunks, spans, members, strict=True):
-        rows = _extent(teacher_index[slice(*t)])
+        rows = _extent(teacher_index[slice(*t)], before)
         student_index[slice(*s)] -= start
         teacher_index[slice(*t)] -= rows[0]
         student_group[slice(*s)] -= span[0]
@@ -272,8 +283,8 @@ def _members(group: IntArray, span: tuple[int, int]) -> tuple[int, int]:
     return int(np.searchsorted(group, span[0])), int(np.searchsorted(group, span[1]))
 
 
-def _extent(index: IntArray) -> tuple[int, int]:
-    return (int(index.min()), int(index.max()) + 1) if index.size else (0, 0)
+def _extent(index: IntArray, before: bool) -> tuple[int, int]:
+    return (int(index.min()) - before, int(index.max()) + 1) if index.size else (0, 0)
 
 
 def _is_range(index: IntArray, rows: int) -> bool:

@@ -161,12 +161,13 @@ class Example:
     bos: bool = True
 
 
-def _prompt(example: Example) -> str:
-    return example.prompt
+def prompts_of(examples: Sequence[Example]) -> list[Request]:
+    """Rows' prompts to answer, laid out as they are trained on."""
+    return [Request(one.id, one.prompt, bos=one.bos) for one in examples]
 
 
 def held_out(
-    examples: Sequence[Example], rows: int, question: Callable[[Example], str] = _prompt
+    examples: Sequence[Example], rows: int, question: Callable[[Example], str]
 ) -> tuple[list[Example], list[Example]]:
     """Rows to train on, and ``rows`` others, evenly spaced, to choose settings and checkpoints on.
 

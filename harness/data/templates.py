@@ -156,6 +156,16 @@ class TextSide:
             spelled.append(ByteTokens(ids[: ends.size], ends, cut=ends.max(initial=0).item() < len(text)))
         return spelled
 
+    def going_on(self, text: bytes) -> list[int]:
+        """Tokens of bytes that go on with a text, UTF-8 or not, up to the first that nothing stands for."""
+        found: list[int] = []
+        for place, part in enumerate(re.split("([\udc80-\udcff]+)", text.decode("utf-8", "surrogateescape"))):
+            if place % 2:
+                found += self.vocabulary.byte_tokens[[ord(character) - 0xDC00 for character in part]].tolist()
+            else:
+                found += self._encode([part], self._within_a_text)[0]
+        return found[: found.index(-1)] if -1 in found else found
+
     def _encode(self, texts: Sequence[str], backend: Tokenizer | None = None) -> list[list[int]]:
         backend = self.tokenizer.backend_tokenizer if backend is None else backend
         # "</s>" in a data set is text: it must not end a response

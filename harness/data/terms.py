@@ -16,7 +16,7 @@ class Term:
 
     Attributes:
         method: its loss.
-        teacher: role of the teacher it learns from.
+        teacher: role of the teacher it learns from; the student's own where it has none.
         weight: factor of its KD sum in the total loss.
     """
 

@@ -169,8 +169,12 @@ class GumbelNoise(PerRow, LogitsProcessor):  # type: ignore[misc]
             self.generators[row] = self._generator(place)
 
     def _generator(self, place: int) -> torch.Generator:
-        item, seed = self.draws[place]
-        return torch.Generator().manual_seed(seed_of("sampling", item, seed))
+        return generator_of(*self.draws[place])
+
+
+def generator_of(item: str, seed: int) -> torch.Generator:
+    """What a sampled answer draws from."""
+    return torch.Generator().manual_seed(seed_of("sampling", item, seed))
 
 
 def _draw(row: Tensor, generator: torch.Generator) -> None:

@@ -205,7 +205,7 @@ def _prune(model: "PreTrainedModel", keep: int) -> None:
     config = model.config.get_text_config(decoder=True)
     total = config.num_hidden_layers
     kept = kept_layers(total, keep)
-    parent, name = _decoder_layers(model, total)
+    parent, name = decoder_layers(model, total)
     layers = getattr(parent, name)
     setattr(parent, name, nn.ModuleList([layers[index] for index in kept]))
     for position, layer in enumerate(getattr(parent, name)):
@@ -218,7 +218,7 @@ def _prune(model: "PreTrainedModel", keep: int) -> None:
     config.num_hidden_layers = keep
 
 
-def _decoder_layers(model: "PreTrainedModel", total: int) -> tuple["nn.Module", str]:
+def decoder_layers(model: "PreTrainedModel", total: int) -> tuple["nn.Module", str]:
     """The module and the attribute that hold the decoder's list of layers, whatever the architecture calls them."""
     from torch import nn
 

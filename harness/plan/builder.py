@@ -24,6 +24,7 @@ from harness.plan.objectives import ObjectiveSpec, make_objectives
 from harness.plan.stage_code import StageCodes, own_codes
 from harness.plan.stages import Cell, Plan, Reference, Stage
 from harness.recipe.load import name_to_call
+from harness.recipe.lock import TuningMetric
 from harness.recipe.schema import Recipe
 from harness.recipe.training import Training
 from harness.tasks.base import Task
@@ -86,11 +87,14 @@ class StageBuilder:
         self.recipe, self.task, self.codes = recipe, task, codes
         self.sources = model_sources(recipe)
 
-    def trial(self, recipe: Recipe, objective: ObjectiveSpec, seed: int) -> tuple[Cell, Stage]:
-        """A cell of a recipe that differs from the builder's in a row's settings alone, and its dev bits per byte."""
+    def trial(
+        self, recipe: Recipe, objective: ObjectiveSpec, seed: int, metric: TuningMetric = "bits_per_byte"
+    ) -> tuple[Cell, Stage]:
+        """A cell of a recipe that differs from the builder's in a row's settings alone, and what it is judged by."""
         self.recipe = recipe
         cell = self.cell(objective, seed)
-        return cell, self._dev_bits(cell.student, objective, seed)
+        judged = self._dev_bits if metric == "bits_per_byte" else self._dev_answers
+        return cell, judged(cell.student, objective, seed)
 
     def cell(self, objective: ObjectiveSpec, seed: int) -> Cell:
         student = self._student(objective, seed)
@@ -280,6 +284,8 @@ class StageBuilder:
             *(["best_dev"] if training.select == "best_dev" else []),
             *(["top_k"] if "rows" in read and self.recipe.teacher_rows.identity() else []),
             *(["rollouts"] if "micro_batch" in values else []),
+            *(["rewards"] if (objective := more.get("objective")) and objective.rewarded else []),
+            *(["skd"] if objective and objective.corrected else []),
             *(["bits"] if self.recipe.dev.rows else []),
         ]
         return self._stage(kind, title, values, inputs, asked=asked, **further)
@@ -323,6 +329,13 @@ class StageBuilder:
         title = f"dev bits per byte of {objective.name}"
         values, inputs = {"dev": self._data_values}, {"student": student}
         return self._stage("bits", title, values, inputs, asked=["bits"], seed=seed, objective=objective)
+
+    def _dev_answers(self, student: Stage, objective: ObjectiveSpec, seed: int) -> Stage:
+        """A student's answers to the training rows that are held out."""
+        title = f"dev answers of {objective.name}"
+        values = {"dev": self._data_values, "new_tokens": self.task.settings.new_tokens, **self._engine()}
+        asked = self._asked(teacher=False, answers=True)
+        return self._stage("answers", title, values, {"student": student}, asked=asked, seed=seed, objective=objective)
 
     def _stage(
         self,

@@ -67,6 +67,21 @@ class ObjectiveSpec:
         return cls(label, (Part.of(method, kd),), ce + kd if method.answers_of else ce)
 
     @property
+    def losses(self) -> tuple[Part, ...]:
+        """The parts with a loss beside the cross-entropy: those with a teacher, and those that rewards teach."""
+        return tuple(part for part in self.parts if part.role or Need.REWARDS in part.method.needs)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether a teacher corrects what the student samples while it writes."""
+        return any(method.sampling is not None and method.sampling.rollouts == "skd" for method in self.methods)
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether the task says what sampled responses are worth."""
+        return any(Need.REWARDS in method.needs for method in self.methods)
+
+    @property
     def methods(self) -> tuple[Method, ...]:
         """Built with the recipe's options; one, or two."""
         return tuple(part.method for part in self.parts)

@@ -70,6 +70,8 @@ CANNOT_CHANGE_A_RESULT: Mapping[str, str] = {
 
 ON_REQUEST: Mapping[str, str] = {
     "rollouts": "harness.training.rollouts:Rollouts",
+    "rewards": "harness.training.rewards",
+    "skd": "harness.training.speculative:Speculation",
     "top_k": "harness.models.top_rows",
     "lora": "harness.models.lora",
     "best_dev": "harness.training.selection",

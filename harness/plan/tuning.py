@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch.quasirandom import SobolEngine
@@ -21,6 +22,7 @@ from harness.plan.builder import StageBuilder
 from harness.plan.objectives import ObjectiveSpec, make_objectives
 from harness.plan.stage_code import own_codes
 from harness.plan.stages import Cell, Plan, Stage, with_inputs
+from harness.recipe.lock import TuningMetric
 from harness.recipe.schema import Options, Recipe
 from methods.library.dual import is_dual
 
@@ -41,16 +43,20 @@ class TuningSettings:
         budget: configurations of each row.
         seed: of the one repetition.
         share: of the recipe's steps that a trial trains.
+        metric: of the student on held-out rows: its bits per byte, or what the task says its answers are worth.
     """
 
     budget: int = BUDGET
     seed: int = 0
     share: float = SHARE
+    metric: TuningMetric = "bits_per_byte"
 
     def __post_init__(self) -> None:
         for name, value, low, high in (("budget", self.budget, 1, 1000), ("share", self.share, 0.01, 1)):
             if not low <= value <= high:
                 raise HarnessError(name, str(value), f"a number from {low:g} to {high:g}")
+        if self.metric not in get_args(TuningMetric):
+            raise HarnessError("metric", repr(self.metric), f"one of {', '.join(get_args(TuningMetric))}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class TuningTrial:
         number: of the configuration; 0 is the row as the recipe has it.
         point: what is tuned, by name.
         cell: with the student that is trained; its test scores are asked for by nobody.
-        dev: bits per byte of that student on held-out training rows.
+        dev: bits per byte of that student on held-out training rows, or its answers to them.
     """
 
     row: str
@@ -74,7 +80,7 @@ class TuningTrial:
 
 @dataclass(frozen=True, eq=False)
 class TuningPlan(Plan):
-    """All trials of a recipe; what is asked for are their dev bits.
+    """All trials of a recipe; what is asked for are their dev bits, or answers.
 
     Attributes:
         settings: how rows are tuned.
@@ -104,9 +110,14 @@ def make_tuning_plan(recipe: Recipe, settings: TuningSettings) -> TuningPlan:
     """The trials of a recipe. Of two fidelities the first is tuned; both rows then have its settings.
 
     Raises:
-        HarnessError: as :func:`harness.plan.builder.make_plan`; or a row's space is wrong.
+        HarnessError: as :func:`harness.plan.builder.make_plan`; or a row's space is wrong; or a task can't say what
+            answers to training rows are worth, where settings ask for that.
     """
     tasks = {name: recipe.task(name) for name in recipe.tasks}
+    silent = [name for name, task in tasks.items() if not task.rewards]
+    if settings.metric == "score" and silent:
+        found = f"score, which {', '.join(silent)} can't say of answers to training rows"
+        raise HarnessError("metric", found, "bits_per_byte, or tasks with a rule for single answers")
     if not recipe.dev.rows:
         fewest = min(len(task.training_examples()) for task in tasks.values())
         rows = max(1, min(MOST_DEV_ROWS, fewest // 10))
@@ -121,7 +132,7 @@ def make_tuning_plan(recipe: Recipe, settings: TuningSettings) -> TuningPlan:
             tuned = {row: overlay(bare, one, points[row][number], settings.share) for row, one in objectives.items()}
             changed = bare.model_copy(update={"tuned": tuned})
             for row, one in zip(bare.methods, make_objectives(changed), strict=True):
-                cell, dev = builder.trial(changed, _numbered(one, number), settings.seed)
+                cell, dev = builder.trial(changed, _numbered(one, number), settings.seed, settings.metric)
                 trials.append(TuningTrial(row, number, points[row][number], cell, dev))
     codes.keep()
     return TuningPlan(recipe, tuple(trial.cell for trial in trials), tasks, (), settings, tuple(trials))

@@ -16,12 +16,17 @@ from harness.recipe.schema import Options, Recipe
 
 SUFFIX = ".lock.json"
 
+TuningMetric = Literal["bits_per_byte", "score"]
+"""What a tuning goes by: bits per byte of held-out rows, or what answers to them are worth, in percent."""
+
 
 class TrialRecord(Strict):
     """A configuration of a row."""
 
     setting: dict[str, float] = Field(description="what was tuned, by name; the first is the recipe's own")
-    dev: dict[str, float] = Field(description="bits per byte on the held-out rows of each task; those that failed lack")
+    dev: dict[str, float] = Field(
+        description="on the held-out rows of each task, by the metric; those that failed lack"
+    )
     failed: str = Field("", description="why there is no number")
 
 
@@ -42,7 +47,7 @@ class Lock(Strict):
     seed: int = Field(description="of the one repetition")
     share: float = Field(gt=0, le=1, description="of the recipe's steps that a trial trained")
     dev_rows: int = Field(ge=1, description="training rows of each task that were held out")
-    metric: Literal["bits_per_byte"] = "bits_per_byte"
+    metric: TuningMetric = "bits_per_byte"
     rows: dict[str, TunedRow]
     tuned: dict[str, Options] = Field(description="the winners, as the recipe's field of that name has them")
 

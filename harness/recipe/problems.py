@@ -16,7 +16,7 @@ from harness.recipe.schema import BESIDE_OPTIONS, ROLE_OF_KIND, own_tasks
 from harness.recipe.training import RowTraining
 from harness.tasks import tasks
 from harness.tasks.custom import Custom
-from methods.base import Method, TeacherKind, UnknownMethodError, registered
+from methods.base import Method, Need, TeacherKind, UnknownMethodError, registered
 from methods.library.dual import DualOptions, is_dual, parts_of
 from methods.library.rollout_share import TAGS
 
@@ -134,11 +134,15 @@ def _primary_problems(names: object, chosen: object) -> list[str]:
 
 
 def all_rows(values: Mapping[object, object]) -> list[str]:
-    """What `methods: all` stands for: every method whose teacher the recipe has, and the recipe's variants."""
+    """What `methods: all` stands for: every method whose teacher the recipe has, and the recipe's variants.
+
+    Methods that learn by rewards are named where they are meant: few tasks say one.
+    """
     there = {kind for kind, role in ROLE_OF_KIND.items() if _named(values.get("teachers")).get(role)} | {
         TeacherKind.NONE
     }
-    return [*(name for name, kind in registered().items() if kind.teacher in there), *_named(values.get("variants"))]
+    taught = [name for name, kind in registered().items() if kind.teacher in there and Need.REWARDS not in kind().needs]
+    return [*taught, *_named(values.get("variants"))]
 
 
 def _evaluation_problems(evaluation: Mapping[str, object]) -> list[str]:

@@ -51,6 +51,11 @@ class Training(Strict):
     precision: Precision = Field("auto", description="auto: bf16 where the GPU has it")
     lora: Lora | None = Field(None, description="train adapters only")
     gradient_checkpointing: bool = Field(False, description="(memory) recompute activations")
+    shard: bool = Field(
+        False,
+        description="(memory) weights, gradients and AdamW's state in pieces on the processes that torchrun starts, "
+        "instead of whole on each: FSDP2; one process has nobody to share with",
+    )
     chunk_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="(memory) response rows whose logits exist at once; auto: by vocabularies and free memory"
     )
@@ -122,6 +127,7 @@ class Training(Strict):
             "micro_batch_size",
             "packing",
             "gradient_checkpointing",
+            "shard",
             "chunk_rows",
             "compile",
             "checkpoint_every",

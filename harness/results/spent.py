@@ -34,6 +34,7 @@ def collect_costs(record: Record, store: Store) -> pd.DataFrame:
                 "seed": cell["seed"],
                 "seconds": timing.seconds,
                 "tokens": sum(step["tokens"] for step in steps) if steps else math.nan,
+                "sampled": sum(step["sampled tokens"] for step in steps if "sampled tokens" in step) or math.nan,
                 "gpus": math.nan if timing.gpus is None else timing.gpus,
                 "gpu_gib": math.nan if timing.gpu_peak_bytes is None else timing.gpu_peak_bytes / GIB,
                 "process_gib": manifest.get("process_peak_memory_bytes", math.nan) / GIB,

@@ -11,19 +11,20 @@ from harness.base.errors import HarnessError
 from harness.evaluate.bits_per_byte import corpus_bits_per_byte
 from harness.plan.objectives import make_objectives
 from harness.plan.tuning import TuningPlan, TuningSettings, TuningTrial, digests, make_tuning_plan, overlay
-from harness.recipe.lock import Lock, TrialRecord, TunedRow, edges_line
+from harness.recipe.lock import Lock, TrialRecord, TunedRow, TuningMetric, edges_line
 from harness.recipe.schema import Recipe
 from harness.results.layout import Record
-from harness.store.artefacts import BITS, Failure
+from harness.store.artefacts import ANSWERS, BITS, Answer, Failure
 from harness.store.store import Store
+from harness.tasks.base import Task
 from reports.tuning import TUNING_COLUMNS
 
 
 def lock_of(plan: TuningPlan, store: Store, failures: Mapping[str, Failure]) -> Lock:
     """The winners of a tuning and every trial behind them.
 
-    A row's winner has the least bits per byte on held-out rows, in the mean over tasks; of equal ones the recipe's own
-    setting, else the earlier. A trial that failed on a task can't win.
+    A row's winner has the least bits per byte on held-out rows, or the highest score, in the mean over tasks; of equal
+    ones the recipe's own setting, else the earlier. A trial that failed on a task can't win.
 
     Raises:
         HarnessError: no trial of a row has a number.
@@ -38,8 +39,8 @@ def lock_of(plan: TuningPlan, store: Store, failures: Mapping[str, Failure]) -> 
     objectives = dict(zip(bare.methods, make_objectives(bare), strict=True))
     rows, tuned = {}, {}
     for row, numbers in by_row.items():
-        records = [_record(trials, store, failures) for trials in numbers]
-        winner = _winner(row, records, len(plan.tasks))
+        records = [_record(trials, plan, store, failures) for trials in numbers]
+        winner = _winner(row, records, plan)
         rows[row] = TunedRow(
             trials=tuple(records), winner=winner, digests={trial.cell.task: digests(trial) for trial in numbers[0]}
         )
@@ -52,17 +53,22 @@ def lock_of(plan: TuningPlan, store: Store, failures: Mapping[str, Failure]) -> 
         seed=settings.seed,
         share=settings.share,
         dev_rows=plan.recipe.dev.rows,
+        metric=settings.metric,
         rows=rows,
         tuned=tuned,
     )
 
 
-def _record(trials: Sequence[TuningTrial], store: Store, failures: Mapping[str, Failure]) -> TrialRecord:
+def _record(
+    trials: Sequence[TuningTrial], plan: TuningPlan, store: Store, failures: Mapping[str, Failure]
+) -> TrialRecord:
     """One configuration over all tasks."""
     found, failed = {}, []
     for trial in trials:
-        bits = BITS.find(store, "bits", trial.dev.identity)
-        value = corpus_bits_per_byte(bits or [])
+        if trial.dev.kind == "bits":
+            value = corpus_bits_per_byte(BITS.find(store, "bits", trial.dev.identity) or [])
+        else:
+            value = _score(plan.tasks[trial.cell.task], ANSWERS.find(store, "answers", trial.dev.identity) or [])
         if math.isfinite(value):
             found[trial.cell.task] = value
         else:
@@ -71,8 +77,15 @@ def _record(trials: Sequence[TuningTrial], store: Store, failures: Mapping[str, 
     return TrialRecord(setting=dict(trials[0].point), dev=found, failed="; ".join(failed))
 
 
-def _winner(row: str, records: Sequence[TrialRecord], tasks: int) -> int:
-    means = [math.fsum(one.dev.values()) / tasks if len(one.dev) == tasks else math.inf for one in records]
+def _score(task: Task, answers: Sequence[Answer]) -> float:
+    """What answers to training rows are worth, in percent; NaN without any."""
+    worth = [task.reward(answer.id, answer.output) for answer in answers]
+    return 100 * math.fsum(worth) / len(worth) if worth else math.nan
+
+
+def _winner(row: str, records: Sequence[TrialRecord], plan: TuningPlan) -> int:
+    tasks, sign = len(plan.tasks), -1 if plan.settings.metric == "score" else 1
+    means = [sign * math.fsum(one.dev.values()) / tasks if len(one.dev) == tasks else math.inf for one in records]
     if min(means) == math.inf:
         raise HarnessError(f"tuning of {row}", records[0].failed, "one trial at least with a number on every task")
     return means.index(min(means))
@@ -86,7 +99,7 @@ def unfit(lock: Lock, recipe: Recipe) -> list[str]:
     dev = recipe.dev.model_copy(update={"rows": lock.dev_rows})
     asked = recipe.model_copy(update={"tuned": {}, "tuning": {}, "dev": dev})
     now: dict[str, dict[str, dict[str, str]]] = {}
-    for trial in make_tuning_plan(asked, TuningSettings(1, lock.seed, lock.share)).trials:
+    for trial in make_tuning_plan(asked, TuningSettings(1, lock.seed, lock.share, lock.metric)).trials:
         now.setdefault(trial.row, {})[trial.cell.task] = digests(trial)
     lines = []
     for row, by_task in now.items():
@@ -112,23 +125,27 @@ _CHANGES = {"recipe": "the recipe", "data": "the training rows", "code": "the me
 
 
 def tuning_frame(record: Record, results: pd.DataFrame) -> pd.DataFrame:
-    """Every setting that was tried: its dev bits per byte, whether the row has it, and then what the test set gave."""
+    """Every setting that was tried: its dev number, whether the row has it, and then what the test set gave."""
     tuning = record["recipe"].get("tuning")
     if not isinstance(tuning, Mapping) or not tuning:
         return pd.DataFrame(columns=list(TUNING_COLUMNS))
     lock = Lock.model_validate({**tuning, "tuned": {}})
-    bits = results[(results["metric"] == "bits_per_byte") & (results["role"] == "student")]
+    bits = results["metric"] == "bits_per_byte"
+    tested = results[(bits if lock.metric == "bits_per_byte" else ~bits) & (results["role"] == "student")]
     lines = []
     for row, tuned in lock.rows.items():
-        of_row = bits[bits["method"].str.replace(" ", "") == row.replace(" ", "")]
+        of_row = tested[tested["method"].str.replace(" ", "") == row.replace(" ", "")]
         test = float(of_row.groupby("task")["value"].mean().mean()) if len(of_row) else math.nan
         for number, trial in enumerate(tuned.trials):
             own = number == tuned.winner
             said = ", ".join(f"{name} {value:g}" for name, value in trial.setting.items())
             dev = math.fsum(trial.dev.values()) / len(trial.dev) if trial.dev and not trial.failed else math.nan
             setting = said + (" (the recipe's own)" if number == 0 else "")
-            lines.append((row, setting, dev, own, test if own else math.nan))
+            lines.append((row, setting, dev, own, test if own else math.nan, lock.metric))
     return pd.DataFrame(lines, columns=list(TUNING_COLUMNS))
+
+
+_IN_WORDS: Mapping[TuningMetric, str] = {"bits_per_byte": "bits per byte of", "score": "the score of answers to"}
 
 
 def tuning_line(record: Record) -> str:
@@ -139,7 +156,7 @@ def tuning_line(record: Record) -> str:
     lock = Lock.model_validate({**tuning, "tuned": {}})
     best = (
         f"Each row's setting is the best of {lock.budget} that were tried, with seed {lock.seed} and "
-        f"{100 * lock.share:g} % of the steps, by bits per byte of {lock.dev_rows} training rows of each task that no "
-        "row trains on."
+        f"{100 * lock.share:g} % of the steps, by {_IN_WORDS[lock.metric]} {lock.dev_rows} training rows of each task "
+        "that no row trains on."
     )
     return " ".join(filter(None, (best, edges_line(lock))))

@@ -12,7 +12,7 @@ from transformers import set_seed
 from harness.base.device import device
 from harness.base.files import scratch_folder
 from harness.base.progress import StageProgress
-from harness.data.rows import Request, answer_key
+from harness.data.rows import answer_key, prompts_of
 from harness.data.tokens import STUDENT
 from harness.evaluate.bits_per_byte import measure
 from harness.generation import vllm as vllm_engine
@@ -37,9 +37,9 @@ def make_answers(
     evaluation: Evaluation,
     progress: StageProgress,
 ) -> dict[str, object]:
-    """Generate a model's answers to a task's prompts."""
+    """Generate a model's answers to a task's prompts, or to its held-out training rows."""
     set_seed(order_seed(stage))  # an engine may draw beside our generators
-    requests = prompts.of(stage.task)
+    requests = prompts.of(stage.task, "dev" if "dev" in stage.values else "test")
     model = _evaluated(stage, published, trained)
     progress.begin(len(requests))
     answers = _engine(evaluation)(
@@ -64,7 +64,7 @@ def make_said(
 ) -> dict[str, object]:
     """Let a teacher answer the training prompts, greedily, in each model's own template as in training."""
     set_seed(order_seed(stage))
-    requests = [Request(one.id, one.prompt, bos=one.bos) for one in task.training_examples()]
+    requests = prompts_of(task.training_examples())
     model = trained.teacher(stage.inputs["teacher"])
     progress.begin(len(requests))
     answers = _engine(evaluation)(

@@ -99,7 +99,7 @@ class Makers:
     def lessons(self) -> StudentTools:
         """What the training of a student takes beside that."""
         bench = self.bench
-        return StudentTools(self.demand.need, bench.pairs, bench.signal, bench.texts, self.traces)
+        return StudentTools(self.demand.need, bench.pairs, bench.signal, bench.texts, self.traces, self.plan.tasks)
 
     @property
     def traces(self) -> bool:

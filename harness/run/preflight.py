@@ -13,6 +13,7 @@ from harness.generation.answers import check_room
 from harness.models.heads import check_packing
 from harness.plan.stages import Plan, with_inputs
 from harness.run.workbench import PublishedModels, Workbench, model_records
+from harness.tasks import tasks
 from harness.training.rollout_share import follows_acceptance
 from methods.base import Need, Rows
 from methods.library.vocabulary import TokenKind
@@ -32,7 +33,9 @@ def preflight(plan: Plan, bench: Workbench, progress: Progress, unsafe: bool) ->
     _tell_of_models(bench.published, progress)
     _check_vocabularies(plan, bench, progress)
     _check_batches(plan)
+    _check_shards(plan, progress)
     _check_methods(plan, bench)
+    _check_rewards(plan)
     _check_rows(plan, bench.published)
     _check_packing(plan, bench.published)
     for name, task in plan.tasks.items():
@@ -90,6 +93,51 @@ def _check_batches(plan: Plan) -> None:
             training.micro_batch(world_size())
         except ValueError as error:
             raise HarnessError(f"{section}.batch_size", *error.args) from error
+
+
+def _check_rewards(plan: Plan) -> None:
+    """Tasks must say rewards to methods that learn by them, and responses to one prompt be drawn together."""
+    for cell in plan.cells:
+        for method in (method for method in cell.objective.methods if Need.REWARDS in method.needs):
+            row, several = cell.objective.label, method.samples_a_prompt
+            if not plan.tasks[cell.task].rewards:
+                telling = ", ".join(name for name, task in tasks().items() if task.rewards)
+                raise HarnessError(
+                    f"methods: {row}",
+                    f"task {cell.task}, which can't say what a response is worth",
+                    f"tasks that can: {telling}",
+                    "Leave the method or the task out.",
+                )
+            assert cell.student.training is not None
+            together = cell.student.training.micro_batch(world_size(), sampled=True)
+            if together % several:
+                found = f"{together} responses that are sampled together"
+                expected = f"a multiple of {several}, which {row} samples to each prompt"
+                fix = f"Set them, or group_size of {row}."
+                raise HarnessError("train.batch_size, train.micro_batch_size", found, expected, fix)
+
+
+def _check_shards(plan: Plan, progress: Progress) -> None:
+    """What trains in pieces must have processes to share with, and ask for the pieces at the same moments."""
+    asked = (stage for end in plan.ends for stage in with_inputs(end))
+    sharded = [stage for stage in asked if stage.training is not None and stage.training.shard]
+    if sharded and world_size() == 1:
+        sections = ", ".join(f"{section}.shard" for section in dict.fromkeys(stage.section for stage in sharded))
+        progress.message(
+            f"[yellow]{sections}[/]: one process has nobody to share weights with; torchrun --nproc-per-node N starts "
+            "several"
+        )
+        return
+    for stage in sharded:
+        sampling = [method.name for method in stage.objective.methods if method.sampling] if stage.objective else []
+        if sampling:
+            raise HarnessError(
+                f"{stage.section}.shard",
+                f"true, with {', '.join(sampling)}, whose student samples responses: each process its own number of "
+                "tokens, and none gathers weights alone",
+                "whole students where responses are sampled",
+                f"Set {stage.section}.shard to false, or leave the method out.",
+            )
 
 
 def _check_methods(plan: Plan, bench: Workbench) -> None:

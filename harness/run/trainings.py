@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +25,14 @@ from harness.plan.stages import Stage, order_seed
 from harness.recipe.schema import TeacherRows
 from harness.run.workbench import AlignedRows, Fetch, Pairs, PublishedModels, TeacherSignal, Texts, TrainedModels
 from harness.store.artefacts import ADAPTER, MODEL, STEPS, TIMING, TRACES, Timing
+from harness.tasks.base import Task
 from harness.training.checkpoints import latest_checkpoint
 from harness.training.distil import TeacherSources, distil, pad_ids
 from harness.training.objective import Objective
+from harness.training.rewards import Reward, reward_of
+from harness.training.sharding import blank_copy, gather_into, shards
 from harness.training.traces import Tracer, chosen
+from methods.base import Need
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -66,6 +70,7 @@ class StudentTools:
         signal: what teachers give.
         texts: rows, of which some are traced.
         traces: whether held-out responses are read at all.
+        tasks: by name.
     """
 
     need: Fetch
@@ -73,6 +78,7 @@ class StudentTools:
     signal: TeacherSignal
     texts: Texts
     traces: bool
+    tasks: Mapping[str, Task]
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,9 @@ def make_student(
         traced: whether to store what its terms compare in a few held-out responses.
     """
     trained = _recorded(stage, folder, tools, lambda: train_student(stage, tools, lessons, progress))
-    if traced and trained.steps and trained.terms:
-        _trace(stage, trained, tools, lessons, folder, progress)
+    taught = [term for term in trained.terms if term.teacher != STUDENT]
+    if traced and trained.steps and taught:
+        _trace(stage, trained, taught, tools, lessons, folder, progress)
     kept.keep_student(stage, _store_student(trained, tools, folder))
     return {"rows": lessons.texts.counts(stage.task, "train"), **trained.told}
 
@@ -206,20 +213,30 @@ def train_student(stage: Stage, tools: TrainingTools, lessons: StudentTools, pro
     assert asked is not None
     for part in asked.taught:
         part.method.prepare(lessons.pairs.of(part.role))
-    terms = tuple(Term(part.method, part.role, part.weight) for part in asked.taught)
-    start = stage.inputs.get("start")
-    if start is None:
-        model = tools.published.model(STUDENT)
-    else:
-        model = tools.published.trained(STUDENT, lessons.need(start).checked() / MODEL)
+    terms = tuple(Term(part.method, part.role or STUDENT, part.weight) for part in asked.losses)
+
+    def beginning() -> PreTrainedModel:
+        """The student as training finds it."""
+        start = stage.inputs.get("start")
+        if start is None:
+            return tools.published.model(STUDENT).to(device())
+        return tools.published.trained(STUDENT, lessons.need(start).checked() / MODEL).to(device())
+
+    def given() -> TeacherSources:
+        sources = lessons.signal.sources(stage, asked.roles)
+        if any(Need.START in term.method.needs for term in terms):
+            sources.live[STUDENT] = beginning()
+        return sources
+
     return _train(
         stage,
-        model.to(device()),
+        beginning(),
         STUDENT,
         Objective(stage.title, asked.ce_weight, terms, asked.label_smoothing),
-        lambda: lessons.signal.sources(stage, asked.roles),
+        given,
         tools,
         progress,
+        reward_of(lessons.tasks[stage.task]) if asked.rewarded else None,
     )
 
 
@@ -231,6 +248,7 @@ def _train(
     teachers: Callable[[], TeacherSources],
     tools: TrainingTools,
     progress: StageProgress,
+    reward: Reward | None = None,
 ) -> Trained:
     """All steps of a stage's training of the model of a role."""
     training = stage.training
@@ -246,6 +264,8 @@ def _train(
     aligned = tools.aligned.of(stage, role, objective.terms)
     given = teachers()
     model = model.to(device())
+    owner = model if wrapper is None else wrapper
+    blank = blank_copy(owner) if shards(training) and tools.ranks.rank == 0 else None
     started = time.monotonic()
     done = distil(
         model,
@@ -262,9 +282,15 @@ def _train(
         say=lambda text: progress.message(f"[yellow]{escape(f'{stage.title} on {stage.task}: {text}')}[/]"),
         watch=WATCHED if stage.kind == "teacher" else 0,
         dev=tools.aligned.dev(stage.task, role) if training.select == "best_dev" else (),
+        reward=reward,
     )
     seconds = time.monotonic() - started
     release_memory()  # optimiser state hangs in a cycle of the Trainer's
+    if shards(training):
+        gather_into(blank, owner)
+    if blank is not None:  # whole from here on: what is stored and asked of it is this process's alone
+        model = blank.to(device()) if wrapper is None else blank.to(device()).get_base_model()
+        wrapper = None if wrapper is None else blank
     return Trained(model.eval(), wrapper, objective.terms, given, done.steps, seconds, done.watched, done.halved)
 
 
@@ -298,13 +324,19 @@ def _to_trace(texts: Texts, task: str, traces: bool) -> list[TokenizedExample]:
 
 
 def _trace(
-    stage: Stage, trained: Trained, tools: TrainingTools, lessons: StudentTools, folder: Path, progress: StageProgress
+    stage: Stage,
+    trained: Trained,
+    terms: Sequence[Term],
+    tools: TrainingTools,
+    lessons: StudentTools,
+    folder: Path,
+    progress: StageProgress,
 ) -> None:
     """Store what the terms compare in a few held-out responses. A training is not lost over a picture of it."""
     sides, given = tools.published.sides, trained.teachers
     tracer = Tracer(trained.model, given.live, given.heads, given.stored, pad_ids(sides), sides)
     try:
-        made = tracer.trace(_to_trace(lessons.texts, stage.task, lessons.traces), trained.terms)
+        made = tracer.trace(_to_trace(lessons.texts, stage.task, lessons.traces), terms)
     except Exception as error:
         progress.message(f"[yellow]no alignments to show[/] of {escape(f'{stage.title}: {error!r}')}")
     else:

@@ -16,7 +16,7 @@ import torch
 
 from harness.base.device import Precision, compute_dtype, device, release_memory
 from harness.base.identity import seed_of
-from harness.data.rows import Request, held_out
+from harness.data.rows import Request, held_out, prompts_of
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide, load_sides
 from harness.data.terms import AlignedExample, Term, align
@@ -183,21 +183,24 @@ class Texts:
 
 
 class Prompts:
-    """Prompts of the tasks' test items.
+    """What is asked of models: the tasks' test items, and training rows that are held out, as they are trained on.
 
     Args:
         tasks: by name.
+        dev_rows: training rows of each task that are held out.
     """
 
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
-        self._tasks = tasks
-        self._made: dict[str, list[Request]] = {}
+    def __init__(self, tasks: Mapping[str, Task], dev_rows: int = 0) -> None:
+        self._tasks, self._dev_rows = tasks, dev_rows
+        self._made: dict[tuple[str, str], list[Request]] = {}
 
-    def of(self, task: str) -> list[Request]:
-        """Of one task."""
-        if task not in self._made:
-            self._made[task] = self._tasks[task].requests()
-        return self._made[task]
+    def of(self, task: str, split: str = "test") -> list[Request]:
+        """Of one task; ``split`` is "test" or "dev"."""
+        if (task, split) not in self._made:
+            it, rows = self._tasks[task], self._dev_rows
+            dev = [] if split == "test" else held_out(it.training_examples(), rows, it.question)[1]
+            self._made[task, split] = it.requests() if split == "test" else prompts_of(dev)
+        return self._made[task, split]
 
 
 def as_student(example: TokenizedExample, role: str) -> TokenizedExample:
@@ -382,7 +385,7 @@ class Workbench:
             published=published,
             pairs=Pairs(published, maps),
             texts=texts,
-            prompts=Prompts(plan.tasks),
+            prompts=Prompts(plan.tasks, plan.recipe.dev.rows),
             aligned=AlignedRows(texts, need),
             trained=trained,
             signal=TeacherSignal(published, trained, need, plan.recipe.teacher_rows),

@@ -110,6 +110,8 @@ class Task(ABC, Generic[S_co]):
     """Settings that decide scores and no answer: with others, stored answers are scored again."""
     text: ClassVar[str] = ""
     """What responses read like, for a plan's costs: "mathematics", "instructions" or "code"; "" for anything else."""
+    rewards: ClassVar[bool] = False
+    """Whether :meth:`reward` says something: methods that learn by it are refused elsewhere."""
     judge_seconds: float = 1e-3
     """What scoring one answer takes, for a plan's costs."""
 
@@ -201,6 +203,14 @@ class Task(ABC, Generic[S_co]):
             work: an empty folder for temporary files.
             unsafe: whether generated code may run without a sandbox where none is available.
         """
+
+    def reward(self, row: str, response: str) -> float:
+        """What a response to a training row is worth, from 0 to 1, by a rule that needs no model.
+
+        Args:
+            row: its id, as :meth:`training_examples` gives it.
+        """
+        raise NotImplementedError(f"{self.name} says no reward")
 
     def warnings(self, unsafe: bool) -> list[str]:
         """What will keep this machine from scoring, or make it dangerous: said before anything is trained."""

@@ -115,6 +115,7 @@ class Countdown(Task[CountdownSettings]):
     summary = "arithmetic puzzles, accuracy"
     Settings = CountdownSettings
     metrics = (Metric("accuracy"),)
+    rewards = True
     train_files = ()
     test_files = ()
 
@@ -152,6 +153,10 @@ class Countdown(Task[CountdownSettings]):
                 {"outcomes": dict(Counter(outcomes.values()).most_common())},
             )
         return scores
+
+    def reward(self, row: str, response: str) -> float:
+        problem = self._problems["train"][int(row.rpartition("/")[2])]
+        return float(judge(response, problem.numbers, problem.target) == "right")
 
     def protocol(self) -> list[str]:
         settings = self.settings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
@@ -160,6 +161,7 @@ class Dolly(Task[DollySettings]):
     libraries = ("rouge-score",)
     scoring = frozenset({"rouge_tokens"})
     text = "instructions"
+    rewards = True
 
     @classmethod
     def data_needs(cls, settings: TaskSettings | None = None) -> list[DataNeed]:
@@ -248,6 +250,17 @@ class Dolly(Task[DollySettings]):
             )
             for student, answers in outputs.items()
         }
+
+    def reward(self, row: str, response: str) -> float:
+        """ROUGE-L of the row's own response, over 100."""
+        from harness.evaluate import rouge
+
+        return rouge.score(response, [self._responses[row]], self.settings.rouge_tokens) / 100
+
+    @cached_property
+    def _responses(self) -> Mapping[str, str]:
+        """Of the training rows, by id."""
+        return {one.id: one.response for one in self.training_examples()}
 
     def identity(self) -> dict[str, Any]:
         """Settings that decide generation and scores: sampling seeds where something is sampled, say.

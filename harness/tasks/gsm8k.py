@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +55,7 @@ class GSM8K(Task[GSM8KSettings]):
     }
     libraries = ("lm-eval",)
     text = "mathematics"
+    rewards = True
 
     @classmethod
     def made_up_row(cls, file: str, number: int, prompt: str, response: str) -> dict[str, Any]:
@@ -110,6 +112,16 @@ class GSM8K(Task[GSM8KSettings]):
                 }
             )
         return scores
+
+    def reward(self, row: str, response: str) -> float:
+        """Whether the last number is the row's, as lm-eval's flexible filter finds it."""
+        said = gsm8k.final_number(response)
+        return float(said is not None and said == self._answers[row])
+
+    @cached_property
+    def _answers(self) -> Mapping[str, str | None]:
+        """The last number of each training row."""
+        return {one.id: gsm8k.final_number(one.response) for one in self.training_examples()}
 
     def protocol(self) -> list[str]:
         trained = "as lm-eval asks" if self.settings.template == "lm_eval" else "the bare question"

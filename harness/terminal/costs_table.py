@@ -68,6 +68,7 @@ def _summary(plan: Plan, coster: Coster, stages: Sequence[Stage], costs: Mapping
         f"Disk: {gigabytes(disk['rows'])} of teacher rows, {gigabytes(disk['teacher'])} of teachers, "
         f"{gigabytes(_total(costs, stages, 'disk'))} in all; checkpoints of what trains come on top."
     )
+    lines += _in_pieces(plan, coster.gpus)
     lines += _misfits(coster, stages, costs)
     lines.append(
         f"Assumed: {100 * UTILISATION:.0f} % of the dense peak in matrix products, {1e3 * LAYER_SECONDS:g} ms a layer "
@@ -107,9 +108,32 @@ def _misfits(coster: Coster, stages: Sequence[Stage], costs: Mapping[str, Cost])
         for title, stage in largest.items():
             found.setdefault(coster.remedy(stage, device), []).append(title)
         for remedy, titles in found.items():
-            end = f"fits with {remedy}" if remedy else "no setting makes it fit: a larger device, or another model"
+            end = (
+                f"fits with {remedy}" if remedy else "no setting makes it fit on one: a larger device, or another model"
+            )
             lines.append(f"No room on {device.name}: {', '.join(titles)}; {end}.")
+        lines += _to_share(coster, largest, device)
     return lines
+
+
+def _to_share(coster: Coster, misfits: Mapping[str, Stage], device: Device) -> list[str]:
+    """Trainings that no setting but other weights makes fit on one device: how they fit on several."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for title, stage in misfits.items():
+        remedy = coster.remedy(stage, device)
+        if (not remedy or ".lora=" in remedy) and (shared := coster.shared(stage, device)) is not None:
+            found.setdefault(shared, []).append(title)
+    return [
+        f"Larger than one {device.name}: {', '.join(titles)}; all weights can be trained in pieces on {gpus} of them, "
+        f"with {settings} under torchrun --nproc-per-node {gpus}."
+        for (settings, gpus), titles in found.items()
+    ]
+
+
+def _in_pieces(plan: Plan, gpus: int) -> list[str]:
+    """On how many GPUs a plan's sharded trainings are reckoned."""
+    sections = {s.section: s.training for s in plan.stages() if s.training is not None and s.training.shard}
+    return [f"In pieces on {gpus} GPUs (shard): {', '.join(sections)}; GiB of each of them."] if sections else []
 
 
 def _title(stage: Stage) -> str:

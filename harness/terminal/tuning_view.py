@@ -14,7 +14,8 @@ from harness.terminal.columns import Listing
 
 def tuning_view(lock: Lock, path: Path) -> Group:
     """Every setting that was tried, and which one each row has."""
-    table = Listing("row", "setting", "dev bits/byte", "", title=f"{lock.recipe}: {lock.budget} settings for each row")
+    measure = "dev bits/byte" if lock.metric == "bits_per_byte" else "dev score, %"
+    table = Listing("row", "setting", measure, "", title=f"{lock.recipe}: {lock.budget} settings for each row")
     for row, tuned in lock.rows.items():
         for number, trial in enumerate(tuned.trials):
             said = ", ".join(f"{name} {value:g}" for name, value in trial.setting.items())

@@ -97,7 +97,7 @@ class ChunkWalk:
             [rows, vocabulary], the gradient of the weighted, normalised loss at the logits.
         """
         logits = full.raw
-        targets = self.batch.targets[slice(*self.batch.chunks[number])]
+        targets = self._targets(number)
         kernels = kernels_for(logits)
         dtype = torch.float32 if logits.dtype in LOW_PRECISION else logits.dtype
         scale = logits.new_full((), self.objective.ce_weight / self.divisors[0], dtype=dtype)
@@ -141,6 +141,16 @@ class ChunkWalk:
             upstream.add_(gradient, alpha=share)
         return upstream
 
+    def _targets(self, number: int) -> Tensor:
+        """int64 [rows] of a chunk: what the cross-entropy asks of them, once where the chunk before it has them too."""
+        start, stop = self.batch.chunks[number]
+        had = self.batch.chunks[number - 1][1] - start if number else 0
+        targets = self.batch.targets[start:stop]
+        if had > 0:
+            targets = targets.clone()
+            targets[:had] = -100
+        return targets
+
     def _aligned(
         self, k: int, number: int, logits: Tensor, targets: Tensor, teachers: dict[str, Head]
     ) -> AlignedChunk | None:
@@ -149,9 +159,13 @@ class ChunkWalk:
         student_members, teacher_members, span, rows = groups.slices[number]
         if span[0] == span[1]:
             return None
-        with torch.no_grad():
-            head, taught = teachers[term.teacher], self.teacher_rows[term.teacher][slice(*rows)]
-            teacher_logits = head.logits(taught.to(head.weight.dtype))
+        if term.teacher in teachers:
+            with torch.no_grad():
+                head, taught = teachers[term.teacher], self.teacher_rows[term.teacher][slice(*rows)]
+                teacher_logits = head.logits(taught.to(head.weight.dtype))
+        else:  # nobody teaches: the student's own
+            first = self.batch.chunks[number][0]
+            teacher_logits = logits[rows[0] - first : rows[1] - first]
         in_order = groups.in_order[number]
         student = Side(
             logits,
@@ -229,7 +243,7 @@ def _through_head(
     low = at_linear.to(rows.dtype)
     of_rows, of_weight, *of_bias = gradients
     if of_rows is not None:
-        of_rows[start : start + len(rows)] = low @ head.weight
+        of_rows[start : start + len(rows)] += low @ head.weight
     if of_weight is not None:
         if of_weight.dtype == low.dtype:
             of_weight.addmm_(low.T, rows)  # adds inside of the product: no second [vocabulary, hidden] matrix

@@ -31,9 +31,10 @@ from harness.models import tiny
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
+from harness.training.rewards import rewarded_groups
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.trainer import train
-from methods.base import Method, TeacherKind
+from methods.base import Method, Need, TeacherKind
 from methods.library.vocabulary import TokenizerPair
 
 TEXTS = (
@@ -84,7 +85,8 @@ class Bench:
         settings = RolloutSettings.of(self.objective.terms)
         if settings is None:
             return None
-        return Rollouts(settings, self.objective.terms, self.sides, collator, 128, 5)
+        teachers = {self.role: self.teacher} if self.teacher is not None else {}
+        return Rollouts(settings, self.objective.terms, self.sides, collator, 128, 5, _length_in_eighths, teachers)
 
     def loss(self, batch: Batch, divisors: Sequence[float] | None = None) -> LossParts:
         wanted = self.objective.divisors(batch.counts) if divisors is None else divisors
@@ -110,11 +112,23 @@ def bench(method: Method, *, dtype: torch.dtype = torch.float64, identical: bool
         teacher = copy.deepcopy(student) if identical else tiny_model(teacher_kind, size, seed=1, dtype=dtype)
         method.prepare(TokenizerPair(student_side.vocabulary, sides[role].vocabulary))
     texts = [Example(f"x/{i}", prompt, response) for i, (prompt, response) in enumerate(SAMPLES)]
-    terms = (Term(method, role, 0.7),) if role else ()
-    examples = [align(example, terms) for example in tokenize(texts, sides, max_length=128)]
+    rewarded = Need.REWARDS in method.needs
+    terms: tuple[Term, ...] = (Term(method, role or STUDENT, 0.7),) if role or rewarded else ()
+    tokens = tokenize(texts, sides, max_length=128)
+    examples = [align(example, terms) for example in tokens]
+    if rewarded:
+        groups = rewarded_groups(terms[0], tokens, _length_in_eighths, student_side)
+        examples = [AlignedExample(*each) for each in zip(tokens, zip(groups, strict=True), strict=True)]
+        if Need.START in method.needs:
+            role, teacher = STUDENT, tiny_model(student_kind, len(student_side.vocabulary), seed=1, dtype=dtype)
     return Bench(
         method, student, teacher, role, examples, Objective(method.name, 0.3, terms, method.label_smoothing), sides
     )
+
+
+def _length_in_eighths(row: str, response: str) -> float:
+    """A reward that most responses differ in."""
+    return len(response) % 8 / 8
 
 
 @cache

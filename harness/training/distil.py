@@ -21,9 +21,11 @@ from harness.models.heads import Head
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
+from harness.training.rewards import Reward
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.room import Room
 from harness.training.selection import bits_per_byte_of
+from harness.training.sharding import sharers
 from harness.training.trainer import train
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def distil(
     say: Callable[[str], None] = lambda text: None,
     watch: int = 0,
     dev: Sequence[TokenizedExample] = (),
+    reward: Reward | None = None,
 ) -> Trajectory:
     """Train a model in place, on the device where it is.
 
@@ -91,22 +94,19 @@ def distil(
         steps, seed, work, on_step: see :func:`harness.training.trainer.train`.
         say: told of what is halved for lack of memory.
         watch: how many of the examples are read before and after, by the same model on the same rows.
+        reward: what the task says of sampled responses, where the objective asks for it.
     """
     on: torch.device = next(model.parameters()).device
-    widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
-    widths += [head.weight.shape[0] for head in teachers.heads.values()]
-    # Gradients and the optimiser's two moments come once training has begun.
-    later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     collator = Collator(
         objective.terms,
         pad_ids(sides),
-        chunk_rows=chunk_rows(training.chunk_rows, widths, on, later),
+        chunk_rows=_chunk_rows(model, teachers, training),
         stored=teachers.stored,
         packing=training.packing,
     )
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
-        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed)
+        rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed, reward, teachers.live)
     room = Room(collator, say, trial=on.type == "cuda")
     distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on))
     watched = [collator.collate([example]).to(on) for example in examples[:watch]]
@@ -125,6 +125,16 @@ def distil(
         room=room,
     )
     return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None, room.halved)
+
+
+def _chunk_rows(model: PreTrainedModel, teachers: TeacherSources, training: Training) -> int:
+    """Rows of logits that are in memory together, beside what a training has once it has begun."""
+    on: torch.device = next(model.parameters()).device
+    widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
+    widths += [head.weight.shape[0] for head in teachers.heads.values()]
+    # Gradients and the optimiser's two moments, of which each process that shares the weights has its part.
+    later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return chunk_rows(training.chunk_rows, widths, on, later // sharers(training))
 
 
 @torch.no_grad()

@@ -6,18 +6,23 @@ gradients of the rows and of the head, and dropped before the next chunk begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from harness.data.batches import Batch, TeacherBatch
+from harness.data.tokens import STUDENT
 from harness.models.heads import Head, entropies, hidden_states
 from harness.training.chunk_walk import ChunkWalk
 from harness.training.objective import LossParts, Objective
+from harness.training.sharding import read
 from methods.base import Need
+
+T = TypeVar("T")
 
 
 class Distiller(nn.Module):
@@ -47,7 +52,7 @@ class Distiller(nn.Module):
         heads = {role: Head.of(model) for role, model in teachers.items()} | (teacher_heads or {})
         self._teachers: tuple[dict[str, nn.Module], dict[str, Head]] = (teachers, heads)
         for term in objective.terms:
-            if Need.HIDDEN in term.method.needs:
+            if term.teacher in heads:  # a method that learns from rewards has none
                 term.method.build(Head.of(student), heads[term.teacher])
         self.own = nn.ModuleList(m for term in objective.terms if (m := term.method.trainable()) is not None)
         for model in teachers.values():
@@ -63,7 +68,9 @@ class Distiller(nn.Module):
         """
         rows = self._student_rows(batch)
         teacher_rows = {
-            role: self._teacher_rows(role, part, batch.padded_behind) for role, part in batch.teachers.items()
+            role: self._teacher_rows(role, part, batch.padded_behind)
+            for role, part in batch.teachers.items()
+            if role != STUDENT or role in self._teachers[0]  # else its own rows are the teacher's
         }
         if batch.unaligned is not None:
             batch = self._align(batch, rows, teacher_rows)
@@ -135,9 +142,16 @@ class Distiller(nn.Module):
         """How many tokens the student chooses from."""
         return int(Head.of(self.student).weight.shape[0])
 
+    def reading(self, work: Callable[[], T]) -> T:
+        """What work gives: see :func:`harness.training.sharding.read`."""
+        return work()
+
     @torch.no_grad()
     def cross_entropy(self, batch: Batch, chunk_rows: int = 256) -> float:
         """Mean cross-entropy of a batch's response tokens, in nats, as the student is now; dropout is off."""
+        return read(self, lambda: self._cross_entropy(batch, chunk_rows))
+
+    def _cross_entropy(self, batch: Batch, chunk_rows: int) -> float:
         was_training, head = self.student.training, Head.of(self.student)
         self.student.eval()
         rows = self._student_rows(batch)
@@ -150,13 +164,14 @@ class Distiller(nn.Module):
 
     # Any: whatever torch's own takes and gives
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Parameters without the second name of tied ones, since safetensors refuses shared memory."""
+        """Parameters without the second name of tied ones: safetensors refuses shared memory. Pieces have both."""
         kept: dict[str, Any] = {}
         seen: set[int] = set()
         for name, value in super().state_dict(*args, **kwargs).items():
-            if isinstance(value, Tensor) and value.numel() and value.data_ptr() in seen:
+            is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+            if is_whole and value.numel() and value.data_ptr() in seen:
                 continue
-            if isinstance(value, Tensor):
+            if is_whole:
                 seen.add(value.data_ptr())
             kept[name] = value
         return kept

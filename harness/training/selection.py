@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import wait_for_everyone
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from torch import nn
 
 from harness.data.tokens import TokenizedExample
 from harness.evaluate.bits_per_byte import corpus_bits_per_byte, measure
+from harness.training.sharding import read, set_whole, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,14 +63,23 @@ class Looks:
         if step not in self._after:
             return {}
         was_training = self._model.training
-        found = self._measure()
+        found = read(self._model, self._measure)
         self._model.train(was_training)
         least = min((known[DEV] for known in before if DEV in known), default=math.inf)
-        if found < least and PartialState().is_main_process:
-            kept = {name: weight.detach().contiguous() for name, weight in self._trained().items()}
+        if found < least:
+            self._keep(step)
+        return {DEV: found}
+
+    def _keep(self, step: int) -> None:
+        """Write the weights as they are; all processes gather them, one of them writes."""
+        writes, kept = PartialState().is_main_process, {}
+        for name, weight in self._trained().items():
+            gathered = whole(weight)
+            if writes:  # gathered one after the other, and kept where there is room for all
+                kept[name] = gathered.contiguous().cpu()
+        if writes:
             self._work.mkdir(parents=True, exist_ok=True)
             save_file(kept, self._file(step))
-        return {DEV: found}
 
     def take_best(self, steps: Sequence[Mapping[str, float]]) -> int | None:
         """Give the model the weights of the best look; the number of its step, or None where no look gave a number."""
@@ -78,9 +87,8 @@ class Looks:
         if best is not None and best != steps[-1]["step"]:
             wait_for_everyone()
             stored = load_file(self._file(best))
-            with torch.no_grad():
-                for name, weight in self._trained().items():
-                    weight.copy_(stored[name])
+            for name, weight in self._trained().items():
+                set_whole(weight, stored[name])
         return best
 
     def _trained(self) -> dict[str, nn.Parameter]:

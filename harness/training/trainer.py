@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from harness.base.compilation import Recompilations
-from harness.base.device import compute_dtype
 from harness.base.errors import HarnessError
 from harness.base.ranks import world_size
 from harness.data.batches import Batch, Collator
@@ -30,6 +30,7 @@ from harness.data.tokens import STUDENT
 from harness.models.heads import check_packing
 from harness.recipe.training import Training
 from harness.store.artefacts import STEPS
+from harness.training.arguments import arguments_of
 from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
 from harness.training.kd_scale import name_of, scales_after
 from harness.training.loss import Distiller
@@ -40,6 +41,7 @@ from harness.training.rollout_share import share_at
 from harness.training.rollouts import Rollouts
 from harness.training.room import Room
 from harness.training.selection import Looks
+from harness.training.sharding import begin_pass, check_checkpoint, piece, take_plugin, unchanged_environment
 from harness.training.window import Window
 
 LOST = 10.0  # a cross-entropy so many times its start, or that of guessing, is a training that came apart
@@ -68,13 +70,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._draws_share = draws_share
         self._order: Any = None
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if (self.is_fsdp_enabled and not self.args.fsdp) or self.is_deepspeed_enabled:
             name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
             raise HarnessError(
                 "accelerate launch",
-                f"{name}, which shards weights: they could not be stored, nor what they compare be shown",
-                "whole models on every GPU (DDP)",
-                "Use torchrun, or accelerate launch --multi_gpu.",
+                f"{name}, which shards weights",
+                "whole models on every GPU (DDP), or shards as the recipe asks for them",
+                "Use torchrun, or accelerate launch --multi_gpu; fields shard of teacher, warm_start and train shard.",
             )
         self._rollouts = rollouts
         self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
@@ -82,6 +84,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._on_step = on_step
         self._recompilations = Recompilations()
         self.steps: list[dict[str, float]] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; shards on CPUs too."""
+        with unchanged_environment():
+            super().create_accelerator_and_postprocess()
+            if self.args.fsdp:
+                take_plugin(self.accelerator, self.args.fsdp_plugin_args)
+                self.is_fsdp_enabled = True
 
     def _get_train_sampler(self, train_dataset: Dataset[AlignedExample] | None = None) -> Sampler[int] | None:
         """Our own order of the examples, or the Trainer's."""
@@ -137,6 +147,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             samples = [next(replaced) if draw else s for s, draw in zip(samples, drawn, strict=True)]
             sampled = torch.tensor(sum(drawn) / len(drawn), device=device)
             of_samples["sampled micro-batches"] = float(self.accelerator.reduce(sampled, reduction="mean"))
+            tokens = [float(s["batch"].counts[0]) for s, draw in zip(samples, drawn, strict=True) if draw]
+            written = torch.tensor(sum(tokens), device=device)
+            of_samples["sampled tokens"] = float(self.accelerator.reduce(written, reduction="sum"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         here = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(torch.float32)
         counts = self.accelerator.reduce(here.to(device), reduction="sum")
@@ -166,6 +179,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: Sample, num_items_in_batch: Tensor | None = None) -> Tensor:
         """One micro-batch; where it does not fit into memory, all of the step so far again in smaller pieces."""
+        begin_pass(model, last=self.accelerator.sync_gradients)
         if self.accelerator.num_processes > 1:  # the others would wait for the gradients of this one
             alone: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return alone
@@ -213,14 +227,25 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         batch = inputs["batch"]
         if isinstance(batch, AheadBatch):
             batch = batch.ready()
-        parts: LossParts = model(batch, self._window.divisors, self._window.scales)
+        with self._precision():
+            parts: LossParts = model(batch, self._window.divisors, self._window.scales)
         self._window.add(parts)
         # DDP and FSDP average gradients over ranks, the window's loss is their sum.
         loss = parts.loss * self.accelerator.num_processes
         return (loss, parts) if return_outputs else loss
 
+    def _precision(self) -> AbstractContextManager[None]:
+        """That of a forward pass, where Accelerate does not wrap the model in it: it leaves it to FSDP's own."""
+        if not self.is_fsdp_enabled:
+            return nullcontext()
+        # Casts that are kept would be all weights whole once more.
+        found: AbstractContextManager[None] = self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
+        return found
+
     def load_weights(self, checkpoint: Path) -> None:
         """The weights of a checkpoint, and nothing to train: what is left to do where it is the last step's."""
+        if self.is_fsdp_enabled:  # pieces are read into pieces
+            self.accelerator.prepare(self.model, self.create_optimizer())
         self._load_from_checkpoint(str(checkpoint))
 
     def check_result(self, sample: Batch) -> None:
@@ -235,8 +260,12 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             DivergedError: it is lost.
         """
         after = f"after the last step ({len(self.steps)})"
-        trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
-        largest = torch.stack([weight.abs().max().float() for weight in trained.values()]).tolist()  # one wait for all
+        trained = {name: piece(weight) for name, weight in self.model.named_parameters() if weight.requires_grad}
+        most_here = [
+            weight.abs().max().float() if weight.numel() else weight.new_zeros(()) for weight in trained.values()
+        ]
+        # of all processes, which find the same; one wait for all
+        largest = self.accelerator.gather(torch.stack(most_here)[None]).amax(0).tolist()
         for name, most in zip(trained, largest, strict=True):
             if not math.isfinite(most):
                 raise DivergedError(f"{name} holds numbers that are not finite {after}")
@@ -307,7 +336,7 @@ def train(
     micro = training.micro_batch(world_size(), sampled=rollouts is not None)
     trainer = DistillationTrainer(
         model=distiller,
-        args=_arguments(training, micro, steps, seed, work),
+        args=arguments_of(training, distiller.student, micro, steps, seed, work),
         train_dataset=list(examples),
         data_collator=read_ahead,
         callbacks=[marker],
@@ -342,6 +371,7 @@ def _resumed(trainer: DistillationTrainer, marker: CheckpointMarker, work: Path)
     found = [latest_checkpoint(work)] if trainer.accelerator.is_main_process else [None]
     checkpoint: Path | None = broadcast_object_list(found)[0]
     if checkpoint is not None:
+        check_checkpoint(checkpoint, sharded=trainer.is_fsdp_enabled)
         trainer.steps = STEPS.load(checkpoint)
     marker.steps = trainer.steps
     return checkpoint
@@ -352,41 +382,3 @@ def _order(examples: Sequence[AlignedExample], training: Training, seed: int) ->
     if training.bucket != "length":
         return None
     return LengthBuckets([each.example.sides[STUDENT].length for each in examples], training.batch_size, seed)
-
-
-def _arguments(training: Training, micro: int, steps: int, seed: int, work: Path) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=training.batch_size // (micro * world_size()),
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup,
-        weight_decay=training.weight_decay,
-        adam_beta1=training.adam_betas[0],
-        adam_beta2=training.adam_betas[1],
-        max_grad_norm=training.max_grad_norm,
-        bf16=compute_dtype(training.precision) == "bfloat16",
-        gradient_checkpointing=training.gradient_checkpointing,
-        seed=seed,
-        data_seed=seed,
-        save_strategy="steps" if training.checkpoint_every else "no",
-        save_steps=training.checkpoint_every or 500,
-        save_total_limit=2,
-        logging_strategy="steps",
-        logging_steps=1,
-        report_to=list(training.report_to) or "none",
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,  # every step uses all that is trained
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,  # the thread that reads ahead does that
-        use_cpu=not torch.cuda.is_available(),
-        log_level="error",
-        logging_nan_inf_filter=False,  # waits for the device after every micro-batch, for a number that nobody keeps
-    )
-    # Else that of `accelerate launch`, or of its file of settings, where the recipe asks for float32.
-    arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
-    if arguments.n_gpu > 1:  # one process drives one GPU: DataParallel can't scatter our batches
-        arguments._n_gpu = 1
-    return arguments

@@ -10,7 +10,7 @@ from harness.base.installation import runs_folder
 from harness.base.progress import Silent
 from harness.base.ranks import Ranks
 from harness.plan.tuning import TuningPlan, TuningSettings, make_tuning_plan
-from harness.recipe.lock import Lock, read_lock, with_lock
+from harness.recipe.lock import Lock, TuningMetric, read_lock, with_lock
 from harness.results.record import run_folder
 from harness.results.tuning import lock_of, unfit
 from harness.run.runner import Runner
@@ -28,6 +28,7 @@ def tune(
     budget: int = 6,
     seed: int = 0,
     share: float = 0.5,
+    metric: TuningMetric = "bits_per_byte",
     runs: Path | str | None = None,
 ) -> Lock:
     """Try settings for every row of a recipe on held-out training rows; :func:`tuned` gives the recipe what won.
@@ -38,12 +39,13 @@ def tune(
         budget: settings that each row has tried, its own included.
         seed: of the one repetition.
         share: of the recipe's steps that a trial trains.
+        metric: what settings are judged by: bits per byte of the held-out rows, or the score of answers to them.
         runs: folder of results, as in :func:`run`.
 
     Raises:
         HarnessError: bad input, or no trial of a row gave a number.
     """
-    made, kept = tuning_plan(recipe, budget, seed, share), Store(runs_folder(runs))
+    made, kept = tuning_plan(recipe, budget, seed, share, metric), Store(runs_folder(runs))
     folder = run_folder(kept.root.parent, made)
     runner = Runner(made, kept, folder, progress or Silent(), ranks=Ranks.join())
     if runner.ranks.rank > 0:
@@ -55,9 +57,11 @@ def tune(
     return lock_of(made, runner.store, runner.failures)
 
 
-def tuning_plan(recipe: Recipe, budget: int = 6, seed: int = 0, share: float = 0.5) -> TuningPlan:
+def tuning_plan(
+    recipe: Recipe, budget: int = 6, seed: int = 0, share: float = 0.5, metric: TuningMetric = "bits_per_byte"
+) -> TuningPlan:
     """The stages of :func:`tune`; executes nothing."""
-    return make_tuning_plan(recipe, TuningSettings(budget, seed, share))
+    return make_tuning_plan(recipe, TuningSettings(budget, seed, share, metric))
 
 
 def tuned(recipe: Recipe, lock: Lock | Path | str, *, stale: bool = False) -> Recipe:

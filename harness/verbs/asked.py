@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.api import Recipe
+    from harness.recipe.lock import TuningMetric
 
 
 def taken(fields: Sequence[str] | None, *names: str) -> tuple[list[str], dict[str, str]]:
@@ -17,11 +18,12 @@ def taken(fields: Sequence[str] | None, *names: str) -> tuple[list[str], dict[st
     return [field for field in fields or () if field not in own], dict(field.split("=", 1) for field in own)
 
 
-def without_budget(fields: list[str] | None) -> tuple[list[str], int]:
-    """The fields of a recipe, and how many settings each of its rows is to try: `budget=6`."""
-    rest, own = taken(fields, "budget")
+def without_budget(fields: list[str] | None) -> tuple[list[str], int, TuningMetric]:
+    """The fields of a recipe; how many settings each of its rows is to try, and by what: `budget=6 metric=score`."""
+    rest, own = taken(fields, "budget", "metric")
+    metric: Any = own.get("metric", "bits_per_byte")  # Any: whether it is one, the plan says
     try:
-        return rest, int(own.get("budget", "6"))
+        return rest, int(own.get("budget", "6")), metric
     except ValueError as error:
         raise HarnessError("budget", repr(own["budget"]), "a whole number of settings") from error
 

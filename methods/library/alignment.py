@@ -27,6 +27,7 @@ class AlignedResponse:
         student_prompt, teacher_prompt: number of tokens before the response.
         student_entropy, teacher_entropy: float64 [n], [m], in nats, of the rows that the method's loss reads; None
             unless the method needs them. Tensors where the method aligns on the models' device, else arrays.
+        reward: what the task says of a response that the student sampled; None where nobody asks it.
     """
 
     student_ids: IntArray
@@ -37,6 +38,7 @@ class AlignedResponse:
     teacher_prompt: int = 0
     student_entropy: npt.NDArray[np.float64] | Tensor | None = None
     teacher_entropy: npt.NDArray[np.float64] | Tensor | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Groups:
         student_index, student_group: int64 [members], token and its group, groups ascending.
         teacher_index, teacher_group: the same for the teacher.
         count: number of groups; each has members on both sides.
-        teacher_weight: float64 [teacher members], how much each counts in a mean over its group; None: all alike.
+        teacher_weight: float64 [teacher members], how much each counts: in a mean over its group, or, where nobody
+            teaches, as it was rewarded; None: all alike.
         notes: what the alignment says of itself, by name: a sum, and the sum that it is a share of.
     """
 

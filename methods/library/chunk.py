@@ -106,7 +106,7 @@ class Side:
         tokens: int64 [members], the response token that each member is (-100: one of the prompt). Where rows are
             PREDICTING, the member's row predicts it.
         in_order: True where ``index`` is 0, 1, ..., rows - 1, so that rows need no gathering.
-        weight: [members], how much each counts in a mean over its group; None: all alike.
+        weight: [members], how much each counts, see :class:`~methods.library.alignment.Groups`; None: all alike.
     """
 
     def __init__(

@@ -55,12 +55,23 @@ class Need(enum.Enum):
 
     WHOLE_RESPONSE = "whole response"
     """Every chunk is one response, so that a method can take means over it."""
+    ROW_BEFORE = "row before"
+    """Chunks begin, on both sides, one row before the first that a group has; for groups of :attr:`Rows.AFTER`.
+
+    Such a row is in two chunks; the norm of the gradient at the logits, which is reported, counts both shares apart.
+    """
     ENTROPY = "entropy"
     """:meth:`Method.align` runs at every step, with the entropies of both models' next-token distributions."""
     ROLLOUTS = "rollouts"
     """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
     HIDDEN = "hidden rows"
-    """Each side has its hidden rows and its head (:attr:`Side.hidden`), and :meth:`Method.build` sees both heads."""
+    """Each side has its hidden rows and its head (:attr:`Side.hidden`)."""
+    REWARDS = "rewards"
+    """The task says a reward of each response that the student samples, :attr:`Method.samples_a_prompt` of them to a
+    prompt: :meth:`Method.align_all` sees them one behind the other. Of a method without a teacher, whose groups are of
+    the response with itself; the teacher's side is then the student's own, without gradient."""
+    START = "start"
+    """Beside ``REWARDS``: the teacher's side is the student as training found it."""
 
 
 class KDOptions(BaseModel):
@@ -115,6 +126,14 @@ class OnPolicyOptions(KDOptions):
         description="λ, share of micro-batches whose responses the student samples; the teacher scores them live. "
         "{start, end, over}: a straight line by optimiser step, over a share of them; {target: acceptance, start, "
         "least, most}: the share of the sampled tokens that the teacher would have taken, a running mean",
+    )
+    rollouts: Literal["student", "skd"] = Field(
+        "student",
+        description="who writes sampled responses: the student alone, or corrected by its teacher while it writes "
+        "(speculative KD): a token that is not among the teacher's likeliest gives way to one that the teacher samples",
+    )
+    skd_top: Annotated[int, Field(ge=0)] = Field(
+        25, description="how many of the teacher's likeliest tokens stay with skd; 0: the teacher writes alone"
     )
     rollout_temperature: Positive = Field(1.0, description="divides the student's logits when it samples")
     rollout_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -178,6 +197,11 @@ class Method(ABC, Generic[O_co]):
         return options if isinstance(options, OnPolicyOptions) and options.rollout_share != 0 else None
 
     @property
+    def samples_a_prompt(self) -> int:
+        """How many responses the student samples to one prompt."""
+        return 1
+
+    @property
     def answers_of(self) -> str:
         """Role of the teacher ("same", "cross") whose own answers stand in for references; empty where none's do."""
         return ""
@@ -239,7 +263,7 @@ class Method(ABC, Generic[O_co]):
         """Compute once per pair of tokenizers what the loss needs: vocabulary maps."""
 
     def build(self, student: OutputHead, teacher: OutputHead) -> None:  # as above
-        """Make what is trained beside the student, once both models are known; asked with ``Need.HIDDEN``.
+        """Make what is trained beside the student, once both models are known; not asked without a teacher.
 
         Before every training, a resumed one too, whose checkpoint then puts its parameters in place.
 

@@ -195,8 +195,8 @@ def _prepared(name: str, pair: TokenizerPair, student: int, teacher: int, option
             raise ValueError(reason)
         if Need.HIDDEN in made.needs:
             raise ValueError(f"{name} reads hidden rows, which only the engine hands over")
+        made.prepare(within)
         if made.trainable() is not None:
             raise ValueError(f"{name} trains parameters of its own, which only the engine does")
-        made.prepare(within)
         known[key] = made
     return known[key]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map
 from methods.library.vocabulary import TokenizerPair, TokenKind, Vocabulary, without_dummy_space
@@ -30,6 +30,35 @@ class Projection(NamedTuple):
     student: Tensor
     teacher: Tensor
     weight: Tensor
+
+
+class LearntWeights(nn.Module):
+    """The entries' weights as they are trained: those of a token stay positive and keep their sum of 1.
+
+    What is trained is added to the logs of the weights that a projection begins with, so that a decay of the weights
+    leads back to these.
+
+    Args:
+        begun: a projection whose tokens with entries have a sum of 1.
+    """
+
+    added: nn.Parameter
+    _begun: Tensor
+    _token: Tensor
+
+    def __init__(self, begun: Projection) -> None:
+        super().__init__()
+        self.added = nn.Parameter(torch.zeros(len(begun.weight)))
+        self.register_buffer("_begun", begun.weight.log().to(self.added.dtype), persistent=False)
+        self.register_buffer("_token", torch.unique(begun.student, return_inverse=True)[1], persistent=False)
+
+    def forward(self) -> Tensor:
+        """[entries]"""
+        logs = self._begun + self.added
+        tokens = logs.new_zeros(int(self._token.max()) + 1 if len(logs) else 0)
+        largest = tokens.scatter_reduce(0, self._token, logs.detach(), "amax", include_self=False)
+        masses = (logs - largest[self._token]).exp()
+        return masses / tokens.index_add(0, self._token, masses)[self._token]
 
 
 def projection(pair: TokenizerPair) -> Projection:

@@ -115,7 +115,7 @@ def test_no_logits_are_narrower_than_a_given_tokenizer_asks_for(
     loss = importlib.import_module("loss")
     made = tmp_path / "tokenizer.json"
     common.trained_tokenizer("student", 20_500).backend_tokenizer.save(str(made))
-    monkeypatch.setattr(sys, "argv", ["loss", "--student-tokenizer", str(made)])
+    monkeypatch.setattr(sys, "argv", ["loss", "--student-tokenizer", str(made), "--out", str(tmp_path / "loss.json")])
     arguments, preset = loss.command_line(), loss.PRESETS["cpu"]
     setting = loss.Setting("cpu", loss.torch.float32, folder=tmp_path, **preset.setting)
     bench = loss.Bench(arguments, preset, setting, ["gold"])
@@ -133,6 +133,7 @@ TRIED = "--preset h100 --device cpu"
 SMALL = {
     "loss": f"{TRIED} --tokens 64 --student-size 3000 --teacher-size 2500 --seconds 0.01 --parts methods",
     "step": f"{TRIED} --steps 1",
+    "every_method": f"{TRIED} --steps 1 --methods fkd x_token",
     "generation": TRIED,
     "alignment": "--repeats 1 --responses 2",
     "comparison": "--methods sft gold",

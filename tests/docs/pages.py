@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 PLUG_IN = "pyproject.toml"
 """A page with a block of this title makes a package: it is installed, and the page's commands run."""
-WHOLE = ("own_data.md",)
+WHOLE = ("own_data.md", "own_pair.md", "choose_a_method.md")
 """Pages that bring all that their commands need: these run, too."""
 
 

@@ -1,13 +1,14 @@
 """Runs the code of a page in the working folder, block after block: ``python -m tests.docs.run_page PAGE``.
 
 Python blocks share their names, as in a notebook. ``tiny.yaml`` in the working folder stands in for quickstart, whose
-models are hundreds of MB. Where a page makes a package, or brings all that they need, its commands run too.
+models are hundreds of MB. Where a page makes a package, which is installed, or brings all that they need, its commands
+run too.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,11 @@ from tests.docs.pages import PLUG_IN, WHOLE, blocks, commands_of, write_files
 
 
 def install() -> None:
-    """What an installer makes of the page's package: who it is, and its entry points."""
-    said = tomllib.loads(Path(PLUG_IN).read_text(encoding="utf-8"))["project"]
-    folder = Path(f"{said['name'].replace('-', '_')}-{said['version']}.dist-info")
-    folder.mkdir()
-    lines = [f"Metadata-Version: 2.1\nName: {said['name']}\nVersion: {said['version']}\n"]
-    (folder / "METADATA").write_text("".join(lines))
-    entries = []
-    for group, names in said["entry-points"].items():
-        entries += [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
-    (folder / "entry_points.txt").write_text("\n".join(entries) + "\n")
+    """The page's package, by pip into a folder: what is not installed with it is not found."""
+    target = Path("site").absolute()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--disable-pip-version-check", "--target", str(target), "."], check=True)
+    sys.path[0] = str(target)  # in the place of the working folder, which has its sources
 
 
 def names_of(page: str) -> dict[str, Any]:

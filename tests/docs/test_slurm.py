@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,10 @@ def test_a_stopped_job_is_queued_again_and_a_failed_one_is_not(tmp_path: Path, f
     (script,) = (block.text for block in blocks(ROOT / "docs" / "start.md") if block.title == "run.sbatch")
     (tmp_path / "run.sbatch").write_text(script)
     for name, text in STANDINS.items():
-        (tmp_path / name).write_text(f"#!{sys.executable}{text}")
+        (tmp_path / f"{name}_stand_in.py").write_text(text)
+        # no "#!" before Python's own path: it may have spaces, and be longer than a kernel reads
+        called = shlex.join([sys.executable, str(tmp_path / f"{name}_stand_in.py")])
+        (tmp_path / name).write_text(f'#!/bin/sh\nexec {called} "$@"\n')
         (tmp_path / name).chmod(0o755)
     env = {
         **os.environ,

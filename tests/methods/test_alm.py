@@ -140,6 +140,23 @@ def test_loss_equals_the_formula(options: dict[str, Any]) -> None:
     assert float(made.loss(made.batch()).kd[0]) == pytest.approx(total, rel=1e-8)
 
 
+def test_a_long_response_is_compared_piece_by_piece() -> None:
+    """Eight rows of logits at a time, the row before each piece among them: what all responses at once give."""
+    made = contract.bench(ALM())
+    found = []
+    for rows in (10**6, 8):
+        batch = made.batch(chunk_rows=rows)
+        made.student.zero_grad()
+        parts = made.loss(batch)
+        parts.loss.backward()
+        gradients = [parameter.grad.clone() for parameter in made.student.parameters() if parameter.grad is not None]
+        found.append((torch.stack([parts.loss.detach(), parts.ce, *parts.kd]), gradients))
+    assert max(stop - start for start, stop in batch.chunks) <= 8
+    assert len(batch.chunks) > 2 * len(made.examples)
+    for left, right in zip(*((sums, *gradients) for sums, gradients in found), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+
+
 def test_a_chunk_that_is_certain_has_a_finite_loss_and_gradient() -> None:
     method = ALM(debiased=False)
     logits = torch.full((2, 3), -1e4)

@@ -14,6 +14,7 @@ from methods.fkd import FKD
 
 # Options that lead through code of their own, by method.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "grpo": [{"beta": 0.5, "normalize": "samples"}],
     "gold": [
         {"merge": "observed"},
         {"merge": "product"},
@@ -23,6 +24,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"sort": "counted"},
     ],
     "uld": [{"pairing": "bytes"}, {"sort": "top_k", "top_k": 8}, {"sort": "counted"}],
+    "x_token": [{"projection": "learnt"}],
 }
 
 

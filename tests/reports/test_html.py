@@ -45,7 +45,7 @@ def alignment(row: str = "uld", text: str = "ab", item: str = "x/0") -> ShownAli
 
 def costs() -> pd.DataFrame:
     seconds = {"uld": 12.5, "sft": 9.5}
-    lines = [(row, "dolly", 0, s, 1000, 0, np.nan, 1.5, "a machine") for row, s in seconds.items()]
+    lines = [(row, "dolly", 0, s, 1000, np.nan, 0, np.nan, 1.5, "a machine") for row, s in seconds.items()]
     return pd.DataFrame(lines, columns=list(COST_COLUMNS))
 
 

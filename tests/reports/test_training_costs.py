@@ -16,9 +16,9 @@ from tests.reports.test_reports import context, frame, score
 
 COSTS = pd.DataFrame(
     [
-        ("sft", "dolly", 0, 10.0, 500, 1, 2.0, 3.0, "GPU A"),
-        ("sft", "dolly", 1, 30.0, 1500, 1, 2.5, 4.0, "GPU A"),
-        ("uld", "dolly", 0, 36.0, 900, 2, 4.0, 5.0, "GPU A"),
+        ("sft", "dolly", 0, 10.0, 500, 100, 1, 2.0, 3.0, "GPU A"),
+        ("sft", "dolly", 1, 30.0, 1500, 300, 1, 2.5, 4.0, "GPU A"),
+        ("uld", "dolly", 0, 36.0, 900, math.nan, 2, 4.0, 5.0, "GPU A"),
     ],
     columns=list(COST_COLUMNS),
 )
@@ -31,6 +31,8 @@ def test_numbers_by_hand() -> None:
     sft, uld = by_row(COSTS).to_dict("records")
     assert sft["seconds"] == 20
     assert sft["tokens_per_second"] == 2000 / 40
+    assert sft["sampled_tokens"] == 200
+    assert math.isnan(uld["sampled_tokens"])
     assert sft["gpu_hours"] == pytest.approx(40 / 3600)
     assert (sft["gpu_gib"], sft["process_gib"], sft["seeds"], sft["device"]) == (2.5, 4, 2, "GPU A")
     assert uld["gpu_hours"] == pytest.approx(72 / 3600)  # on two of them
@@ -42,6 +44,7 @@ def test_what_is_not_known_is_no_number() -> None:
     assert math.isnan(sft["tokens_per_second"])
     assert uld["tokens_per_second"] == 25
     assert "GPU memory, GiB" not in cost_table(partly)
+    assert "sampled tokens" not in cost_table(COSTS.drop(columns="sampled"))  # of a run before it was counted
 
 
 def test_a_device_that_all_share_is_said_once() -> None:
@@ -67,7 +70,7 @@ def test_reports_have_the_table_and_a_file_each_seed(tmp_path: Path) -> None:
     text = markdown(table, said)
     assert "## Appendix: costs of training" in text
     assert "Device: GPU A." in text
-    assert "| dolly | sft | 2 | 20 | 50 | 0.01111 | 2.5 | 4 |" in text
+    assert "| dolly | sft | 2 | 20 | 50 | 200 | 0.01111 | 2.5 | 4 |" in text
     assert "Costs of training" in html(table, said)
     write(RESULTS, said, tmp_path)
     assert pd.read_csv(tmp_path / "costs.csv").equals(COSTS)

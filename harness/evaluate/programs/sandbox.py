@@ -168,7 +168,8 @@ def run(
         _hand_over(work, user)
     mounts = [*mounts_of(work, read_only, hidden, limits), *set_variables(variables)]
     inside = [*limited, _how(limits, "/tmp" if work is None else INSIDE, user), *command]
-    return wait_for([*_fenced(), *_bubblewrap(sandbox), *mounts, "--", *inside], limits, {}, stdin, stdout, stop)
+    call = [*_fenced(), *_bubblewrap(sandbox), *mounts, "--", *inside]
+    return wait_for(call, limits, {}, stdin, stdout, stop, one_namespace=True)
 
 
 def read_untrusted(path: Path, max_bytes: int) -> bytes | None:

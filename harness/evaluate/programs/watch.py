@@ -10,12 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Literal
 
 import psutil
 
 OUTPUT_BYTES = 64 * 1024  # of what a command says, the last bytes are kept
 _LOOK_EVERY_S = 0.2  # at the memory in use
+_ENDING_S = 10.0  # that the kernel may take, on a machine with much to do, to end what was killed
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,14 @@ def wait_for(
     stdin: bytes,
     stdout: BinaryIO | None,
     stop: threading.Event,
+    *,
+    one_namespace: bool = False,
 ) -> Completed:
-    """Start, read what it says, kill the whole group at the end or at a limit, or once it shall stop."""
+    """Start, read what it says, kill the whole group at the end or at a limit, or once it shall stop.
+
+    Args:
+        one_namespace: whether all that it starts ends with its first child, and is waited for.
+    """
     start = looked = time.monotonic()
     with tempfile.TemporaryFile() as given:
         given.write(stdin)
@@ -88,9 +96,11 @@ def wait_for(
     with process:
         said = _Said(process, stdout, limits.stdout_bytes)
         killed_for: KilledFor = ""
+        below: list[int] = []
         try:
             while not killed_for and not stop.is_set() and not _has_ended(process.pid):
                 said.listen(0.02)
+                below = below or (_handles_of_children(process.pid) if one_namespace else [])
                 now = time.monotonic()
                 if now - start > limits.wall_s:
                     killed_for = "time"
@@ -102,6 +112,7 @@ def wait_for(
         finally:
             # Not reaped yet, so the number still means this group. Inside bubblewrap everything dies with it.
             os.killpg(process.pid, signal.SIGKILL)
+            _wait_until_ended(below)
         said.listen_to_the_end()
         if said.flooded and not killed_for:
             killed_for = "output"
@@ -165,6 +176,25 @@ def _resident_bytes(pid: int) -> int:
             with suppress(psutil.Error):
                 total += process.memory_info().rss
     return total
+
+
+def _handles_of_children(pid: int) -> list[int]:
+    """What tells when each child of a process has ended; none where the kernel has no such thing.
+
+    Bubblewrap's child is the first process of all inside, and ends last, whatever sessions they began.
+    """
+    handles = []
+    with suppress(OSError):  # a process that has just ended
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            handles.append(os.pidfd_open(int(child)))
+    return handles
+
+
+def _wait_until_ended(handles: Sequence[int]) -> None:
+    """Wait for processes that die with the one that was killed: the kernel ends them after it, not with it."""
+    for handle in handles:
+        select.select([handle], [], [], _ENDING_S)
+        os.close(handle)
 
 
 def _has_ended(pid: int) -> bool:

@@ -14,6 +14,8 @@ ANSWERS_AT_A_TIME = 256
 """The most that `evaluation.batch_size: auto` takes; see :func:`harness.base.device.rows_at_a_time`."""
 DRAW_SECONDS = 20e-9
 """Of the noise for one vocabulary entry of a sampled token; it is drawn on the CPU."""
+NODE = 8
+"""GPUs of a machine, as they are rented."""
 CE_TRAFFIC = 8.0
 """Bytes read and written for one logit, cross-entropy and its gradient included."""
 KD_TRAFFIC = 60.0

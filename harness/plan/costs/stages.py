@@ -14,9 +14,11 @@ training like the planned one, made on this machine with any number of steps, it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from harness.base.ranks import world_size
 from harness.data.tokens import STUDENT
 from harness.models.spec import Lora
 from harness.plan.costs.devices import (
@@ -28,6 +30,7 @@ from harness.plan.costs.devices import (
     DRAW_SECONDS,
     KD_TRAFFIC,
     LAYER_SECONDS,
+    NODE,
     SORT_TRAFFIC,
     Cost,
     Device,
@@ -40,6 +43,12 @@ from harness.recipe.training import Training
 from harness.tasks.base import Split
 from methods.base import Method, Need
 from methods.library.rollout_share import mean_share
+
+KEPT = 3.0
+"""Tokens that a round of speculative KD is taken to keep, of the five that it proposes."""
+
+_LESS: Mapping[str, object] = {"micro_batch_size": 1, "gradient_checkpointing": True, "chunk_rows": 64}
+"""Settings that take less memory and change no result, the cheapest in time first."""
 
 
 class Coster:
@@ -54,18 +63,24 @@ class Coster:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.recipe = plan, plan.recipe
+        self.gpus = world_size() if world_size() > 1 else NODE
         self.shapes = {role: shape_of(spec) for role, spec in plan.recipe.models_by_role().items()}
         # Read once: stages of a plan are many, its data is not.
         self._read: dict[tuple[str, Split], FloatArray] = {}
         self._sizes: dict[tuple[str, str, Split], TextSizes] = {}
         self._prompts: dict[str, FloatArray] = {}
 
-    def cost(self, stage: Stage, recipe: Recipe | None = None) -> Cost:
-        """Of one stage; with another recipe's settings of speed and memory."""
+    def cost(self, stage: Stage, recipe: Recipe | None = None, gpus: int | None = None) -> Cost:
+        """Of one stage; with another recipe's settings of speed and memory.
+
+        Args:
+            gpus: that share the weights of a training that is sharded; None: those of the launcher, or of one node.
+        """
+        training = partial(self._training, gpus=gpus or self.gpus)
         makers: dict[str, Callable[[Stage, Recipe], Cost]] = {
-            "teacher": self._training,
-            "warm_start": self._training,
-            "student": self._training,
+            "teacher": training,
+            "warm_start": training,
+            "student": training,
             "rows": self._rows,
             "said": self._said,
             "answers": self._answers,
@@ -82,26 +97,39 @@ class Coster:
             return ""
         steps: list[dict[str, object]] = []
         tried: dict[str, object] = {}
-        for name, value in (
-            ("micro_batch_size", 1),
-            ("gradient_checkpointing", True),
-            ("chunk_rows", 64),
-            ("lora", Lora(rank=64, alpha=128)),
-        ):
+        for name, value in {**_LESS, "lora": Lora(rank=64, alpha=128)}.items():
             if getattr(stage.training, name) != value:
                 tried[f"{stage.section}.{name}"] = value
                 steps.append(dict(tried))
         return self._first_that_fits(stage, device, steps)
 
+    def shared(self, stage: Stage, device: Device) -> tuple[str, int] | None:
+        """How a training fits as it is, none of its weights frozen, in pieces on several devices of a node.
+
+        Returns:
+            Settings, and the fewest devices; None where it does not, or where the student samples responses.
+        """
+        training, objective = stage.training, stage.objective
+        if training is None or training.lora or (objective and any(method.sampling for method in objective.methods)):
+            return None
+        changes: dict[str, object] = {}
+        for name, value in {"shard": True, **_LESS}.items():
+            if getattr(training, name) != value:
+                changes[f"{stage.section}.{name}"] = value
+            for gpus in (2, 4, NODE):
+                if self.cost(stage, _changed(self.recipe, changes), gpus).memory <= device.memory:
+                    return _as_overrides(changes), gpus
+        return None
+
     def _first_that_fits(self, stage: Stage, device: Device, steps: Sequence[Mapping[str, object]]) -> str:
         for changes in steps:
             if self.cost(stage, _changed(self.recipe, changes)).memory <= device.memory:
-                return " ".join(f"{name}={_said(value)}" for name, value in changes.items())
+                return _as_overrides(changes)
         return ""
 
     # Training
 
-    def _training(self, stage: Stage, recipe: Recipe) -> Cost:
+    def _training(self, stage: Stage, recipe: Recipe, gpus: int) -> Cost:
         training: Training = getattr(recipe, stage.section)
         role, objective = stage.role or STUDENT, stage.objective
         shape, texts = self.shapes[role], self._texts(stage.task, role)
@@ -119,7 +147,7 @@ class Coster:
         width = _width(training)
         memory = float(width * shape.parameters)  # without a step, only what reads its weights needs room for them
         if passes:
-            memory = self._training_memory(shape, training, longest, texts, objective)
+            memory = self._training_memory(shape, training, longest, texts, objective, gpus if training.shard else 1)
         cpu = 0.0
         for part in objective.taught if objective else ():
             method, teacher = part.method, part.role
@@ -138,25 +166,58 @@ class Coster:
                 traffic += CE_TRAFFIC * (rows * shape.vocabulary + theirs * other.vocabulary)
             traffic += kd_traffic(method) * (rows * shape.vocabulary + theirs * other.vocabulary)
             cpu += rows * method.align_seconds
-            if method.sampling is not None:
-                drawn = self._decoding(shape, micro, method.sampling.rollout_tokens, 4, sampled=True)
-                share = mean_share(method.sampling.rollout_share)
-                window = training.batch_size / micro  # whose samples are drawn at once, where there are any
-                calls = (1 - (1 - share) ** window) / window
-                traffic, cpu = traffic + calls * drawn.traffic, cpu + share * drawn.cpu
-                launches += calls * drawn.launches
+        own = self._own_text(stage, shape, micro, tokens, rows, training.batch_size / micro)
+        flops, launches, traffic, cpu = (
+            flops + own.flops, launches + own.launches, traffic + own.traffic, cpu + own.cpu,
+        )  # fmt: skip
         disk = 4.0 * _trained(shape, training) if training.lora else 4.0 * shape.parameters
         if stage.kind == "student" and not self.recipe.keep_students:
             disk = 0.0
         return Cost(flops * passes, launches * passes, traffic * passes, cpu * passes, memory, disk, fp32=width == 4)
 
+    def _own_text(self, stage: Stage, shape: Shape, micro: int, tokens: float, rows: float, window: float) -> Cost:
+        """What a micro-batch's share of sampled responses takes.
+
+        Args:
+            tokens, rows: of a micro-batch.
+            window: micro-batches of a step, whose samples are drawn at once, where there are any.
+        """
+        flops = launches = traffic = cpu = 0.0
+        for part in stage.objective.parts if stage.objective else ():
+            method, sampling = part.method, part.method.sampling
+            if sampling is None:
+                continue
+            drawn = self._decoding(shape, micro, sampling.rollout_tokens, 4, sampled=True)
+            share = mean_share(sampling.rollout_share)
+            calls = (1 - (1 - share) ** window) / window
+            traffic, cpu = traffic + calls * drawn.traffic, cpu + share * drawn.cpu
+            launches += calls * drawn.launches
+            if Need.REWARDS in method.needs:  # of the start, a whole model's pass
+                traffic += CE_TRAFFIC * rows * shape.vocabulary
+                if Need.START in method.needs:
+                    flops += shape.forward(tokens, tokens / micro) + shape.logits(rows)
+            if sampling.rollouts == "skd":  # each round reads all of a text, the teacher twice
+                rounds, other = sampling.rollout_tokens / KEPT, self.shapes[part.role]
+                live, _ = self._texts(stage.task, part.role).batches(micro)
+                once = shape.forward(tokens, tokens / micro) + 2 * other.forward(live, live / micro)
+                flops += share * rounds * once
+                launches += calls * rounds * 2 * other.layers
+        return Cost(flops, launches, traffic, cpu)
+
     def _training_memory(
-        self, shape: Shape, training: Training, tokens: float, texts: TextSizes, objective: ObjectiveSpec | None
+        self,
+        shape: Shape,
+        training: Training,
+        tokens: float,
+        texts: TextSizes,
+        objective: ObjectiveSpec | None,
+        gpus: int,
     ) -> float:
-        trained, width = _trained(shape, training), _width(training)
-        memory = 4.0 * shape.parameters + 12.0 * trained  # float32 weights; gradients and AdamW's two moments
+        width = _width(training)
+        memory = _held(shape, training, gpus)
         if width == 2:  # autocast's copies of weights live until the backward pass; recomputation casts again
-            memory += 2.0 * shape.body / (shape.layers if training.lora and training.gradient_checkpointing else 1)
+            again = training.gradient_checkpointing and (training.lora or gpus > 1)
+            memory += 2.0 * shape.body / (shape.layers if again else 1)
         if not training.lora:
             memory += 8.0 * shape.head  # of the head's gradient: the sum over chunks, and that of one
         kept = shape.layer_activations(width, float((texts.prompts + texts.responses).max()))
@@ -164,8 +225,9 @@ class Coster:
             kept + 4.0 * shape.hidden * shape.layers if training.gradient_checkpointing else kept * shape.layers
         )
         memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
-        parts = objective.taught if objective else ()
-        whole = any(Need.WHOLE_RESPONSE in part.method.needs for part in parts)
+        parts, methods = (objective.taught, objective.methods) if objective else ((), ())
+        whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
+        memory += 4.0 * shape.parameters * any(Need.START in method.needs for method in methods)
         most = 256 if training.chunk_rows == "auto" else training.chunk_rows  # auto takes less where memory is short
         chunk = max(most, float(texts.responses.max()) if whole else 0.0)
         memory += 4.0 * chunk * shape.vocabulary * 5
@@ -180,7 +242,7 @@ class Coster:
                 memory += 16.0 * shape.hidden * other.hidden + 4.0 * other.head
             memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * times
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
-        return memory
+        return max(memory, 4.0 * shape.parameters)  # whole before and after, where it is in pieces
 
     # What a trained model is asked
 
@@ -282,6 +344,18 @@ def _width(training: Training) -> int:
     return 4 if training.precision == "float32" else 2
 
 
+def _held(shape: Shape, training: Training, gpus: int) -> float:
+    """Bytes of weights, gradients and AdamW's two moments, all in float32, on each of the GPUs that share them."""
+    trained, layer = _trained(shape, training), 4.0 * shape.body / shape.layers
+    held = (4.0 * shape.parameters + 12.0 * trained) / gpus
+    if gpus > 1:  # embeddings and head are whole in a step, and so are a layer, the one that is fetched, and gradients
+        ends = 4.0 * (shape.parameters - shape.body)
+        held += ends + 2 * layer
+        if not training.lora:
+            held += ends - 4.0 * shape.head + 2 * layer  # that of the head is counted with the loss
+    return held
+
+
 def _trained(shape: Shape, training: Training) -> float:
     """Weights that are trained: all, or those of adapters at every matrix of the layers."""
     if training.lora is None:
@@ -296,6 +370,10 @@ def _changed(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
         part, _, field = path.partition(".")
         recipe = recipe.model_copy(update={part: getattr(recipe, part).model_copy(update={field: value})})
     return recipe
+
+
+def _as_overrides(changes: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={_said(value)}" for name, value in changes.items())
 
 
 def _said(value: object) -> str:

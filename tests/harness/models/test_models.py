@@ -23,7 +23,7 @@ from harness.base.errors import HarnessError
 from harness.models import cache, gguf, packages
 from harness.models.cache import FORMAT, MANIFEST, LocalModel, cache_folder, source_digest
 from harness.models.gguf import CHECK_TEXT, ROUND_TRIP_TEXT, _check_conversion, _tokens
-from harness.models.load import _decoder_layers, kept_layers, load_model, load_tokenizer, save_model
+from harness.models.load import decoder_layers, kept_layers, load_model, load_tokenizer, save_model
 from harness.models.packages import converted_folder
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.uri import KNOWN_MODELS, KnownModel, ModelUri, parse_uri
@@ -687,9 +687,9 @@ def test_pruned_model_keeps_the_right_weights_when_saved(four_layers: tuple[Any,
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     torch.testing.assert_close(again(ids).logits, model(ids).logits)
     torch.testing.assert_close(load_model(folder, layers=4)(ids).logits, whole(ids).logits)
-    parent, name = _decoder_layers(whole, 4)
+    parent, name = decoder_layers(whole, 4)
     first, last = getattr(parent, name)[0], getattr(parent, name)[3]
-    parent, name = _decoder_layers(model, 2)
+    parent, name = decoder_layers(model, 2)
     for expected, found in zip((first, last), getattr(parent, name), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
 

@@ -66,7 +66,7 @@ PLACES = [
     Place('seed_of("rollout", self.seed, step, micro_batch) <', 'seed_of("rollout", self.seed, step, micro_batch) <=',
           CELL, methods={"sampled"}),
     # weights and normalisation
-    Place("Term(part.method, part.role, part.weight)", "Term(part.method, part.role, 3 * part.weight)", CELL),
+    Place("part.role or STUDENT, part.weight)", "part.role or STUDENT, 3 * part.weight)", CELL),
     Place("Objective(stage.title, asked.ce_weight, terms,", "Objective(stage.title, 2 * asked.ce_weight, terms,", CELL),
     Place("1 / MOST <= found <= MOST", "1 / MOST <= found < MOST", ALL),
     Place("share = term.weight / self.divisors[1 + k]", "share = term.weight / self.divisors[k]", ALL),

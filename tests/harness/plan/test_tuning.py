@@ -197,7 +197,7 @@ def test_half_the_steps_unless_a_share_is_asked_for(recipe: Loader) -> None:
 def test_held_out_rows_are_in_no_training(recipe: Loader) -> None:
     asked = recipe(dolly__train_items=40, dev__rows=5)
     task = asked.task("dolly")
-    train, dev = held_out(task.training_examples(), 5)
+    train, dev = held_out(task.training_examples(), 5, task.question)
     assert len(dev) == 5
     assert not {one.prompt for one in train} & {one.prompt for one in dev}
     with_dev, without = make_plan(asked), make_plan(recipe(dolly__train_items=40))

@@ -13,6 +13,8 @@ import pytest
 
 from harness import api
 from harness.base.errors import HarnessError
+from harness.data.rows import held_out
+from harness.evaluate.gsm8k import final_number
 from harness.plan.builder import make_plan
 from harness.plan.stages import Stage
 from harness.plan.tuning import TuningPlan, TuningSettings, make_tuning_plan
@@ -21,7 +23,7 @@ from harness.recipe.lock import Lock, edges_line, lock_beside, read_lock, with_l
 from harness.recipe.schema import Recipe
 from harness.results.readings import note_readings, reading_line
 from harness.results.tuning import lock_of, tuning_frame, tuning_line, unfit
-from harness.store.artefacts import BITS, Bits, Failure
+from harness.store.artefacts import ANSWERS, BITS, Answer, Bits, Failure
 from harness.store.store import Store
 from reports.tuning import tuning_tables
 
@@ -81,6 +83,47 @@ def test_the_least_mean_over_tasks_wins_and_ties_go_to_the_recipes_own(store: St
     assert weights == pytest.approx([1 - point["kd_share"], point["kd_share"]])
     assert point["rate"] == 1
     assert "train" not in lock.tuned["fkd"]  # the recipe's rate, and all steps
+
+
+def test_settings_may_be_judged_by_answers(store: Store, recipe: Loader) -> None:
+    """The most wins; what answers are worth is counted by hand here: one of two sums, then both."""
+    asked = recipe(tasks=["gsm8k"], methods=["uld"])
+    plan = make_tuning_plan(asked, TuningSettings(3, metric="score"))
+    task = plan.tasks["gsm8k"]
+    first, second = held_out(task.training_examples(), 2, task.question)[1]
+    number = final_number(first.response)
+    said = [[number, "none"], [f"it is {number}.", second.response], [first.response, second.response]]
+    for trial, outputs in zip(plan.trials, said, strict=True):
+        assert (trial.dev.kind, trial.dev.inputs) == ("answers", {"student": trial.cell.student})
+        with store.create("answers", trial.dev.identity, {}) as folder:
+            answers = [
+                Answer(one.id, None, "", str(text), 1, "eos", False)
+                for one, text in zip((first, second), outputs, strict=True)
+            ]
+            ANSWERS.write(folder, answers)
+    lock = lock_of(plan, store, {})
+    assert [trial.dev for trial in lock.rows["uld"].trials] == [{"gsm8k": 50.0}, {"gsm8k": 100.0}, {"gsm8k": 100.0}]
+    assert (lock.rows["uld"].winner, lock.metric) == (1, "score")
+    record: Any = {"recipe": with_lock(asked, lock).model_dump(mode="json")}
+    columns = ["method", "task", "metric", "role", "value"]
+    results = [
+        ("uld", "gsm8k", "bits_per_byte", "student", 1.5),
+        ("uld", "gsm8k", "exact_match_strict", "student", 40.0),
+    ]
+    frame = tuning_frame(record, pd.DataFrame(results, columns=columns))
+    assert [value for value in frame["test"] if math.isfinite(value)] == [40.0]
+    ((_, explained, _),) = tuning_tables(frame)
+    assert "in percent" in explained
+    assert "by the score of answers to 2 training rows" in tuning_line(record)
+    assert unfit(lock, asked) == []
+
+
+def test_what_can_not_be_judged_by_answers_is_refused(recipe: Loader) -> None:
+    with pytest.raises(HarnessError, match=r"metric: found score, which codem can't say of answers to training rows"):
+        make_tuning_plan(recipe(tasks=["codem", "gsm8k"]), TuningSettings(3, metric="score"))
+    wrong: Any = "accuracy"
+    with pytest.raises(HarnessError, match=r"metric: found 'accuracy'; expected one of bits_per_byte, score"):
+        TuningSettings(3, metric=wrong)
 
 
 def test_a_row_without_any_number_is_an_error_that_says_why(store: Store, recipe: Loader) -> None:

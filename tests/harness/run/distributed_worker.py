@@ -6,17 +6,21 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.base import ranks as ranks_module
 from harness.cli import main
+from harness.data.batches import Batch
+from harness.training.sharding import set_whole, whole
 from harness.training.trainer import DistillationTrainer
 from methods.base import find
 from methods.uld import ULD
@@ -51,23 +55,72 @@ def resume(asked: str, folder: Path) -> None:
         (folder / "steps.json").write_text(json.dumps(steps))
 
 
-def gradients_with_fsdp(method: str, folder: Path) -> None:
-    """One backward pass under torch's fully_shard; gradients are gathered and written by rank 0."""
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    made = contract.bench(find(method)(), dtype=torch.float64)
-    divisors = made.objective.divisors(made.batch().counts)
-    distiller = made.distiller()
-    for layer in made.student.model.decoder.layers:
-        fully_shard(layer)
-    fully_shard(distiller)
-    assert all(isinstance(parameter, DTensor) for parameter in distiller.parameters())
-    parts = distiller(made.batch(made.examples[rank::2]), divisors)
-    (parts.loss * dist.get_world_size()).backward()
-    gradients = {name: p.grad.full_tensor() for name, p in distiller.named_parameters() if p.grad is not None}
-    if rank == 0:
-        torch.save(gradients, folder / "gradients.pt")
-    dist.destroy_process_group()
+def in_pieces(asked: str, folder: Path) -> None:
+    """Sharded trainings, one after the other: of a method, of one with weights of its own, and one that is resumed."""
+    seen = _Seen()
+    steps = {method: _sharded(method, folder / method, gradient_checkpointing=method != "uld") for method in METHODS}
+    of_uld = seen.facts
+    with contextlib.suppress(contract.StoppedError):
+        _sharded("cdm", folder / "work", stop_after=3, checkpoint_every=1)
+    steps["resumed"] = _sharded("cdm", folder / "work", checkpoint_every=1)
+    steps["ended"] = _sharded("cdm", folder / "work", checkpoint_every=1)  # nothing is left but to read the weights
+    assert "ACCELERATE_USE_FSDP" not in os.environ
+    if int(os.environ["RANK"]) == 0:
+        (folder / "steps.json").write_text(json.dumps(steps))
+        (folder / "seen.json").write_text(json.dumps(of_uld))
+
+
+METHODS = ("uld", "dskd_v2")
+
+
+def _sharded(method: str, folder: Path, **settings: Any) -> list[dict[str, float]]:
+    return contract.run(find(method)(), folder, shard=True, batch_size=4, micro_batch_size=1, **settings)
+
+
+class _Seen:
+    """What the first training shows of how its weights lie.
+
+    Attributes:
+        facts: types by module that FSDP wraps; gathers and reductions of the head, of all units; weights and moments
+            of this process, and weights of all.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        gathered, reduced = self._count("foreach_all_gather"), self._count("foreach_reduce")
+        check = DistillationTrainer.check_result
+
+        def spy(trainer: DistillationTrainer, sample: Batch) -> None:
+            model = trainer.model
+            moments = [state["exp_avg"] for state in trainer.optimizer.state.values()]
+            assert all(isinstance(each, DTensor) for each in [*model.parameters(), *moments])
+            self.facts = self.facts or {
+                "units": {name: type(m).__name__ for name, m in model.named_modules() if isinstance(m, FSDPModule)},
+                "head": [sum(any("embed" in name for name in names) for names in of) for of in (gathered, reduced)],
+                "all": [len(gathered), len(reduced)],
+                "here": [sum(each.to_local().numel() for each in every) for every in (model.parameters(), moments)],
+                "whole": sum(each.numel() for each in model.parameters()),
+            }
+            check(trainer, sample)
+            for parameter in model.parameters():  # as where the best weights on held-out rows are kept and taken
+                value = whole(parameter) + 1
+                set_whole(parameter, value)
+                assert torch.equal(whole(parameter), value)
+
+        DistillationTrainer.check_result = spy  # type: ignore[method-assign]
+
+    @staticmethod
+    def _count(function: str) -> list[list[str]]:
+        """Names of the weights of each call of a collective of FSDP's."""
+        called: list[list[str]] = []
+        own = getattr(_fsdp_param_group, function)
+
+        def spy(parameters: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            called.append([parameter._param_fqn for parameter in parameters])
+            return own(parameters, *args, **kwargs)
+
+        setattr(_fsdp_param_group, function, spy)
+        return called
 
 
 def fail(ranks: str) -> None:
@@ -82,4 +135,4 @@ def fail(ranks: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "fail":
         fail(sys.argv[2])
-    {"ddp": train_with_ddp, "fsdp": gradients_with_fsdp, "resume": resume}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
+    {"ddp": train_with_ddp, "pieces": in_pieces, "resume": resume}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))

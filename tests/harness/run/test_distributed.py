@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
+from safetensors.torch import load_file
 
 from methods.base import find
 from tests.conftest import Command
@@ -39,18 +39,21 @@ def test_two_ddp_processes_train_like_one(method: str, tmp_path: Path) -> None:
             assert left[key] == pytest.approx(right[key], rel=2e-5, abs=1e-7), (key, left["step"])
 
 
-@pytest.mark.parametrize("method", ["uld"])
-def test_sharded_gradients_equal_those_of_one_process(method: str, tmp_path: Path) -> None:
-    """fully_shard's root holds embeddings and head: the chunked loss must see and return whole ones."""
-    _work("fsdp", method, tmp_path)
-    sharded = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    made = contract.bench(find(method)(), dtype=torch.float64)
-    distiller = made.distiller()
-    distiller(made.batch(), made.objective.divisors(made.batch().counts)).loss.backward()
-    expected = {name: p.grad for name, p in distiller.named_parameters()}
-    assert sharded.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(sharded[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+def test_two_processes_with_pieces_of_a_model_train_like_one(tmp_path: Path) -> None:
+    """Layers are units of their own; embedding and head are whole for all chunks and micro-batches of a step."""
+    _work("pieces", "", tmp_path)
+    found, seen = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("steps", "seen"))
+    layers = {f"student.model.layers.{number}": "FSDPQwen2DecoderLayer" for number in (0, 1)}
+    assert seen["units"] == {"": "FSDPDistiller", **layers}
+    assert seen["head"] == [4, 4]  # of four steps, of two micro-batches each
+    assert seen["all"] == [4 + 4 * 2 * len(layers) * 2, 4 + 4 * 2 * len(layers)]
+    assert all(here == pytest.approx(seen["whole"] / 2, rel=0.01) for here in seen["here"])
+    for name, method in {"uld": "uld", "dskd_v2": "dskd_v2", "resumed": "cdm", "ended": "cdm"}.items():
+        single = contract.run(find(method)(), tmp_path / f"single-{name}", batch_size=4)
+        assert len(found[name]) == len(single) == 4
+        for left, right in zip(found[name], single, strict=True):
+            for key in ("tokens", "loss", "ce", "grad_norm", "kd_0"):
+                assert left[key] == pytest.approx(right[key], rel=2e-5, abs=1e-7), (name, key, left["step"])
 
 
 @pytest.mark.parametrize("bucket", ["none", "length"])
@@ -92,6 +95,30 @@ def test_two_processes_make_the_table_of_one(tiny_recipe: dict[str, Any], harnes
     assert not list((tmp_path / "double").glob("store/*/.*"))
     again = harness("run", recipe, "--runs", str(tmp_path / "double"))
     assert "stages to run" not in again.out
+
+
+def test_models_in_pieces_make_the_table_of_whole_ones(
+    tiny_recipe: dict[str, Any], harness: Command, tmp_path: Path
+) -> None:
+    """Adapters, all weights, the best on held-out rows; what is stored is read as if it had been trained whole."""
+    changed = {"methods": ["sft", "uld"], "dev": {"rows": 2}}
+    for section in ("teacher", "warm_start", "train"):
+        changed[section] = dict(tiny_recipe[section])
+    changed["teacher"] |= {"lora": {"rank": 3, "alpha": 6}}
+    changed["train"] |= {"select": "best_dev", "evaluations": 2}
+    whole = _recipe(tmp_path, tiny_recipe, **changed)
+    single = harness("run", whole, "--runs", str(tmp_path / "single"))
+    assert single.code == 0
+    shards = [f"{section}.shard=true" for section in ("teacher", "warm_start", "train")]
+    double = torchrun("-m", "harness", "run", whole, *shards, "--runs", str(tmp_path / "double"))
+    assert double.returncode == 0, double.stderr[-3000:]
+    assert _scores(tmp_path / "double") == pytest.approx(_scores(tmp_path / "single"), rel=1e-4)
+    again = harness("run", whole, "--runs", str(tmp_path / "double"))
+    assert "stages to run" not in again.out
+    for stored in (tmp_path / "single" / "store").rglob("*.safetensors"):
+        name = stored.relative_to(tmp_path / "single")
+        ours, theirs = load_file(tmp_path / "double" / name), load_file(stored)
+        assert {key: value.shape for key, value in ours.items()} == {k: value.shape for k, value in theirs.items()}
 
 
 def test_a_method_that_fails_on_all_ranks_is_a_row(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ def test_without_answers_there_are_bits_alone_and_the_student_is_not_trained_aga
             rows = list(csv.DictReader(file))
         assert {row["status"] for row in rows} == {"done"}
         assert {row["method"] for row in rows} == {"control", "warm start"}
+        said = "Nobody answers in this run" in (newest.parent / "report.md").read_text()
+        assert said == ("evaluation.answers=false" in overrides)
         return {row["metric"] for row in rows}
 
     def stored(kind: str) -> set[str]:

@@ -109,3 +109,18 @@ def test_a_batch_that_processes_can_not_share_is_told_before_anything_runs(
         HarnessError, match=rf"^{section}\.batch_size: found 12, for 8 processes; expected a multiple of 8"
     ):
         preflight(runner.plan, runner.bench, Silent(), unsafe=False)
+
+
+def test_pieces_of_a_model_want_processes_and_no_sampled_responses(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student that samples reads all of its weights for as many tokens as its own process has, and no other."""
+    options = {"method_options": tiny_recipe["method_options"] | {"gold": {"rollout_share": 0.5}}}
+    recipe = tiny_recipe | options | {"train": tiny_recipe["train"] | {"shard": True}}
+    (line,) = (text for text in checked(recipe, tmp_path) if ".shard" in text)
+    assert line.startswith("[yellow]train.shard[/]: one process has nobody to share weights with")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    whole, sampled = (alone(recipe, tmp_path / name, stages=[], methods=[name]) for name in ("uld", "gold"))
+    preflight(whole.plan, whole.bench, Silent(), unsafe=False)
+    with pytest.raises(HarnessError, match=r"^train\.shard: found true, with gold, whose student samples .* to false"):
+        preflight(sampled.plan, sampled.bench, Silent(), unsafe=False)

@@ -44,6 +44,13 @@ def test_tune_writes_a_lock_that_run_takes(tiny_recipe: dict[str, Any], harness:
     assert "## Appendix: settings that were tried" in report
     assert "best of 2 that were tried" in report
 
+    scored = harness("tune", recipe, "budget=2", "metric=score", *rest)
+    assert scored.code == 0, scored.err
+    assert "dev score, %" in scored.out
+    by_score = json.loads((tmp_path / "tiny.lock.json").read_text())
+    assert by_score["metric"] == "score"
+    assert all(0 <= t["dev"]["gsm8k"] <= 100 for one in by_score["rows"].values() for t in one["trials"])
+
     changed = place.run("train.learning_rate=2e-3")
     assert changed.code == 2
     assert "control: the recipe changed; uld: the recipe changed" in changed.err

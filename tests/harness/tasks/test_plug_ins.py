@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).parents[3]
 
 PAGE = (ROOT / "docs/add_a_task.md").read_text(encoding="utf-8")
-REVERSAL = PAGE.partition('```python title="reversal_words.py"\n')[2].partition("```")[0]
+REVERSAL = PAGE.partition('```python title="reversal_words/__init__.py"\n')[2].partition("```")[0]
 """The task of the documentation, word for word."""
 
 Install = Callable[..., None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -20,7 +21,7 @@ from harness.data.batches import Collator
 from harness.data.read_ahead import ReadAhead
 from harness.data.rows import Example
 from harness.data.templates import TextSide
-from harness.data.terms import Term, align
+from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, join_sampled, tokenize
 from harness.recipe.training import Training
 from harness.training.loss import Distiller
@@ -60,6 +61,11 @@ def rollouts(made: contract.Bench) -> Rollouts:
     found = made.rollouts(made.collator())
     assert found is not None
     return found
+
+
+def sampled(maker: Rollouts, student: Any, examples: Sequence[AlignedExample], step: int) -> list[list[int]]:
+    """Ids of each response."""
+    return [draft.ids for draft in maker._sample(student, [aligned.example for aligned in examples], step)]
 
 
 # --- from sampled ids to every model's tokens -------------------------------------------------------------------------
@@ -167,10 +173,10 @@ def test_a_share_is_a_share(value: float) -> None:
 def test_a_response_depends_on_its_example_and_the_step_only() -> None:
     made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=9))
     maker = rollouts(made)
-    together = maker._sample(made.student, made.examples, step=3)
-    assert together == [maker._sample(made.student, [one], step=3)[0] for one in made.examples]
-    assert together == maker._sample(made.student, made.examples[::-1], step=3)[::-1]
-    assert together != maker._sample(made.student, made.examples, step=4)
+    together = sampled(maker, made.student, made.examples, step=3)
+    assert together == [sampled(maker, made.student, [one], step=3)[0] for one in made.examples]
+    assert together == sampled(maker, made.student, made.examples[::-1], step=3)[::-1]
+    assert together != sampled(maker, made.student, made.examples, step=4)
     assert all(len(ids) <= 9 for ids in together)
 
 
@@ -210,7 +216,7 @@ def test_samples_come_from_the_distribution_asked_for(options: dict[str, float],
     made = contract.bench(OnPolicyULD(rollout_share=1.0, rollout_tokens=60, **options))
     first = made.examples[0]
     examples = [replace(first, example=replace(first.example, id=f"x/{number}")) for number in range(80)]
-    found = rollouts(made)._sample(bigram(side, table), examples, step=0)
+    found = sampled(rollouts(made), bigram(side, table), examples, step=0)
     counts = Counter(token for ids in found for token in ids)
     total = sum(counts.values())
     assert total == 4800
@@ -230,7 +236,7 @@ def test_a_sampled_batch_is_scored_without_cross_entropy(kind: type[Method]) -> 
     parts = made.loss(batch)
     assert float(parts.ce) == 0
     assert float(parts.kd[0]) > 0
-    responses = rollouts(made)._sample(made.student, made.examples, step=1)
+    responses = sampled(rollouts(made), made.student, made.examples, step=1)
     again = join_sampled([aligned.example for aligned in made.examples], responses, made.sides, 128)
     plain = made.batch([align(example, made.objective.terms) for example in again])
     as_reference = made.loss(plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,14 @@ def test_the_look_is_bits_per_byte_of_the_model_as_it_is(tmp_path: Path) -> None
 
 def test_held_out_rows_are_evenly_spaced_and_their_questions_are_not_trained_on() -> None:
     examples = [Example(str(i), f"question {i % 8}", f"answer {i}") for i in range(10)]
-    train_rows, dev = held_out(examples, 2)
+    train_rows, dev = held_out(examples, 2, attrgetter("prompt"))
     assert [one.id for one in dev] == ["4", "9"]
     assert [one.id for one in train_rows] == ["0", "2", "3", "5", "6", "7", "8"]  # 1 asks what 9 asks
     apart, dev = held_out(examples, 2, question=lambda one: one.prompt + one.response)  # as a task may say
     assert [one.id for one in apart + dev] == ["0", "1", "2", "3", "5", "6", "7", "8", "4", "9"]
-    assert held_out(examples, 0) == (examples, [])
+    assert held_out(examples, 0, attrgetter("prompt")) == (examples, [])
     with pytest.raises(HarnessError, match=r"dev.rows: found 6 of 10 training rows; expected at most half"):
-        held_out(examples, 6)
+        held_out(examples, 6, attrgetter("prompt"))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
 import pytest
 
 import harness
@@ -301,7 +302,17 @@ def test_an_endless_loop_ends_at_the_wall_limit_and_leaves_nothing(tmp_path: Pat
     assert time.monotonic() - start < 3
     (tmp_path / "alive").unlink()
     time.sleep(0.2)
-    assert not (tmp_path / "alive").exists()  # not even the one in a session of its own
+    assert not (tmp_path / "alive").exists()  # not even the one in a session of its own: it had ended before
+
+
+@needs_sandbox
+def test_when_a_command_is_killed_all_inside_has_ended(tmp_path: Path) -> None:
+    """At once: the kernel ends what is in the namespace after the process that was killed, and that is waited for."""
+    mark = f"of test {os.getpid()}"
+    code = f"import posix  # {mark}\nfor _ in range(5):\n  if posix.fork() == 0: posix.setsid()\nwhile True: pass"
+    assert python(code, tmp_path, replace(LIMITS, wall_s=1)).killed_for == "time"
+    left = [one for one in psutil.process_iter(["cmdline"]) if mark in str(one.info["cmdline"])]
+    assert left == []
 
 
 @needs_sandbox

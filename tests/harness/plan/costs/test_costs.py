@@ -222,6 +222,37 @@ def test_what_is_proposed_makes_a_stage_fit(phi_qwen: Coster) -> None:
     assert phi_qwen.remedy(stage_of(phi_qwen, "rows"), Device("tiny", GIB, 1e14, 1e13, 1e12)) == ""
 
 
+@pytest.mark.parametrize("name", ["phi_qwen_all", "llama_gemma_all", "llama_opt_all"])
+def test_teachers_larger_than_a_gpu_fit_in_pieces(name: str) -> None:
+    """Qwen2-7B, Gemma-2-9B and OPT-6.7B with all of their weights: AdamW in float32 takes 16 bytes of each."""
+    settings = ["data.root=", "seeds=[0]", "methods=[fkd]", "teacher.lora=null"]
+    tasks = load_recipe(name, settings).tasks[:1]
+    coster = Coster(make_plan(load_recipe(name, [*settings, f"tasks=[{tasks[0]}]"])))
+    teacher, h100 = stage_of(coster, "teacher"), DEVICES[0]
+    weights = coster.shapes["same"].parameters
+    assert 16 * weights > h100.memory
+    assert ".lora=" in coster.remedy(teacher, h100)
+    found = coster.shared(teacher, h100)
+    assert found is not None
+    changed = load_recipe(name, [*settings, f"tasks=[{tasks[0]}]", *shlex.split(found[0])])
+    held = {gpus: coster.cost(teacher, changed, gpus).memory for gpus in (2, 4, 8, 64)}
+    assert 16 * weights / found[1] < held[found[1]] <= h100.memory
+    assert held[2] - held[4] == pytest.approx(16 * weights / 4)
+    assert held[64] >= 4 * weights  # whole before and after
+    assert coster.shared(teacher, Device("tiny", GIB, 1e14, 1e13, 1e12)) is None
+
+
+def test_a_plan_says_which_trainings_are_larger_than_a_gpu(harness: Command, tmp_path: Path) -> None:
+    asked = ["recipe=phi_qwen_all", "data.root=", "tasks=[gsm8k]", "seeds=[0]", "methods=[fkd]", "teacher.lora=null"]
+    text = " ".join(harness("plan", *asked, "--runs", tmp_path).out.split())
+    said = "Larger than one H100 80 GB: ([^;]*); all weights can be trained in pieces on 2 of them, with teacher.shard="
+    assert re.findall(said, text) == ["teacher, same"]
+    assert "In pieces" not in text
+    text = " ".join(harness("plan", *asked, "teacher.shard=true", "--runs", tmp_path).out.split())
+    assert "In pieces on 8 GPUs (shard): teacher;" in text
+    assert "Larger than one H100" not in text
+
+
 def test_rows_take_the_bytes_of_their_tokens(phi_qwen: Coster) -> None:
     rows = stage_of(phi_qwen, "rows")
     texts = phi_qwen._texts("gsm8k", rows.role)
