@@ -24,7 +24,7 @@ from harness.recipe.launch import Launch
 from harness.run.leaders import Leaders
 from harness.run.runner import Runner
 
-HOW = "pip install 'ctkd-harness[ray]'."
+HOW = "Install it: pip install -e '.[ray]'."
 
 
 class RayRunner(Runner):
@@ -149,9 +149,7 @@ def _installed() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise HarnessError(
-            "launch.executor", f"ray, which can't be imported ({error})", "Ray", f"Install it: {HOW}"
-        ) from error
+        raise HarnessError("launch.executor", f"ray, which can't be imported ({error})", "Ray", HOW) from error
     return ray
 
 

@@ -214,6 +214,7 @@ def _optional() -> list[ListingRow]:
         "tensorboard": "pip install tensorboard, then train.report_to=[tensorboard]",
         "wandb": "pip install wandb, then train.report_to=[wandb]",
         "vllm": f"{HOW} Then evaluation.engine=vllm",
+        "ray": "pip install -e '.[ray]', then launch.executor=ray",
     }
     rows: list[ListingRow] = []
     for name, advice in optional.items():

@@ -29,7 +29,7 @@ def test_without_ray_a_run_says_how_to_get_it(
     tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(HarnessError, match=r"launch\.executor: found ray, .*pip install 'ctkd-harness\[ray\]'"):
+    with pytest.raises(HarnessError, match=r"launch\.executor: found ray, .*pip install -e '\.\[ray\]'"):
         api.run(validate("tiny", tiny_recipe | FIELDS | {"launch": LAUNCH}), runs=tmp_path)
 
 
@@ -37,7 +37,7 @@ def test_without_ray_a_run_says_how_to_get_it(
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes of one core each; the first is also that of this program."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ctkd-harness[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     from ray.cluster_utils import Cluster
 
     room = {"num_cpus": 1, "memory": 4 * 2**30}

@@ -18,7 +18,7 @@ import yaml
 from harness import api
 from harness.base.errors import HarnessError
 from harness.base.progress import Silent
-from harness.cluster import slurm_job
+from harness.cluster import slurm, slurm_job
 from harness.cluster.order import Order, Told, do
 from harness.cluster.slurm import steps_of
 from harness.plan.builder import make_plan
@@ -150,19 +150,26 @@ def test_what_a_recipe_says_never_becomes_code(
         validate("tiny", tiny_recipe | FIELDS | {"launch": {"executor": "slurm", "slurm": field}})
 
 
+PARTS = ("shared-1", "shared-1_2", "shared-2", "cells-0", "cells-2", "cells-2_2")
+
+
 def test_names_and_folders_are_words_of_the_scripts(
     recipe_file: Path, harness: Command, queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recipe's name holds spaces and brackets, a folder whatever it likes: none of it is run."""
+    """A recipe's name holds spaces and brackets, a folder whatever it likes: none is run. And arrays have an end."""
+    monkeypatch.setattr(slurm, "_MOST_OF_AN_ARRAY", 1)
     odd = tmp_path / "it's $(touch made) 100% `touch made`"
     odd.mkdir()
     monkeypatch.chdir(odd)
     done = harness("run", f"recipe={recipe_file}", "name=a (b), c", *ON_CPUS, "--runs", "runs")
     assert done.code == 0, done.err
     submitted = slurm_standin.jobs(queue)
-    assert {job["name"] for job in submitted.values()} == {
-        f"a-b-c-{step}" for step in ("shared-1", "shared-2", "cells-0", "cells-2", "collect")
-    }
+    assert {job["name"] for job in submitted.values()} == {f"a-b-c-{step}" for step in (*PARTS, "collect")}
+    numbers = {job["name"].removeprefix("a-b-c-"): number for number, job in submitted.items()}
+    waits = {name: submitted[number]["after"] for name, number in numbers.items()}
+    assert waits["shared-2"] == [numbers["shared-1"], numbers["shared-1_2"]]
+    assert waits["cells-2_2"] == [numbers["shared-2"]]
+    assert waits["collect"] == [numbers[name] for name in PARTS]
     assert {job["chdir"] for job in submitted.values()} == {str(odd)}
     (folder,) = odd.glob("runs/*/slurm")
     assert {Path(job["output"].replace("%%", "%")).parent for job in submitted.values()} == {folder / "logs"}
