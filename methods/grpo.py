@@ -26,7 +26,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from methods.base import (
@@ -41,7 +41,7 @@ from methods.base import (
     register,
 )
 from methods.library.alignment import AlignedResponse, Groups
-from methods.library.rollout_share import RolloutShare
+from methods.library.rollout_share import AcceptedShare, RolloutShare
 
 _EPSILON = 1e-4
 
@@ -54,6 +54,13 @@ class GRPOOptions(OnPolicyOptions):
     skd_top: Literal[25] = Field(25, description="unused: no teacher corrects them")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="G, responses to one prompt; TRL's default")
     beta: NonNegative = Field(0.0, description="β of the KL to the warm start; 0 as in TRL: no second model is held")
+
+    @field_validator("rollout_share")
+    @classmethod
+    def _samples(cls, share: RolloutShare) -> RolloutShare:
+        if share == 0 or isinstance(share, AcceptedShare):
+            raise ValueError("a number above 0, or a line: only samples are rewarded, and no teacher accepts any")
+        return share
 
 
 @register

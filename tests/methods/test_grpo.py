@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from harness.base.errors import HarnessError
@@ -56,6 +57,12 @@ def test_responses_are_compared_with_those_to_the_same_prompt_alone() -> None:
     assert [groups.notes["reward"] for groups in made] == [(1, 1), (0, 1), (0.25, 1), (0.25, 1)]
     assert [groups.count for groups in made] == [3, 1, 2, 2]
     assert GRPO().align(response(3, None)).count == 0
+
+
+@pytest.mark.parametrize("share", [0, {"target": "acceptance"}])
+def test_without_samples_there_is_nothing_to_reward(share: Any) -> None:
+    with pytest.raises(ValidationError, match="only samples are rewarded"):
+        GRPO(rollout_share=share)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
