@@ -296,10 +296,10 @@ def test_scratch_folders_are_bounded_and_libraries_can_be_hidden() -> None:
 def test_an_endless_loop_ends_at_the_wall_limit_and_leaves_nothing(tmp_path: Path) -> None:
     code = "import posix, time\nif posix.fork() == 0: posix.setsid()\nwhile True: open('alive', 'w'); time.sleep(0.01)"
     start = time.monotonic()
-    done = python(code, tmp_path, replace(LIMITS, wall_s=1))
+    done = python(code, tmp_path, replace(LIMITS, wall_s=3))
     assert done.killed_for == "time"
-    assert 1 <= done.wall_s < 3
-    assert time.monotonic() - start < 3
+    assert 3 <= done.wall_s < 8
+    assert time.monotonic() - start < 8
     (tmp_path / "alive").unlink()
     time.sleep(0.2)
     assert not (tmp_path / "alive").exists()  # not even the one in a session of its own: it had ended before
