@@ -105,7 +105,7 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         fields = [field for field in given.get("fields") or () if not is_said_in_capitals(field)]
         named = [field for field in fields if field.startswith("recipe=") or "=" not in field]
         if named:
-            beside = ("task=", "budget=", "metric=", "method=", "steps=")  # what align, tune and profile read themselves
+            beside = ("task=", "budget=", "metric=", "method=", "steps=")  # read by align, tune and profile
             asked_recipe([field for field in fields if not field.startswith(beside)])
 
 
