@@ -15,7 +15,7 @@ from harness.store.store import Store
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does at a time: a stage that several cells read, or all that is left of a cell.
+    """What one process does at a time: a stage that several read or that is asked for by itself, or the rest of a cell.
 
     Attributes:
         name: of the stage or cell, for people.
@@ -35,13 +35,16 @@ class Job:
 
 
 def jobs_of(plan: Plan, store: Store, *, by_seed: bool = False) -> list[Job]:
-    """The jobs of a plan: shared stages that are missing, inputs first, then all cells.
+    """The jobs of a plan: shared stages that are missing, inputs first, then all cells, or stages that it ends with.
 
     Args:
         by_seed: whether cells come seed by seed, each after what it needs: for a run that may be cut.
     """
-    read = {cell: _read(cell) for cell in plan.evaluated}
-    readers = Counter(identity for stages in read.values() for identity in stages)
+    evaluated = () if plan.ends_alone else plan.evaluated
+    alone = {stage.identity: stage for stage in plan.ends} if plan.ends_alone else {}
+    read = {cell: _read(cell) for cell in evaluated}
+    every = [*read.values(), *(_identities([stage]) for stage in alone.values())]
+    readers = Counter(identity for stages in every for identity in stages)
     missing = demanded_stages(plan, store)
     shared = [
         stage
@@ -53,8 +56,12 @@ def jobs_of(plan: Plan, store: Store, *, by_seed: bool = False) -> list[Job]:
     for stage in shared:
         own = frozenset([stage.identity])
         stages.append(Job(stage_line(stage), stage.task, tuple(own), own, _identities([stage]) & known - own))
+    for identity, stage in alone.items():
+        if identity in missing - known:
+            needed = _identities([stage])
+            stages.append(Job(stage_line(stage), stage.task, (identity,), needed & missing - known, needed & known))
     cells = []
-    for place, cell in enumerate(plan.evaluated):
+    for place, cell in enumerate(evaluated):
         ends = tuple(end.identity for end in (cell.answers, cell.bits, cell.scores) if end is not None)
         makes = (read[cell] | set(ends)) & missing - known
         cells.append(Job(cell.name, cell.task, ends, makes, read[cell] & known, place))

@@ -129,13 +129,17 @@ class Runner:
         """Stages that are asked for by themselves: teachers and rows, or what trials of settings came to."""
         for task in self.plan.tasks:
             for stage in (end for end in self.plan.ends if end.task == task):
-                student = stage.inputs.get("student")
-                mine = student is not None and self.store.find(student.kind, student.identity) is None
-                self.demand.attempt(stage)
-                self.bench.aligned.forget()
-                if student is not None and mine:  # a student of a run stays
-                    self._drop(student, [stage])
+                self._make_alone(stage)
             self.bench.forget()
+
+    def _make_alone(self, stage: Stage) -> None:
+        """A stage for which no cell asks; a student that was trained for it alone goes when it is there."""
+        student = stage.inputs.get("student")
+        mine = student is not None and self.store.find(student.kind, student.identity) is None
+        self.demand.attempt(stage)
+        self.bench.aligned.forget()
+        if student is not None and mine:  # a student of a run stays
+            self._drop(student, [stage])
 
     def _run_cells(self, evaluated: Sequence[Reference | Cell]) -> None:
         """Cells of a task: each is answered before the next is trained, and all are scored together."""
@@ -172,7 +176,7 @@ class Runner:
             self.bench.forget()
             self._task = job.task
         if job.place is None:
-            self.demand.attempt(next(stage for stage in self.plan.stages() if stage.identity in job.ends))
+            self._make_alone(next(stage for stage in self.plan.stages() if stage.identity in job.ends))
             return
         cell = self.plan.evaluated[job.place]
         self._answer(cell)

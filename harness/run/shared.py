@@ -12,17 +12,21 @@ from harness.run.workers import Orders, Workers, check_workers, loudness
 class SharedRunner(Runner):
     """Has a plan's cells made by the processes that ``launch.workers`` asks for; checks, record and view are here.
 
-    Shared stages come first, and each cell is scored as soon as it is answered. What is asked for by itself
-    (``stages``) and a plan of which all is stored is walked in this process.
+    Shared stages come first, and each cell is scored as soon as it is answered; of stages that are asked for by
+    themselves (trials of settings) each is a job. A plan of which all is stored is walked in this process.
     """
 
     def run(self, seconds: float | None = None) -> None:
         check_workers(self.plan.recipe.launch.workers, self.ranks.world)
         super().run(seconds)
 
+    def _make_ends(self) -> None:
+        self._walk(by_seed=False)
+
     def _walk(self, *, by_seed: bool) -> None:
         if all(self.demand.find(end) is not None for end in self.plan.ends):
-            super()._walk(by_seed=by_seed)
+            if not self.plan.ends_alone:
+                super()._walk(by_seed=by_seed)
             return
         leaders = Leaders(self.plan, self.store, self.progress)
 

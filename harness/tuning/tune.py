@@ -14,6 +14,7 @@ from harness.recipe.lock import Lock, TuningMetric, read_lock, with_lock
 from harness.results.record import run_folder
 from harness.results.tuning import lock_of, unfit
 from harness.run.runner import Runner
+from harness.run.shared import SharedRunner
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def tune(
     """
     made, kept = tuning_plan(recipe, budget, seed, share, metric), Store(runs_folder(runs))
     folder = run_folder(kept.root.parent, made)
-    runner = Runner(made, kept, folder, progress or Silent(), ranks=Ranks.join())
+    kind = SharedRunner if recipe.launch.workers > 1 else Runner
+    runner = kind(made, kept, folder, progress or Silent(), ranks=Ranks.join())
     if runner.ranks.rank > 0:
         runner.follow()
         runner.ranks.end()

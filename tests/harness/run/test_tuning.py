@@ -35,6 +35,9 @@ def test_tune_writes_a_lock_that_run_takes(tiny_recipe: dict[str, Any], harness:
     trained = len(place.stored("warm_start")), len(place.stored("teacher"))
     again = harness("tune", recipe, "budget=2", *rest)  # nothing is made anew
     assert "0 stages" in again.out or "stages to run" not in again.out
+    elsewhere = harness("tune", recipe, "budget=2", "launch.workers=2", "--runs", tmp_path / "two processes")
+    assert elsewhere.code == 0, elsewhere.err
+    assert json.loads((tmp_path / "tiny.lock.json").read_text()) == lock
 
     ran = place.run()
     assert ran.code == 0, ran.err

@@ -26,6 +26,7 @@ from harness.base.progress import Silent
 from harness.plan.builder import make_plan
 from harness.plan.jobs import Job, Schedule, jobs_of, wall_seconds
 from harness.plan.stages import Plan
+from harness.plan.tuning import TuningSettings, make_tuning_plan
 from harness.recipe.load import validate
 from harness.run import workers
 from harness.run.workers import Workers
@@ -41,6 +42,23 @@ FIELDS: dict[str, Any] = {
     "baseline": None,
     "evaluation": {"references": ["teachers"]},
 }
+
+
+def test_each_trial_of_a_tuning_is_a_job_once_what_they_share_is_there(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = validate("tiny", tiny_recipe | FIELDS | {"tasks": ["gsm8k"], "methods": ["control", "uld"]})
+    plan = make_tuning_plan(recipe, TuningSettings(3))
+    names = [job.name.partition(" · ")[0] for job in jobs_of(plan, Store(tmp_path))]
+    assert sorted(names[:3]) == [
+        "fine-tuning of the cross-tokenizer teacher",
+        "rows of the cross-tokenizer teacher",
+        "warm start of the student",
+    ]
+    assert names[3:] == [f"dev bits per byte of {row} [{n}]" for n in (1, 2, 3) for row in ("control", "uld")]
+    alone = planned(tiny_recipe, stages=["teacher"])
+    assert {job.place for job in jobs_of(alone, Store(tmp_path))} == {None}
+    assert {end for job in jobs_of(alone, Store(tmp_path)) for end in job.ends} == {end.identity for end in alone.ends}
 
 
 def planned(recipe: dict[str, Any], **changed: Any) -> Plan:
