@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from harness.plan.stages import Plan, Stage
     from harness.recipe.fields import FieldsPart
     from harness.recipe.load import recipe_names
-    from harness.recipe.lock import Lock, lock_beside, write_lock
+    from harness.recipe.lock import Lock, TuningMetric, lock_beside, write_lock
     from harness.recipe.schema import Recipe
     from harness.recipe.starting import OwnPair, first_recipe, model_uri, readable_rows
     from harness.results.bundle import export_run, import_bundle, open_bundle
@@ -59,6 +59,7 @@ __all__ = [
     "Recipe",
     "Run",
     "StoredFolder",
+    "TuningMetric",
     "WrittenReport",
     "__version__",
     "changes_since",
@@ -104,7 +105,7 @@ claim_packages()  # before anything else imports methods or reports
 _ELSEWHERE = {
     **dict.fromkeys(("CellResult", "Run", "WrittenReport"), "harness.results.run"),
     "Checked": "harness.base.promises",
-    **dict.fromkeys(("Lock", "lock_beside", "write_lock"), "harness.recipe.lock"),
+    **dict.fromkeys(("Lock", "TuningMetric", "lock_beside", "write_lock"), "harness.recipe.lock"),
     "Plan": "harness.plan.stages",
     "Progress": "harness.base.progress",
     "Recipe": "harness.recipe.schema",

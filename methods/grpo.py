@@ -68,7 +68,7 @@ class GRPO(Method[GRPOOptions]):
     name, paper, teacher = "grpo", "arXiv 2402.03300", TeacherKind.NONE
     summary = "reinforcement by the task's own verifier: what no teacher gains with as many sampled tokens"
     Options = GRPOOptions
-    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"rate": (0.5, 1.0, 2.0)}
+    tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"beta": (0.0, 0.04), "rate": (0.5, 1.0, 2.0)}
 
     @property
     def needs(self) -> frozenset[Need]:

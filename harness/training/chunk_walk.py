@@ -148,7 +148,7 @@ class ChunkWalk:
         targets = self.batch.targets[start:stop]
         if had > 0:
             targets = targets.clone()
-            targets[:had] = -100
+            targets[:had].fill_(-100)
         return targets
 
     def _aligned(

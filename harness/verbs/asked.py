@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.base.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.api import Recipe
-    from harness.recipe.lock import TuningMetric
+    from harness.api import Recipe, TuningMetric
 
 
 def taken(fields: Sequence[str] | None, *names: str) -> tuple[list[str], dict[str, str]]:

@@ -50,12 +50,14 @@ class LearntWeights(nn.Module):
         super().__init__()
         self.added = nn.Parameter(torch.zeros(len(begun.weight)))
         self.register_buffer("_begun", begun.weight.log().to(self.added.dtype), persistent=False)
-        self.register_buffer("_token", torch.unique(begun.student, return_inverse=True)[1], persistent=False)
+        found, token = torch.unique(begun.student, return_inverse=True)
+        self.register_buffer("_token", token, persistent=False)
+        self._tokens = len(found)
 
     def forward(self) -> Tensor:
         """[entries]"""
         logs = self._begun + self.added
-        tokens = logs.new_zeros(int(self._token.max()) + 1 if len(logs) else 0)
+        tokens = logs.new_zeros(self._tokens)
         largest = tokens.scatter_reduce(0, self._token, logs.detach(), "amax", include_self=False)
         masses = (logs - largest[self._token]).exp()
         return masses / tokens.index_add(0, self._token, masses)[self._token]

@@ -44,12 +44,12 @@ TRAINED = ("accumulation does not matter", "a resumed training equals a straight
 
 
 def _promises() -> list[Any]:
-    """Every promise of every method; of the trainings of a method's further forms, which take seconds, slow ones."""
+    """Every promise of every method; trainings, which take seconds, of a method's further forms at night."""
     made, seen = [], set()
     for method in _all_methods():
         (kept,) = method.values
         for promise in contract.PROMISES:
-            marks = [pytest.mark.slow] if promise in TRAINED and kept.name in seen else []
+            marks = [pytest.mark.slow, pytest.mark.nightly] if promise in TRAINED and kept.name in seen else []
             made.append(pytest.param(kept, promise, id=f"{method.id}-{promise}", marks=marks))
         seen.add(kept.name)
     return made

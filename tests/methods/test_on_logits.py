@@ -39,6 +39,8 @@ def test_loss_gradient_and_diagnostics_are_the_engines(method: Method) -> None:
     if Need.HIDDEN in method.needs:
         pytest.skip(f"{method.name} reads hidden rows")
     made = contract.bench(method)
+    if method.trainable() is not None:
+        pytest.skip(f"{method.name} trains parameters of its own")
     batch = made.batch(chunk_rows=20)
     parts = made.loss(batch)
     alignments = aligned(made)

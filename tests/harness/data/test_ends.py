@@ -404,7 +404,18 @@ UNTAUGHT = {
     ("mined", "released"): "a control, whose KD term has no gradient",
     ("multilevelot", "released"): "ranks are paired, and the student is drawn to its own choice",
 }
-METHODS = pytest.mark.parametrize("method", cross_tokenizer_methods(), ids=lambda m: f"{m.name}-{m.options.fidelity}")
+OFTEN = ("cdm", "gold", "mined")  # as described; each takes seconds, and all of them are slow together
+METHODS = pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(
+            method,
+            id=f"{method.name}-{method.options.fidelity}",
+            marks=[] if method.name in OFTEN and method.options.fidelity == "described" else [pytest.mark.slow],
+        )
+        for method in cross_tokenizer_methods()
+    ],
+)
 
 
 @METHODS

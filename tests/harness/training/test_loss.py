@@ -94,7 +94,9 @@ def walked(made: contract.Bench, **settings: Any) -> tuple[ChunkWalk, Tensor, li
         hidden = hidden_states(made.student, batch.input_ids, batch.attention_mask, batch.position_ids)
         rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
         teacher_rows = {
-            role: distiller._teacher_rows(role, part, batch.padded_behind) for role, part in batch.teachers.items()
+            role: distiller._teacher_rows(role, part, batch.padded_behind)
+            for role, part in batch.teachers.items()
+            if made.teacher is not None  # else nobody teaches
         }
         if batch.unaligned is not None:
             batch = distiller._align(batch, rows, teacher_rows)
