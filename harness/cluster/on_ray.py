@@ -16,21 +16,19 @@ from rich.markup import escape
 from harness.base.errors import HarnessError
 from harness.base.files import Json
 from harness.base.progress import Silent
-from harness.cluster.order import Order, Told, check_cluster, do, environment_of
+from harness.cluster.order import Order, Told, check_cluster, do
+from harness.cluster.runner import ClusterRunner
 from harness.plan.costs.devices import GIB
 from harness.plan.costs.jobs import NeedsOfJobs
-from harness.plan.jobs import Job, failed, jobs_of
+from harness.plan.jobs import Job, failed
 from harness.recipe.launch import Launch
 from harness.run.leaders import Leaders
-from harness.run.runner import Runner
 
 HOW = "Install it: pip install -e '.[ray]'."
 
 
-class RayRunner(Runner):
-    """Has a plan's stages and cells made by Ray's tasks; checks, record and view are here."""
-
-    _told: tuple[Told, ...] = ()
+class RayRunner(ClusterRunner):
+    """Has a plan's stages and cells made by Ray's tasks."""
 
     def run(self, seconds: float | None = None) -> None:
         if all(self.demand.find(end) is not None for end in self.plan.ends):
@@ -43,14 +41,7 @@ class RayRunner(Runner):
             check_cluster(self.plan, seconds, self.ranks.world, self._gpus)
             super().run()
 
-    def environment(self) -> Mapping[str, object]:
-        return environment_of(self._told)
-
-    def _walk(self, *, by_seed: bool) -> None:
-        jobs = [job for job in jobs_of(self.plan, self.store) if job.makes]
-        if not jobs:
-            super()._walk(by_seed=by_seed)
-            return
+    def _hand_out(self, jobs: list[Job]) -> None:
         leaders = Leaders(self.plan, self.store, self.progress)
         waiting = self._submitted(jobs)
         self.progress.begin("jobs of the cluster", len(jobs))
@@ -103,7 +94,7 @@ class RayRunner(Runner):
         if "refused" in said:
             raise HarnessError(*said["refused"])
         told = Told.of(said)
-        self._told += (told,)
+        self._told = (*self._told, told)
         self.failures.update(told.failures)
         for line in said["messages"]:
             self.progress.message(line)

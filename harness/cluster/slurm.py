@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from rich.markup import escape
 
 from harness.base.errors import HarnessError
 from harness.base.files import disk_errors, read_json, write_json, write_text
-from harness.cluster.order import Order, Told, check_cluster, environment_of
+from harness.cluster.order import Order, Told, check_cluster
+from harness.cluster.runner import ClusterRunner
 from harness.cluster.scripts import (
     COLLECT,
     LOGS,
@@ -25,7 +26,7 @@ from harness.cluster.scripts import (
     submit_script,
 )
 from harness.plan.costs.jobs import NeedsOfJobs
-from harness.plan.jobs import Job, jobs_of
+from harness.plan.jobs import Job
 from harness.run.runner import Runner
 
 FOLDER = "slurm"
@@ -36,13 +37,11 @@ _MOST_OF_AN_ARRAY = 1000  # Slurm's MaxArraySize is 1001 unless somebody raised 
 _ANSWERS_S = 60.0  # of Slurm's commands
 
 
-class SlurmRunner(Runner):
+class SlurmRunner(ClusterRunner):
     """Has a plan's stages and cells made by Slurm: an array for each step, and a job that collects.
 
     The same call later, when none is left in the queue, makes a table of what is done and submits what is not.
     """
-
-    _told: Sequence[Told] = ()
 
     def run(self, seconds: float | None = None) -> None:
         check_cluster(self.plan, seconds, self.ranks.world, _gpus(self.plan.recipe.launch.job.gpus))
@@ -57,19 +56,11 @@ class SlurmRunner(Runner):
             self.progress.message(
                 f"Slurm has jobs of this run ({', '.join(left)}): `squeue --me` says how far they are"
             )
-
             return
         self.failures.clear()  # all that is missing is tried again
         super().run()
 
-    def environment(self) -> Mapping[str, object]:
-        return environment_of(self._told)
-
-    def _walk(self, *, by_seed: bool) -> None:
-        jobs = [job for job in jobs_of(self.plan, self.store) if job.makes]
-        if not jobs:
-            super()._walk(by_seed=by_seed)
-            return
+    def _hand_out(self, jobs: list[Job]) -> None:
         folder = (self.demand.folder / FOLDER).absolute()
         script = write_jobs(folder, Order.of(self.plan, self.store.root.parent, self.unsafe), steps_of(jobs), self)
         if not self.plan.recipe.launch.slurm.submit:
