@@ -137,9 +137,10 @@ class Runner:
         student = stage.inputs.get("student")
         mine = student is not None and self.store.find(student.kind, student.identity) is None
         self.demand.attempt(stage)
-        self.bench.aligned.forget()
-        if student is not None and mine:  # a student of a run stays
-            self._drop(student, [stage])
+        if student is not None:  # of a trial, whose rows no other reads
+            self.bench.aligned.forget()
+            if mine:  # a student of a run stays
+                self._drop(student, [stage])
 
     def _run_cells(self, evaluated: Sequence[Reference | Cell]) -> None:
         """Cells of a task: each is answered before the next is trained, and all are scored together."""
