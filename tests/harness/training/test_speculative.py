@@ -14,21 +14,9 @@ from harness.generation.decoding import continue_prompts
 from harness.generation.per_row import GumbelNoise
 from harness.training.rollouts import Rollouts, RolloutSettings
 from harness.training.speculative import BLOCK
-from methods.base import Method, OnPolicyOptions
-from methods.fkd import FKD
-from methods.uld import ULD
+from methods.base import Method
+from tests.harness.training.test_rollouts import OnPolicyFKD, OnPolicyULD
 from tests.methods import contract
-
-
-class OnPolicyULD(ULD):
-    class Options(OnPolicyOptions, ULD.Options):
-        pass
-
-
-class OnPolicyFKD(FKD):
-    class Options(OnPolicyOptions, FKD.Options):
-        pass
-
 
 LENGTH = 13
 PAIRS = pytest.mark.parametrize("kind", [OnPolicyFKD, OnPolicyULD], ids=["same", "cross"])
