@@ -188,7 +188,7 @@ def check_kernels(device: str) -> Found:
         for role, size in (("student", wide), ("teacher", narrow)):
             trained_tokenizer(role, size).backend_tokenizer.save(str(folder / f"{role}.json"))
         for dtype, of_value, of_gradient in ((torch.float32, 1e-5, 1e-3), (torch.bfloat16, 1e-3, 2e-2)):
-            for way in ("sft", "uld counted", "gold counted", "gold released", "fkd", "cdm text-like"):
+            for way in ("sft", "uld counted", "uld", "gold counted", "gold", "gold released", "fkd", "cdm text-like"):
                 setting = replace(
                     small(device, dtype, folder, text_like="text-like" in way), student_size=wide, teacher_size=narrow
                 )

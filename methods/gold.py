@@ -194,11 +194,13 @@ class GOLD(Method[GOLDOptions]):
         plain = options.temperatures == (1.0, 1.0) and self._floor == LOG_FLOOR
         plain = plain and options.positions == "all" and options.merge in ("bayesian", "observed")
         plain = plain and options.unmatched == "sorted"
-        if kernels is None or sort.how != "counted" or not plain:
+        if kernels is None or not sort.by_kernels or not plain:
             return None
         sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1.0
         hybrid = self._hybrid_of(kernels, upstream, chunk.teacher.logits)
-        sums = compare_into(kernels, *sides, chunk.groups, options.merge, hybrid, upstream, scale * share)
+        sums = compare_into(
+            kernels, *sides, chunk.groups, options.merge, hybrid, upstream, scale * share, exact=sort.is_exact
+        )
         diagnostics = _group_shares(chunk)
         diagnostics["teacher mass covered"] = sums.covered, torch.full_like(sums.covered, chunk.groups)
         diagnostics |= sort_error(sums.bound, chunk.groups, sort)

@@ -74,10 +74,12 @@ class ULD(Method[ULDOptions]):
         kernels, sort = kernels_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
         plain = self.options.temperatures == (1.0, 1.0)
         plain = plain and self.options.merge in ("bayesian", "observed")
-        if kernels is None or sort.how != "counted" or not plain:
+        if kernels is None or not sort.by_kernels or not plain:
             return None
         sides = raw_sides(kernels, chunk, lse)
-        sums = compare_into(kernels, *sides, chunk.groups, self.options.merge, None, upstream, scale)
+        sums = compare_into(
+            kernels, *sides, chunk.groups, self.options.merge, None, upstream, scale, exact=sort.is_exact
+        )
         return LossSums(sums.value, sort_error(sums.bound, chunk.groups, sort), squared_norm=sums.squared_norm)
 
 

@@ -4,17 +4,28 @@
 from __future__ import annotations
 
 import math
+import os
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from methods.library import counted_triton as kernel
+from methods.library import counting_triton as counting
 from methods.library.counted import edges
+from methods.library.counting_triton import BINS, PARTS, SLOTS
 
 BLOCK = 4096
 """Columns that a program reads at once."""
 WARPS = 8
+RESERVE = f"{{ .shared .align 4 .b32 bins[{BINS}]; mov.u32 $0, bins; }}"
+
+
+@cache
+def shared_memory() -> bool:
+    """Whether masses are counted in shared memory: PTX is NVIDIA's, and the interpreter has none."""
+    return torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:
@@ -124,61 +135,98 @@ class Through(NamedTuple):
 
 
 class GroupComparison:
-    """The counted distance of groups, and the generalised JSD over shared columns where there are any."""
+    """The counted distance of groups, and the generalised JSD over shared columns where there are any.
 
-    def __init__(self, student: Kept, teacher: Kept, hybrid: Hybrid | None = None) -> None:
-        self.student, self.teacher, self.hybrid = student, teacher, hybrid
-        self.groups, device = len(student.rows), student.logits.device
+    Args:
+        exact: count what is in doubt again, by all bits of the masses.
+    """
+
+    def __init__(self, student: Kept, teacher: Kept, hybrid: Hybrid | None = None, exact: bool = False) -> None:
+        self.student, self.teacher = student, teacher
+        self.groups, self.device = len(student.rows), student.logits.device
         columns = student.logits.shape[1], teacher.logits.shape[1]
-        nothing = torch.zeros(1, dtype=torch.int32, device=device)
+        nothing = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.partner, self.teacher_partner = (hybrid.partner, hybrid.teacher_partner) if hybrid else (nothing, nothing)
         self.weights = hybrid.weights if hybrid else (0.0, 1.0)
         rest = hybrid.rest if hybrid else columns
         beta = hybrid.beta if hybrid else 0.0
+        counted = self.weights[1] != 0 and min(rest) > 0
+        block = BLOCK // 4 if hybrid else BLOCK // 2  # so that registers leave room for several programs
         self.flags = {
             "HYBRID": hybrid is not None,
-            "COUNTED": self.weights[1] != 0 and min(rest) > 0,
+            "COUNTED": counted,
+            "EXACT": counted and exact,
             "BETA": float(beta),
             "LOG_OURS": math.log1p(-beta) if beta < 1 else 0.0,
             "LOG_THEIRS": math.log(beta) if beta > 0 else 0.0,
-            "BLOCK": BLOCK // 2 if hybrid else BLOCK,  # two rows beside one another fill the registers
+            "BLOCK": block,
             "num_warps": WARPS,
         }
-        self.area = torch.zeros(self.groups, dtype=torch.float64, device=device)
-        self.bound = torch.zeros_like(self.area)
-        ends = edges(torch.float32, device)
-        self.bins = len(ends) - 1
-        self.slope = torch.empty(self.groups if self.flags["COUNTED"] else 0, self.bins, device=device)
-        if self.flags["COUNTED"] and self.groups:
-            counts = [self._counts(side, p) for side, p in ((student, self.partner), (teacher, self.teacher_partner))]
-            kernel.slopes_kernel[(self.groups,)](
-                *counts, ends, self.slope, self.area, self.bound, *rest, self.bins,
-                BLOCK=1024, num_warps=4,
+        self.programs = max(1, min(8, columns[0] // (4 * block)))
+        self.area, self.bound = torch.zeros(2, self.groups, dtype=torch.float64, device=self.device)
+        self.slope = self.part_slope = self.number_slope = torch.empty(0, device=self.device)
+        if counted and self.groups:
+            self._count(rest, exact)
+
+    def _count(self, rest: tuple[int, int], exact: bool) -> None:
+        """Slopes of the groups' bins, and of the parts of those in doubt, with what edges give to the distance."""
+        ends = edges(torch.float32, self.device)
+        self.slope = torch.empty(self.groups, BINS, device=self.device)
+        slots, next_slots = torch.full((2, self.groups, 3, SLOTS), -1, dtype=torch.int32, device=self.device)
+        sides = (self.student, self.partner), (self.teacher, self.teacher_partner)
+        counting.slopes_kernel[(self.groups,)](
+            *(self._counts(*side) for side in sides), ends, self.slope, self.area, self.bound, slots, *rest, BINS,
+            EXACT=exact, BLOCK=1024, num_warps=WARPS,
+        )  # fmt: skip
+        if not exact:
+            return
+        self.part_slope, self.number_slope = torch.empty(2, self.groups, SLOTS * PARTS, device=self.device)
+        cut, lower_cut = counting.CUT.value, counting.PART_CUT.value
+        for given, of_next, numbers, made in (
+            (slots, next_slots, False, self.part_slope), (next_slots, slots, True, self.number_slope)
+        ):  # fmt: skip
+            counting.part_slopes_kernel[(self.groups,)](
+                *(self._part_counts(*side, numbers) for side in sides), given, made, self.area, self.bound, of_next,
+                CUT_ABOVE=lower_cut if numbers else cut, LOWEST=0 if numbers else lower_cut, LAST=numbers, num_warps=4,
             )  # fmt: skip
 
     def _counts(self, side: Kept, partner: Tensor) -> Tensor:
         """int32 [groups, bins], without the lowest bin."""
-        counts = torch.zeros(self.groups, self.bins, dtype=torch.int32, device=side.logits.device)
-        columns = side.logits.shape[1]
-        grid = self.groups, max(1, min(4, columns // (4 * BLOCK)))
-        kernel.count_kernel[grid](
-            side.logits, side.rows, side.lse, side.joint, partner, counts, columns, side.logits.stride(0), self.bins,
-            RESTRICTED=self.hybrid is not None, BLOCK=BLOCK, num_warps=WARPS,
+        columns, restricted = side.logits.shape[1], self.flags["HYBRID"]
+        made = torch.empty if shared_memory() else torch.zeros
+        counts = made(self.groups, BINS, dtype=torch.int32, device=self.device)
+        given = (side.logits, side.rows, side.lse, side.joint, partner, counts, columns, side.logits.stride(0), BINS)
+        if shared_memory():
+            counting.count_shared_kernel[(self.groups,)](
+                *given, RESTRICTED=restricted, BLOCK=BLOCK // 2, LANES=32 * WARPS, RESERVE=RESERVE, num_warps=WARPS
+            )
+        else:
+            grid = self.groups, max(1, min(4, columns // (4 * BLOCK)))
+            counting.count_kernel[grid](*given, RESTRICTED=restricted, BLOCK=BLOCK, num_warps=WARPS)
+        return counts
+
+    def _part_counts(self, side: Kept, partner: Tensor, numbers: bool) -> Tensor:
+        """int32 [groups, slots times parts]."""
+        counts = torch.zeros(self.groups, SLOTS * PARTS, dtype=torch.int32, device=self.device)
+        counting.count_parts_kernel[self.groups, self.programs](
+            side.logits, side.rows, side.lse, side.joint, partner, self.slope, self.part_slope, counts,
+            side.logits.shape[1], side.logits.stride(0), BINS, RESTRICTED=self.flags["HYBRID"], NUMBERS=numbers,
+            BLOCK=BLOCK // 2, num_warps=WARPS,
         )  # fmt: skip
         return counts
 
     def values(self) -> Compared:
         """Distances, and what goes back through them."""
         student, teacher = self.student, self.teacher
-        made = torch.zeros(5, self.groups, dtype=torch.float32, device=student.logits.device)
-        matched, at_matched, ours, theirs, covered = made
+        sums = torch.zeros(5, self.programs, self.groups, dtype=torch.float32, device=self.device)
         if self.groups:
-            kernel.values_kernel[(self.groups,)](
+            kernel.values_kernel[self.groups, self.programs](
                 student.logits, teacher.logits, student.rows, teacher.rows, student.lse, teacher.lse, student.joint,
-                teacher.joint, self.partner, self.teacher_partner, self.slope, matched, at_matched, ours, theirs,
-                covered, student.logits.shape[1], teacher.logits.shape[1], student.logits.stride(0),
-                teacher.logits.stride(0), self.bins, *self.weights, **self.flags,
+                teacher.joint, self.partner, self.teacher_partner, self.slope, self.part_slope,
+                self.number_slope, sums, student.logits.shape[1], teacher.logits.shape[1], student.logits.stride(0),
+                teacher.logits.stride(0), BINS, *self.weights, **self.flags,
             )  # fmt: skip
+        matched, at_matched, ours, theirs, covered = sums.sum(1)
         value = matched.double() + self.weights[1] * self.area + (ours.double() - theirs.double())
         return Compared(value, at_matched + ours, self.weights[1] * self.bound, covered)
 
@@ -189,12 +237,12 @@ class GroupComparison:
             upstream: [rows, vocabulary], columns side by side.
         """
         student, teacher = self.student, self.teacher
-        norm = torch.zeros(len(student.logits), dtype=torch.float32, device=upstream.device)
+        norm = torch.zeros(self.programs, len(student.logits), dtype=torch.float32, device=self.device)
         if self.groups:
-            kernel.gradient_kernel[(len(student.logits),)](
+            kernel.gradient_kernel[len(student.logits), self.programs](
                 student.logits, teacher.logits, through.group, teacher.rows, student.lse, teacher.lse, student.joint,
-                teacher.joint, self.partner, self.slope, through.sums, through.tokens, through.of_token, upstream, norm,
-                student.logits.shape[1], student.logits.stride(0), teacher.logits.stride(0), self.bins, *self.weights,
-                scale, **self.flags,
+                teacher.joint, self.partner, self.slope, self.part_slope, self.number_slope, through.sums,
+                through.tokens, through.of_token, upstream, norm, student.logits.shape[1], student.logits.stride(0),
+                teacher.logits.stride(0), BINS, *self.weights, scale, **self.flags,
             )  # fmt: skip
         return norm.sum()

@@ -2,10 +2,10 @@
 # ruff: noqa: N803 - constants of a kernel are written large
 """Kernels that read a row of logits where it lies and write its gradient once, in Triton.
 
-Each has its plain definition elsewhere: cross-entropy in closed_form.py, slopes in counted.py, merging in merging.py,
+Each has its plain definition elsewhere: cross-entropy in closed_form.py, counting in counted.py, merging in merging.py,
 the generalised JSD in divergences.py; tests hold them equal, in Triton's interpreter where there is no GPU. No float32
-copy of logits, no masses and no gradient of a term alone exist in memory. Whole numbers are counted, so that the order
-of the counting changes nothing.
+copy of logits, no masses and no gradient of a term alone exist in memory. A row's columns are shared out among several
+programs, whose sums are added afterwards: one each leaves a GPU half idle.
 
 :mod:`methods.library.comparison` calls them; both are imported where Triton is, see
 :func:`methods.library.kernels.kernels_for`.
@@ -16,21 +16,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from methods.library.counted import MANTISSA_BITS, STEPS
+from methods.library.counting_triton import PARTS_, SLOTS_, slope_of
 
-LOW = tl.constexpr((127 - 50) << MANTISSA_BITS)
-LOGARITHMIC = tl.constexpr((50 << MANTISSA_BITS) + 1)
-CUT = tl.constexpr(23 - MANTISSA_BITS)
-STEPS_ = tl.constexpr(STEPS)
 LOG_FLOOR = tl.constexpr(-18.420680743952367)  # of 1e-8, as in merging.py
-
-
-@triton.jit
-def _place(mass):
-    """The bin of a mass, as counted.place gives it."""
-    upper = (mass.to(tl.int32, bitcast=True) >> CUT) - (LOW - 1)
-    upper = tl.minimum(tl.maximum(upper, 0), LOGARITHMIC)
-    return upper + tl.minimum(tl.maximum(mass, 0.0) * STEPS_, 1.0 * STEPS_).to(tl.int32)
 
 
 @triton.jit
@@ -91,62 +79,6 @@ def cross_entropy_kernel(logits, lse, targets, scale, upstream, value, norm, col
 
 
 @triton.jit
-def count_kernel(
-    logits, rows, lse, joint, partner, counts, columns, stride, bins, RESTRICTED: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Masses of a group in bins; the lowest bin is left out, what is missing is in it."""
-    group, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = tl.load(rows + group)
-    shift = tl.load(joint + group) - tl.load(lse + row)
-    step = BLOCK * tl.num_programs(1)
-    for start in range(part * BLOCK, columns, step):
-        at = start + tl.arange(0, BLOCK)
-        counted = at < columns
-        z = tl.load(logits + row * stride + at, mask=counted, other=-float("inf")).to(tl.float32)
-        if RESTRICTED:
-            counted = counted & (tl.load(partner + at, mask=counted, other=0) < 0)
-        place = _place(tl.exp(z + shift))
-        tl.atomic_add(counts + group * bins + place, 1, mask=counted & (place > 0), sem="relaxed")
-
-
-@triton.jit
-def slopes_kernel(ours, theirs, ends, slope, area, bound, columns_s, columns_t, bins, BLOCK: tl.constexpr):
-    """As counted.slopes, some bins at a time; the lowest bins are filled up first."""
-    group = tl.program_id(0).to(tl.int64)
-    ours, theirs = ours + group * bins, theirs + group * bins
-    in_ours = tl.zeros((BLOCK,), tl.int32)
-    in_theirs = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, bins, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        in_ours += tl.load(ours + at, mask=at < bins, other=0)
-        in_theirs += tl.load(theirs + at, mask=at < bins, other=0)
-    lowest_p, lowest_q = columns_s - tl.sum(in_ours, 0), columns_t - tl.sum(in_theirs, 0)
-    left = columns_s - columns_t
-    areas = tl.zeros((BLOCK,), tl.float64)
-    errors = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, bins, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < bins
-        p = tl.load(ours + at, mask=inside, other=0) + tl.where(at == 0, lowest_p, 0)
-        q = tl.load(theirs + at, mask=inside, other=0) + tl.where(at == 0, lowest_q, 0)
-        held = p - q
-        above = left - tl.cumsum(held, 0)
-        left -= tl.sum(held, 0)
-        negative, positive = tl.maximum(q - above, 0), tl.maximum(above + p, 0)
-        spread = tl.maximum(negative + positive, 1)
-        s = (positive - negative).to(tl.float32) / spread.to(tl.float32)
-        tl.store(slope + group * bins + at, s, mask=inside)
-        lower = tl.load(ends + at, mask=inside, other=0.0)
-        width = tl.load(ends + at + 1, mask=inside, other=0.0) - lower
-        part = s.to(tl.float64) * (above.to(tl.float64) * width - held.to(tl.float64) * lower)
-        areas += tl.where(inside, part, 0.0)
-        error = 2.0 * negative.to(tl.float64) * positive.to(tl.float64) / spread.to(tl.float64) * width
-        errors += tl.where(inside, error, 0.0)
-    tl.store(area + group, tl.sum(areas, 0))
-    tl.store(bound + group, tl.sum(errors, 0))
-
-
-@triton.jit
 def _jsd(s, t, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr):
     """Generalised JSD of log-masses above the floor, and its gradient at s; as divergences.generalized_jsd_parts."""
     below = s < LOG_FLOOR
@@ -169,8 +101,9 @@ def _jsd(s, t, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.conste
 
 @triton.jit
 def _student_parts(
-    z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, matched_weight, rest_weight, HYBRID:
-    tl.constexpr, COUNTED: tl.constexpr, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr,
+    z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, part_row, number_row, matched_weight,
+    rest_weight, HYBRID: tl.constexpr, COUNTED: tl.constexpr, EXACT: tl.constexpr, BETA: tl.constexpr, LOG_OURS:
+    tl.constexpr, LOG_THEIRS: tl.constexpr,
 ):  # fmt: skip
     """Of some columns of a group, weighted: value of the matched part, and gradients at log-masses of either part."""
     log_mass = z + shift
@@ -188,45 +121,50 @@ def _student_parts(
         value = tl.where(matched, matched_weight * of_jsd, 0.0)
         at_matched = tl.where(matched, matched_weight * at_jsd, 0.0)
     if COUNTED:
-        sign = tl.load(slope_row + _place(mass), mask=rest, other=0.0)
-        at_rest = tl.where(rest, rest_weight * sign * mass, 0.0)
+        found = slope_of(mass, slope_row, part_row, number_row, rest, EXACT)
+        at_rest = tl.where(rest, rest_weight * found * mass, 0.0)
     return value, at_matched, at_rest
 
 
 @triton.jit
 def values_kernel(
     student, teacher, student_rows, teacher_rows, student_lse, teacher_lse, student_joint, teacher_joint,
-    partner, teacher_partner, slope, matched_value, matched_sum, student_sum, teacher_sum, covered, columns_s,
-    columns_t, stride_s, stride_t, bins, matched_weight, rest_weight, HYBRID: tl.constexpr, COUNTED:
-    tl.constexpr, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
+    partner, teacher_partner, slope, part_slope, number_slope, sums, columns_s, columns_t, stride_s, stride_t, bins,
+    matched_weight, rest_weight, HYBRID: tl.constexpr, COUNTED: tl.constexpr, EXACT: tl.constexpr, BETA: tl.constexpr,
+    LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a group's columns: the matched value, gradients, the teacher's share of the area, coverage."""
-    group = tl.program_id(0).to(tl.int64)
+    """Sums over some of a group's columns, to [5, programs, groups]: the matched value and its gradient, that of the
+    rest, the teacher's share of the area, coverage."""
+    group, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    groups, programs = tl.num_programs(0), tl.num_programs(1)
     row, other = tl.load(student_rows + group), tl.load(teacher_rows + group)
     shift = tl.load(student_joint + group) - tl.load(student_lse + row)
     of_other = tl.load(teacher_lse + other)
     teacher_shift = tl.load(teacher_joint + group) - of_other
-    slope_row, teacher_row = slope + group * bins, teacher + other * stride_t
+    slots = group * (SLOTS_ * PARTS_)
+    slope_row, part_row, number_row = slope + group * bins, part_slope + slots, number_slope + slots
+    teacher_row = teacher + other * stride_t
     values = tl.zeros((BLOCK,), tl.float32)
     matched = tl.zeros((BLOCK,), tl.float32)
     counted = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, columns_s, BLOCK):
+    for start in range(program * BLOCK, columns_s, programs * BLOCK):
         at = start + tl.arange(0, BLOCK)
         inside = at < columns_s
         z = tl.load(student + row * stride_s + at, mask=inside, other=-float("inf")).to(tl.float32)
         v, g, r = _student_parts(
-            z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, matched_weight, rest_weight,
-            HYBRID, COUNTED, BETA, LOG_OURS, LOG_THEIRS,
+            z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, part_row, number_row, matched_weight,
+            rest_weight, HYBRID, COUNTED, EXACT, BETA, LOG_OURS, LOG_THEIRS,
         )  # fmt: skip
         values += v
         matched += g
         counted += r
-    tl.store(matched_value + group, tl.sum(values, 0))
-    tl.store(matched_sum + group, tl.sum(matched, 0))
-    tl.store(student_sum + group, tl.sum(counted, 0))
-    sums = tl.zeros((BLOCK,), tl.float32)
+    place, apart = sums + program * groups + group, programs.to(tl.int64) * groups
+    tl.store(place, tl.sum(values, 0))
+    tl.store(place + apart, tl.sum(matched, 0))
+    tl.store(place + 2 * apart, tl.sum(counted, 0))
+    of_teacher = tl.zeros((BLOCK,), tl.float32)
     shares = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, columns_t, BLOCK):
+    for start in range(program * BLOCK, columns_t, programs * BLOCK):
         at = start + tl.arange(0, BLOCK)
         inside = at < columns_t
         z = tl.load(teacher_row + at, mask=inside, other=-float("inf")).to(tl.float32)
@@ -236,35 +174,39 @@ def values_kernel(
             shares += tl.where(inside & ~rest, tl.exp(z - of_other), 0.0)
         if COUNTED:
             mass = tl.exp(z + teacher_shift)
-            sums += tl.where(rest, rest_weight * mass * tl.load(slope_row + _place(mass), mask=rest, other=0.0), 0.0)
-    tl.store(teacher_sum + group, tl.sum(sums, 0))
-    tl.store(covered + group, tl.sum(shares, 0))
+            of_teacher += tl.where(
+                rest, rest_weight * mass * slope_of(mass, slope_row, part_row, number_row, rest, EXACT), 0.0
+            )
+    tl.store(place + 3 * apart, tl.sum(of_teacher, 0))
+    tl.store(place + 4 * apart, tl.sum(shares, 0))
 
 
 @triton.jit
 def gradient_kernel(
     student, teacher, group_of_row, teacher_rows, student_lse, teacher_lse, student_joint, teacher_joint,
-    partner, slope, of_row, tokens, of_token, upstream, norm, columns_s, stride_s, stride_t, bins,
-    matched_weight, rest_weight, scale, HYBRID: tl.constexpr, COUNTED: tl.constexpr, BETA: tl.constexpr,
-    LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
+    partner, slope, part_slope, number_slope, of_row, tokens, of_token, upstream, norm, columns_s, stride_s, stride_t,
+    bins, matched_weight, rest_weight, scale, HYBRID: tl.constexpr, COUNTED: tl.constexpr, EXACT: tl.constexpr, BETA:
+    tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add a row's gradient to what is there, and its squared norm.
+    """Add a row's gradient at some columns to what is there; its squared norm goes to [programs, rows].
 
     A row that its group keeps has the group's gradient at log-masses; every row gives back p times the sum of what
     passed through it; a row that is multiplied in has its own token's.
     """
-    row = tl.program_id(0).to(tl.int64)
+    row, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    programs = tl.num_programs(1)
     back = tl.load(of_row + row)
     group = tl.load(group_of_row + row)
     token, own = tl.load(tokens + row), tl.load(of_token + row)
     lse = tl.load(student_lse + row)
     kept = tl.maximum(group, 0).to(tl.int64)
+    slots = kept * (SLOTS_ * PARTS_)
     other = tl.load(teacher_rows + kept)
     shift = tl.load(student_joint + kept) - lse
     teacher_shift = tl.load(teacher_joint + kept) - tl.load(teacher_lse + other)
     squares = tl.zeros((BLOCK,), tl.float32)
     if (group >= 0) | (own != 0.0) | (back != 0.0):
-        for start in range(0, columns_s, BLOCK):
+        for start in range(program * BLOCK, columns_s, programs * BLOCK):
             at = start + tl.arange(0, BLOCK)
             inside = at < columns_s
             z = tl.load(student + row * stride_s + at, mask=inside, other=-float("inf")).to(tl.float32)
@@ -272,11 +214,12 @@ def gradient_kernel(
             if group >= 0:
                 _, g, r = _student_parts(
                     z, at, inside, shift, teacher + other * stride_t, teacher_shift, partner, slope + kept * bins,
-                    matched_weight, rest_weight, HYBRID, COUNTED, BETA, LOG_OURS, LOG_THEIRS,
+                    part_slope + slots, number_slope + slots, matched_weight, rest_weight, HYBRID, COUNTED, EXACT, BETA,
+                    LOG_OURS, LOG_THEIRS,
                 )  # fmt: skip
                 gradient += g + r
             squares += gradient * gradient
             place = upstream + row * columns_s + at
             known = tl.load(place, mask=inside, other=0.0).to(tl.float32)
             tl.store(place, (known + scale * gradient).to(upstream.dtype.element_ty), mask=inside)
-    tl.store(norm + row, tl.sum(squares, 0))
+    tl.store(norm + program * tl.num_programs(0) + row, tl.sum(squares, 0))

@@ -111,6 +111,11 @@ class Sort(NamedTuple):
         """Whether nothing but rounding is lost."""
         return self.how == "resolved" or (self.how == "sorted" and self.top_k is None)
 
+    @property
+    def by_kernels(self) -> bool:
+        """Whether kernels that count can take its place: once, or twice where it is exact."""
+        return self.how == "counted" or self.is_exact
+
 
 class SortOptions(BaseModel):
     """Options of methods that compare sorted distributions."""

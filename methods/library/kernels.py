@@ -90,7 +90,15 @@ def raw_sides(kernels: Any, chunk: AlignedChunk, lse: Tensor) -> tuple[Raw, Raw]
 
 
 def compare_into(
-    kernels: Any, student: Raw, teacher: Raw, groups: int, how: Merge, hybrid: Any, upstream: Tensor, scale: float
+    kernels: Any,
+    student: Raw,
+    teacher: Raw,
+    groups: int,
+    how: Merge,
+    hybrid: Any,
+    upstream: Tensor,
+    scale: float,
+    exact: bool = False,
 ) -> Sums:
     """Counted distance of merged groups, and GOLD's matched part; its gradient is added to ``upstream``.
 
@@ -99,9 +107,10 @@ def compare_into(
         hybrid: columns that are compared one by one, ``comparison.Hybrid``, or None.
         upstream: [rows, vocabulary], at the student's logits.
         scale: factor of the gradient.
+        exact: whether what counting leaves in doubt is counted again, by all bits of the masses.
     """
     ours, theirs = (_kept(kernels, side, groups, how) for side in (student, teacher))
-    made = kernels.GroupComparison(ours.side, theirs.side, hybrid)
+    made = kernels.GroupComparison(ours.side, theirs.side, hybrid, exact)
     found = made.values()
     norm = made.add_gradient(_through(kernels, student, ours, found.total), upstream, scale)
     return Sums(found.value.sum(), found.bound.sum(), found.covered.sum(), norm)
