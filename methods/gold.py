@@ -203,7 +203,7 @@ class GOLD(Method[GOLDOptions]):
         )
         diagnostics = _group_shares(chunk)
         diagnostics["teacher mass covered"] = sums.covered, torch.full_like(sums.covered, chunk.groups)
-        diagnostics |= sort_error(sums.bound, chunk.groups, sort)
+        diagnostics |= sort_error(sums.bound, chunk.groups, sort, by_kernels=True)
         return LossSums(sums.value * share, diagnostics, squared_norm=sums.squared_norm * share**2)
 
     def _hybrid_of(self, kernels: Any, student: Tensor, teacher: Tensor) -> Any:

@@ -80,7 +80,9 @@ class ULD(Method[ULDOptions]):
         sums = compare_into(
             kernels, *sides, chunk.groups, self.options.merge, None, upstream, scale, exact=sort.is_exact
         )
-        return LossSums(sums.value, sort_error(sums.bound, chunk.groups, sort), squared_norm=sums.squared_norm)
+        return LossSums(
+            sums.value, sort_error(sums.bound, chunk.groups, sort, by_kernels=True), squared_norm=sums.squared_norm
+        )
 
 
 @fused

@@ -59,7 +59,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor, lse: Tensor) -
     """
     rows, columns = logits.shape
     upstream = torch.empty(rows, columns, dtype=logits.dtype, device=logits.device)
-    value, norm = torch.zeros(2, rows, dtype=torch.float32, device=logits.device)
+    value, norm = torch.empty(2, rows, dtype=torch.float32, device=logits.device)
     if rows:
         kernel.cross_entropy_kernel[(rows,)](
             logits, lse, targets, scale.float(), upstream, value, norm, columns, logits.stride(0), BLOCK,
@@ -163,7 +163,8 @@ class GroupComparison:
             "num_warps": WARPS,
         }
         self.programs = max(1, min(8, columns[0] // (4 * block)))
-        self.area, self.bound = torch.zeros(2, self.groups, dtype=torch.float64, device=self.device)
+        made = torch.empty if counted else torch.zeros  # here and below: kernels write all of it, and a launch is saved
+        self.area, self.bound = made(2, self.groups, dtype=torch.float64, device=self.device)
         self.slope = self.part_slope = self.number_slope = torch.empty(0, device=self.device)
         if counted and self.groups:
             self._count(rest, exact)
@@ -218,7 +219,7 @@ class GroupComparison:
     def values(self) -> Compared:
         """Distances, and what goes back through them."""
         student, teacher = self.student, self.teacher
-        sums = torch.zeros(5, self.programs, self.groups, dtype=torch.float32, device=self.device)
+        sums = torch.empty(5, self.programs, self.groups, dtype=torch.float32, device=self.device)
         if self.groups:
             kernel.values_kernel[self.groups, self.programs](
                 student.logits, teacher.logits, student.rows, teacher.rows, student.lse, teacher.lse, student.joint,
@@ -237,7 +238,8 @@ class GroupComparison:
             upstream: [rows, vocabulary], columns side by side.
         """
         student, teacher = self.student, self.teacher
-        norm = torch.zeros(self.programs, len(student.logits), dtype=torch.float32, device=self.device)
+        made = torch.empty if self.groups else torch.zeros
+        norm = made(self.programs, len(student.logits), dtype=torch.float32, device=self.device)
         if self.groups:
             kernel.gradient_kernel[len(student.logits), self.programs](
                 student.logits, teacher.logits, through.group, teacher.rows, student.lse, teacher.lse, student.joint,

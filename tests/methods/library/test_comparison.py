@@ -171,6 +171,11 @@ def test_a_walk_with_kernels(method: Method, precision: torch.dtype, monkeypatch
     close = {"rtol": 1e-4, "atol": 1e-6} if precision is torch.float32 else {"rtol": 0.05, "atol": 0.05}
     for name in ("loss", "ce", "kd", "ce_gradient", "kd_gradient"):
         torch.testing.assert_close(getattr(parts, name).double(), getattr(plain, name).double(), **close)
+    left = parts.diagnostics.keys() - plain.diagnostics.keys()
+    assert left == ({"sort error at most"} if getattr(method.options, "sort", "") == "exact" else set())
+    for name in left:
+        total, groups = parts.diagnostics.pop(name)
+        assert float(total / groups) < 1e-6
     assert parts.diagnostics.keys() == plain.diagnostics.keys()
     for name, pair in parts.diagnostics.items():
         torch.testing.assert_close(pair, plain.diagnostics[name], equal_nan=True, rtol=0.05, atol=0.1)
