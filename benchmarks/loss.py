@@ -140,6 +140,18 @@ class Setting:
     text_like: bool = False
 
 
+class _Layers:
+    """Gives the same hidden states for all tokens, as a model's layers would give theirs."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+    def forward(self, **_: Any) -> Any:
+        return SimpleNamespace(last_hidden_state=self.hidden)
+
+    __call__ = forward
+
+
 class Rows(nn.Module):
     """Stands in for a student whose last hidden states are a parameter, so that a step begins at hidden rows."""
 
@@ -148,10 +160,8 @@ class Rows(nn.Module):
         self.hidden = nn.Parameter(hidden)
         self.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.lm_head.weight = nn.Parameter(weight)
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
-
-    def base_model(self, **_: Any) -> Any:
-        return SimpleNamespace(last_hidden_state=self.hidden)
+        self.config = SimpleNamespace(get_text_config=lambda **_: SimpleNamespace(_attn_implementation="none"))
+        self.base_model = _Layers(self.hidden)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head

@@ -106,11 +106,11 @@ class Room:
         """How many responses go through the model at once, of so many."""
         return min(self.halved.get("responses_a_pass", (0, wanted))[1], wanted)
 
-    def longest(self, examples: Sequence[AlignedExample], responses: int) -> Sample:
-        """The micro-batch of the longest examples, on all sides together."""
+    def longest(self, examples: Sequence[AlignedExample], responses: int, device: torch.device) -> Sample:
+        """The micro-batch of the longest examples, on all sides together, on the device that trains."""
         by_length = sorted(examples, key=lambda each: sum(side.length for side in each.example.sides.values()))
         part = tuple(by_length[-responses:])
-        return {"batch": self.collator.collate(part), "examples": part}
+        return {"batch": self.collator.collate(part).to(device), "examples": part}
 
     def _halve(self, samples: Sequence[Sample]) -> bool:
         """Halve the chunks, or where they are small or can't be smaller, the passes. Returns whether there was any."""

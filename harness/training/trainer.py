@@ -188,7 +188,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             self._room.begin(self.args.device)
         if self._room.trial:
             self._room.trial = False
-            window.passed = [self._room.longest(self.train_dataset, self.args.per_device_train_batch_size)]
+            size = self.args.per_device_train_batch_size
+            window.passed = [self._room.longest(self.train_dataset, size, self.args.device)]
             self._room.within(window.passed, partial(self._try, model, num_items_in_batch), step)
             model.zero_grad()
             window.restart()

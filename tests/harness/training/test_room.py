@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,8 +13,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.data.batches import Batch
 from harness.data.tokens import STUDENT
 from harness.recipe.training import Training
+from harness.training.loss import Distiller
 from harness.training.room import DoesNotFitError, Room
 from harness.training.trainer import train
 from methods.base import Method
@@ -195,3 +198,31 @@ def test_a_trial_of_the_longest_responses_finds_what_fits_before_the_first_step(
     halved = Trained(ULD(), tmp_path / "b", logits_over(longest - 1), trial=True, **fields)
     assert halved.room.halved["chunk_rows"] == (longest, longest // 2)
     assert [text.partition(",")[0] for text in halved.told] == ["out of memory in step 1"]
+
+
+@pytest.mark.parametrize("trial", [False, True], ids=["plain", "trial"])
+@pytest.mark.parametrize("refused", [False, True], ids=["whole", "halved"])
+def test_every_batch_that_is_passed_over_was_moved_to_the_device(
+    trial: bool, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU would not notice: there a batch is where the model is before anything moves it."""
+    moved: list[Batch] = []  # which keeps them all, so that no two have one identity
+    plain = Batch.to
+
+    def noted(batch: Batch, *to: Any, **how: Any) -> Batch:
+        found = replace(plain(batch, *to, **how))
+        moved.append(found)
+        return found
+
+    monkeypatch.setattr(Batch, "to", noted)
+    passed: list[bool] = []
+    forward = Distiller.forward
+
+    def looked(distiller: Distiller, batch: Batch, *more: Any) -> Any:
+        passed.append(any(batch is each for each in moved))
+        return forward(distiller, batch, *more)
+
+    monkeypatch.setattr(Distiller, "forward", looked)
+    Trained(ULD(), tmp_path, logits_over(20) if refused else nothing, trial=trial, batch_size=2)
+    assert passed
+    assert all(passed)
