@@ -55,7 +55,7 @@ for name in $PARTS; do
         ;;
     steps)
         part steps 120 "$PYTHON" -u benchmarks/step.py --preset h100 --device "$DEVICE" --out "$work/steps.json" \
-            --ways "SFT, small student" "TRL SFTTrainer, small student"
+            --ways "SFT, small student" "SFT, small student, CUDA graphs" "TRL SFTTrainer, small student"
         ;;
     more) loss more 80 --rows "${more[@]}" ;;
     esac

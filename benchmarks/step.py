@@ -108,6 +108,7 @@ class Way:
         trl: the trainer of TRL's that takes it; empty for ours.
         ragged: rows are of all lengths, batched by these settings of a training.
         small: the small student takes it.
+        graphs: its layers are CUDA graphs.
     """
 
     method: str
@@ -118,6 +119,7 @@ class Way:
     compiled: bool = False
     ragged: dict[str, Any] | None = None
     small: bool = False
+    graphs: bool = False
 
     @property
     def base(self) -> str:
@@ -155,6 +157,7 @@ WAYS = {
     "SFT, batch 1": Way("control", {}, alone=True),
     "CDM, batch 1, stored rows": Way("cdm", {}, alone=True),
     SMALL_SFT: Way("control", {}, small=True),
+    "SFT, small student, CUDA graphs": Way("control", {}, small=True, graphs=True),
     "TRL SFTTrainer, small student": Way("control", {}, trl="SFTTrainer", small=True),
 }
 
@@ -309,6 +312,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
         learning_rate=1e-5,
         precision=setting.precision,
         compile="on" if way.compiled else "off",
+        cuda_graphs="on" if way.graphs else "off",
         **(way.ragged or {}),
     )
     student = model_of(setting, STUDENT)
