@@ -289,7 +289,7 @@ def check_graphs(device: str) -> Found:
     if device == "cpu":
         return
     for kind in ("llama", "qwen2"):
-        for dtype, of_value, of_gradient in ((torch.float32, 1e-6, 1e-5), (torch.bfloat16, 1e-2, 5e-2)):
+        for dtype, of_value, of_gradient in ((torch.float32, 1e-6, 1e-5), (torch.bfloat16, 1e-2, 0.1)):
             label = f"{kind}, {str(dtype).removeprefix('torch.')}"
             made = bench(registered()["uld"](), dtype=torch.float32)
             made.student = tiny_model(kind, len(made.sides["student"].vocabulary))
@@ -317,16 +317,16 @@ def check_graphs(device: str) -> Found:
 
 def passed(made: Bench, dtype: torch.dtype, graphs: LayerGraphs | None) -> tuple[list[float], list[Tensor]]:
     """Losses of twelve micro-batches, and the student's gradients after every three."""
-    distiller, collator = made.distiller(), made.collator()
+    distiller, collator, on = made.distiller(), made.collator(), made.student.device
     distiller.graphs = graphs
     parts = [made.examples[:1], made.examples[1:], made.examples[:2]]
     losses, gradients = [], []
     for place, at in enumerate((0, 1, 0, 1, 1, 0, 2, 0, 2, 1, 2, 2)):
-        batch = collator.collate(parts[at]).to("cuda")
-        with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        batch = collator.collate(parts[at]).to(on)
+        with torch.autocast(on.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
             loss = distiller(batch, distiller.objective.divisors(batch.counts)).loss
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if place % 3 == 2:
             gradients.append(torch.cat([each.grad.double().flatten() for each in made.student.parameters()]))
             distiller.zero_grad()
