@@ -14,7 +14,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from harness.base.ranks import world_size
 from harness.data.batches import Batch
 from harness.models.heads import hidden_states, reads_masks
 from harness.recipe.training import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MOST_SHAPES = 16
 """Graphs are recorded of so many shapes; others run kernel by kernel, padded to the same lengths."""
@@ -48,7 +51,7 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
-def unfit(model: Any, training: Training, on: torch.device) -> str | None:
+def unfit(model: PreTrainedModel, training: Training, on: torch.device) -> str | None:
     """Why a training's forward passes can't be graphs; None where they can, as far as settings tell."""
     if on.type != "cuda":
         return "there is no GPU"
@@ -65,7 +68,7 @@ def unfit(model: Any, training: Training, on: torch.device) -> str | None:
     return None
 
 
-def _dropout_of(model: Any) -> str | None:
+def _dropout_of(model: PreTrainedModel) -> str | None:
     """What of a model drops out in training: a layer, or a field of its config."""
     for name, module in model.base_model.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
@@ -77,7 +80,7 @@ def _dropout_of(model: Any) -> str | None:
     return None
 
 
-def graphs_of(model: Any, training: Training, on: torch.device) -> LayerGraphs | None:
+def graphs_of(model: PreTrainedModel, training: Training, on: torch.device) -> LayerGraphs | None:
     """Graphs of a model's layers, where its training asks for them (``train.cuda_graphs``) and can have them."""
     wanted = training.cuda_graphs
     reason = "off" if wanted == "off" else unfit(model, training, on)
@@ -135,7 +138,7 @@ class LayerGraphs:
         ended: why no graphs are replayed any more; None while they are.
     """
 
-    def __init__(self, model: Any, recorder: Recorder, most_tokens: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, recorder: Recorder, most_tokens: int | None = None) -> None:
         self.model, self.recorder, self.most_tokens = model, recorder, most_tokens
         self.parameters = [each for each in model.base_model.parameters() if each.requires_grad]
         self.ended: str | None = None
@@ -215,6 +218,7 @@ class LayerGraphs:
         Raises:
             RuntimeError: they can't be recorded, or give something else.
         """
+        release_memory()  # and what is left of other passes, whose nodes are bound to the stream that they ran on
         self._memory = self._memory or _Memory(self.parameters)
         passes = _Passes(self._run, self.parameters, self._memory, ids, positions)
         plain = [each.clone() for each in passes.results]
