@@ -61,7 +61,7 @@ def settings_in(folder: Path, device: str, preset: dict[str, Any]) -> dict[Teach
 
 def measure(settings: dict[TeacherKind, Setting], names: list[str]) -> list[dict[str, Any]]:
     """A row for each method: seconds of a step, and the loss of the last."""
-    data = {setting.folder: Data(setting) for setting in settings.values()}
+    data = {setting.folder: Data(setting, Way(BASE, {})) for setting in settings.values()}
     rows = []
     for name in names:
         setting = settings[registered()[name].teacher]

@@ -9,7 +9,7 @@
 set -u
 cd "$(dirname "$0")/.."
 OUT=${OUT:?name a folder for the results} DEVICE=${DEVICE:-cuda} PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-.whl}
-PARTS=${PARTS:-loss checks more}  # or answers, which takes about a minute and a half
+PARTS=${PARTS:-loss checks more}  # or answers, which takes about a minute and a half, and steps
 mkdir -p "$OUT"
 work=$(mktemp -d)
 begun=$SECONDS
@@ -52,6 +52,10 @@ for name in $PARTS; do
     checks) part checks 120 "$PYTHON" -u benchmarks/gpu_checks.py --device "$DEVICE" --out "$work/checks.json" ;;
     answers)
         part answers 100 "$PYTHON" -u benchmarks/generation.py --preset h100 --device "$DEVICE" --out "$work/answers.json"
+        ;;
+    steps)
+        part steps 120 "$PYTHON" -u benchmarks/step.py --preset h100 --device "$DEVICE" --out "$work/steps.json" \
+            --ways "SFT, small student" "SFT, small student, CUDA graphs" "TRL SFTTrainer, small student"
         ;;
     more) loss more 80 --rows "${more[@]}" ;;
     esac

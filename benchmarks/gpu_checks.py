@@ -13,7 +13,9 @@ import math
 import sys
 import tempfile
 import time
+import warnings
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,12 @@ from loss import Inputs, Setting, methods_of, our_training
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from harness.recipe.training import Training
+from harness.training.contract_bench import Bench, bench, tiny_model
+from harness.training.distil import TeacherSources, distil
+from harness.training.graphs import GpuRecorder, LayerGraphs
 from methods import cdm
+from methods.base import registered
 from methods.library import contextual, kernels
 from methods.library.closed_form import compiling
 from methods.library.counted import counted_l1_parts
@@ -274,6 +281,102 @@ def check_compiled(device: str) -> Found:
         yield f"{name}: gradient", float(((found[1] - wanted[1]).abs() * student).sum(-1).max()), 1e-6
 
 
+# --- whole steps -----------------------------------------------------------------------------------------------------
+
+
+def check_graphs(device: str) -> Found:
+    """Layers by CUDA graphs against kernel by kernel: twelve micro-batches of three shapes, and a whole training."""
+    if device == "cpu":
+        return
+    for kind in ("llama", "qwen2"):
+        for dtype, of_value, of_gradient in ((torch.float32, 1e-6, 1e-5), (torch.bfloat16, 1e-2, 0.1)):
+            label = f"{kind}, {str(dtype).removeprefix('torch.')}"
+            made = bench(registered()["uld"](), dtype=torch.float32)
+            made.student = tiny_model(kind, len(made.sides["student"].vocabulary))
+            for model in (made.student, made.teacher):
+                model.to(device)
+            graphs = LayerGraphs(made.student, GpuRecorder(torch.device(device)))
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                found = passed(made, dtype, graphs)
+            wanted = passed(made, dtype, None)
+            said = [str(one.message) for one in told if "cuda_graphs" in str(one.message)]
+            yield f"{label}: shapes not recorded {' '.join(said)}".rstrip(), 3.0 - len(graphs.shapes), 0.0
+            yield (
+                f"{label}: losses",
+                max(abs(a - b) / abs(b) for a, b in zip(found[0], wanted[0], strict=True)),
+                of_value,
+            )
+            apart = [float((a - b).norm() / b.norm()) for a, b in zip(found[1], wanted[1], strict=True)]
+            yield f"{label}: gradients of four windows", max(apart), of_gradient
+    steps = {how: trained("uld", 12, cuda_graphs=how, micro_batch_size=1)[0] for how in ("on", "off")}
+    for name, most in (("loss", 1e-4), ("grad_norm", 1e-3)):
+        pairs = [(a[name], b[name]) for a, b in zip(steps["on"], steps["off"], strict=True)]
+        yield f"a training of 12 steps: {name}", max(abs(a - b) / abs(b) for a, b in pairs), most
+
+
+def passed(made: Bench, dtype: torch.dtype, graphs: LayerGraphs | None) -> tuple[list[float], list[Tensor]]:
+    """Losses of twelve micro-batches, and the student's gradients after every three."""
+    distiller, collator, on = made.distiller(), made.collator(), made.student.device
+    distiller.graphs = graphs
+    parts = [made.examples[:1], made.examples[1:], made.examples[:2]]
+    losses, gradients = [], []
+    for place, at in enumerate((0, 1, 0, 1, 1, 0, 2, 0, 2, 1, 2, 2)):
+        batch = collator.collate(parts[at]).to(on)
+        with torch.autocast(on.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+            loss = distiller(batch, distiller.objective.divisors(batch.counts)).loss
+        loss.backward()
+        losses.append(float(loss.detach()))
+        del loss  # with it go the nodes where gradients are added up, which are bound to the stream of their pass
+        if place % 3 == 2:
+            gradients.append(torch.cat([each.grad.double().flatten() for each in made.student.parameters()]))
+            distiller.zero_grad()
+    return losses, gradients
+
+
+def trained(method: str, steps: int, **settings: Any) -> tuple[list[dict[str, float]], Counter[str]]:
+    """A tiny training on the GPU: its steps, and how often which line waited for the GPU."""
+    options = {"sort": "counted"} if method in ("uld", "gold") else {}
+    made = bench(registered()[method](**options), dtype=torch.float32)
+    live = {} if made.teacher is None else {made.role: made.teacher.to("cuda")}
+    made.student.to("cuda")
+    training = Training(**({"steps": steps, "learning_rate": 1e-3, "batch_size": 2, "compile": "off"} | settings))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with tempfile.TemporaryDirectory() as work, warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            done = distil(
+                made.student,
+                made.objective,
+                TeacherSources(live),
+                made.examples,
+                training,
+                sides=made.sides,
+                max_length=128,
+                steps=steps,
+                seed=3,
+                work=Path(work),
+            )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [one for one in heard if "synchronizing" in str(one.message)]
+    return done.steps, Counter(f"{Path(one.filename).name}:{one.lineno}" for one in waits)
+
+
+LOG = 6
+"""Numbers of a step that its log reads when it is over: all but the first are there by then."""
+
+
+def check_waits(device: str) -> Found:
+    """How often an optimiser step waits for the GPU, with the lines where it does; after the first ones."""
+    if device == "cpu":
+        return
+    for method in ("sft", "fkd", "gold", "cdm"):
+        few, many = (trained(method, steps, cuda_graphs="on")[1] for steps in (8, 16))
+        where = ", ".join(f"{line} {count / 8:g}" for line, count in (many - few).most_common(8))
+        yield f"{method}: waits a step ({where})", (many.total() - few.total()) / 8, float(LOG)
+
+
 CHECKS: dict[str, Callable[[str], Found]] = {
     "edit distances": check_edit_distances,
     "warping": check_warping,
@@ -282,6 +385,8 @@ CHECKS: dict[str, Callable[[str], Found]] = {
     "counted": check_counted,
     "losses": check_losses,
     "compiled": check_compiled,
+    "graphs": check_graphs,
+    "waits": check_waits,
 }
 
 

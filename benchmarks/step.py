@@ -1,4 +1,4 @@
-"""What a whole optimiser step costs: ours with and without stored teacher rows, our SFT's, and TRL's GOLDTrainer's.
+"""What a whole optimiser step costs: ours with and without stored teacher rows, our SFT's, and those of TRL's trainers.
 
     python benchmarks/step.py                    # CPU: small models of the same architectures, minutes
     python benchmarks/step.py --preset h100      # Phi-3-mini teaches Qwen2-0.5B, full size, random weights
@@ -10,12 +10,14 @@ path on tiny models. Each row is printed and written, as a line of a .jsonl besi
 --resume leaves out what is there.
 
 Those rows are of one length. "Rows of all lengths" are Dolly's as they are: padded, bucketed by length, and packed.
+"Small student" is one of SmolLM2-135M's shape that has no teacher, with rows of many lengths, against TRL's SFTTrainer.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import random
 import statistics
 import sys
 import tempfile
@@ -47,7 +49,7 @@ from common import (
     trained_tokenizer,
     write,
 )
-from transformers import AutoModelForCausalLM, Phi3Config, PretrainedConfig, Qwen2Config, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from harness.data.rows import Example
@@ -76,7 +78,8 @@ class Setting:
         length: response tokens of a row, about.
         batch: rows of a step.
         steps: that are timed; of rows of all lengths, whose steps differ, `RAGGED` times as many.
-        folder: with student/ and teacher/, tokenizers.
+        small: a smaller student, with its own batch and the least and the most tokens of its rows.
+        folder: with student/, teacher/ and small/, tokenizers.
     """
 
     device: str
@@ -85,6 +88,9 @@ class Setting:
     length: int
     batch: int
     steps: int
+    small: dict[str, Any]
+    small_batch: int
+    small_tokens: tuple[int, int]
     folder: Path
     data: Path | None = None
     limit: int = 2048
@@ -99,25 +105,40 @@ class Way:
     """One kind of step: of which method, whose teacher's rows are stored or not, and of how many rows.
 
     Attributes:
+        trl: the trainer of TRL's that takes it; empty for ours.
         ragged: rows are of all lengths, batched by these settings of a training.
+        small: the small student takes it.
+        graphs: its layers are CUDA graphs.
     """
 
     method: str
     options: dict[str, Any]
     stored: bool = True
     alone: bool = False
-    trl: bool = False
+    trl: str = ""
     compiled: bool = False
     ragged: dict[str, Any] | None = None
+    small: bool = False
+    graphs: bool = False
 
     @property
     def base(self) -> str:
         """The way that it is compared with."""
+        if self.small:
+            return SMALL_SFT
         return "SFT, batch 1" if self.alone else "SFT" if self.ragged is None else PADDED
+
+    @property
+    def peer(self) -> str | None:
+        """The way of TRL's that does the same; None for TRL's own and where it has none."""
+        if self.trl:
+            return None
+        return "TRL SFTTrainer, small student" if self.small else "TRL GOLDTrainer" if self.method == "gold" else None
 
 
 GOLD = {"ce_weight": 0.5, "kd_weight": 0.5}
 PADDED = "SFT, rows of all lengths, padded"
+SMALL_SFT = "SFT, small student"
 WAYS = {
     "SFT": Way("control", {}),
     "GOLD, stored rows": Way("gold", GOLD),
@@ -128,20 +149,28 @@ WAYS = {
     "GOLD top_k, stored rows, compiled loss": Way("gold", GOLD | {"sort": "top_k"}, compiled=True),
     "GOLD, live teacher": Way("gold", GOLD, stored=False),
     "GOLD top_k, live teacher": Way("gold", GOLD | {"sort": "top_k"}, stored=False),
-    "TRL GOLDTrainer": Way("gold", {}, stored=False, trl=True),
+    "TRL GOLDTrainer": Way("gold", {}, stored=False, trl="GOLDTrainer"),
     PADDED: Way("control", {}, ragged={}),
     "SFT, rows of all lengths, bucketed": Way("control", {}, ragged={"bucket": "length"}),
     "SFT, rows of all lengths, packed": Way("control", {}, ragged={"packing": True}),
     "SFT, rows of all lengths, bucketed and packed": Way("control", {}, ragged={"bucket": "length", "packing": True}),
     "SFT, batch 1": Way("control", {}, alone=True),
     "CDM, batch 1, stored rows": Way("cdm", {}, alone=True),
+    SMALL_SFT: Way("control", {}, small=True),
+    "SFT, small student, CUDA graphs": Way("control", {}, small=True, graphs=True),
+    "TRL SFTTrainer, small student": Way("control", {}, trl="SFTTrainer", small=True),
 }
 
-# Qwen2-0.5B and Phi-3-mini.
-_QWEN2 = {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+# Qwen2-0.5B, Phi-3-mini and SmolLM2-135M.
+_QWEN2: dict[str, Any] = {"model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896}
+_QWEN2 |= {"intermediate_size": 4864, "num_hidden_layers": 24}
 _QWEN2 |= {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
-_PHI3 = {"vocab_size": 32_064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32}
+_PHI3: dict[str, Any] = {"model_type": "phi3", "vocab_size": 32_064, "hidden_size": 3072}
+_PHI3 |= {"intermediate_size": 8192, "num_hidden_layers": 32}
 _PHI3 |= {"num_attention_heads": 32, "num_key_value_heads": 32, "pad_token_id": 0}
+_SMOLLM2: dict[str, Any] = {"model_type": "llama", "vocab_size": 49_152, "hidden_size": 576}
+_SMOLLM2 |= {"intermediate_size": 1536, "num_hidden_layers": 30}
+_SMOLLM2 |= {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
 _SMALL = {"num_attention_heads": 4, "num_key_value_heads": 2}
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
@@ -156,27 +185,46 @@ PRESETS: dict[str, dict[str, Any]] = {
         "length": 100,
         "batch": 4,
         "steps": 3,
+        "small": _SMOLLM2
+        | _SMALL
+        | {"vocab_size": 8000, "hidden_size": 128, "intermediate_size": 384}
+        | {"num_hidden_layers": 4},
+        "small_batch": 8,
+        "small_tokens": (64, 128),
     },
-    "h100": {"student": _QWEN2, "teacher": _PHI3, "length": 500, "batch": 8, "steps": 10},
+    "h100": {
+        "student": _QWEN2,
+        "teacher": _PHI3,
+        "length": 500,
+        "batch": 8,
+        "steps": 10,
+        "small": _SMOLLM2,
+        "small_batch": 32,
+        "small_tokens": (128, 256),
+    },
 }
 TRIED = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} | _SMALL
 
 
 class Data:
-    """Rows in both tokenisations; every row has about as many tokens, unless they are to be ragged."""
+    """Rows in both tokenisations, of a way's student.
 
-    def __init__(self, setting: Setting, ragged: bool = False) -> None:
+    Every row has about as many tokens, unless the way's rows are of all lengths, or its student is the small one.
+    """
+
+    def __init__(self, setting: Setting, way: Way) -> None:
         self.setting = setting
         self.sides = {
             role: TextSide(read_tokenizer(setting.folder / name / "tokenizer.json"), template="plain", name=name)
-            for role, name in ((STUDENT, "student"), ("cross", "teacher"))
+            for role, name in ((STUDENT, "small" if way.small else "student"), ("cross", "teacher"))
         }
         count = (WARM_UP + setting.steps) * setting.batch
-        if ragged:
+        if way.ragged is not None:
             self.examples = tokenize(self._instructions(), self.sides, setting.limit, "drop")
             self.examples = [self.examples[i % len(self.examples)] for i in range(count)]
         else:
-            self.texts = self._texts(count)
+            made = self._texts(count)
+            self.texts = [self._cut(text) for text in made] if way.small else made
             self.examples = tokenize(self.texts, self.sides, setting.limit)
 
     def tokens(self) -> tuple[float, float]:
@@ -201,10 +249,18 @@ class Data:
             made.append(Example(str(number), f"Question: {question}\nAnswer:", " " + " ".join(joined)))
         return made
 
+    def _cut(self, text: Example) -> Example:
+        """The same with a response so short that the row has one of the small student's lengths."""
+        side = self.sides[STUDENT]
+        wanted = random.Random(text.id).randint(*self.setting.small_tokens)
+        [prompt], [response] = side.prompts([text.prompt]), side.responses([text.response])
+        kept = response[: max(wanted - len(prompt), 8)]
+        return replace(text, response=side.tokenizer.decode(kept))
+
 
 def model_of(setting: Setting, role: str) -> Any:
     """A model with random weights: the student in float32, as it trains; the teacher in what it computes in."""
-    config: PretrainedConfig = Qwen2Config(**setting.student) if role == STUDENT else Phi3Config(**setting.teacher)
+    config = AutoConfig.for_model(**(setting.student if role == STUDENT else setting.teacher))
     config.attention_dropout = 0.0
     torch.manual_seed(role != STUDENT)
     dtype = torch.float32 if role == STUDENT else getattr(torch, setting.precision)
@@ -256,6 +312,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
         learning_rate=1e-5,
         precision=setting.precision,
         compile="on" if way.compiled else "off",
+        cuda_graphs="on" if way.graphs else "off",
         **(way.ragged or {}),
     )
     student = model_of(setting, STUDENT)
@@ -295,8 +352,8 @@ def store(setting: Setting, data: Data, clock: Clock, teachers: TeacherSources) 
     return {"row_bytes": written, "store_seconds_per_row": seconds / len(data.examples)}
 
 
-def trls(setting: Setting, data: Data, clock: Clock) -> dict[str, Any]:
-    """Train as TRL does, with the same weights of CE and KD; responses are given, none is sampled."""
+def trls(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]:
+    """Train as TRL does; what is not named here is as it is there by default."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -307,40 +364,25 @@ def trls(setting: Setting, data: Data, clock: Clock) -> dict[str, Any]:
 
     rows = datasets.Dataset.from_list([{"prompt": text.prompt, "completion": text.response} for text in data.texts])
     with tempfile.TemporaryDirectory() as work:
-        config = peer().GOLDConfig(
-            output_dir=work,
-            max_steps=WARM_UP + setting.steps,
-            per_device_train_batch_size=setting.batch,
-            learning_rate=1e-5,
-            lr_scheduler_type="cosine",
-            adam_beta2=0.95,
-            weight_decay=0.01,
-            bf16=setting.precision == "bfloat16",
-            use_cpu=setting.device == "cpu",
-            gradient_checkpointing=False,
-            max_length=setting.limit,
-            lmbda=0.0,
-            use_uld_loss=True,
-            uld_use_hybrid_loss=True,
-            uld_token_merge_strategy="bayesian",
-            uld_crossentropy_weight=0.5,
-            uld_distillation_weight=0.5,
-            uld_skip_student_eos=False,
-            uld_skip_teacher_eos=False,
-            teacher_tokenizer_name_or_path=str(setting.folder / "teacher"),
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        )
-        trainer = peer().GOLDTrainer(
-            model=model_of(setting, STUDENT),
-            teacher_model=model_of(setting, "cross").eval().requires_grad_(False),
-            args=config,
-            train_dataset=rows,
-            processing_class=data.sides[STUDENT].tokenizer,
-            callbacks=[Tick()],
-        )
+        common = {
+            "output_dir": work,
+            "max_steps": WARM_UP + setting.steps,
+            "per_device_train_batch_size": setting.batch,
+            "learning_rate": 1e-5,
+            "lr_scheduler_type": "cosine",
+            "adam_beta2": 0.95,
+            "weight_decay": 0.01,
+            "bf16": setting.precision == "bfloat16",
+            "use_cpu": setting.device == "cpu",
+            "gradient_checkpointing": False,
+            "max_length": setting.limit,
+            "save_strategy": "no",
+            "report_to": [],
+            "disable_tqdm": True,
+        }
+        given = {"model": model_of(setting, STUDENT), "train_dataset": rows, "callbacks": [Tick()]}
+        given |= {"processing_class": data.sides[STUDENT].tokenizer}
+        trainer = trl_gold(setting, common, given) if way.trl == "GOLDTrainer" else trl_sft(common, given)
         trainer.remove_callback(PrinterCallback)
         reset_peak(setting.device)
         clock.ends = [clock.now()]
@@ -349,16 +391,44 @@ def trls(setting: Setting, data: Data, clock: Clock) -> dict[str, Any]:
     return {"loss": losses[-1] if losses else None}
 
 
+def trl_gold(setting: Setting, common: dict[str, Any], given: dict[str, Any]) -> Any:
+    """TRL's GOLDTrainer with our weights of CE and KD; responses are given, none is sampled."""
+    config = peer().GOLDConfig(
+        **common,
+        lmbda=0.0,
+        use_uld_loss=True,
+        uld_use_hybrid_loss=True,
+        uld_token_merge_strategy="bayesian",
+        uld_crossentropy_weight=0.5,
+        uld_distillation_weight=0.5,
+        uld_skip_student_eos=False,
+        uld_skip_teacher_eos=False,
+        teacher_tokenizer_name_or_path=str(setting.folder / "teacher"),
+        logging_steps=1,
+    )
+    teacher = model_of(setting, "cross").eval().requires_grad_(False)
+    return peer().GOLDTrainer(teacher_model=teacher, args=config, **given)
+
+
+def trl_sft(common: dict[str, Any], given: dict[str, Any]) -> Any:
+    """TRL's SFTTrainer, on responses alone as it does for prompts with completions; it logs every tenth step."""
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(args=SFTConfig(**common), **given)
+
+
 def measure(setting: Setting, way: Way) -> dict[str, Any]:
     """Time of a step, and peak memory of all that it needs: models, optimiser, activations."""
     quiet()
     before = resident()
     if way.alone:
         setting = replace(setting, batch=1)
+    if way.small:
+        setting = replace(setting, student=setting.small, batch=setting.small_batch)
     if way.ragged is not None:
         setting = replace(setting, steps=RAGGED * setting.steps)
-    data, clock = Data(setting, way.ragged is not None), Clock(setting.device)
-    notes = trls(setting, data, clock) if way.trl else ours(setting, way, data, clock)
+    data, clock = Data(setting, way), Clock(setting.device)
+    notes = trls(setting, way, data, clock) if way.trl else ours(setting, way, data, clock)
     peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else peak_resident() - before
     ours_tokens, theirs = data.tokens()
     seconds = clock.seconds()
@@ -396,16 +466,16 @@ def main() -> None:
     demand(device)
     preset = dict(PRESETS[arguments.preset])
     if arguments.preset != "cpu" and device == "cpu":  # the same path with models that a CPU can train
-        preset |= {role: preset[role] | TRIED | {"vocab_size": 2000} for role in ("student", "teacher")}
-        preset |= {"length": 40, "batch": 2, "steps": 2}
+        preset |= {role: preset[role] | TRIED | {"vocab_size": 2000} for role in ("student", "teacher", "small")}
+        preset |= {"length": 40, "batch": 2, "steps": 2, "small_batch": 4, "small_tokens": (100, 160)}
     if arguments.steps:
         preset["steps"] = arguments.steps
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(device, folder=Path(folder), data=arguments.data, **preset)
-        given = {"student": arguments.student_tokenizer, "teacher": arguments.teacher_tokenizer}
+        given = {"student": arguments.student_tokenizer, "teacher": arguments.teacher_tokenizer, "small": None}
         for role, path in given.items():
-            size = getattr(setting, role)["vocab_size"]
-            made = read_tokenizer(path) if path else trained_tokenizer(role, size)
+            size, like = getattr(setting, role)["vocab_size"], "teacher" if role == "teacher" else "student"
+            made = read_tokenizer(path) if path else trained_tokenizer(like, size)
             made.save_pretrained(setting.folder / role)
         compare(setting, arguments)
 
@@ -414,6 +484,23 @@ def told(name: str, row: dict[str, Any], left_: str) -> str:
     """A row in words, when it is done."""
     took = f"{row['seconds'] * 1e3:,.1f} ms, {row['bytes'] / 2**20:,.0f} MiB" if "seconds" in row else row["error"]
     return f"{name}: {took}; {left_}"
+
+
+def size_of(config: dict[str, Any]) -> str:
+    """A model's size in words."""
+    return f"{config['vocab_size']:,} tokens, width {config['hidden_size']}, {config['num_hidden_layers']} layers"
+
+
+def table(rows: dict[str, dict[str, Any]], peer_name: str) -> str:
+    """Rows by the names of their ways, each beside what it is compared with."""
+    lines = []
+    for name, row in rows.items():
+        base, trl = (rows.get(other or "", {}).get("seconds") for other in (WAYS[name].base, WAYS[name].peer))
+        seconds = row["seconds"]
+        counts = [name, row["rows"], row["student_tokens"], seconds * 1e3, row["bytes"] / 2**20]
+        lines.append([*counts, seconds / base if base else None, trl / seconds if trl else None])
+    columns = ["step", "rows", "response tokens", "ms", "peak MiB", "× SFT", f"times faster than {peer_name}"]
+    return markdown(columns, lines)
 
 
 def compare(setting: Setting, arguments: argparse.Namespace) -> None:
@@ -442,29 +529,14 @@ def compare(setting: Setting, arguments: argparse.Namespace) -> None:
         lines.add(name, found[name], told(name, found[name], left(begun, measured, len(names) - len(known))))
         reset_peak(setting.device)
     done = {name: row for name, row in found.items() if "seconds" in row}
-    trl = done.get("TRL GOLDTrainer", {}).get("seconds")
-    table = []
-    for name, row in done.items():
-        base = done.get(WAYS[name].base, {}).get("seconds")
-        table.append(
-            [
-                name,
-                row["rows"],
-                row["student_tokens"],
-                row["seconds"] * 1e3,
-                row["bytes"] / 2**20,
-                row["seconds"] / base if base else None,
-                trl / row["seconds"] if trl and WAYS[name].method == "gold" and not WAYS[name].trl else None,
-            ]
-        )
-    sizes = " and ".join(
-        f"{getattr(setting, role)['vocab_size']:,} tokens, width {getattr(setting, role)['hidden_size']}, "
-        f"{getattr(setting, role)['num_hidden_layers']} layers"
-        for role in ("student", "teacher")
-    )
-    print(f"student and teacher: {sizes}; {setting.precision}{'' if setting.device == 'cuda' else ', one thread'}\n")
-    columns = ["step", "rows", "response tokens", "ms", "peak MiB", "× SFT", "times faster than TRL"]
-    print(markdown(columns, table))
+    of_small = {name for name in done if WAYS[name].small}
+    print(f"{setting.precision}{'' if setting.device == 'cuda' else ', one thread'}\n")
+    if done.keys() - of_small:
+        print(f"student and teacher: {size_of(setting.student)} and {size_of(setting.teacher)}\n")
+        print(table({name: row for name, row in done.items() if name not in of_small}, "TRL"))
+    if of_small:
+        print(f"\nsmall student: {size_of(setting.small)}\n")
+        print(table({name: row for name, row in done.items() if name in of_small}, "TRL SFTTrainer"))
     cdm = done.get("CDM, batch 1, stored rows")
     if cdm and setting.device == "cuda":
         print(f"\nCDM: {PUBLISHED_CDM / cdm['seconds']:.1f} times faster than the published {PUBLISHED_CDM} s")

@@ -86,7 +86,7 @@ def hidden_states(
             masked attention is the slower kernel.
     """
     given = {"attention_mask": attention_mask, "position_ids": position_ids}
-    if padded_behind and attention_mask is not None and _reads_masks(model, input_ids.device):
+    if padded_behind and attention_mask is not None and reads_masks(model, input_ids.device):
         # transformers' modules take seconds to import, and plans need none
         from harness.models.passing_cache import passing_cache
 
@@ -96,7 +96,7 @@ def hidden_states(
     return hidden
 
 
-def _reads_masks(model: Any, device: torch.device) -> bool:
+def reads_masks(model: Any, device: torch.device) -> bool:
     """Whether a forward pass would wait for the device to look at its mask, and can do without one."""
     if device.type != "cuda":
         return False

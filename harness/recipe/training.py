@@ -62,6 +62,11 @@ class Training(Strict):
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         "auto", description="(speed) losses through torch.compile; auto: on a GPU"
     )
+    cuda_graphs: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
+        "auto",
+        description="(speed) the layers' passes as CUDA graphs, two for each padded shape: a small model is bound by "
+        "launches; auto: on a GPU, below 1B parameters and 32,768 tokens a pass",
+    )
     checkpoint_every: int | None = Field(None, ge=1, description="(safety) steps between checkpoints; null for none")
     report_to: tuple[str, ...] = Field((), description="trackers of transformers' Trainer, such as tensorboard")
     select: Literal["last", "best_dev"] = Field(
@@ -130,6 +135,7 @@ class Training(Strict):
             "shard",
             "chunk_rows",
             "compile",
+            "cuda_graphs",
             "checkpoint_every",
             "report_to",
             "seeds",  # of teachers: stands beside, for each

@@ -19,6 +19,7 @@ from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT, TokenizedExample
 from harness.models.heads import Head
 from harness.recipe.training import Training
+from harness.training.graphs import graphs_of
 from harness.training.loss import Distiller
 from harness.training.objective import Objective
 from harness.training.rewards import Reward
@@ -107,8 +108,9 @@ def distil(
     sampling, rollouts = RolloutSettings.of(objective.terms), None
     if sampling is not None:
         rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed, reward, teachers.live)
-    room = Room(collator, say, trial=on.type == "cuda")
-    distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on))
+    graphs = graphs_of(model, training, on)
+    room = Room(collator, say, trial=on.type == "cuda", spare=None if graphs is None else graphs.end)
+    distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on), graphs)
     watched = [collator.collate([example]).to(on) for example in examples[:watch]]
     before = _mean_cross_entropy(distiller, watched)  # of a training that goes on, too: its weights are not loaded yet
     done = train(

@@ -18,6 +18,7 @@ from harness.data.batches import Batch, TeacherBatch
 from harness.data.tokens import STUDENT
 from harness.models.heads import Head, entropies, hidden_states
 from harness.training.chunk_walk import ChunkWalk
+from harness.training.graphs import LayerGraphs
 from harness.training.objective import LossParts, Objective
 from harness.training.sharding import read
 from methods.base import Need
@@ -34,6 +35,7 @@ class Distiller(nn.Module):
         teachers: live teachers by role; a role whose rows are stored needs none, only its head.
         teacher_heads: heads of all teachers by role.
         compiled: whether losses in closed form run through ``torch.compile``.
+        graphs: replays the student's layers in training, where they can be; None runs them kernel by kernel.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Distiller(nn.Module):
         teachers: dict[str, nn.Module] | None = None,
         teacher_heads: dict[str, Head] | None = None,
         compiled: bool = False,
+        graphs: LayerGraphs | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.compiled = student, compiled
+        self.student, self.compiled, self.graphs = student, compiled, graphs
         self.objective = objective
         # Plain dictionaries in a tuple: teachers must be no submodules, or they would be wrapped, saved and trained.
         teachers = teachers or {}
@@ -99,13 +102,16 @@ class Distiller(nn.Module):
 
     def _student_rows(self, batch: Batch) -> Tensor:
         """[rows, hidden], of those that go through the head."""
-        hidden = hidden_states(
-            self.student,
-            batch.input_ids,
-            batch.attention_mask,
-            batch.position_ids,
-            padded_behind=batch.padded_behind,
-        )
+        if self.graphs is not None and self.graphs.takes(batch):
+            hidden = self.graphs.hidden_states(batch.input_ids, batch.position_ids)
+        else:
+            hidden = hidden_states(
+                self.student,
+                batch.input_ids,
+                batch.attention_mask,
+                batch.position_ids,
+                padded_behind=batch.padded_behind,
+            )
         return hidden.flatten(0, 1).index_select(0, batch.row_index)
 
     @torch.no_grad()

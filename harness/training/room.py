@@ -1,7 +1,7 @@
 """A step that does not fit into memory: smaller chunks of its loss, then smaller passes, and all of the step once more.
 
-What is halved stays so for the rest of the training. It bounds memory alone: the loss of a step is a sum over its
-responses, whose divisors are those of the whole step.
+CUDA graphs, which only make it faster, go first. What is halved stays so for the rest of the training. It bounds memory
+alone: the loss of a step is a sum over its responses, whose divisors are those of the whole step.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Room:
         collator: whose chunks are halved.
         say: told once of what was halved in a step.
         trial: whether the first step is tried at its longest responses, before hours have passed.
+        spare: told why, lets go of CUDA graphs, and returns whether there were any.
 
     Attributes:
         halved: rows of a chunk and responses of a pass, each as it was at first and as it is now; what was never
@@ -40,9 +41,14 @@ class Room:
     """
 
     def __init__(
-        self, collator: Collator, say: Callable[[str], None] = lambda text: None, *, trial: bool = False
+        self,
+        collator: Collator,
+        say: Callable[[str], None] = lambda text: None,
+        *,
+        trial: bool = False,
+        spare: Callable[[str], bool] | None = None,
     ) -> None:
-        self.collator, self.say, self.trial = collator, say, trial
+        self.collator, self.say, self.trial, self.spare = collator, say, trial, spare
         self.halved: dict[str, tuple[int, int]] = {}
         self._draws: list[tuple[Callable[[Tensor], None], Tensor]] = []
 
@@ -78,7 +84,10 @@ class Room:
             except Exception as error:
                 if not _out_of_memory(error):
                     raise
-                if not self._halve(samples):
+                spared = self.spare is not None and self.spare(f"out of memory in step {step}")
+                if spared:
+                    self.say(f"out of memory in step {step}, which was done again without CUDA graphs")
+                elif not self._halve(samples):
                     raise DoesNotFitError(self._at_its_least(samples, step, error)) from error
             release_memory()  # here, where the error no longer holds what it could not finish
             self.rewind()

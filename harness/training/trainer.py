@@ -152,7 +152,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             of_samples["sampled tokens"] = float(self.accelerator.reduce(written, reduction="sum"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         here = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(torch.float32)
-        counts = self.accelerator.reduce(here.to(device), reduction="sum")
+        counts = self.accelerator.reduce(here.to(device, non_blocking=True), reduction="sum")
         # One process knows them all, and does not wait for its device to give back what it has just got.
         known = here if self.accelerator.num_processes == 1 else counts.cpu()
         objective: Objective = self.model.objective
