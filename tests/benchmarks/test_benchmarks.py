@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.models import tiny
+from harness.models.heads import hidden_states, reads_masks
 from harness.tasks.base import samples_folder
 
 ROOT = Path(__file__).parents[2]
@@ -177,3 +179,12 @@ def ended(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(FOLDER / f"{script}.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.usefixtures("common")
+def test_the_stand_in_for_a_student_has_what_a_gpu_asks_a_model_for() -> None:
+    loss = importlib.import_module("loss")
+    rows = loss.Rows(torch.ones(1, 2, 4), torch.ones(3, 4))
+    assert not reads_masks(rows, torch.device("cuda"))
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    assert hidden_states(rows, ids, torch.ones_like(ids), ids, padded_behind=True) is rows.hidden
