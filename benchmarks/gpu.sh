@@ -37,8 +37,8 @@ part() { # name, seconds, command; four files hold what all parts say: log.txt, 
 if [ "$DEVICE" = cuda ]; then
     size=(--preset h100 --seconds 0.3 --top-k 4096)
     rows=(cross-entropy sft "gold counted" "uld counted" "cdm text-like" "TRL ULD" "TRL GOLD" gold uld cdm
-        "fkd" "fkd compiled")
-    more=("cdm text-like theta=0" mined one_to_one "mined without kernels" "uld top_k" "gold top_k" "sft without kernels"
+        fkd mined one_to_one)
+    more=("cdm text-like theta=0" rkd "fkd without kernels" "mined without kernels" "uld top_k" "gold top_k" "sft without kernels"
         "cdm text-like without kernels" "dual(fkd, cdm)" "full sort")
 else
     size=(--preset h100 --device cpu --tokens 64 --student-size 3000 --teacher-size 2500 --seconds 0.01)

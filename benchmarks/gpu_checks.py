@@ -161,6 +161,17 @@ def taught(setting: Setting, name: str, compiled: bool = False, rounded: bool = 
 
 
 METHODS = ("sft", "fkd", "uld", "uld counted", "gold", "gold counted", "mined", "one_to_one", "cdm", "cdm text-like")
+WITH_KERNELS = (
+    "sft",
+    "uld counted",
+    "gold counted",
+    "gold released",
+    "fkd",
+    "rkd",
+    "mined",
+    "one_to_one",
+    "cdm text-like",
+)
 ALLOWED = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-3), torch.bfloat16: (3e-2, 0.3)}
 """Relative errors of value and gradient. In bf16 products round logits; ranks and likeliest tokens turn with them."""
 
@@ -195,7 +206,7 @@ def check_kernels(device: str) -> Found:
         for role, size in (("student", wide), ("teacher", narrow)):
             trained_tokenizer(role, size).backend_tokenizer.save(str(folder / f"{role}.json"))
         for dtype, of_value, of_gradient in ((torch.float32, 1e-5, 1e-3), (torch.bfloat16, 1e-3, 2e-2)):
-            for way in ("sft", "uld counted", "uld", "gold counted", "gold", "gold released", "fkd", "cdm text-like"):
+            for way in WITH_KERNELS:
                 setting = replace(
                     small(device, dtype, folder, text_like="text-like" in way), student_size=wide, teacher_size=narrow
                 )

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ from methods.library.contextual import (
     stays_on_device,
 )
 from methods.library.divergences import forward_kl, reverse_kl
+from methods.library.kernels import kernels_for
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map, stored_map, without
 from methods.library.vocabulary import TokenizerPair
 from methods.library.warping import EditCosts, EditDistances, link_groups, path_notes, warp_all
@@ -181,23 +182,82 @@ class CDM(Method[CDMOptions]):
         return replace(groups, notes=notes)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        tau, theta = self.options.temperature, self.options.theta
         if self._released:
-            return released_loss(chunk, self.to_student, self.to_teacher, self.options.k, theta, tau)
+            options = self.options
+            return released_loss(chunk, self.to_student, self.to_teacher, options.k, options.theta, options.temperature)
         if self.options.pieces == "mean":
             chunk = chunk.of_means()
+        found = self._found(chunk)
+        kd = self._divergence(_columns(chunk.student, found.student), _columns(chunk.teacher, found.teacher), found)
+        k = found.k
+        covered = mass(chunk.teacher.logits, chunk.teacher.index, found.teacher[:, :k], found.student[:, :k])
+        return LossSums(kd, coverage(found.masked, covered))
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        """Of the logits only the columns compared become float32, and of the gradient only theirs is made."""
+        kernels = kernels_for(upstream, chunk.teacher.logits)
+        if kernels is None or self._released or self.options.pieces == "mean":
+            return None
+        found = self._found(chunk)
+        student, teacher = (
+            _columns(side, ids).float()
+            for side, ids in ((chunk.student, found.student), (chunk.teacher, found.teacher))
+        )
+        with torch.enable_grad():
+            kd = self._divergence(student.requires_grad_(), teacher, found)
+            (gradient,) = torch.autograd.grad(kd, student)
+        width, k = upstream.shape[-1], found.k
+        place = chunk.student.index[:, None] * width + found.student.clamp_min(0)
+        for half in (slice(k), slice(k, None)):  # within one no column that counts stands twice
+            added = (scale * gradient[:, half]).to(upstream.dtype)
+            upstream.view(-1).scatter_add_(0, place[:, half].flatten(), added.flatten())
+        of_teacher = kernels.log_sum_exp(chunk.teacher.logits)[chunk.teacher.index]
+        likely = (teacher[:, :k] - of_teacher[:, None]).exp().masked_fill(found.masked[:, :k], 0.0)
+        return LossSums(kd.detach(), coverage(found.masked, likely.sum()), squared_norm=_squared_norm(gradient, found))
+
+    def _found(self, chunk: AlignedChunk) -> _Found:
         ours = _paired(chunk.student, likeliest(chunk.student.logits, self.to_teacher, self.options.k))
         theirs = _paired(chunk.teacher, likeliest(chunk.teacher.logits, self.to_student, self.options.k))
-        to_student, to_teacher = contextual(theirs, ours, self.to_student, self.to_teacher, theta)
-        masked = torch.cat([to_student, to_teacher], -1) == UNMAPPED
-        # the teacher's k and their partners, then the student's k and theirs
-        student = _columns(chunk.student, torch.cat([to_student, ours], -1)).masked_fill(masked, MASKED) / tau
-        teacher = _columns(chunk.teacher, torch.cat([theirs, to_teacher], -1)).masked_fill(masked, MASKED) / tau
-        k = theirs.shape[-1]
+        to_student, to_teacher = contextual(theirs, ours, self.to_student, self.to_teacher, self.options.theta)
+        return _Found(
+            torch.cat([to_student, ours], -1),
+            torch.cat([theirs, to_teacher], -1),
+            torch.cat([to_student, to_teacher], -1) == UNMAPPED,
+            theirs.shape[-1],
+        )
+
+    def _divergence(self, student: Tensor, teacher: Tensor, found: _Found) -> Tensor:
+        """Scalar sum, of logits [positions, columns] of what was found."""
+        tau, k = self.options.temperature, found.k
+        student, teacher = (side.masked_fill(found.masked, MASKED) / tau for side in (student, teacher))
         forward = forward_kl(student[:, :k].log_softmax(-1), teacher[:, :k].log_softmax(-1))
         reverse = reverse_kl(student[:, k:].log_softmax(-1), teacher[:, k:].log_softmax(-1))
-        covered = mass(chunk.teacher.logits, chunk.teacher.index, theirs, to_student)
-        return LossSums(tau**2 * (forward + reverse).sum(), coverage(masked, covered))
+        return tau**2 * (forward + reverse).sum()
+
+
+class _Found(NamedTuple):
+    """What is compared at each position: the teacher's k and their partners, then the student's k and theirs.
+
+    Attributes:
+        student, teacher: int64 [positions, columns], ids; -1 for a partner that is missing.
+        masked: bool [positions, columns], where one is.
+        k: how many of the columns are the teacher's.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    masked: Tensor
+    k: int
+
+
+def _squared_norm(gradient: Tensor, found: _Found) -> Tensor:
+    """Of a gradient at the student's columns, where one may be both a partner and one of its own k."""
+    k = found.k
+    partners, own = found.student[:, :k], found.student[:, k:].sort(-1)
+    place = torch.searchsorted(own.values, partners.contiguous()).clamp_max(own.values.shape[-1] - 1)
+    other = gradient[:, k:].gather(-1, own.indices).gather(-1, place)
+    twice = gradient[:, :k] * other * (own.values.gather(-1, place) == partners)
+    return gradient.square().sum() + 2 * twice.sum()
 
 
 def _paired(side: Side, of_rows: Tensor) -> Tensor:

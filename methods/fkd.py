@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import Tensor
+
 from methods.base import AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, pair_identical
 from methods.library.closed_form import kl
+from methods.library.kernels import divergence_for
 
 
 @register
@@ -26,9 +29,22 @@ class FKD(Method[SoftenedOptions]):
     def align(self, response: AlignedResponse) -> Groups:
         return pair_identical(response, prompt=self.rows is Rows.ALL)
 
-    def loss(self, chunk: AlignedChunk) -> LossSums:
-        return self._kl(chunk, "forward")
+    @property
+    def direction(self) -> Literal["forward", "reverse"]:
+        return "forward"
 
-    def _kl(self, chunk: AlignedChunk, direction: Literal["forward", "reverse"]) -> LossSums:
-        value, gradient = kl(*chunk.paired_logits_over_shared_columns(), self.options.temperature, direction)
+    def loss(self, chunk: AlignedChunk) -> LossSums:
+        value, gradient = kl(*chunk.paired_logits_over_shared_columns(), self.options.temperature, self.direction)
         return LossSums.closed(chunk.student.logits, value, chunk.student.spread(gradient))
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        kernels = divergence_for(upstream, chunk.teacher.logits)
+        if kernels is None:
+            return None
+        tau, (ours, theirs) = self.options.temperature, chunk.members()
+        columns = min(ours.logits.shape[-1], theirs.logits.shape[-1])
+        known = tau == 1.0 and columns == ours.logits.shape[-1]
+        student = kernels.softened(ours.logits, ours.row, tau, columns, lse=lse[ours.row] if known else None)
+        teacher = kernels.softened(theirs.logits, theirs.row, tau, columns)
+        value, norm = kernels.add_kl(student, teacher, tau, self.direction, upstream, tau**2 * scale)
+        return LossSums(tau**2 * value, squared_norm=tau**4 * norm)

@@ -39,6 +39,7 @@ from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOpt
 from methods.library.alignment import AlignedResponse, Groups, IntArray
 from methods.library.cdm_released import released_divergence, released_groups
 from methods.library.contextual import MASKED
+from methods.library.kernels import divergence_for
 from methods.library.maps import UNMAPPED, Tables, exact_map, stored_map
 from methods.library.vocabulary import TokenizerPair
 from methods.library.warping import EditCosts, path_notes, warp_all
@@ -113,6 +114,7 @@ class MinED(Method[MinEDOptions]):
             reaching=torch.from_numpy(reaching),  # teacher tokens that may count,
             place=torch.from_numpy(place),  # and the place of the one that each reaches in `columns`
         )
+        self.sources = Tables(**_sources(columns, reaching, place, len(pair.student)))
 
     def align(self, response: AlignedResponse) -> Groups:
         """Every student token with the teacher tokens that it is linked to: one link is a group of two members."""
@@ -151,6 +153,32 @@ class MinED(Method[MinEDOptions]):
         mass = (share * same).sum()
         return LossSums(kd, {"targets from the teacher": (kept, None), "teacher mass covered": (mass, kept)})
 
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        kernels = divergence_for(upstream, chunk.teacher.logits)
+        if kernels is None or self._released:
+            return None
+        tau, student, teacher = self.options.temperature, chunk.student, chunk.teacher
+        first, theirs, same = self._same_tokens(chunk)  # a group has one student token, and each token is in one
+        ours, theirs, sources = student.index[first], teacher.index[theirs], self.sources.on(upstream.device)
+        mapped = kernels.mapped(teacher.logits, theirs, sources["starts"], sources["tokens"])
+        whole = kernels.softened(teacher.logits, theirs, 1.0)
+        every = torch.arange(len(mapped), device=mapped.device)
+        target = kernels.softened(mapped, every, tau)
+        plain = target if tau == 1.0 else kernels.softened(mapped, every, 1.0)
+        value, norm = kernels.add_kl(
+            kernels.softened(student.logits, ours, tau, lse=lse[ours] if tau == 1.0 else None),
+            target,
+            tau,
+            "forward",
+            upstream,
+            scale,
+            kernels.Partners(sources["partners"], False),
+            kernels.Gold(student.tokens[first], same.int()),
+        )
+        kept, mass = same.sum().to(lse.dtype), ((plain.lse - whole.lse).exp() * same).sum()
+        diagnostics = {"targets from the teacher": (kept, None), "teacher mass covered": (mass, kept)}
+        return LossSums(value, diagnostics, squared_norm=norm)
+
     def _same_tokens(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor, Tensor]:
         """For each group its first member on either side, int64 [groups], and whether the two are its only ones and
         one token by the map, bool [groups].
@@ -186,6 +214,28 @@ class MinED(Method[MinEDOptions]):
                 "teacher mass covered": ((z.softmax(-1) * mapped).sum(), positions),
             },
         )
+
+
+def _sources(columns: IntArray, reaching: IntArray, place: IntArray, size: int) -> dict[str, Tensor]:
+    """For kernels: the teacher's tokens of each student token that is reached, those with as many side by side.
+
+    Args:
+        columns, reaching, place: as in ``tables``.
+        size: of the student's vocabulary.
+
+    Returns:
+        int32: ``tokens``; ``starts``, where each student token's begin; ``partners`` [size], its number there, or -1.
+    """
+    counts = np.bincount(place, minlength=columns.size)
+    order = np.argsort(counts, kind="stable")
+    number = np.empty_like(order)
+    number[order] = np.arange(order.size)
+    partners = np.full(size, UNMAPPED)
+    partners[columns] = number
+    starts = np.concatenate([[0], np.cumsum(counts[order])])
+    tokens = reaching[np.argsort(number[place], kind="stable")]
+    found = {"tokens": tokens, "starts": starts, "partners": partners}
+    return {name: torch.from_numpy(made).int() for name, made in found.items()}
 
 
 def _of_each_token(teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from methods.base import AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import kl
 from methods.library.divergences import reverse_kl
-from methods.library.maps import Tables, exact_map, mapped_columns
+from methods.library.kernels import divergence_for
+from methods.library.maps import UNMAPPED, Tables, exact_map, mapped_columns
 from methods.library.vocabulary import TokenizerPair
 
 
@@ -29,7 +31,12 @@ class OneToOne(Method[OneToOneOptions]):
     Options = OneToOneOptions
 
     def prepare(self, pair: TokenizerPair) -> None:
-        self.shared = Tables(**mapped_columns(exact_map(pair.teacher, pair.student)))
+        columns = mapped_columns(exact_map(pair.teacher, pair.student))
+        ours, theirs = columns["ours"], columns["theirs"]
+        self.shared = Tables(**columns)
+        self.partners = Tables(
+            ours=_partners(ours, theirs, len(pair.student)), theirs=_partners(theirs, ours, len(pair.teacher))
+        )
 
     def align(self, response: AlignedResponse) -> Groups:
         return group_bytes(response.student_ends, response.teacher_ends).only_one_to_one()
@@ -38,12 +45,8 @@ class OneToOne(Method[OneToOneOptions]):
         tau, logits = self.options.temperature, chunk.student.logits
         shared = self.shared.on(logits.device)
         student, teacher = chunk.student.over_columns(shared["ours"]), chunk.teacher.over_columns(shared["theirs"])
-        pairs = logits.new_full((), chunk.groups)
         mass = (teacher.logits.logsumexp(-1) - chunk.teacher.logits.logsumexp(-1)).exp()
-        diagnostics = {
-            "aligned 1-1": (pairs, None),
-            "teacher mass covered": (mass[chunk.teacher.index].sum(), pairs),
-        }
+        diagnostics = self._diagnostics(chunk, mass[chunk.teacher.index].sum())
         if self.options.top_k is None:
             value, at_shared = kl(student.paired_logits().detach(), teacher.paired_logits(), tau, "reverse")
             gradient = torch.zeros_like(logits).index_copy_(1, shared["ours"], student.spread(at_shared))
@@ -52,3 +55,27 @@ class OneToOne(Method[OneToOneOptions]):
         likeliest = p.topk(min(self.options.top_k, p.shape[-1])).indices
         p, q = (side.gather(-1, likeliest).log_softmax(-1) for side in (p, q))
         return LossSums(kd=tau**2 * reverse_kl(p, q).sum(), diagnostics=diagnostics)
+
+    def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
+        kernels = divergence_for(upstream, chunk.teacher.logits)
+        if kernels is None or self.options.top_k is not None:
+            return None
+        tau, (ours, theirs), partners = self.options.temperature, chunk.members(), self.partners.on(upstream.device)
+        student = kernels.softened(ours.logits, ours.row, tau, known=partners["ours"])
+        teacher = kernels.softened(theirs.logits, theirs.row, tau, known=partners["theirs"])
+        whole = kernels.softened(theirs.logits, theirs.row, 1.0)
+        shared = teacher if tau == 1.0 else kernels.softened(theirs.logits, theirs.row, 1.0, known=partners["theirs"])
+        value, norm = kernels.add_kl(
+            student, teacher, tau, "reverse", upstream, tau**2 * scale, kernels.Partners(partners["ours"], True)
+        )
+        diagnostics = self._diagnostics(chunk, (shared.lse - whole.lse).exp().sum())
+        return LossSums(tau**2 * value, diagnostics, squared_norm=tau**4 * norm)
+
+    def _diagnostics(self, chunk: AlignedChunk, covered: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+        pairs = covered.new_full((), chunk.groups)
+        return {"aligned 1-1": (pairs, None), "teacher mass covered": (covered, pairs)}
+
+
+def _partners(columns: Tensor, others: Tensor, size: int) -> Tensor:
+    """int32 [size]: which of the others each column has, or -1."""
+    return torch.full((size,), UNMAPPED, dtype=torch.int32).index_copy(0, columns, others.int())

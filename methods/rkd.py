@@ -7,7 +7,9 @@ Gu et al., arXiv 2306.08543, section 2.1:   L = CE + w · mean_i τ² · KL(p_S(
 
 from __future__ import annotations
 
-from methods.base import AlignedChunk, LossSums, register
+from typing import Literal
+
+from methods.base import register
 from methods.fkd import FKD
 
 
@@ -16,7 +18,6 @@ class RKD(FKD):
     name, paper = "rkd", "arXiv 2306.08543"
     summary = "reverse KL to a teacher with the same tokenizer"
 
-    def loss(self, chunk: AlignedChunk) -> LossSums:
-        if self.options.fidelity == "released":
-            return super().loss(chunk)
-        return self._kl(chunk, "reverse")
+    @property
+    def direction(self) -> Literal["forward", "reverse"]:
+        return "forward" if self._released else "reverse"

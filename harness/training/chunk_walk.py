@@ -68,19 +68,41 @@ class ChunkWalk:
         gradients += [_accumulator(p) if want else None for p, want in zip(parameters, wanted[1:], strict=True)]
         total = _Sums(rows.device, self.batch)
         with compiling(self.compiled):
-            for number, (start, stop) in enumerate(self.batch.chunks):
-                piece = rows[start:stop].to(head.weight.dtype)
-                with torch.no_grad():
-                    logits = head.logits(piece)
-                leaves = _Leaves(logits, rows[start:stop], head)
-                upstream = self._chunk(number, leaves, teachers, own, gradients[1 + of_head :], total)
-                if any(wanted[: 1 + of_head]):
-                    with torch.no_grad():
-                        _through_head(head, piece, logits, upstream, gradients[: 1 + of_head], start)
-                        if gradients[0] is not None and leaves.at_hidden is not None:
-                            gradients[0][start:stop] += leaves.at_hidden.to(rows.dtype)
+            for number in range(len(self.batch.chunks)):
+                self._through_chunk(
+                    number, rows, head, teachers, own, gradients[: 1 + of_head], gradients[1 + of_head :], total
+                )
         cast = [None if g is None else g.to(like.dtype) for g, like in zip(gradients, [rows, *parameters], strict=True)]
         return total.parts(self.objective, self.divisors, self.scales), cast
+
+    def _through_chunk(
+        self,
+        number: int,
+        rows: Tensor,
+        head: Head,
+        teachers: dict[str, Head],
+        own: list[Tensor],
+        of_head: list[Tensor | None],
+        of_own: list[Tensor | None],
+        total: _Sums,
+    ) -> None:
+        """Add one chunk to the sums and to all gradients; nothing of its size is left when the next one begins.
+
+        Args:
+            of_head: gradients of rows, weight and bias.
+            of_own: of the methods' own parameters.
+        """
+        start, stop = self.batch.chunks[number]
+        piece = rows[start:stop].to(head.weight.dtype)
+        with torch.no_grad():
+            logits = head.logits(piece)
+        leaves = _Leaves(logits, rows[start:stop], head)
+        upstream = self._chunk(number, leaves, teachers, own, of_own, total)
+        if any(gradient is not None for gradient in of_head):
+            with torch.no_grad():
+                _through_head(head, piece, logits, upstream, of_head, start)
+                if of_head[0] is not None and leaves.at_hidden is not None:
+                    of_head[0][start:stop] += leaves.at_hidden.to(rows.dtype)
 
     def _chunk(
         self,
@@ -106,31 +128,16 @@ class ChunkWalk:
         if kernels is not None:  # what has a kernel adds to the gradient of the cross-entropy
             lse = kernels.log_sum_exp(logits)
             ce, norm, upstream = kernels.cross_entropy(logits, targets, scale, lse)
-        for k, term in enumerate(self.objective.terms):
+        for k in range(len(self.objective.terms)):
             chunk = self._aligned(k, number, logits, targets, teachers)
             if chunk is None:
                 continue
-            share = term.weight / self.divisors[1 + k] * self.scales[k]
-            sums = _sums(term.method, chunk, full, lse, upstream, share)
-            total.kd[k].append(sums.kd.detach())
-            total.note(sums.diagnostics)
-            if self.batch.sampled and follows_acceptance(term.method):
-                total.note({ACCEPTED: accepted(chunk)})
-            gradient, squares = sums.gradient, sums.squared_norm
-            if gradient is None and squares is None and sums.kd.requires_grad:
-                read = [full.hidden] if Need.HIDDEN in term.method.needs else []
-                found_at = torch.autograd.grad(sums.kd, [full.logits, *own, *read], allow_unused=True)
-                gradient, rest = found_at[0], found_at[1 : 1 + len(own)]
-                if read:
-                    full.add_at_hidden(found_at[-1], share)
-                for place, of_parameter in zip(of_own, rest, strict=True):
-                    if place is not None and of_parameter is not None:
-                        place.add_(of_parameter, alpha=share)
-            if gradient is not None:
-                squares = torch.linalg.vector_norm(gradient).square()
+            gradient, share = self._term(k, chunk, full, lse, upstream, own, of_own, total)
+            if gradient is not None and upstream is not None:
+                upstream.add_(gradient, alpha=share)
+            elif gradient is not None:
                 found.append((gradient, share))
-            if squares is not None:
-                total.kd_gradient[k].append(squares / self.divisors[1 + k] ** 2)
+            del chunk, gradient  # the next teacher's logits need the room
         if upstream is None:
             ce, norm, upstream = cross_entropy(full.logits.detach(), targets, scale)
         total.ce.append(ce)
@@ -140,6 +147,46 @@ class ChunkWalk:
         for gradient, share in found:
             upstream.add_(gradient, alpha=share)
         return upstream
+
+    def _term(
+        self,
+        k: int,
+        chunk: AlignedChunk,
+        full: _Leaves,
+        lse: Tensor | None,
+        upstream: Tensor | None,
+        own: list[Tensor],
+        of_own: list[Tensor | None],
+        total: _Sums,
+    ) -> tuple[Tensor | None, float]:
+        """Add a term's loss of one chunk to the sums.
+
+        Returns:
+            Its gradient at the logits, None where a kernel has added it to ``upstream`` or there is none, and its
+            share of the loss.
+        """
+        term = self.objective.terms[k]
+        share = term.weight / self.divisors[1 + k] * self.scales[k]
+        sums = _sums(term.method, chunk, full, lse, upstream, share)
+        total.kd[k].append(sums.kd.detach())
+        total.note(sums.diagnostics)
+        if self.batch.sampled and follows_acceptance(term.method):
+            total.note({ACCEPTED: accepted(chunk)})
+        gradient, squares = sums.gradient, sums.squared_norm
+        if gradient is None and squares is None and sums.kd.requires_grad:
+            read = [full.hidden] if Need.HIDDEN in term.method.needs else []
+            found_at = torch.autograd.grad(sums.kd, [full.logits, *own, *read], allow_unused=True)
+            gradient, rest = found_at[0], found_at[1 : 1 + len(own)]
+            if read:
+                full.add_at_hidden(found_at[-1], share)
+            for place, of_parameter in zip(of_own, rest, strict=True):
+                if place is not None and of_parameter is not None:
+                    place.add_(of_parameter, alpha=share)
+        if gradient is not None:
+            squares = torch.linalg.vector_norm(gradient).square()
+        if squares is not None:
+            total.kd_gradient[k].append(squares / self.divisors[1 + k] ** 2)
+        return gradient, share
 
     def _targets(self, number: int) -> Tensor:
         """int64 [rows] of a chunk: what the cross-entropy asks of them, once where the chunk before it has them too."""

@@ -31,6 +31,7 @@ _CLASSES = 32
 _SLACK = 0.01
 """Of the sums that tell them apart, for rounding; what remains is measured exactly."""
 _ENTRIES_AT_ONCE = 1 << 22
+_ROWS_AT_ONCE = 128
 
 
 class Spellings:
@@ -90,7 +91,9 @@ def _character_sets(texts: Sequence[str], lengths: IntArray) -> npt.NDArray[np.u
 def likeliest(logits: Tensor, source: Direction, k: int) -> Tensor:
     """int64 [positions, k]: ids of the likeliest tokens, likeliest first; padding columns are no tokens."""
     known = logits.detach()[:, : min(source.size, logits.shape[-1])]
-    return known.topk(min(k, known.shape[-1]), dim=-1).indices
+    # where columns are left out, a search on a GPU copies the others first: some rows at a time
+    parts = [known] if known.is_contiguous() or known.device.type == "cpu" else torch.split(known, _ROWS_AT_ONCE)
+    return torch.cat([part.topk(min(k, known.shape[-1]), dim=-1).indices for part in parts])
 
 
 def stays_on_device(where: Any) -> bool:

@@ -39,6 +39,20 @@ def _fit(logits: Tensor) -> bool:
     return logits.device.type == "cuda" and known and logits.stride(-1) == 1
 
 
+def divergence_for(*logits: Tensor) -> Any | None:
+    """The kernels for KL divergences of these logits, or None; a module."""
+    return _divergence() if enabled and all(_fit(each) for each in logits) else None
+
+
+@cache
+def _divergence() -> ModuleType | None:
+    try:
+        from methods.library import divergence_triton
+    except ImportError:
+        return None
+    return divergence_triton
+
+
 def warping_for(numbers: Tensor) -> Any | None:
     """The kernels for time warping and edit distances where these whole numbers are, or None; a module."""
     return _warping() if enabled and numbers.device.type == "cuda" else None

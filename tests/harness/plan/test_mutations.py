@@ -96,7 +96,8 @@ PLACES = [
     Place("value = -log_probs.gather(1, chosen)", "value = log_probs.gather(1, chosen)", ALL),
     Place("return temperature**2 * value, gradient", "return temperature * value, gradient", CELL,
           methods=SAME | {"one_to_one"}),
-    Place('return self._kl(chunk, "reverse")', 'return self._kl(chunk, "forward")', CELL, methods={"rkd"}),
+    Place('"forward" if self._released else "reverse"', '"forward" if self._released else "forward"', CELL,
+          methods={"rkd"}),
     Place('kept = slice(-1 if self._released else None)', 'kept = slice(-2 if self._released else None)', CELL,
           methods={"gold", "sampled"}),
     Place(
