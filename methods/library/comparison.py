@@ -6,15 +6,20 @@ from __future__ import annotations
 import math
 import os
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from methods.library import counted_triton as kernel
 from methods.library import counting_triton as counting
+from methods.library import groups_triton as grouping
 from methods.library.counted import edges
 from methods.library.counting_triton import BINS, PARTS, SLOTS
+from methods.library.merging import Merge
+
+if TYPE_CHECKING:
+    from methods.library.kernels import Raw
 
 BLOCK = 4096
 """Columns that a program reads at once."""
@@ -76,12 +81,35 @@ class Kept(NamedTuple):
         lse: float32 [rows].
         rows: int64 [groups].
         joint: float32 [groups], 0 for a group of one.
+        member_rows, member_tokens: int64 [members].
+        realised: float32 [members], log-probability of each member's own token.
+        starts: int32 [groups], the first member of each.
+        keeps_first: whether a group keeps its first member's row, or its last one's.
     """
 
     logits: Tensor
     lse: Tensor
     rows: Tensor
     joint: Tensor
+    member_rows: Tensor
+    member_tokens: Tensor
+    realised: Tensor
+    starts: Tensor
+    keeps_first: bool
+
+
+def keep(side: Raw, groups: int, how: Merge) -> Kept:
+    """What ``merging.Merged`` keeps of a side's groups, each of which has a member."""
+    members, device, first = side.row.numel(), side.row.device, how == "observed"
+    rows = torch.empty(groups, dtype=torch.int64, device=device)
+    starts = torch.empty(groups, dtype=torch.int32, device=device)
+    numbers = torch.empty(groups + members, dtype=torch.float32, device=device)
+    joint, realised = numbers[:groups], numbers[groups:]
+    grouping.kept_kernel[(groups,)](
+        side.logits, side.lse, side.row, side.group, side.tokens, members, side.logits.stride(0), starts, rows, joint,
+        realised, FIRST=first, num_warps=1,
+    )  # fmt: skip
+    return Kept(side.logits, side.lse, rows, joint, side.row, side.tokens, realised, starts, first)
 
 
 class Hybrid(NamedTuple):
@@ -100,38 +128,6 @@ class Hybrid(NamedTuple):
     rest: tuple[int, int]
     weights: tuple[float, float]
     beta: float
-
-
-class Compared(NamedTuple):
-    """What :meth:`GroupComparison.values` finds. [groups] each.
-
-    Attributes:
-        value: float64, weighted distances.
-        total: float32, sums of the gradient at log-masses.
-        bound: float64, the most by which ``value`` is too small.
-        covered: float32, the teacher's probability on columns with a partner; 0 without such.
-    """
-
-    value: Tensor
-    total: Tensor
-    bound: Tensor
-    covered: Tensor
-
-
-class Through(NamedTuple):
-    """How a gradient at groups' log-masses goes back to rows of logits. [rows] each.
-
-    Attributes:
-        group: int32, the group that keeps the row, or -1.
-        sums: float32, what passed through the row.
-        tokens: int64, the token whose probability the row gives to its group, or -1.
-        of_token: float32, the gradient at its log-probability.
-    """
-
-    group: Tensor
-    sums: Tensor
-    tokens: Tensor
-    of_token: Tensor
 
 
 class GroupComparison:
@@ -163,17 +159,19 @@ class GroupComparison:
             "num_warps": WARPS,
         }
         self.programs = max(1, min(8, columns[0] // (4 * block)))
-        made = torch.empty if counted else torch.zeros  # here and below: kernels write all of it, and a launch is saved
+        made = torch.empty if counted else torch.zeros  # here and below: what kernels write is not filled before
+        self.total = torch.empty(self.groups, dtype=torch.float32, device=self.device)
         self.area, self.bound = made(2, self.groups, dtype=torch.float64, device=self.device)
         self.slope = self.part_slope = self.number_slope = torch.empty(0, device=self.device)
-        if counted and self.groups:
+        if counted:
             self._count(rest, exact)
 
     def _count(self, rest: tuple[int, int], exact: bool) -> None:
         """Slopes of the groups' bins, and of the parts of those in doubt, with what edges give to the distance."""
         ends = edges(torch.float32, self.device)
         self.slope = torch.empty(self.groups, BINS, device=self.device)
-        slots, next_slots = torch.full((2, self.groups, 3, SLOTS), -1, dtype=torch.int32, device=self.device)
+        shape = (2, self.groups if exact else 0, 3, SLOTS)
+        slots, next_slots = torch.full(shape, -1, dtype=torch.int32, device=self.device)
         sides = (self.student, self.partner), (self.teacher, self.teacher_partner)
         counting.slopes_kernel[(self.groups,)](
             *(self._counts(*side) for side in sides), ends, self.slope, self.area, self.bound, slots, *rest, BINS,
@@ -216,35 +214,44 @@ class GroupComparison:
         )  # fmt: skip
         return counts
 
-    def values(self) -> Compared:
-        """Distances, and what goes back through them."""
-        student, teacher = self.student, self.teacher
-        sums = torch.empty(5, self.programs, self.groups, dtype=torch.float32, device=self.device)
-        if self.groups:
-            kernel.values_kernel[self.groups, self.programs](
-                student.logits, teacher.logits, student.rows, teacher.rows, student.lse, teacher.lse, student.joint,
-                teacher.joint, self.partner, self.teacher_partner, self.slope, self.part_slope,
-                self.number_slope, sums, student.logits.shape[1], teacher.logits.shape[1], student.logits.stride(0),
-                teacher.logits.stride(0), BINS, *self.weights, **self.flags,
-            )  # fmt: skip
-        matched, at_matched, ours, theirs, covered = sums.sum(1)
-        value = matched.double() + self.weights[1] * self.area + (ours.double() - theirs.double())
-        return Compared(value, at_matched + ours, self.weights[1] * self.bound, covered)
+    def values(self) -> Tensor:
+        """float64 [3]: sums of weighted distances, of the most by which they are too small, and of coverage.
 
-    def add_gradient(self, through: Through, upstream: Tensor, scale: float) -> Tensor:
-        """Add ``scale`` times the gradient at the student's logits to ``upstream``; its squared norm, unscaled.
-
-        Args:
-            upstream: [rows, vocabulary], columns side by side.
+        Coverage is the teacher's probability on columns with a partner; 0 without such.
         """
         student, teacher = self.student, self.teacher
-        made = torch.empty if self.groups else torch.zeros
-        norm = made(self.programs, len(student.logits), dtype=torch.float32, device=self.device)
-        if self.groups:
-            kernel.gradient_kernel[len(student.logits), self.programs](
-                student.logits, teacher.logits, through.group, teacher.rows, student.lse, teacher.lse, student.joint,
-                teacher.joint, self.partner, self.slope, self.part_slope, self.number_slope, through.sums,
-                through.tokens, through.of_token, upstream, norm, student.logits.shape[1], student.logits.stride(0),
-                teacher.logits.stride(0), BINS, *self.weights, scale, **self.flags,
-            )  # fmt: skip
+        sums = torch.empty(5, self.programs, self.groups, dtype=torch.float32, device=self.device)
+        kernel.values_kernel[self.groups, self.programs](
+            student.logits, teacher.logits, student.rows, teacher.rows, student.lse, teacher.lse, student.joint,
+            teacher.joint, self.partner, self.teacher_partner, self.slope, self.part_slope, self.number_slope, sums,
+            student.logits.shape[1], teacher.logits.shape[1], student.logits.stride(0), teacher.logits.stride(0),
+            BINS, *self.weights, **self.flags,
+        )  # fmt: skip
+        found = torch.empty(3, dtype=torch.float64, device=self.device)
+        grouping.finish_kernel[(1,)](
+            sums, self.area, self.bound, self.weights[1], self.total, found, self.programs, self.groups,
+            BLOCK=512, num_warps=4,
+        )  # fmt: skip
+        return found
+
+    def add_gradient(self, upstream: Tensor, scale: float) -> Tensor:
+        """After :meth:`values`: add ``scale`` times the gradient to ``upstream``; its squared norm, unscaled.
+
+        Args:
+            upstream: [rows, vocabulary], at the student's logits, columns side by side.
+        """
+        student, teacher, count = self.student, self.teacher, len(self.student.logits)
+        of_rows = torch.zeros(4, count, dtype=torch.int32, device=self.device)  # and float32, whose 0 has the same bits
+        group, own, passed, of_token = of_rows[0], of_rows[1], *of_rows[2:].view(torch.float32)
+        grouping.through_kernel[(self.groups,)](
+            student.member_rows, student.member_tokens, student.realised, student.starts, self.total, group, passed,
+            own, of_token, len(student.member_rows), self.groups, FIRST=student.keeps_first, num_warps=1,
+        )  # fmt: skip
+        norm = torch.empty(self.programs, count, dtype=torch.float32, device=self.device)
+        kernel.gradient_kernel[count, self.programs](
+            student.logits, teacher.logits, group, teacher.rows, student.lse, teacher.lse, student.joint,
+            teacher.joint, self.partner, self.slope, self.part_slope, self.number_slope, passed, own, of_token,
+            upstream, norm, student.logits.shape[1], student.logits.stride(0), teacher.logits.stride(0), BINS,
+            *self.weights, scale, **self.flags,
+        )  # fmt: skip
         return norm.sum()

@@ -196,8 +196,8 @@ def gradient_kernel(
     row, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     programs = tl.num_programs(1)
     back = tl.load(of_row + row)
-    group = tl.load(group_of_row + row)
-    token, own = tl.load(tokens + row), tl.load(of_token + row)
+    group = tl.load(group_of_row + row) - 1
+    token, own = tl.load(tokens + row) - 1, tl.load(of_token + row)
     lse = tl.load(student_lse + row)
     kept = tl.maximum(group, 0).to(tl.int64)
     slots = kept * (SLOTS_ * PARTS_)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from methods.library.chunk import AlignedChunk
-from methods.library.merging import LOG_FLOOR, Merge, kept_members
+from methods.library.merging import Merge
 
 enabled = True
 """Whether losses may use kernels; benchmarks compare both."""
@@ -123,42 +123,7 @@ def compare_into(
         scale: factor of the gradient.
         exact: whether what counting leaves in doubt is counted again, by all bits of the masses.
     """
-    ours, theirs = (_kept(kernels, side, groups, how) for side in (student, teacher))
-    made = kernels.GroupComparison(ours.side, theirs.side, hybrid, exact)
-    found = made.values()
-    norm = made.add_gradient(_through(kernels, student, ours, found.total), upstream, scale)
-    return Sums(found.value.sum(), found.bound.sum(), found.covered.sum(), norm)
-
-
-class _Members(NamedTuple):
-    """A side's kept rows; of each member its token, its log-probability, and whether it is multiplied in. [members]."""
-
-    side: Any
-    ids: Tensor
-    realised: Tensor
-    others: Tensor
-
-
-def _kept(kernels: Any, side: Raw, groups: int, how: Merge) -> _Members:
-    """As merging.Merged, of which only one number a member is needed here."""
-    alone = side.row.numel() == groups
-    kept = torch.arange(groups, device=side.group.device) if alone else kept_members(side.group, groups, how)
-    rows, ids = side.row[kept], side.tokens.clamp_min(0)
-    realised = side.logits[side.row, ids].float() - side.lse[side.row]
-    others = torch.ones_like(realised).index_fill_(0, kept, 0.0)
-    joint = realised.new_zeros(groups)
-    if not alone:
-        joint.index_add_(0, side.group, realised.clamp_min(LOG_FLOOR) * others)
-    return _Members(kernels.Kept(side.logits, side.lse, rows, joint), ids, realised, others)
-
-
-def _through(kernels: Any, side: Raw, members: _Members, total: Tensor) -> Any:
-    """From what passed through each group to what passes through each row."""
-    count = len(side.logits)
-    of_token = members.others * (members.realised >= LOG_FLOOR) * total[side.group]
-    group = torch.full((count,), -1, dtype=torch.int32, device=total.device)
-    group[members.side.rows] = torch.arange(len(total), dtype=torch.int32, device=total.device)
-    sums = total.new_zeros(count).index_add_(0, members.side.rows, total).index_add_(0, side.row, of_token)
-    own = torch.full((count,), -1, dtype=torch.int64, device=total.device)
-    own[side.row] = members.ids
-    return kernels.Through(group, sums, own, total.new_zeros(count).index_add_(0, side.row, of_token))
+    ours, theirs = (kernels.keep(side, groups, how) for side in (student, teacher))
+    made = kernels.GroupComparison(ours, theirs, hybrid, exact)
+    value, bound, covered = made.values()
+    return Sums(value, bound, covered, made.add_gradient(upstream, scale))
