@@ -33,6 +33,7 @@ from harness.store.artefacts import STEPS
 from harness.training.arguments import arguments_of
 from harness.training.checkpoints import CheckpointMarker, latest_checkpoint
 from harness.training.kd_scale import name_of, scales_after
+from harness.training.late_log import LateLog, may_read_late
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from harness.training.order import LengthBuckets
@@ -52,7 +53,7 @@ class DivergedError(Exception):
     """A training came apart: its loss, its gradients or its weights are no numbers any more, or no model's."""
 
 
-class DistillationTrainer(Trainer):  # type: ignore[misc]
+class DistillationTrainer(LateLog):
     """The Trainer with our loss: sums over the window are divided by the window's counts over all ranks."""
 
     def __init__(
@@ -80,7 +81,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             )
         self._rollouts = rollouts
         self.model_accepts_loss_kwargs = True  # the loss is normalised already: the Trainer must not divide it again
-        self._window = Window(len(self.model.objective.terms))
+        terms = self.model.objective.terms
+        self._window = Window(len(terms))
+        alone, fixed = self.accelerator.num_processes == 1, all(t.method.options.kd_scale == "fixed" for t in terms)
+        self.may_be_late = alone and fixed and rollouts is None and looks is None and may_read_late(self.args.device)
         self._on_step = on_step
         self._recompilations = Recompilations()
         self.steps: list[dict[str, float]] = []

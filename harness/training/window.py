@@ -47,6 +47,13 @@ class Window:
         for name, value in parts.diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, torch.zeros_like(value)) + value
 
+    def send(self) -> None:
+        """Copy the sums to the host, without waiting for them."""
+        assert self.sums is not None
+        self.sums = self.sums.to("cpu", non_blocking=True)
+        self.diagnostics = {name: value.to("cpu", non_blocking=True) for name, value in self.diagnostics.items()}
+        self.device = torch.device("cpu")
+
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Loss, mean CE and KD of the window, KD/CE gradient-norm ratios, the methods' own diagnostics.
 
