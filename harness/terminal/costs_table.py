@@ -72,8 +72,9 @@ def _summary(plan: Plan, coster: Coster, stages: Sequence[Stage], costs: Mapping
     lines += _misfits(coster, stages, costs)
     lines.append(
         f"Assumed: {100 * UTILISATION:.0f} % of the dense peak in matrix products, {1e3 * LAYER_SECONDS:g} ms a layer "
-        "and pass, answers as long as they may get, tokens from bytes. Expect a factor of two either way; hours of "
-        "a CPU are not guessed. Run a few steps (train.steps=20) on your device, and the plan goes by what they took."
+        "and pass, generated tokens as an H100 took them in slots, answers as long as they may get, tokens from bytes. "
+        "Expect a factor of two either way; hours of a CPU are not guessed. Run a few steps (train.steps=20) on your "
+        "device, and the plan goes by what they took."
     )
     return [Text(line) for line in lines]
 

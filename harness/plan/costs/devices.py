@@ -5,17 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 GIB = 2.0**30
-UTILISATION = 0.4
-LAYER_SECONDS = 1.3e-3
-"""Of one forward pass through one layer, whatever its size; a backward pass takes twice that."""
-DECODING_LAYER_SECONDS = 0.5e-3
-"""Of one layer for one generated token: no gradient, nothing to cast."""
-ANSWERS_AT_A_TIME = 256
-"""The most that `evaluation.batch_size: auto` takes; see :func:`harness.base.device.rows_at_a_time`."""
-DRAW_SECONDS = 20e-9
-"""Of the noise for one vocabulary entry of a sampled token; it is drawn on the CPU."""
 NODE = 8
 """GPUs of a machine, as they are rented."""
+
+# --- What was measured ------------------------------------------------------------------------------------------------
+
+# Each number is held to the results that it is named after by tests/harness/plan/costs/test_costs.py.
+
+UTILISATION = 0.4
+"""Share of a device's peak that matrix products reach: trainings on an H100 (benchmarks/results/trainings-gpu.json)."""
+LAYER_SECONDS = 1.3e-3
+"""Of one forward pass through one layer, whatever its size; a backward pass takes twice that. The same trainings, where
+launches rule: on an H100, and on an H200 with 95 to 127 ms a micro-batch of 18 to 30 layers."""
+READING_LAYER_SECONDS = 0.5e-3
+"""The same without gradient and with nothing to cast: "generate, float32" on an H100, 0.98 ms of which 0.2 are products
+and 0.2 reads (benchmarks/results/generation-h100.json)."""
+REPLAYED_LAYER_SECONDS = 0.11e-3
+"""Of one layer for one generated token, which a CUDA graph replays, less products and what they read: "slots" and
+"slots, float32" of the same file, 0.13 and 0.09 ms."""
+DRAW_SECONDS = 0.85e-9
+"""Of the noise for one vocabulary entry of a sampled token, drawn by 16 cores: "sampled, slots" less "slots"."""
 CE_TRAFFIC = 8.0
 """Bytes read and written for one logit, cross-entropy and its gradient included."""
 KD_TRAFFIC = 60.0
@@ -25,6 +34,8 @@ SORT_TRAFFIC = 270.0
 
 Seconds of losses on one H200, at its bandwidth, less the heads' products (benchmarks/results/gpu-h200.json).
 """
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ DEVICES = (
 
 
 # --- Stages -----------------------------------------------------------------------------------------------------------
+
+_SUMS = ("flops", "launches", "traffic", "cpu", "disk")
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,12 @@ class Cost:
 
     def times(self, factor: float) -> Cost:
         """The same work more often; memory stays."""
-        more = {name: factor * getattr(self, name) for name in ("flops", "launches", "traffic", "cpu", "disk")}
-        return replace(self, **more)
+        return replace(self, **{name: factor * getattr(self, name) for name in _SUMS})
+
+    def __add__(self, other: Cost) -> Cost:
+        """One after the other, in the precision of the first; memory is that of the larger."""
+        both = {name: getattr(self, name) + getattr(other, name) for name in _SUMS}
+        return replace(self, **both, memory=max(self.memory, other.memory))
 
     def seconds(self, device: Device) -> float:
         """Estimated on a device, whether or not it has the memory."""

@@ -221,8 +221,17 @@ class TextSizes:
         return self._by_size[size]
 
     def _batches(self, size: int) -> tuple[float, float]:
-        lengths = np.random.default_rng(0).permutation(self.prompts + self.responses)
+        lengths = self.prompts + self.responses
         size = min(size, len(lengths))
-        whole = lengths[: len(lengths) // size * size].reshape(-1, size)
-        longest = float(np.sort(lengths)[-size:].max()) * size
-        return float(whole.max(1).mean() * size), longest
+        return longest_of(lengths, size) * size, float(lengths.max()) * size
+
+
+def longest_of(lengths: FloatArray, size: int) -> float:
+    """Of shuffled batches of so many texts: the mean of the longest of each.
+
+    Args:
+        lengths: [texts], at least one.
+    """
+    size = min(max(size, 1), len(lengths))
+    shuffled = np.random.default_rng(0).permutation(lengths)
+    return float(shuffled[: len(lengths) // size * size].reshape(-1, size).max(1).mean())

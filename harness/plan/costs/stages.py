@@ -5,15 +5,17 @@ and token forward, 3 times that with the backward pass) and from the bytes of th
 
 * operations at :data:`UTILISATION` of what the device multiplies,
 * :data:`LAYER_SECONDS` of launching kernels a layer and forward pass, which rules for small models,
-* the loss's traffic over logits at the device's bandwidth, and what a method computes on the CPU.
+* the loss's traffic over logits at the device's bandwidth, and what a method computes on the CPU,
+* generated tokens (:mod:`harness.plan.costs.decoding`).
 
-The constants reproduce what was measured on one H100 and one H200 (see tests' test_costs.py). Where the store holds a
+The constants are what one H100 and one H200 took (:mod:`harness.plan.costs.devices`). Where the store holds a
 training like the planned one, made on this machine with any number of steps, its seconds a step are taken instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,27 +23,24 @@ import numpy as np
 from harness.base.ranks import world_size
 from harness.data.tokens import STUDENT
 from harness.models.spec import Lora
+from harness.plan.costs.decoding import ANSWERS_AT_A_TIME, decoding, reading, recording
 from harness.plan.costs.devices import (
-    ANSWERS_AT_A_TIME,
     CE_TRAFFIC,
     COUNTED_TRAFFIC,
-    DECODING_LAYER_SECONDS,
     DEVICES,
-    DRAW_SECONDS,
     KD_TRAFFIC,
-    LAYER_SECONDS,
     NODE,
     SORT_TRAFFIC,
     Cost,
     Device,
 )
-from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, shape_of
+from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape, TextSizes, longest_of, shape_of
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
 from harness.recipe.schema import Recipe
 from harness.recipe.training import Training
 from harness.tasks.base import Split
-from methods.base import Method, Need
+from methods.base import Method, Need, OnPolicyOptions
 from methods.library.rollout_share import mean_share
 
 KEPT = 3.0
@@ -166,43 +165,49 @@ class Coster:
                 traffic += CE_TRAFFIC * (rows * shape.vocabulary + theirs * other.vocabulary)
             traffic += kd_traffic(method) * (rows * shape.vocabulary + theirs * other.vocabulary)
             cpu += rows * method.align_seconds
-        own = self._own_text(stage, shape, micro, tokens, rows, training.batch_size / micro)
-        flops, launches, traffic, cpu = (
-            flops + own.flops, launches + own.launches, traffic + own.traffic, cpu + own.cpu,
-        )  # fmt: skip
+        a_pass = Cost(flops, launches, traffic, cpu, fp32=width == 4)
+        own = self._own_text(stage, shape, width, micro, tokens, rows, training.batch_size / micro)
         disk = 4.0 * _trained(shape, training) if training.lora else 4.0 * shape.parameters
         if stage.kind == "student" and not self.recipe.keep_students:
             disk = 0.0
-        return Cost(flops * passes, launches * passes, traffic * passes, cpu * passes, memory, disk, fp32=width == 4)
+        return replace((a_pass + own).times(passes), memory=memory, disk=disk)
 
-    def _own_text(self, stage: Stage, shape: Shape, micro: int, tokens: float, rows: float, window: float) -> Cost:
+    def _own_text(
+        self, stage: Stage, shape: Shape, width: int, micro: int, tokens: float, rows: float, window: float
+    ) -> Cost:
         """What a micro-batch's share of sampled responses takes.
 
         Args:
+            width: bytes of what is multiplied: the student samples as it trains, in autocast's precision.
             tokens, rows: of a micro-batch.
             window: micro-batches of a step, whose samples are drawn at once, where there are any.
         """
-        flops = launches = traffic = cpu = 0.0
+        found = Cost()
         for part in stage.objective.parts if stage.objective else ():
             method, sampling = part.method, part.method.sampling
             if sampling is None:
                 continue
-            drawn = self._decoding(shape, micro, sampling.rollout_tokens, 4, sampled=True)
             share = mean_share(sampling.rollout_share)
             calls = (1 - (1 - share) ** window) / window
-            traffic, cpu = traffic + calls * drawn.traffic, cpu + share * drawn.cpu
-            launches += calls * drawn.launches
-            if Need.REWARDS in method.needs:  # of the start, a whole model's pass
-                traffic += CE_TRAFFIC * rows * shape.vocabulary
-                if Need.START in method.needs:
-                    flops += shape.forward(tokens, tokens / micro) + shape.logits(rows)
+            if calls:
+                found += self._drawn(stage, shape, share * micro / calls, width, sampling).times(calls)
+            if Need.REWARDS in method.needs:
+                found += Cost(traffic=CE_TRAFFIC * rows * shape.vocabulary)
+                if Need.START in method.needs:  # of the start, a whole model's pass
+                    found += Cost(shape.forward(tokens, tokens / micro) + shape.logits(rows))
             if sampling.rollouts == "skd":  # each round reads all of a text, the teacher twice
                 rounds, other = sampling.rollout_tokens / KEPT, self.shapes[part.role]
                 live, _ = self._texts(stage.task, part.role).batches(micro)
                 once = shape.forward(tokens, tokens / micro) + 2 * other.forward(live, live / micro)
-                flops += share * rounds * once
-                launches += calls * rounds * 2 * other.layers
-        return Cost(flops, launches, traffic, cpu)
+                found += Cost(share * rounds * once, calls * rounds * 2 * other.layers)
+        return found
+
+    def _drawn(self, stage: Stage, shape: Shape, rows: float, width: int, sampling: OnPolicyOptions) -> Cost:
+        """Responses of the student's own to so many prompts at once; a graph is recorded anew, as weights moved on."""
+        prompts = self._texts(stage.task, stage.role or STUDENT).prompts
+        longest = longest_of(prompts, round(rows))
+        made = decoding(shape, rows, longest + sampling.rollout_tokens, sampling.rollout_tokens, width, sampled=True)
+        return recording(shape) + reading(shape, rows, float(prompts.mean())) + made
 
     def _training_memory(
         self,
@@ -271,19 +276,11 @@ class Coster:
         asked = recipe.evaluation.batch_size  # auto adapts to the device; what fits the smallest fits all
         batch = min(fits if isinstance(asked, str) else asked, len(prompts))
         batches = -(-len(prompts) // batch)
-        decoding = self._decoding(shape, batch, new_tokens, width, task.samples_answers)
-        memory = weights + batch * a_row
-        flops = shape.forward(float(prompts.sum()), float(prompts.mean()))
-        flops += (2.0 * shape.body + 2.0 * shape.head) * len(prompts) * new_tokens
-        return Cost(
-            flops,
-            batches * (decoding.launches + shape.layers),
-            batches * decoding.traffic,
-            batches * decoding.cpu,
-            memory,
-            float(len(prompts) * new_tokens * 4),
-            fp32=width == 4,
-        )
+        at_once = len(prompts) / batches
+        made = decoding(shape, at_once, longest, new_tokens, width, sampled=task.samples_answers).times(batches)
+        found = recording(shape) + reading(shape, len(prompts), float(prompts.mean()), batches) + made
+        disk = float(len(prompts) * new_tokens * 4)
+        return replace(found, memory=weights + batch * a_row, disk=disk, fp32=width == 4)
 
     def _said(self, stage: Stage, recipe: Recipe) -> Cost:
         """As many answers as there are training prompts, which are as long as the test's."""
@@ -303,13 +300,6 @@ class Coster:
 
     def _scores(self, stage: Stage, recipe: Recipe) -> Cost:
         return Cost(cpu=self.plan.tasks[stage.task].judge_seconds * len(self._requests(stage.task)))
-
-    def _decoding(self, shape: Shape, batch: int, new_tokens: int, width: int, sampled: bool) -> Cost:
-        """Of one batch that is as long as it may get."""
-        launches = new_tokens * shape.layers * DECODING_LAYER_SECONDS / LAYER_SECONDS
-        traffic = float(new_tokens) * width * (shape.body + shape.head)
-        cpu = new_tokens * batch * shape.vocabulary * DRAW_SECONDS if sampled else 0.0
-        return Cost(launches=launches, traffic=traffic, cpu=cpu)
 
     def _texts(self, task: str, role: str, split: Split = "train") -> TextSizes:
         if (task, role, split) not in self._sizes:

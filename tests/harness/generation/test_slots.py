@@ -17,7 +17,7 @@ from harness.data.templates import TextSide
 from harness.generation import per_row, slots
 from harness.generation.answers import generate
 from harness.generation.per_row import SEGMENT, GumbelNoise, StopStrings, _Ending, text_until_stop
-from harness.plan.costs.devices import ANSWERS_AT_A_TIME
+from harness.plan.costs.decoding import ANSWERS_AT_A_TIME
 from tests import tiny
 from tests.harness.generation.test_answers import LETTERS, Watched, asking, speller
 

@@ -23,7 +23,8 @@ from harness.base.identity import environment
 from harness.models.heads import hidden_states
 from harness.models.spec import ModelSpec
 from harness.plan.builder import make_plan
-from harness.plan.costs.devices import CE_TRAFFIC, DEVICES, GIB, Cost, Device
+from harness.plan.costs.decoding import decoding, reading, recording
+from harness.plan.costs.devices import CE_TRAFFIC, DEVICES, DRAW_SECONDS, GIB, Cost, Device
 from harness.plan.costs.measured import Measured, costs_here
 from harness.plan.costs.shapes import Shape, TextSizes, architectures, shape_of
 from harness.plan.costs.stages import Coster, _changed, kd_traffic
@@ -273,43 +274,45 @@ def test_tokens_are_cut_at_the_limit_and_padded_to_the_longest() -> None:
 
 # --- Hours ------------------------------------------------------------------------------------------------------------
 
-# What was measured on one H100: seconds of trainings on GSM8K's 7,473 rows, 2 epochs at batch 32 without accumulation.
-STUDY = {
-    ("teacher", "cross", ""): 68.0,  # gemma-3-270m
-    ("teacher", "same", ""): 65.0,  # SmolLM2-135M
-    ("student", "", "control"): 23.0,  # 10 of its layers
-    ("student", "", "fkd"): 23.0,
-    ("student", "", "one_to_one"): 25.0,
-    ("student", "", "uld"): 60.0,
-}
+RESULTS = Path(__file__).parents[4] / "benchmarks/results"
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Coster:
-    """gemma_smol_all's pair as it was measured, on rows as long as GSM8K's, which vary as theirs do."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "gsm8k").mkdir()
-    random = np.random.default_rng(0)
-    sizes = np.maximum(random.normal((235, 288), (90, 140), (512, 2)), 40).astype(int)
-    rows = [json.dumps({"question": "q" * a, "answer": "a" * (b - 7) + "\n#### 42"}) for a, b in sizes]
-    for name in ("train", "test"):
-        (root / f"gsm8k/{name}.jsonl").write_text("\n".join(rows))
-    long = ["batch_size=32", "micro_batch_size=32", "steps=467"]
-    changes = [f"{part}.{each}" for part in ("teacher", "train") for each in long]
-    wanted = ["tasks=[gsm8k]", "seeds=[0]", "methods=[control,fkd,one_to_one,uld]", "student.layers=10"]
-    wanted += ["method_options.uld.sort=exact"]  # which it was
-    return Coster(make_plan(load_recipe("gemma_smol_all", [*wanted, *changes, f"data.root={root}"])))
-
-
-@pytest.mark.parametrize("which", STUDY, ids=str)
-def test_hours_are_near_those_of_a_measured_run(study: Coster, which: tuple[str, str, str]) -> None:
-    kind, role, label = which
-    stages = [s for s in study.plan.stages() if s.kind == kind and s.role == role]
-    (stage,) = [s for s in stages if not label or (s.objective and s.objective.label == label)]
-    assert 0.5 < study.cost(stage).seconds(H100) / STUDY[which] < 2
+def results(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 H200 = Device("H200", 140 * GIB, 989e12, 67e12, 4.1e12)
+TRAININGS = {
+    "study": (H100, {"steps": 467, "micro_batch_size": 32}, 10),
+    "stages": (H200, {"steps": 64, "micro_batch_size": 8}, 18),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_hours_are_near_those_of_measured_runs(name: str, tmp_path: Path) -> None:
+    """gemma_smol_all's pair as it was measured, on rows as long as GSM8K's, which vary as theirs do."""
+    (tmp_path / "gsm8k").mkdir()
+    random = np.random.default_rng(0)
+    sizes = np.maximum(random.normal((235, 288), (90, 140), (512, 2)), 40).astype(int)
+    rows = [json.dumps({"question": "q" * a, "answer": "a" * (b - 7) + "\n#### 42"}) for a, b in sizes]
+    for file in ("train", "test"):
+        (tmp_path / f"gsm8k/{file}.jsonl").write_text("\n".join(rows))
+    device, of_teachers, layers = TRAININGS[name]
+    wanted = ["tasks=[gsm8k]", "seeds=[0]", "methods=[control,fkd,one_to_one,uld]", f"student.layers={layers}"]
+    wanted += ["method_options.uld.sort=exact", f"train.steps={of_teachers['steps']}"]  # of ULD: as it was then
+    wanted += [f"teacher.{field}={value}" for field, value in of_teachers.items()]
+    coster = Coster(make_plan(load_recipe("gemma_smol_all", [*wanted, f"data.root={tmp_path}"])))
+    measured = results("trainings-gpu.json")[name]["trainings"]
+    for each in measured:
+        (stage,) = (
+            s
+            for s in coster.plan.stages()
+            if s.kind == each["kind"]
+            and (s.role == each.get("role") or (s.objective and s.objective.label == each.get("method")))
+        )
+        assert 0.5 < coster.cost(stage).seconds(device) / each["seconds"] < 2, each
+
+
 LOSSES = {
     "sft": None,
     "gold counted": GOLD(sort="counted"),
@@ -325,8 +328,7 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_seconds_of_losses_are_near_those_of_a_measured_run(name: str) -> None:
     """By the run's own operations, rows and vocabularies; the same-tokenizer teacher's is the student's."""
-    results = json.loads((Path(__file__).parents[4] / "benchmarks/results/gpu-h200.json").read_text(encoding="utf-8"))
-    (row,) = (each for each in results["methods"] if each["name"] == name)
+    (row,) = (each for each in results("gpu-h200.json")["methods"] if each["name"] == name)
     method, rows = LOSSES[name], row["student_tokens"]
     traffic, cpu = CE_TRAFFIC * rows * 151_936, 0.0
     if method is not None:
@@ -336,6 +338,32 @@ def test_seconds_of_losses_are_near_those_of_a_measured_run(name: str) -> None:
         cpu = rows * method.align_seconds
     found = Cost(flops=row["flops"], traffic=traffic, cpu=cpu).seconds(H200)
     assert 0.66 < found / row["seconds"] < 1.5
+
+
+@pytest.mark.parametrize("name", ["slots", "slots, auto", "slots, float32", "sampled, slots"])
+def test_seconds_of_answers_are_near_those_of_a_measured_run(name: str) -> None:
+    """benchmarks/generation.py: Qwen2-0.5B's shape, 128 prompts of 35 tokens and at most 43, as many slots."""
+    (row,) = (each for each in results("generation-h100.json")["rows"] if each["key"] == name)
+    shape, width = shape_of(ModelSpec(model="hf:Qwen/Qwen2-0.5B")), 4 if "float32" in name else 2
+    made = decoding(shape, 128, 43 + 128, 128, width, sampled="sampled" in name)
+    found = recording(shape) + reading(shape, 128, 35) + made
+    assert 0.75 < replace(found, fp32=width == 4).seconds(H100) / row["seconds"] < 1.33
+
+
+def test_the_student_samples_as_fast_as_it_answers(phi_qwen: Coster) -> None:
+    """By hand: of a step half the micro-batches are sampled, in bf16, all at once; each window records its graph."""
+    stage, shape = stage_of(phi_qwen, "student", "gold_on_policy"), phi_qwen.shapes["student"]
+    assert stage.objective
+    (part,) = stage.objective.parts
+    never = replace(part, method=type(part.method)(**part.method.options.model_dump() | {"rollout_share": 0.0}))
+    with_none = phi_qwen.cost(replace(stage, objective=replace(stage.objective, parts=(never,))))
+    found = phi_qwen.cost(stage)
+    assert found.cpu - with_none.cpu == pytest.approx(stage.steps * 16 * 128 * shape.vocabulary * DRAW_SECONDS)
+    weights = 15 / 16 * 128 * 2 * (shape.body + shape.head)  # of a step, read for each token of a window that has any
+    keys = (found.traffic - with_none.traffic) / stage.steps - weights
+    column = shape.layers * 2 * (128 + 2 * 896) * 2  # bytes: 2 key heads, repeated for 14
+    longest = keys / (16 * 128 * column) - 128
+    assert phi_qwen._texts("gsm8k", "student").prompts.mean() < longest < 512
 
 
 # --- Measured times ---------------------------------------------------------------------------------------------------
