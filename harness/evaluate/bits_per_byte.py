@@ -7,15 +7,15 @@ prompt is rendered as in training, responses that a limit would cut are left out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from harness.data.batches import Collator
-from harness.data.terms import AlignedExample
-from harness.data.tokens import STUDENT, TokenizedExample
-from harness.models.heads import Head, hidden_states
+from harness.data.tokens import TokenizedExample
+from harness.evaluate.references import reference_rows
+from harness.models.heads import Head
 from harness.store.artefacts import Bits
 
 
@@ -34,6 +34,7 @@ def measure(
     batch_size: int = 8,
     chunk_rows: int = 256,
     on_batch: Callable[[int], None] = lambda done: None,
+    on_rows: Callable[[Mapping[str, Tensor]], None] = lambda rows: None,
 ) -> list[Bits]:
     """Bits of each response that was not cut.
 
@@ -41,29 +42,21 @@ def measure(
         examples: tokenised for the model under the role "student".
         pad: padding token id.
         on_batch: called with the number of examples done.
+        on_rows: called with the hidden rows that predict each response, by example id: [n, hidden] of n tokens.
     """
-    device = next(model.parameters()).device
-    model.eval()
     head = Head.of(model)
-    collator = Collator((), {STUDENT: pad})
-    whole = [example for example in examples if not example.cut]
     measured = []
-    for start in range(0, len(whole), batch_size):
-        part = whole[start : start + batch_size]
-        batch = collator.collate([AlignedExample(example, ()) for example in part]).to(device)
-        places = batch.input_ids, batch.attention_mask, batch.position_ids
-        hidden = hidden_states(model, *places, padded_behind=batch.padded_behind).flatten(0, 1)
-        rows = hidden.index_select(0, batch.row_index)
+    for part, rows, targets in reference_rows(model, examples, pad=pad, batch_size=batch_size):
+        on_rows({example.id: of_one for example, of_one in zip(part, rows, strict=True)})
+        pieces = zip(torch.split(torch.cat(rows), chunk_rows), torch.split(targets, chunk_rows), strict=True)
         nats = torch.cat(
             [
-                torch.nn.functional.cross_entropy(head.logits(piece).float(), targets, reduction="none")
-                for piece, targets in zip(
-                    torch.split(rows, chunk_rows), torch.split(batch.targets, chunk_rows), strict=True
-                )
+                torch.nn.functional.cross_entropy(head.logits(piece).float(), wanted, reduction="none")
+                for piece, wanted in pieces
             ]
         ).double()
-        sizes = [example.sides[STUDENT].response.size for example in part]
-        sums = torch.stack([values[:-1].sum() for values in torch.split(nats, sizes)]).tolist()  # the last one is EOS
+        # the last token is EOS
+        sums = torch.stack([values[:-1].sum() for values in torch.split(nats, [len(one) for one in rows])]).tolist()
         for example, of_response in zip(part, sums, strict=True):
             measured.append(Bits(example.id, of_response / math.log(2), example.response_bytes))
         on_batch(len(measured))

@@ -12,7 +12,8 @@ The pieces come from the tokens' byte spans, as in ``methods.library.alignment.g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from harness.data.batches import Collator
-from harness.data.terms import AlignedExample
 from harness.data.tokens import STUDENT, SideTokens, TokenizedExample
-from harness.models.heads import Head, hidden_states
+from harness.evaluate.references import reference_rows
+from harness.models.heads import Head
 from harness.store.artefacts import Apart
 from methods.library.alignment import IntArray
 
@@ -31,53 +31,73 @@ FloatArray = npt.NDArray[np.float64]
 CHUNK_ROWS = 128  # whose logits of both models exist at once
 
 
+@dataclass(frozen=True)
+class Taught:
+    """A teacher, as far as a distance from it is concerned.
+
+    Attributes:
+        role: of the teacher.
+        head: its.
+        rows: its hidden rows of an example by its id, [n + 1, hidden], of n response tokens.
+        one_vocabulary: whether a token id means the same to the student.
+        said: its own log-probabilities by example id, float64 [n]. What is missing is added: they are the same for all
+            students, and a large vocabulary makes them dearer than all else here.
+    """
+
+    role: str
+    head: Head
+    rows: Callable[[str], Tensor]
+    one_vocabulary: bool
+    said: dict[str, FloatArray] = field(default_factory=dict)
+
+
 @torch.no_grad()
 def measure(
     model: Any,
-    role: str,
-    head: Head,
-    rows: Callable[[str], Tensor],
+    teachers: Sequence[Taught],
     examples: Sequence[TokenizedExample],
     *,
     pad: int,
-    one_vocabulary: bool,
+    read: Mapping[str, Tensor] | None = None,
     batch_size: int = 8,
-) -> list[Apart]:
-    """A student's distance from a teacher on each response that was not cut.
+) -> list[list[Apart]]:
+    """A student's distance from each teacher, on each response that was not cut.
 
     Args:
         model: the student.
-        role: of the teacher.
-        head: the teacher's.
-        rows: the teacher's hidden rows of an example by its id, [n + 1, hidden], of n response tokens.
-        examples: tokenised for both.
+        examples: tokenised for it and the teachers.
         pad: the student's padding token id.
-        one_vocabulary: whether a token id means the same to both.
+        read: the student's hidden rows of the first examples, by id, where it has read them before.
+
+    Returns:
+        A list for each teacher.
     """
-    device = next(model.parameters()).device
-    model.eval()
-    own, collator = Head.of(model), Collator((), {STUDENT: pad})
-    whole = [example for example in examples if not example.cut]
-    found = []
-    for start in range(0, len(whole), batch_size):
-        part = whole[start : start + batch_size]
-        batch = collator.collate([AlignedExample(example, ()) for example in part]).to(device)
-        hidden = hidden_states(model, batch.input_ids, batch.attention_mask, batch.position_ids).flatten(0, 1)
-        sizes = [example.sides[STUDENT].response.size for example in part]
-        ours = torch.split(hidden.index_select(0, batch.row_index), sizes)
-        for example, mine in zip(part, ours, strict=True):
-            theirs = rows(example.id)[: example.sides[role].response.size].to(head.weight)
-            found.append(_apart(example, role, own, mine, head, theirs, one_vocabulary))
+    own = Head.of(model)
+    found: list[list[Apart]] = [[] for _ in teachers]
+    for example, rows in _read(model, examples, read or {}, pad, batch_size):
+        mine = rows.to(own.weight.device)
+        said = likelihoods(own, mine, example.sides[STUDENT])
+        for teacher, distances in zip(teachers, found, strict=True):
+            distances.append(_apart(example, own, mine, said, teacher))
     return found
 
 
-def _apart(
-    example: TokenizedExample, role: str, own: Head, mine: Tensor, head: Head, theirs: Tensor, one_vocabulary: bool
-) -> Apart:
-    student, teacher = example.sides[STUDENT], example.sides[role]
-    pieces = (likelihoods(own, mine, student), likelihoods(head, theirs, teacher))
-    chunks = chunk_difference(*pieces, student.ends, teacher.ends) / math.log(2)
-    kl = _kl(own, mine, head, theirs) / math.log(2) if one_vocabulary else None
+def _read(
+    model: Any, examples: Sequence[TokenizedExample], read: Mapping[str, Tensor], pad: int, batch_size: int
+) -> Iterator[tuple[TokenizedExample, Tensor]]:
+    yield from ((example, read[example.id]) for example in examples if example.id in read)
+    missing = [example for example in examples if example.id not in read]
+    for part, rows, _ in reference_rows(model, missing, pad=pad, batch_size=batch_size):
+        yield from zip(part, rows, strict=True)
+
+
+def _apart(example: TokenizedExample, own: Head, mine: Tensor, said: FloatArray, teacher: Taught) -> Apart:
+    student, other = example.sides[STUDENT], example.sides[teacher.role]
+    theirs = teacher.rows(example.id)[: other.response.size].to(teacher.head.weight)
+    if example.id not in teacher.said:
+        teacher.said[example.id] = likelihoods(teacher.head, theirs, other)
+    chunks = chunk_difference(said, teacher.said[example.id], student.ends, other.ends) / math.log(2)
+    kl = _kl(own, mine, teacher.head, theirs) / math.log(2) if teacher.one_vocabulary else None
     return Apart(example.id, chunks, example.response_bytes, kl, student.response.size)
 
 

@@ -53,7 +53,11 @@ WIRING: Mapping[str, Sequence[str]] = {
     "scores": (f"{_MAKERS}.score",),
     "alignments": (f"{_WORKBENCH}.of",),
     "held_out": (f"{_DISTANCES}._rows", f"{_WORKBENCH}.of"),
-    "apart": (_DISTANCES, f"{_DISTANCES}.measure", f"{_DISTANCES}._measure", f"{_WORKBENCH}.of"),
+    "apart": (
+        _DISTANCES,
+        *(f"{_DISTANCES}.{member}" for member in ("measure", "_measure", "_taught")),
+        f"{_WORKBENCH}.of",
+    ),
 }
 """What hands things to entry points: it counts as it stands, with the names of what it calls, and is not followed."""
 

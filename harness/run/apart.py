@@ -13,7 +13,7 @@ from rich.markup import escape
 from harness.base.progress import Progress
 from harness.data.teacher_rows import StoredRows, store_rows
 from harness.data.tokens import STUDENT, TokenizedExample
-from harness.evaluate.divergence import measure
+from harness.evaluate.divergence import FloatArray, Taught, measure
 from harness.plan.apart import KIND, READ, ROWS_KIND, Distance, distances, teachers_of
 from harness.plan.stages import Cell, Plan, Reference
 from harness.run.demand import circumstances
@@ -35,31 +35,45 @@ class DistanceMaker:
     def __init__(self, plan: Plan, bench: Workbench, store: Store, progress: Progress) -> None:
         self.plan, self.bench, self.store, self.progress = plan, bench, store, progress
         self.teachers = teachers_of(plan)
+        self._said: dict[str, dict[str, FloatArray]] = {}  # what teachers say of references, by the rows' identity
 
     def measure(self, cell: Cell | Reference) -> None:
         """A student's distance from each teacher that is stored."""
-        for one in distances(self.plan, cell, self.teachers):
-            there = all(self.store.find(stage.kind, stage.identity) for stage in (one.student, one.teacher))
-            if there and self.store.find(KIND, one.identity) is None:
-                try:
-                    self._measure(cell, one)
-                except Exception as error:
-                    self.progress.message(
-                        f"[yellow]no distance from its teacher[/] of {escape(f'{cell.name}: {error!r}')}"
-                    )
+        missing = [
+            one
+            for one in distances(self.plan, cell, self.teachers)
+            if all(self.store.find(stage.kind, stage.identity) for stage in (one.student, one.teacher))
+            and self.store.find(KIND, one.identity) is None
+        ]
+        if missing:
+            try:
+                self._measure(cell, missing)
+            except Exception as error:
+                self.progress.message(
+                    f"[yellow]no distance from its teachers[/] of {escape(f'{cell.name}: {error!r}')}"
+                )
 
-    def _measure(self, cell: Cell | Reference, one: Distance) -> None:
-        bench, role, started = self.bench, one.teacher.role, time.monotonic()
+    def _measure(self, cell: Cell | Reference, wanted: Sequence[Distance]) -> None:
+        """Of one student, which reads the references once for all teachers."""
+        bench, started = self.bench, time.monotonic()
         examples = bench.texts.examples(cell.task, "test")[:READ]
+        teachers = [self._taught(examples, one) for one in wanted]
+        pad, student = bench.published.sides[STUDENT].tokenizer.pad_token_id, bench.trained.student(wanted[0].student)
+        found = measure(student, teachers, examples, pad=pad, read=bench.trained.read.of(wanted[0].student.identity))
+        for one, of_one in zip(wanted, found, strict=True):
+            title = f"distance of {cell.name} from the {one.teacher.role}-tokenizer teacher"
+            manifest: dict[str, object] = {"title": title, "task": cell.task, "seed": cell.seed}
+            manifest["inputs"] = {"rows": {"kind": ROWS_KIND, "identity": one.rows}}
+            with self.store.create(KIND, one.identity, manifest) as folder:
+                APART.write(folder, of_one)
+                manifest |= circumstances(started)
+
+    def _taught(self, examples: Sequence[TokenizedExample], one: Distance) -> Taught:
+        """What is compared with a student, kept while it is the same for the next one."""
+        said = self._said.setdefault(one.rows, {})
+        alike = self.bench.pairs.of(one.teacher.role).same_tokenizer
         rows = self._rows(examples, one)
-        head, student = bench.signal.head(one.teacher), bench.trained.student(one.student)
-        title = f"distance of {cell.name} from the {role}-tokenizer teacher"
-        manifest: dict[str, object] = {"title": title, "task": cell.task, "seed": cell.seed}
-        manifest["inputs"] = {"rows": {"kind": ROWS_KIND, "identity": one.rows}}
-        pad, alike = bench.published.sides[STUDENT].tokenizer.pad_token_id, bench.pairs.of(role).same_tokenizer
-        with self.store.create(KIND, one.identity, manifest) as folder:
-            APART.write(folder, measure(student, role, head, rows, examples, pad=pad, one_vocabulary=alike))
-            manifest |= circumstances(started)
+        return Taught(one.teacher.role, self.bench.signal.head(one.teacher), rows, alike, said)
 
     def _rows(self, examples: Sequence[TokenizedExample], one: Distance) -> StoredRows:
         """The teacher's rows of the references, made by the first student that is measured."""

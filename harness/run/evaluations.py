@@ -24,6 +24,7 @@ from harness.store.artefacts import ANSWERS, BITS, DETAILS, SCORES, Answer
 from harness.tasks.base import ItemScores, Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -93,7 +94,13 @@ def make_bits(
     examples = [as_student(example, role) for example in texts.examples(stage.task, split)]
     progress.begin(len(examples))
     pad = published.sides[role].tokenizer.pad_token_id
-    items = measure(model, examples, pad=pad, on_batch=progress.advance)
+    student = stage.inputs.get("student")
+
+    def keep(rows: Mapping[str, Tensor]) -> None:
+        if student is not None and split == "test":
+            trained.read.keep(student.identity, rows)
+
+    items = measure(model, examples, pad=pad, on_batch=progress.advance, on_rows=keep)
     BITS.write(folder, items)
     return {"left_out": len(examples) - len(items), "rows": texts.counts(stage.task, split)}
 

@@ -21,6 +21,7 @@ from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide, load_sides
 from harness.data.terms import AlignedExample, Term, align
 from harness.data.tokens import STUDENT, LeftOut, OnBadRow, TokenizedExample, tokenize
+from harness.evaluate.references import RowsRead
 from harness.models.cache import Report
 from harness.models.heads import Head, check_head
 from harness.models.load import load_config, load_model
@@ -260,6 +261,7 @@ class TrainedModels:
         self._published, self._need, self._precision = published, need, precision
         self._student: tuple[str, PreTrainedModel] | None = None
         self._teacher: tuple[str, PreTrainedModel] | None = None
+        self.read = RowsRead()
 
     def keep_student(self, stage: Stage, model: PreTrainedModel) -> None:
         """The student that a stage has just trained."""
@@ -374,11 +376,7 @@ class Workbench:
 
     @classmethod
     def of(cls, plan: Plan, published: PublishedModels, need: Fetch, maps: Path) -> Workbench:
-        """An empty one for a plan.
-
-        Args:
-            maps: folder in which vocabulary maps are kept between runs.
-        """
+        """An empty one for a plan; vocabulary maps are kept in the folder ``maps`` between runs."""
         texts = Texts(plan.tasks, published, plan.recipe.limits, plan.recipe.dev.rows)
         trained = TrainedModels(published, need, plan.recipe.teacher.precision)
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -16,7 +17,8 @@ from harness.data.teacher_rows import StoredRows, store_rows
 from harness.data.templates import TextSide
 from harness.data.tokens import STUDENT, TokenizedExample, tokenize
 from harness.evaluate.bits_per_byte import measure as bits
-from harness.evaluate.divergence import chunk_difference, measure
+from harness.evaluate.divergence import Taught, chunk_difference, measure
+from harness.evaluate.references import RowsRead
 from harness.models.heads import Head
 from harness.store.artefacts import Apart
 from tests.tiny import model, tokenizer
@@ -37,8 +39,8 @@ def distances(
     models = [model("llama", len(sides[STUDENT].vocabulary), seed=0).eval()]
     models.append(model("gemma2", len(sides["cross"].vocabulary), seed=other).eval() if other else models[0])
     store_rows(models[1], "cross", examples, tmp_path, pad=0)
-    head = Head.of(models[1])
-    found = measure(models[0], "cross", head, StoredRows(tmp_path), examples, pad=0, one_vocabulary=alike, batch_size=2)
+    taught = Taught("cross", Head.of(models[1]), StoredRows(tmp_path), alike)
+    (found,) = measure(models[0], [taught], examples, pad=0, batch_size=2)
     return found, examples, (models[0], models[1])
 
 
@@ -81,6 +83,35 @@ def test_a_model_is_at_no_distance_from_itself(tmp_path: Path) -> None:
     assert max(one.chunks for one in found) < 1e-3
     assert max(abs(one.kl or 0.0) for one in found) < 1e-4
     assert min(one.bits for one in bits(student, examples, pad=0)) > 1  # of likelihoods that are far from 1
+
+
+def test_teachers_beside_each_other_are_as_alone_and_say_theirs_once(tmp_path: Path) -> None:
+    """A second student finds what the first one's teachers said, without asking their heads again."""
+    alone, examples, (student, teacher) = distances(tmp_path, "byte_level", "unigram", alike=False)
+    taught = Taught("cross", Head.of(teacher), StoredRows(tmp_path), False)
+    both = measure(student, [taught, taught], examples, pad=0, batch_size=2)
+    assert both == [alone, alone]
+    asked = dataclasses.replace(
+        taught, head=dataclasses.replace(taught.head, weight=torch.zeros_like(taught.head.weight))
+    )
+    assert measure(student, [asked], examples, pad=0, batch_size=2) == [alone]
+    assert measure(student, [dataclasses.replace(asked, said={})], examples, pad=0, batch_size=2) != [alone]
+
+
+def test_rows_that_were_read_are_not_read_again(tmp_path: Path) -> None:
+    """What bits per byte read of the first references stands for reading them; the rest is read as ever."""
+    alone, examples, (student, teacher) = distances(tmp_path, "byte_level", "unigram", alike=False)
+    kept = RowsRead(size=1)  # byte: the first batch
+    bits(student, examples, pad=0, batch_size=2, on_rows=lambda rows: kept.keep("one", rows))
+    assert list(kept.of("one")) == ["0", "1"]
+    assert kept.of("another") == {}
+    taught = Taught("cross", Head.of(teacher), StoredRows(tmp_path), False)
+    (found,) = measure(student, [taught], examples, pad=0, batch_size=2, read=kept.of("one"))
+    assert [one.id for one in found] == ["0", "1", "2"]
+    assert [one.chunks for one in found] == pytest.approx([one.chunks for one in alone], rel=1e-5)
+    nothing = {name: torch.zeros_like(rows) for name, rows in kept.of("one").items()}
+    (others,) = measure(student, [taught], examples, pad=0, batch_size=2, read=nothing)
+    assert [a.chunks == b.chunks for a, b in zip(others, found, strict=True)] == [False, False, True]
 
 
 def test_pieces_by_hand() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import HarnessError
-from harness.base.files import new_directory, scratch_folder
+from harness.base.files import new_directory, scratch_folder, sha256_file
 from harness.store.store import FORMAT, Artefact, CorruptArtefactError, Store
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -171,6 +171,22 @@ def test_a_damaged_file_is_not_read(store: Store, damage: str) -> None:
     assert artefact.is_whole() == (damage == "unknown")
     store.discard(artefact)
     assert store.find("kind", ONE) is None
+
+
+def test_a_large_file_is_read_once_until_it_changes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    artefact, read = stored(store), list[str]()
+
+    def digest(path: Path) -> str:
+        read.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("harness.store.store._READ_ONCE_BYTES", 0)
+    monkeypatch.setattr("harness.store.store.sha256_file", digest)
+    assert artefact.checked() == artefact.checked()
+    assert sorted(read) == ["a.json", "b"]
+    (artefact.folder / "a.json").write_text("[2]")
+    os.utime(artefact.folder / "a.json", ns=(0, 0))  # a clock may be too coarse to tell this write from the first
+    assert not artefact.is_whole()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"identity": 1}'])

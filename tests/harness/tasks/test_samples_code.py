@@ -1,6 +1,7 @@
 """The code samples of the quickstart: they are small, distinct and correct, and EvalPlus can run them."""
 
 import ast
+import doctest
 import json
 import os
 import re
@@ -35,7 +36,7 @@ import json, sys
 failures = []
 for row in json.load(sys.stdin):
     try:
-        exec(compile(row["output"] + "\\n" + row["test"], row["instruction"][:60], "exec"), {})
+        exec(compile("\\n".join([row["input"], row["output"], row["test"]]), row["instruction"][:60], "exec"), {})
     except BaseException as error:
         failures.append([row["instruction"], repr(error)])
 print(json.dumps(failures))
@@ -89,6 +90,11 @@ def defined_name(code: str) -> str:
     return names[-1]
 
 
+def whole(row: dict[str, Any]) -> str:
+    """The function of a training row: its head may be the input."""
+    return f"{row['input']}\n{row['output']}" if row["input"] else row["output"]
+
+
 def repeated(items: list[str]) -> list[str]:
     return [item for item, count in Counter(items).items() if count > 1]
 
@@ -106,9 +112,25 @@ def test_train_rows(train: list[dict[str, Any]]) -> None:
         assert set(row) == {"instruction", "input", "output", "test"}
         assert all(isinstance(value, str) for value in row.values())
         assert "```" not in row["output"]
-        assert 2 <= len([line for line in row["output"].splitlines() if line.strip()]) <= 12
+        assert 2 <= len([line for line in whole(row).splitlines() if line.strip()]) <= 12
         assert "assert" in row["test"]
-        assert re.search(rf"`{defined_name(row['output'])}\b", row["instruction"])
+        if not row["input"]:
+            assert re.search(rf"`{defined_name(row['output'])}\b", row["instruction"])
+
+
+def test_half_of_the_train_rows_ask_as_the_test_does(train: list[dict[str, Any]]) -> None:
+    """Else a teacher learns to begin each answer with a head, and reads the references' bodies worse than before."""
+    heads = [row for row in train if row["input"]]
+    assert len(heads) == len(train) / 2 == len([row for row in train[:40] if row["input"]]) * len(train) / 40
+    for row in heads:
+        assert row["instruction"] == "Complete this Python function."
+        assert row["output"].startswith("    return ")
+        space: dict[str, Any] = {}
+        exec(whole(row), space)
+        name = defined_name(whole(row))
+        examples = doctest.DocTestParser().get_doctest(space[name].__doc__, space, name, None, 0)
+        result = doctest.DocTestRunner(verbose=False).run(examples, out=lambda text: None)
+        assert (result.attempted, result.failed) == (1, 0)
 
 
 def test_test_rows(problems: list[dict[str, Any]]) -> None:
@@ -130,7 +152,7 @@ def test_test_rows(problems: list[dict[str, Any]]) -> None:
 
 def test_no_duplicates(train: list[dict[str, Any]], problems: list[dict[str, Any]]) -> None:
     """No task occurs twice, and above all no test problem occurs in training: its number is another at least."""
-    names = [defined_name(row["output"]) for row in train] + [row["entry_point"] for row in problems]
+    names = [defined_name(whole(row)) for row in train] + [row["entry_point"] for row in problems]
     assert repeated(names) == []
     bodies = [row["output"].splitlines()[-1].strip() for row in train]
     assert repeated([*bodies, *(row["canonical_solution"].strip() for row in problems)]) == []
