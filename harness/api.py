@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.base.errors import HarnessError, unknown
+from harness.base.files import expanded
 from harness.base.heard_warnings import hear_warnings
 from harness.base.installation import claim_packages, runs_folder
 from harness.base.provenance import commit
@@ -208,7 +209,7 @@ def check_task(name: str, root: Path | str | None = None) -> list[Checked]:
     """
     from harness.tasks import contract
 
-    return list(contract.check_task(name, None if root is None else Path(root).expanduser()))
+    return list(contract.check_task(name, None if root is None else expanded(root)))
 
 
 def litmus(
@@ -372,7 +373,7 @@ def download_data(name: str, root: Path | str) -> list[str]:
     """
     from harness.tasks import hub
 
-    return list(hub.download(name, Path(root).expanduser()))
+    return list(hub.download(name, expanded(root)))
 
 
 def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[str]:
@@ -391,7 +392,7 @@ def make_dev_folder(folder: Path | str, root: Path | str | None = None) -> list[
     from harness.tasks.base import samples_folder
     from harness.tasks.dev import write_dev_folder
 
-    return write_dev_folder(samples_folder() if root is None else Path(root).expanduser(), Path(folder))
+    return write_dev_folder(samples_folder() if root is None else expanded(root), Path(folder))
 
 
 def leads() -> bool:

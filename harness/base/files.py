@@ -53,6 +53,24 @@ def read_json(path: Path) -> Json:
     return parse_json(path.read_text(encoding="utf-8"))
 
 
+def expanded(text: str | Path) -> Path:
+    """A path as people write it: ``~`` is a home. That of nobody, where ``Path.expanduser`` raises, stays as it is."""
+    try:
+        return Path(os.path.expanduser(text))
+    except ValueError:  # no name of anybody: a NUL, half a character
+        return Path(text)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there: not where a name is none or too long for one, for which ``Path.is_file`` raises."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there: as :func:`is_file`."""
+    return os.path.isdir(path)
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in pieces."""
     with path.open("rb") as file:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.base.files import read_json
+from harness.base.files import is_file, is_folder, read_json
 from harness.data.rows import checked_object, json_lines
 
 HUB = "hf:"
@@ -66,7 +66,7 @@ def is_on_hub(place: Path | str) -> bool:
 
 def is_file_there(place: Path) -> bool:
     """Whether rows can be looked for: a file or folder is there; the hub's are not asked for."""
-    return is_on_hub(place) or place.is_file() or _saved(place)[0].is_dir()
+    return is_on_hub(place) or is_file(place) or is_folder(_saved(place)[0])
 
 
 def names_no_revision(place: Path) -> bool:
@@ -82,7 +82,7 @@ def _reader_of(place: Path) -> Callable[[Path, Collection[str] | None], Iterator
         raise HarnessError(
             str(place), f"no such file in {Path.cwd()}" * (not place.is_absolute()) or "no such file", FORMATS
         )
-    if not place.is_file():
+    if not is_file(place):
         return _saved_rows
     name = place.name.removesuffix(".gz")
     for suffix, reader in _READERS.items():
@@ -202,7 +202,7 @@ def _dataset_rows(place: Path, loaded: Any, wanted: Collection[str] | None) -> I
 
 def _saved(place: Path) -> tuple[Path, str]:
     """A folder, and the split that is named behind it."""
-    if place.is_dir():
+    if is_folder(place):
         return place, ""
     folder, _, split = str(place).rpartition("#")
     return (Path(folder), split) if folder else (place, "")

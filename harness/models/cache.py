@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.base.files import digest_of, read_json, sha256_file
+from harness.base.files import digest_of, expanded, read_json, sha256_file
 from harness.models import tiny
 from harness.models.uri import ModelUri
 
@@ -118,9 +118,9 @@ class LocalModel:
 def cache_folder() -> Path:
     """$HARNESS_CACHE, else $XDG_CACHE_HOME/ctkd-harness, else ~/.cache/ctkd-harness. It need not exist."""
     if own := os.environ.get("HARNESS_CACHE"):
-        return Path(own).expanduser().absolute()
+        return expanded(own).absolute()
     xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg).expanduser().absolute() if xdg else Path.home() / ".cache") / "ctkd-harness"
+    return (expanded(xdg).absolute() if xdg else Path.home() / ".cache") / "ctkd-harness"
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from harness.base.errors import HarnessError
-from harness.base.files import new_directory, write_json
+from harness.base.files import is_folder, new_directory, write_json
 from harness.models import tiny
 from harness.models.cache import (
     MANIFEST,
@@ -29,7 +29,7 @@ def is_downloaded(uri: ModelUri) -> bool:
         folder = hub_folder(uri)
         return folder is not None and not missing_parts(folder)
     if uri.scheme == "path":
-        return uri.directory.is_dir() and not missing_parts(uri.directory)
+        return is_folder(uri.directory) and not missing_parts(uri.directory)
     if uri.generated is not None:
         return True
     return read_conversion(converted_folder(uri)) is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.base.errors import HarnessError
+from harness.base.files import expanded, is_folder
 from harness.models import tiny
 
 Scheme = Literal["hf", "path", "pypi", "tiny"]
@@ -123,7 +124,7 @@ def parse_uri(text: str) -> ModelUri:
     if scheme == "hf" and (match := _HF.fullmatch(rest)):
         return ModelUri(text, "hf", repository=match["repository"], revision=match["revision"] or "main")
     if scheme == "path" and rest:
-        return ModelUri(text, "path", directory=Path(rest).expanduser())
+        return ModelUri(text, "path", directory=expanded(rest))
     if scheme == "pypi" and (match := _PYPI.fullmatch(rest)):
         return _pypi_uri(text, match)
     if scheme == "tiny":
@@ -138,7 +139,7 @@ def _suggestion(text: str, scheme: str) -> str:
         return f"Did you mean {KNOWN_MODELS[names[near[0]]].uri}?"
     if near := difflib.get_close_matches(scheme.lower(), [*_EXAMPLES, *_OTHER_NAMES], n=1):
         return f"Did you mean {_OTHER_NAMES.get(near[0], near[0])}:?"
-    if Path(text).expanduser().is_dir():
+    if is_folder(expanded(text)):
         return f"Did you mean path:{text}?"
     return f"Did you mean hf:{text}?" if _HF.fullmatch(text) else ""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.base.errors import HarnessError, unknown
+from harness.base.files import is_file
 from harness.base.installation import folder_beside
 from harness.recipe.problems import ALL, all_rows, name_problems, problem_line, truth_problems
 from harness.recipe.references import MAX_DEPTH, resolved, resolved_at
@@ -101,7 +102,7 @@ def find_recipe(name: str) -> Path:
         HarnessError: there is none; names the nearest.
     """
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        if "\0" not in name and Path(name).is_file():
+        if is_file(Path(name)):
             return Path(name)
         raise HarnessError("recipe", f"no file {name!r}", "a YAML file or the name of a recipe")
     if name not in recipe_names():
@@ -122,7 +123,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Values:
         return values
     if not isinstance(base, str) or "\0" in base:
         raise HarnessError(f"{path}: extends", f"{base!r:.60}", "the name of a recipe, or a file")
-    beside = [file for file in (path.parent / base, path.parent / f"{base}.yaml") if file.is_file()]
+    beside = [file for file in (path.parent / base, path.parent / f"{base}.yaml") if is_file(file)]
     below = _read(beside[0] if beside else find_recipe(base), (*seen, path))
     return _extended({key: value for key, value in below.items() if key not in _ITS_OWN}, values)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -170,12 +171,17 @@ def _dev_problems(values: Mapping[object, object]) -> list[str]:
 def _paper_problems(name: object) -> list[str]:
     if not isinstance(name, str):
         return []
-    # as reports.published_pairs, without the pandas and matplotlib of reports, for which a plan need not wait
+    known = _published_pairs()
+    return [] if name in known else [_unknown("paper", "pair of models", name, known)]
+
+
+@cache
+def _published_pairs() -> tuple[str, ...]:
+    """As reports.published_pairs, without the pandas and matplotlib of reports, for which a plan need not wait."""
     papers = (
         yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder_beside("reports").glob("paper/*.yaml")
     )
-    known = sorted(pair for paper in papers for pair in paper["pairs"])
-    return [] if name in known else [_unknown("paper", "pair of models", name, known)]
+    return tuple(sorted(pair for paper in papers for pair in paper["pairs"]))
 
 
 def _unknown(where: str, what: str, name: str, known: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -18,6 +17,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from harness.base.files import expanded
 from harness.base.schema import Strict, as_list, as_names
 from harness.models.spec import ModelSpec
 from harness.models.top_rows import packed_bytes
@@ -253,7 +253,7 @@ class Recipe(Strict):
 
     def task(self, name: str) -> Task:
         """The task with its settings and data folder."""
-        settings, root = self.settings_of(name), Path(self.data.root).expanduser() if self.data.root else None
+        settings, root = self.settings_of(name), expanded(self.data.root) if self.data.root else None
         if isinstance(settings, CustomSettings):
             return Custom(settings, root, name)
         return tasks()[name](settings, root)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base.errors import HarnessError
+from harness.base.files import expanded, is_folder
 from harness.data.pair import TEACHER, PairFacts, pair_facts
 from harness.data.rows import Example
 from harness.data.tables import first_row
@@ -78,7 +79,7 @@ def model_uri(text: str) -> str:
     """
     if text in KNOWN_MODELS:
         return KNOWN_MODELS[text].uri
-    if Path(text).expanduser().is_dir():
+    if is_folder(expanded(text)):
         return f"path:{text}"
     return parse_uri(text).text
 
@@ -89,7 +90,7 @@ def readable_rows(place: str) -> str:
     Raises:
         HarnessError: it can't.
     """
-    first_row(Path(place).expanduser())
+    first_row(expanded(place))
     return place
 
 
@@ -101,7 +102,7 @@ def columns_of(place: str, own: OwnPair | None = None) -> dict[str, str]:
     """
     if own is not None and own.messages:
         return {"messages": own.messages}
-    _, row = first_row(Path(place).expanduser())
+    _, row = first_row(expanded(place))
     said = (own.prompt, own.response) if own is not None else ("", "")
     if not any(said) and (chat := next((name for name in CHATS if isinstance(row.get(name), list)), "")):
         return {"messages": chat}

@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import TypeVar
 
 from harness.base.errors import HarnessError
-from harness.base.files import sha256_file
+from harness.base.files import is_file, sha256_file
 from harness.base.schema import Strict
 from harness.data.rows import Request, read_rows
 from harness.tasks.sets import TRAINING, DataNeed, DevSplit, HubSet, PublishedSet, Reader
@@ -242,7 +242,7 @@ class Task(ABC, Generic[S_co]):
 
     def _first(self, names: Sequence[str]) -> Path:
         for name in names:
-            if (self.root / name).is_file():
+            if is_file(self.root / name):
                 return self.root / name
         raise HarnessError(
             f"data of task {self.name}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.base.errors import HarnessError
+from harness.base.files import expanded, is_folder
 
 
 def data_folder(root: str, recipe: str = "NAME") -> Path:
@@ -16,8 +17,8 @@ def data_folder(root: str, recipe: str = "NAME") -> Path:
     Raises:
         HarnessError: it is no folder.
     """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
+    folder = expanded(root)
+    if not is_folder(folder):
         raise HarnessError(
             "data.root",
             f"no folder {folder}" + ("" if folder.is_absolute() else f" in {Path.cwd()}"),

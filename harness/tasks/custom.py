@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.base.errors import HarnessError
-from harness.base.files import digest_of, sha256_file
+from harness.base.files import digest_of, expanded, is_file, sha256_file
 from harness.data.rows import Example, Request
 from harness.data.tables import is_file_there, is_on_hub, names_no_revision
 from harness.evaluate.rouge import Tokens
@@ -215,7 +215,7 @@ class Custom(Task[CustomSettings]):
     def _place(self, given: str | None, sample: str) -> Path:
         if given is None:
             return self._first((sample,))
-        return Path(given) if is_on_hub(given) else self.root / Path(given).expanduser()
+        return Path(given) if is_on_hub(given) else self.root / expanded(given)
 
 
 class OwnNeed(DataNeed):
@@ -223,7 +223,7 @@ class OwnNeed(DataNeed):
 
     def there(self, root: Path) -> Path | None:
         (name,) = self.files
-        place = Path(name) if is_on_hub(name) else root / Path(name).expanduser()
+        place = Path(name) if is_on_hub(name) else root / expanded(name)
         return place if is_file_there(place) else None
 
     def count(self, path: Path, asked: int) -> int:
@@ -249,6 +249,6 @@ def _read_tests(layout: OwnLayout, metric: MetricKind, place: Path) -> list[OwnR
 
 def _digest(place: Path, rows: Sequence[OwnRow]) -> str:
     """SHA-256 of a file; of what is read, where rows come from many files or from the hub."""
-    if place.is_file():
+    if is_file(place):
         return sha256_file(place)
     return digest_of([[row.prompt, list(row.responses), row.entry_point, list(row.inputs)] for row in rows])

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from harness.base.files import sha256_file
+from harness.base.files import is_file, sha256_file
 from harness.data.rows import Example, Request, answer_key
 from harness.tasks import dolly_hub
 from harness.tasks.alpaca import FIELDS, AlpacaRow, alpaca_examples, read_tests, read_training
@@ -322,7 +322,7 @@ class Dolly(Task[DollySettings]):
             HarnessError: none of them has.
         """
         found = {
-            name: next((self.root / file for file in SETS[name].files if (self.root / file).is_file()), None)
+            name: next((self.root / file for file in SETS[name].files if is_file(self.root / file)), None)
             for name in self.sets
         }
         there = {name: path for name, path in found.items() if path is not None}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.base.files import is_file
 from harness.data.rows import read_rows
 
 TRAINING = "training"
@@ -35,7 +36,7 @@ class DataNeed:
 
     def there(self, root: Path) -> Path | None:
         """The file that is read."""
-        return next((root / file for file in self.files if (root / file).is_file()), None)
+        return next((root / file for file in self.files if is_file(root / file)), None)
 
     def count(self, path: Path, asked: int) -> int:
         """How many rows of so many that are asked for a file has."""

@@ -173,16 +173,14 @@ def stored_map(kind: str, source: Vocabulary, target: Vocabulary, folder: Path |
 
     Exact maps, which are made in no time, are not kept. A file's name holds what decides the map: both tokenizers, the
     tokens that end a response, those that a model has no column for, and this code. What can be neither read nor kept
-    costs seconds and no result.
+    costs seconds and no result; so does a damaged file: one flipped bit would be another token.
     """
     if folder is None or kind == "exact":
         return MAPS[kind](source, target)
     sides = [f"{side.digest} {side.eos} {np.sum(side.kinds == TokenKind.UNUSED)}" for side in (source, target)]
-    path = folder / f"{kind}-{hashlib.sha256(' '.join([*sides, _code()]).encode()).hexdigest()[:32]}.npy"
-    with suppress(OSError, ValueError, EOFError):
-        stored: VocabularyMap = np.load(path, allow_pickle=False)
-        if stored.shape == (len(source),) and stored.dtype == np.int64:
-            return stored
+    path = folder / f"{kind}-{hashlib.sha256(' '.join([*sides, _code()]).encode()).hexdigest()[:32]}.map"
+    if (stored := _kept(path)) is not None and len(stored) == len(source):
+        return stored
     made = MAPS[kind](source, target)
     with suppress(OSError):
         _keep(made, path)
@@ -195,13 +193,29 @@ def without(mapped: VocabularyMap, source: BoolArray, target: BoolArray) -> Voca
     return np.where(target[kept.clip(0)], UNMAPPED, kept)
 
 
+_STORED = np.dtype("<i8")
+
+
+def _kept(path: Path) -> VocabularyMap | None:
+    """The map in a file of :func:`_keep`; None where there is none, or not as it was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, ids = content[: hashlib.sha256().digest_size], content[hashlib.sha256().digest_size :]
+    if hashlib.sha256(ids).digest() != digest:
+        return None
+    return np.frombuffer(ids, _STORED).astype(np.int64)
+
+
 def _keep(made: VocabularyMap, path: Path) -> None:
-    """Write a map so that nobody ever reads a part of it."""
+    """Write a map behind its digest, so that nobody ever reads a part of it."""
+    ids = made.astype(_STORED).tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npy")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".map")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.save(file, made, allow_pickle=False)
+            file.write(hashlib.sha256(ids).digest() + ids)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

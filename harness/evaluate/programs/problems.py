@@ -1,6 +1,7 @@
 """EvalPlus's problems: how they are read, and what is asked of a model for each."""
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +69,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Problem]]:
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise HarnessError(str(path), f"no readable file ({error})", "a .jsonl or .jsonl.gz of EvalPlus") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from harness.base.errors import HarnessError
+from harness.base.files import expanded, is_file, is_folder
 from harness.recipe.load import name_to_call
 from harness.recipe.schema import Recipe
 from harness.tasks.base import Task
@@ -41,7 +42,7 @@ def in_words(recipe: Recipe, made_up: MadeUp) -> Iterator[str]:
     if not made_up or recipe.data.root is None:  # without a folder the samples are read
         return
     root, names = Path(recipe.data.root), ", ".join(made_up)
-    missing = f"has not all files of {names}" if root.expanduser().is_dir() else "is not there"
+    missing = f"has not all files of {names}" if is_folder(expanded(recipe.data.root)) else "is not there"
     counted = ", ".join(f"{each.rows:,} of {each.name}" for sets in made_up.values() for each in sets)
     yield (
         f"{root}/ {missing}: a run stops here. Counted with rows as many and about as long as published: {counted}. "
@@ -55,7 +56,7 @@ def _has_files(task: Task) -> bool:
     if not task.data_needs(task.settings):
         return True  # it makes its rows
     try:
-        return task.train_file.is_file() and bool(task.test_digests())
+        return is_file(task.train_file) and bool(task.test_digests())
     except HarnessError:
         return False
 

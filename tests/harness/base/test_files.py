@@ -15,7 +15,17 @@ import torch
 from safetensors.torch import save_file
 
 from harness.base.errors import HarnessError
-from harness.base.files import digest_of, disk_errors, new_directory, sha256_file, write_json, write_text
+from harness.base.files import (
+    digest_of,
+    disk_errors,
+    expanded,
+    is_file,
+    is_folder,
+    new_directory,
+    sha256_file,
+    write_json,
+    write_text,
+)
 
 Fill = Callable[[Path], object]
 BIG = torch.zeros(2**20)
@@ -25,6 +35,18 @@ WRITERS: dict[str, Fill] = {
     "torch.save": lambda path: torch.save({"rows": BIG}, path),  # does not even say it: checkpoints of the optimiser
     "write_bytes": lambda path: path.write_bytes(b"x" * 2**22),
 }
+
+
+def test_a_path_that_somebody_wrote_is_there_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pathlib raises: a home of nobody, a name that is too long, one with a NUL."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    assert expanded("~/file") == tmp_path / "file"
+    for nobody in ("~nobody of this name/x", "~\0", "~\ud800"):
+        assert expanded(nobody) == Path(nobody)
+    assert (is_file(tmp_path / "file"), is_folder(tmp_path)) == (True, True)
+    for odd in ("~nobody of this name", "a" * 300, "a\0b"):
+        assert (is_file(tmp_path / odd), is_folder(tmp_path / odd)) == (False, False)
 
 
 def test_text_is_replaced_as_a_whole(tmp_path: Path) -> None:

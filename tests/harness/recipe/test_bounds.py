@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +11,7 @@ import pytest
 import yaml
 
 from harness.base.errors import HarnessError
-from harness.recipe.load import RecipeError, find_recipe, load_recipe, recipe_names, validate
-from harness.recipe.yaml_text import YamlError, parse_yaml
+from harness.recipe.load import RecipeError, load_recipe, validate
 from tests.harness.recipe.test_recipe import MINIMAL, problems, written
 
 MINIMAL_TEXT = yaml.safe_dump(MINIMAL)
@@ -180,44 +177,3 @@ def test_an_override_of_many_levels_is_none(tmp_path: Path) -> None:
 def test_an_override_of_bytes_that_are_no_text_is_none() -> None:
     with pytest.raises(HarnessError, match="override title"):
         load_recipe("smoke", ["title=\udcff"])  # as Python hands down bytes that are no UTF-8
-
-
-# --- Anything ---------------------------------------------------------------------------------------------------------
-
-_ODD = ["null", "true", "[]", "{}", "-1", "1e999", "2024-01-01", "010", "!!binary aGk=", "!!set {a}", "${", "${x}"]
-_ODD += [
-    "&a [*a]",
-    "<<: *a",
-    "? ",
-    "- ",
-    ": ",
-    "'",
-    "\\",
-    "\t",
-    "\ud800",
-    "#",
-    "%",
-    "@",
-    "|",
-    ">",
-    "dual(",
-    "dual(fkd, x)",
-]
-
-
-def _odd_text(draw: random.Random, texts: list[str]) -> str:
-    """A recipe with a few places changed."""
-    text = draw.choice(texts)
-    for _ in range(draw.randint(1, 4)):
-        place, end = sorted((draw.randrange(len(text) + 1), draw.randrange(len(text) + 1)))
-        cut = draw.choice(["", text[place : min(end, place + 20)], draw.choice(_ODD), chr(draw.randrange(0x3000))])
-        text = text[:place] + cut + text[place + draw.randrange(3) :]
-    return text
-
-
-def test_whatever_stands_there_ends_in_a_recipe_or_in_an_error_of_ours() -> None:
-    draw = random.Random(0)
-    texts = [MINIMAL_TEXT, *(find_recipe(name).read_text(encoding="utf-8") for name in recipe_names())]
-    for _ in range(300):
-        with contextlib.suppress(HarnessError, YamlError):
-            validate("mine", parse_yaml(_odd_text(draw, texts)))

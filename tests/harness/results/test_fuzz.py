@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import random
@@ -37,7 +38,7 @@ def damaged(value: Any, draw: random.Random) -> Any:
                 if draw.random() < 0.3:
                     del place[key]
                 else:
-                    place[key] = draw.choice(ODD)
+                    place[key] = copy.deepcopy(draw.choice(ODD))  # which may be changed in its turn
                 break
             place = place[key]
     return whole
