@@ -37,8 +37,8 @@ part() { # name, seconds, command; four files hold what all parts say: log.txt, 
 if [ "$DEVICE" = cuda ]; then
     size=(--preset h100 --seconds 0.3 --top-k 4096)
     rows=(cross-entropy sft "gold counted" "uld counted" "cdm text-like" "TRL ULD" "TRL GOLD" gold uld cdm
-        fkd mined one_to_one)
-    more=("cdm text-like theta=0" rkd "fkd without kernels" "mined without kernels" "uld top_k" "gold top_k" "sft without kernels"
+        fkd rkd mined one_to_one)
+    more=("cdm text-like theta=0" "fkd without kernels" "mined without kernels" "uld top_k" "gold top_k" "sft without kernels"
         "cdm text-like without kernels" "dual(fkd, cdm)" "full sort")
 else
     size=(--preset h100 --device cpu --tokens 64 --student-size 3000 --teacher-size 2500 --seconds 0.01)
@@ -54,8 +54,10 @@ for name in $PARTS; do
         part answers 100 "$PYTHON" -u benchmarks/generation.py --preset h100 --device "$DEVICE" --out "$work/answers.json"
         ;;
     steps)
-        part steps 120 "$PYTHON" -u benchmarks/step.py --preset h100 --device "$DEVICE" --out "$work/steps.json" \
-            --ways "SFT, small student" "SFT, small student, CUDA graphs" "TRL SFTTrainer, small student"
+        part steps 150 "$PYTHON" -u benchmarks/step.py --preset h100 --device "$DEVICE" --out "$work/steps.json" --steps 16 \
+            --ways SFT "GOLD, stored rows" "SFT, CUDA graphs" "GOLD, stored rows, CUDA graphs" "TRL GOLDTrainer" \
+            "SFT, small student" "SFT, small student, CUDA graphs" "TRL SFTTrainer, small student" \
+            "SFT, batch 1" "CDM, batch 1, stored rows"
         ;;
     more) loss more 80 --rows "${more[@]}" ;;
     esac

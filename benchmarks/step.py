@@ -126,6 +126,8 @@ class Way:
         """The way that it is compared with."""
         if self.small:
             return SMALL_SFT
+        if self.graphs:
+            return GRAPHS
         return "SFT, batch 1" if self.alone else "SFT" if self.ragged is None else PADDED
 
     @property
@@ -139,6 +141,7 @@ class Way:
 GOLD = {"ce_weight": 0.5, "kd_weight": 0.5}
 PADDED = "SFT, rows of all lengths, padded"
 SMALL_SFT = "SFT, small student"
+GRAPHS = "SFT, CUDA graphs"
 WAYS = {
     "SFT": Way("control", {}),
     "GOLD, stored rows": Way("gold", GOLD),
@@ -147,6 +150,8 @@ WAYS = {
     "SFT, compiled loss": Way("control", {}, compiled=True),
     "GOLD, stored rows, compiled loss": Way("gold", GOLD, compiled=True),
     "GOLD top_k, stored rows, compiled loss": Way("gold", GOLD | {"sort": "top_k"}, compiled=True),
+    GRAPHS: Way("control", {}, graphs=True),
+    "GOLD, stored rows, CUDA graphs": Way("gold", GOLD, graphs=True),
     "GOLD, live teacher": Way("gold", GOLD, stored=False),
     "GOLD top_k, live teacher": Way("gold", GOLD | {"sort": "top_k"}, stored=False),
     "TRL GOLDTrainer": Way("gold", {}, stored=False, trl="GOLDTrainer"),
