@@ -52,12 +52,13 @@ def compare(
     """What a kernel found with a value and its gradient in float64, and what it added with what it should have.
 
     Args:
-        largest: of the softened logits, as which the logs of float32 are rounded.
+        largest: of the softened logits. A log in float32 is rounded as they are, so that probabilities add up to 1 but
+            for as much, times a log ratio of twice their size.
     """
-    error = 1e-5 + 1e-6 * largest
+    error = 1e-5 + 1.5e-7 * largest**2
     assert float(found[0]) == pytest.approx(float(value), rel=error, abs=2 * error)
     assert float(found[1].sqrt()) == pytest.approx(float(gradient.norm()), rel=error, abs=error)
-    allowed = {"rtol": 1e-2, "atol": 1e-4} if added.dtype is torch.bfloat16 else {"rtol": error, "atol": error}
+    allowed = {"rtol": 1e-2, "atol": 1e-4 + error} if added.dtype is torch.bfloat16 else {"rtol": error, "atol": error}
     torch.testing.assert_close(added.double(), scale * gradient, **allowed)
 
 
@@ -65,7 +66,7 @@ def largest_of(*logits: Tensor) -> float:
     return max(float(side.abs().max()) for side in logits)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @example(1, 1, 1.0, 3.0, torch.float32, "forward", 0)
 @example(1000, 70, 0.5, 30.0, torch.float32, "reverse", 1)
 @example(70, 1000, 2.0, 60.0, torch.bfloat16, "forward", 2)
@@ -95,7 +96,7 @@ def test_kl_of_shared_columns(
     compare(found, value / tau**2, gradient, upstream, 0.5, largest_of(*pair) / tau)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.integers(1, 150),
     st.integers(1, 150),
