@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import tasks
+from harness.data.tokens import TokenizedExample
 from harness.evaluate.programs import sandbox
 from harness.evaluate.programs.sandbox import SandboxStatus
+from harness.evaluate.references import reference_rows
 from tests.harness.run.place import STATUS, Place
 
 
@@ -38,13 +42,26 @@ def test_scores_are_means_over_answers_that_are_kept_seed_by_seed(place: Place, 
     assert "rouge_l_vicuna" not in place.file(done)
 
 
-def test_teachers_and_the_student_before_distillation_are_rows(place: Place, made: list[str]) -> None:
-    """From the stages that are stored already, and with each model's own tokenizer."""
+def test_teachers_and_the_student_before_distillation_are_rows(
+    place: Place, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the stages that are stored already, and with each model's own tokenizer.
+
+    The warm start's distances from its teachers are made of the rows that its bits per byte read.
+    """
+    read_again: list[int] = []
+
+    def reading(model: Any, examples: Sequence[TokenizedExample], **options: Any) -> Any:
+        read_again.append(sum(not example.cut for example in examples))
+        return reference_rows(model, examples, **options)
+
+    monkeypatch.setattr("harness.evaluate.divergence.reference_rows", reading)
     asked = ["methods=[uld,fkd]", "evaluation.references=[untrained,warm_start,teachers]", "dolly.decoding=greedy"]
     done = place.run(*asked)
     assert done.code == 0, done.out + done.err
     assert set(made) == {"answers", "bits", "scores"}
     assert made.count("scores") == 1  # of all rows together
+    assert read_again == [0]
     rows = list(csv.DictReader(place.file(done).splitlines()))
     named = [(row["teacher_kind"], row["role"], row["method"], row["teacher"]) for row in rows]
     assert named == [
