@@ -43,6 +43,32 @@ os.environ["COLUMNS"] = "200"  # of a terminal: messages are not wrapped
 os.environ.pop("HARNESS_RUNS", None)
 
 
+# The longest files, so that no worker begins with one when the others have ended. The first makes the run that others
+# go on from, and they wait for it.
+_FIRST = (
+    "harness/run/test_runner.py",
+    "methods/test_contract.py",
+    "harness/run/test_trainings.py",
+    "harness/run/test_evaluations.py",
+    "harness/run/test_workbench.py",
+    "harness/test_api.py",
+    "harness/test_installed.py",
+    "regression/test_regression.py",
+    "docs/test_docs.py",
+    "harness/run/test_by_hand.py",
+    "harness/run/test_demand.py",
+    "harness/run/test_stop_after.py",
+    "harness/training/test_room.py",
+    "harness/training/test_trainer.py",
+    "harness/generation/test_slots.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_SCRATCH, ignore_errors=True)
 
@@ -105,6 +131,13 @@ def tiny_recipe(tiny_models: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_is_looked_through() -> None:
+    """Stages end with a garbage collection, which would look through all that libraries made before."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def hangups() -> Iterator[None]:
     """SIGHUP ends a process, whatever the tests were started under: nohup has it ignored."""
@@ -123,22 +156,27 @@ class Done:
 
 
 Command = Callable[..., Done]
+_NO_FIGURE = '<svg xmlns="http://www.w3.org/2000/svg" role="img" />'
 
 
 @pytest.fixture(scope="session")
 def harness() -> Command:
-    """The command line in this process, through its entry point: ``harness("run", "recipe=quickstart")``."""
+    """The command line in this process, through its entry point: ``harness("run", "recipe=quickstart")``.
+
+    Reports get all their figures, but empty ones unless ``drawn``: drawing them takes longer than a run of tiny models.
+    """
     from harness import cli
     from harness.run import runner as run  # noqa: F401 - what they import is there before the next line
 
-    gc.freeze()  # stages end with a garbage collection, which would look through all that libraries have made
+    gc.freeze()
 
-    def call(*arguments: str | Path) -> Done:
+    def call(*arguments: str | Path, drawn: bool = False) -> Done:
         out, err = io.StringIO(), io.StringIO()
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             mock.patch.object(sys, "argv", ["harness", *map(str, arguments)]),
+            contextlib.nullcontext() if drawn else mock.patch("reports.figures._svg", return_value=_NO_FIGURE),
         ):
             try:
                 cli.main()

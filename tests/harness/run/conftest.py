@@ -34,7 +34,7 @@ def whole(
         if not kept.exists():
             fields = copy.deepcopy(tiny_recipe) | {"tasks": TASKS}
             (shared / "whole").mkdir()
-            done = Place(shared / "whole", fields, harness).run()
+            done = harness(*Place(shared / "whole", fields, harness).command(), drawn=True)
             kept.write_text(json.dumps([fields, asdict(done)]))
         fields, done_fields = json.loads(kept.read_text())
     return Place(shared / "whole", fields, harness), Done(**done_fields)

@@ -83,7 +83,7 @@ def test_a_teachers_fine_tuning_has_the_memory_of_the_teacher_before(
     assert not any(second)
 
 
-@pytest.mark.parametrize("keep", ["hidden", "top_k"])
+@pytest.mark.parametrize("keep", ["hidden", pytest.param("top_k", marks=pytest.mark.slow)])
 def test_no_training_has_a_teacher_beside_it_that_it_does_not_call(
     keep: str, tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
