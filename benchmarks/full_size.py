@@ -35,6 +35,7 @@ from harness.plan.costs.stages import Coster
 from harness.plan.stages import Plan, Stage, order_seed
 from harness.recipe.load import load_recipe
 from harness.training.distil import TeacherSources, distil, pad_ids
+from harness.training.late_log import reading_at_once
 from harness.training.objective import Objective
 from methods.library.vocabulary import TokenizerPair
 
@@ -98,7 +99,7 @@ class Bench:
         student = self.model(STUDENT, "float32")
         reset_peak(device().type)  # what making the teachers' rows took does not count
         ends: list[float] = []
-        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+        with tempfile.TemporaryDirectory(dir=self.work) as folder, reading_at_once():
             distil(
                 student,
                 Objective(stage.title, objective.ce_weight, tuple(terms)),

@@ -60,6 +60,7 @@ from harness.data.tokens import STUDENT, tokenize
 from harness.models.heads import Head
 from harness.recipe.training import Training
 from harness.training.distil import TeacherSources, distil, pad_ids
+from harness.training.late_log import reading_at_once
 from harness.training.objective import Objective
 from methods.base import TeacherKind, registered
 from methods.library.vocabulary import TokenizerPair
@@ -323,7 +324,7 @@ def ours(setting: Setting, way: Way, data: Data, clock: Clock) -> dict[str, Any]
     student = model_of(setting, STUDENT)
     reset_peak(setting.device)
     clock.ends = [clock.now()]
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, reading_at_once():  # the clock waits for each step
         done = distil(
             student,
             Objective(way.method, method.options.ce_weight, terms, method.label_smoothing),

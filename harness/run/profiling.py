@@ -24,6 +24,7 @@ from harness.run.preflight import preflight
 from harness.run.runner import Runner
 from harness.run.trainings import train_student
 from harness.store.store import Store
+from harness.training.late_log import reading_at_once
 
 WARM_UP = 3
 """Steps before those that are traced: they load, compile and set up what later ones find ready."""
@@ -90,7 +91,8 @@ def _traced(cell: Cell, runner: Runner, steps: int, trace: Path) -> Profiled:
     turns = profiler.schedule(wait=WARM_UP - 1, warmup=1, active=steps)
     with profiler.profile(activities=activities, schedule=turns) as prof:
         told = _Ticks(runner.demand.progress, stage_line(cell.student), prof, ends)
-        train_student(cell.student, runner.makers.tools, runner.makers.lessons, told)
+        with reading_at_once():
+            train_student(cell.student, runner.makers.tools, runner.makers.lessons, told)
     runner.demand.progress.finish()
     prof.export_chrome_trace(str(trace))
     seconds = ends[WARM_UP + steps - 1] - ends[WARM_UP - 1]

@@ -9,7 +9,7 @@ import pytest
 
 from harness.store.artefacts import STEPS
 from harness.training import trainer as trainer_module
-from harness.training.late_log import LateLog
+from harness.training.late_log import LateLog, may_read_late, reading_at_once
 from harness.training.trainer import DivergedError
 from methods.base import Method
 from methods.sft import SFT
@@ -94,3 +94,11 @@ def test_a_training_that_came_apart_is_told_with_its_step(
     with pytest.raises(DivergedError, match="the loss of step 2 is nan"):
         contract.run(SFT(), tmp_path)
     assert late == [(1, 2), (2, 3)]
+
+
+def test_who_times_steps_has_them_at_once() -> None:
+    gpu = trainer_module.torch.device("cuda", 0)
+    assert not may_read_late(trainer_module.torch.device("cpu"))
+    with reading_at_once():
+        assert not may_read_late(gpu)
+    assert may_read_late(gpu)
