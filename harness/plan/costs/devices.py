@@ -27,10 +27,13 @@ DRAW_SECONDS = 0.85e-9
 """Of the noise for one vocabulary entry of a sampled token, drawn by 16 cores: "sampled, slots" less "slots"."""
 CE_TRAFFIC = 8.0
 """Bytes read and written for one logit, cross-entropy and its gradient included."""
+KERNEL_TRAFFIC = 15.0
 KD_TRAFFIC = 60.0
-COUNTED_TRAFFIC = 90.0
-SORT_TRAFFIC = 270.0
-"""The same for a logit of a distillation term that takes softmaxes, of one that counts masses, and of one that sorts.
+COUNTED_TRAFFIC = 25.0
+RECOUNTED_TRAFFIC = 75.0
+SORT_TRAFFIC = 240.0
+"""The same for a logit of a distillation term that takes softmaxes, by kernels and without; of one that counts masses,
+once or again by all their bits; and of one that sorts.
 
 Seconds of losses on one H200, at its bandwidth, less the heads' products (benchmarks/results/gpu-h200.json).
 """

@@ -29,7 +29,9 @@ from harness.plan.costs.devices import (
     COUNTED_TRAFFIC,
     DEVICES,
     KD_TRAFFIC,
+    KERNEL_TRAFFIC,
     NODE,
+    RECOUNTED_TRAFFIC,
     SORT_TRAFFIC,
     Cost,
     Device,
@@ -324,9 +326,13 @@ class Coster:
 
 def kd_traffic(method: Method) -> float:
     """Bytes read and written on a GPU for one logit of a method's term, on either side."""
+    has_kernels = type(method).loss_into is not Method.loss_into
     if not method.sorts:
-        return KD_TRAFFIC
-    return COUNTED_TRAFFIC if getattr(method.options, "sort", "exact") in ("auto", "counted") else SORT_TRAFFIC
+        return KERNEL_TRAFFIC if has_kernels else KD_TRAFFIC
+    sort = getattr(method.options, "sort", "top_k")
+    if not has_kernels or sort == "top_k":
+        return SORT_TRAFFIC
+    return RECOUNTED_TRAFFIC if sort == "exact" else COUNTED_TRAFFIC
 
 
 def _width(training: Training) -> int:
