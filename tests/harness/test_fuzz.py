@@ -48,7 +48,7 @@ PIECES = (
     "\ud800", "\u202e", "\x1b[2J", "\uffff", "💥", "北京", "ก", "é", "ß", "ﬀ", "```", "```python", "<answer>",
     "</answer>", "*", "/", "#### ", "<n>", "<|endoftext|>", "def double(x): return 2 * x", "    return x", "import os",
     "if __name__", "lambda: (", "a = [", "x", "../..", "/dev/zero", "~", "~nobody/x", "hf:", "path:", "pypi:", "tiny:",
-    "==", "?seed=1", "&tokens=9", "{1..9}", "{9..1}", ".gguf", "a" * 300, "9" * 5000, "(" * 500, "[" * 500,
+    "==", "?seed=1", "&tokens=9", "{1..9}", "{9..1}", ".gguf", "a" * 300, "9" * 400, "(" * 40, "[" * 40,
 )  # fmt: skip
 
 
