@@ -36,8 +36,6 @@ TIMES = frozenset({"timing.json", "adapter_config.json"})
 TABLES = ("table.csv", "results.csv", "items.csv.gz")
 SPENT = (".seconds", ".tokens_per_second", ".gpu_hours", ".gpu_gib", ".process_gib", ".device")
 """Ends of columns of a table that say what a training took, here and now."""
-BESIDE = frozenset({"apart", "held_out"})
-"""Kinds beside the plan: distances of a student from those teachers that are stored when it is at hand."""
 GOES_ON = "the same command goes on where it stopped"
 IMPORTS = ("harness.run.runner", "reports", "peft", "lm_eval.evaluator", "datasets", "evalplus", "nltk")
 
@@ -262,7 +260,6 @@ def _outputs(run: Victim) -> dict[str, dict[str, str]]:
     return {
         place: {name: digest for name, digest in manifest["outputs"].items() if Path(name).name not in TIMES}
         for place, manifest in run.stages().items()
-        if manifest["kind"] not in BESIDE
     }
 
 

@@ -164,6 +164,10 @@ class Runner:
     def _conclude(self, evaluated: Sequence[Reference | Cell]) -> None:
         """Score what was answered, together, and store what was compared."""
         self.makers.score(evaluated, self.unsafe)
+        tasks = {cell.task for cell in evaluated}
+        for reference in self.plan.references:  # the start that students share was there before its teachers
+            if reference.task in tasks:
+                self._apart.measure(reference)
         cells = [cell for cell in evaluated if isinstance(cell, Cell)]
         make_alignments(self.plan, cells, self.bench, self.store, self.progress)
 

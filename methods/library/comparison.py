@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from methods.library import groups_triton as grouping
 from methods.library.counted import edges
 from methods.library.counting_triton import BINS, PARTS, SLOTS
 from methods.library.merging import Merge
-
-if TYPE_CHECKING:
-    from methods.library.kernels import Raw
 
 BLOCK = 4096
 """Columns that a program reads at once."""
@@ -98,8 +95,12 @@ class Kept(NamedTuple):
     keeps_first: bool
 
 
-def keep(side: Raw, groups: int, how: Merge) -> Kept:
-    """What ``merging.Merged`` keeps of a side's groups, each of which has a member."""
+def keep(side: Any, groups: int, how: Merge) -> Kept:
+    """What ``merging.Merged`` keeps of a side's groups, each of which has a member.
+
+    Args:
+        side: ``kernels.Raw``.
+    """
     members, device, first = side.row.numel(), side.row.device, how == "observed"
     rows = torch.empty(groups, dtype=torch.int64, device=device)
     starts = torch.empty(groups, dtype=torch.int32, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,20 @@ def test_teachers_and_the_student_before_distillation_are_rows(
     text = place.harness("plan", *place.command(*asked)[1:]).out
     assert "cross-tokenizer teacher" in text
     assert "would run" not in text
+
+
+def test_the_start_of_all_students_is_measured_against_teachers_that_come_after_it(place: Place) -> None:
+    """As in a run that was stopped and goes on, where they are there when it is read again."""
+    for kind in ("teacher", "apart", "held_out"):
+        shutil.rmtree(place.runs / "store" / kind)
+    done = place.run("methods=[fkd]", "evaluation.references=[warm_start,teachers]")
+    assert done.code == 0, done.out + done.err
+    cells = json.loads(place.file(done, "run.json"))["cells"]
+    (start,) = [cell for cell in cells if cell["method"] == "warm start"]
+    assert start["apart"].keys() == {"cross teacher", "same teacher"}
+    for cell in cells:
+        for identity in cell["apart"].values():
+            assert (place.runs / "store" / "apart" / identity[:24] / "manifest.json").is_file(), cell["name"]
 
 
 def test_a_reference_says_what_its_model_says(place: Place, tiny_models: Path) -> None:
