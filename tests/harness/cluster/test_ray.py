@@ -20,6 +20,7 @@ from harness import api
 from harness.base.errors import HarnessError
 from harness.recipe.load import validate
 from tests.harness.cluster.test_slurm import FIELDS
+from tests.harness.cluster.two_nodes import TwoNodes, apart, on_one_network, why_not_apart
 from tests.harness.run.test_workers import Told, stored
 
 LAUNCH: dict[str, Any] = {"executor": "ray", "job": {"cpus": 1, "memory": 1}}
@@ -33,27 +34,26 @@ def test_without_ray_a_run_says_how_to_get_it(
         api.run(validate("tiny", tiny_recipe | FIELDS | {"launch": LAUNCH}), runs=tmp_path)
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes of one core each; the first is also that of this program."""
+@pytest.fixture(params=[apart, on_one_network])
+def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNodes]:
+    """Two nodes of one core each; the first is also that of this program. Apart where that can be."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
-    from ray.cluster_utils import Cluster
+    reason = why_not_apart()
+    if reason and request.param is apart:
+        pytest.skip(reason)
+    if not reason and request.param is on_one_network:
+        pytest.skip("nodes apart show more")
+    with request.param(ray) as nodes:
+        yield nodes
 
-    room = {"num_cpus": 1, "memory": 4 * 2**30}
-    nodes = Cluster(initialize_head=True, head_node_args=room | {"include_dashboard": False})
-    nodes.add_node(**room)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
 
-
-def busy_at_a_checkpoint(store: Path, raylet: int) -> int | None:
+def busy_at_a_checkpoint(store: Path, node: psutil.Process) -> int | None:
     """A process of a node that trains a student and has written a checkpoint."""
     for folder in store.glob("student/.work-*"):
         if list(folder.glob("checkpoint-*")):
             lock = (folder / "lock").stat().st_ino
-            for process in psutil.Process(raylet).children(recursive=True):
+            for process in node.children(recursive=True):
                 try:
                     files = [os.stat(opened.path).st_ino for opened in process.open_files()]
                 except (psutil.Error, OSError):
@@ -65,20 +65,17 @@ def busy_at_a_checkpoint(store: Path, raylet: int) -> int | None:
 
 @pytest.mark.slow
 def test_two_nodes_of_which_one_dies_make_what_one_process_makes(
-    tiny_recipe: dict[str, Any], cluster: Any, tmp_path: Path
+    tiny_recipe: dict[str, Any], cluster: TwoNodes, tmp_path: Path
 ) -> None:
     fields = copy.deepcopy(tiny_recipe) | FIELDS | {"train": tiny_recipe["train"] | {"steps": 40}}
     launch = LAUNCH | {"ray": {"address": cluster.address}}
     died: list[str] = []
 
     def kill() -> None:
-        (node,) = cluster.worker_nodes
-        raylet = node.all_processes["raylet"][0].process.pid
         while not over.is_set() and not died:
-            if (busy := busy_at_a_checkpoint(tmp_path / "runs" / "store", raylet)) is not None:
-                died.append(node.node_id[:8])
-                psutil.Process(raylet).kill()
-                psutil.Process(busy).kill()
+            if (busy := busy_at_a_checkpoint(tmp_path / "runs" / "store", cluster.second)) is not None:
+                died.append(cluster.place)
+                cluster.kill(busy)
             time.sleep(0.01)
 
     over, told = threading.Event(), Told()
@@ -91,10 +88,10 @@ def test_two_nodes_of_which_one_dies_make_what_one_process_makes(
         killer.join()
     assert len(died) == 1, told.messages
     assert not run.failures
-    done_by = [found[1] for text in told.messages if (found := re.search(r": done on \S+ \((\w+)\)", text))]
+    done_by = [found[1] for text in told.messages if (found := re.search(r": done on (\S+ \(\w+\))", text))]
     assert len(done_by) == 6  # warm start, teacher, rows, three cells
     assert len(set(done_by)) == 2
-    assert done_by[-1] not in died
+    assert died[0] not in done_by[-1]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = api.run(validate("tiny", fields), runs=tmp_path / "alone")
