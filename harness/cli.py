@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 
 from harness.base.errors import HarnessError
-from harness.base.files import expanded
 from harness.base.stopping import seconds_of, stopping
 from harness.verbs.asked import asked_recipe, name_in, taken, tuned_recipe, without_budget, without_profile
 from harness.verbs.clusters import cluster_verbs
@@ -339,7 +338,7 @@ def data(
         root = str(dev)
         recipe = None if recipe is None else asked_recipe([*(fields or ()), f"data.root={root}"])
     asked = None if recipe is None else api.tasks_of(recipe)
-    console.print(data_table(expanded(root) if root else None, asked))
+    console.print(data_table(root or None, asked))
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.text import Text
 
 from harness.base.errors import HarnessError
+from harness.base.files import expanded
 from harness.models.cache import cache_folder
 from harness.models.resolve import is_downloaded, resolve
 from harness.models.uri import KNOWN_MODELS, parse_uri
@@ -73,24 +74,24 @@ def download_known_models(report: Callable[[str], None]) -> None:
         resolve(parse_uri(known.uri), report=report)
 
 
-def data_table(root: Path | None, asked: Mapping[str, Task] | None = None) -> Group:
+def data_table(root: Path | str | None, asked: Mapping[str, Task] | None = None) -> Group:
     """Data sets: which files are there, how many rows and which fields they have, where they come from.
 
     Args:
-        root: folder of the data sets; None for the samples that the project ships.
+        root: folder of the data sets, as somebody writes it; None for the samples that the project ships.
         asked: the tasks of a recipe; None for all that there are, with all test sets.
     """
     from harness.tasks import tasks
     from harness.tasks.base import samples_folder
     from harness.tasks.files import shortfalls
 
-    folder = root if root is not None else samples_folder()
+    folder = samples_folder() if root is None else expanded(root)
     kinds: Mapping[str, Task | type[Task]] = tasks() if asked is None else asked
     table = Listing("task", "rows of", "file", "rows", "fields of a row")
     for name, kind in kinds.items():
         found = kind.data_needs(None if asked is None else asked[name].settings)
         place = kind.samples() if asked is None else asked[name].root
-        place = root if root is not None else place
+        place = folder if root is not None else place
         for one in found:
             path = one.there(place)
             if path is None:

@@ -91,9 +91,9 @@ def test_padding_behind_needs_no_mask_and_no_wait(architecture: str, monkeypatch
     ids[1, 8:], mask[1, 8:] = 0, 0
     positions = torch.arange(12) * mask
     expected = hidden_states(made, ids, mask, positions)
-    reads = heads._reads_masks
-    monkeypatch.setattr(heads, "_reads_masks", lambda model, device: reads(model, torch.device("cuda")))
-    assert heads._reads_masks(made, ids.device)
+    reads = heads.reads_masks
+    monkeypatch.setattr(heads, "reads_masks", lambda model, device: reads(model, torch.device("cuda")))
+    assert heads.reads_masks(made, ids.device)
     with Unhurried():
         found = hidden_states(made, ids, mask, positions, padded_behind=True)
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
