@@ -152,7 +152,7 @@ class DistillationTrainer(LateLog):
             sampled = torch.tensor(sum(drawn) / len(drawn), device=device)
             of_samples["sampled micro-batches"] = float(self.accelerator.reduce(sampled, reduction="mean"))
             tokens = [float(s["batch"].counts[0]) for s, draw in zip(samples, drawn, strict=True) if draw]
-            written = torch.tensor(sum(tokens), device=device)
+            written = torch.tensor(sum(tokens, 0.0), device=device)  # of a rank that draws none, a float too
             of_samples["sampled tokens"] = float(self.accelerator.reduce(written, reduction="sum"))
         # Added up on the CPU, and moved once. float64 does not exist on every device; counts stay far below 2**24.
         here = torch.stack([sample["batch"].counts for sample in samples]).sum(0).to(torch.float32)

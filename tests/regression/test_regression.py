@@ -37,6 +37,7 @@ from harness.tasks import tasks
 from harness.training import distil
 from methods.base import TeacherKind, registered
 from methods.gold import GOLD
+from tests.processes import torchrun
 from tests.regression import record
 from tests.regression import trajectories as t
 
@@ -204,6 +205,16 @@ def test_two_processes_follow_the_record(folder: Path) -> None:
     """All rows under torchrun with gloo, from the teachers' fine-tuning on."""
     found = t.with_two_processes(folder / "two processes")
     assert_all_follow_the_record(found, t.TASK)
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_draws_nothing_follow_the_record(folder: Path) -> None:
+    """A window's samples are drawn by chance: one process may have some and the other none."""
+    row, there = "gold_on_policy", folder / "two sample"
+    done = torchrun("-m", "harness", "run", "recipe=smoke", *t.cut(t.TASK), f"methods=[{row}]", "--runs", str(there))
+    assert done.returncode == 0, done.stderr[-3000:]
+    runner = t.smoke(there, f"methods=[{row}]")
+    assert too_far(row, t.trained(runner, cell_of(runner, row).student)) == []
 
 
 # --- Faults -----------------------------------------------------------------------------------------------------------
