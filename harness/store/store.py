@@ -21,6 +21,7 @@ from typing import IO, Any
 from harness.base.errors import HarnessError
 from harness.base.files import (
     disk_errors,
+    is_file,
     new_directory,
     read_json,
     remove_abandoned,
@@ -65,7 +66,7 @@ class Artefact:
         """
         path = self.folder / name
         expected = self.manifest["outputs"].get(name)
-        if expected is None or not path.is_file() or _digest(path) != expected:
+        if expected is None or not is_file(path) or _digest(path) != expected:
             raise CorruptArtefactError(f"{path} is missing or differs from its manifest")
         return path
 
@@ -292,8 +293,8 @@ class Store:
             return [f"{folder / MANIFEST} is missing or damaged"]
         lines = []
         for name in manifest["outputs"]:
-            try:
-                if not manifest.get("dropped") or (folder / name).exists():
+            try:  # a damaged name may be none or too long for one, for which Path.exists raises
+                if not manifest.get("dropped") or os.path.exists(folder / name):
                     Artefact(folder, manifest).file(name)
             except CorruptArtefactError as error:
                 lines.append(str(error))

@@ -59,6 +59,17 @@ def test_names_share_a_beginning_only_by_chance_and_are_told_apart(store: Store)
     assert store.find("kind", ONE[:-1] + "f") is None
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\udc80", "../" * 2000])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_manifest_that_names_no_file_is_damaged(name: str, dropped: bool, store: Store) -> None:
+    artefact = stored(store)
+    manifest = json.loads((artefact.folder / "manifest.json").read_text())
+    manifest |= {"outputs": {name: "0" * 64}, "dropped": dropped}
+    (artefact.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert not Artefact(artefact.folder, manifest).is_whole()
+    assert store.complaints(artefact.folder) or dropped  # of a dropped stage, that may be a file which went
+
+
 def test_the_manifest_takes_what_the_block_adds(store: Store) -> None:
     manifest = {"title": "t"}
     with store.create("kind", ONE, manifest):
