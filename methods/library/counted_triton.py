@@ -17,8 +17,7 @@ import triton
 import triton.language as tl
 
 from methods.library.counting_triton import PARTS_, SLOTS_, slope_of
-
-LOG_FLOOR = tl.constexpr(-18.420680743952367)  # of 1e-8, as in merging.py
+from methods.library.groups_triton import LOG_FLOOR
 
 
 @triton.jit

@@ -64,6 +64,16 @@ def _finer(mass, slope, part_row, LOWEST: tl.constexpr):
 
 
 @triton.jit
+def _masses(row, shift, partner, at, columns, RESTRICTED: tl.constexpr):
+    """Masses of some columns of a row of logits, and which of them count."""
+    counted = at < columns
+    z = tl.load(row + at, mask=counted, other=-float("inf")).to(tl.float32)
+    if RESTRICTED:
+        counted = counted & (tl.load(partner + at, mask=counted, other=0) < 0)
+    return tl.exp(z + shift), counted
+
+
+@triton.jit
 def count_kernel(
     logits, rows, lse, joint, partner, counts, columns, stride, bins, RESTRICTED: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -74,11 +84,8 @@ def count_kernel(
     step = BLOCK * tl.num_programs(1)
     for start in range(part * BLOCK, columns, step):
         at = start + tl.arange(0, BLOCK)
-        counted = at < columns
-        z = tl.load(logits + row * stride + at, mask=counted, other=-float("inf")).to(tl.float32)
-        if RESTRICTED:
-            counted = counted & (tl.load(partner + at, mask=counted, other=0) < 0)
-        found = place(tl.exp(z + shift))
+        mass, counted = _masses(logits + row * stride, shift, partner, at, columns, RESTRICTED)
+        found = place(mass)
         tl.atomic_add(counts + group * bins + found, 1, mask=counted & (found > 0), sem="relaxed")
 
 
@@ -108,11 +115,8 @@ def count_shared_kernel(
     first = tl.max(bin_0, 0)
     for start in range(0, columns, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        counted = at < columns
-        z = tl.load(logits + row * stride + at, mask=counted, other=-float("inf")).to(tl.float32)
-        if RESTRICTED:
-            counted = counted & (tl.load(partner + at, mask=counted, other=0) < 0)
-        found = place(tl.exp(z + shift))
+        mass, counted = _masses(logits + row * stride, shift, partner, at, columns, RESTRICTED)
+        found = place(mass)
         tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p red.shared.add.u32 [$1], 1; mov.u32 $0, 0; }", "=r,r,r",
             [first + found * 4, (counted & (found > 0)).to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
@@ -141,11 +145,7 @@ def count_parts_kernel(
     step = BLOCK * tl.num_programs(1)
     for start in range(program * BLOCK, columns, step):
         at = start + tl.arange(0, BLOCK)
-        counted = at < columns
-        z = tl.load(logits + row * stride + at, mask=counted, other=-float("inf")).to(tl.float32)
-        if RESTRICTED:
-            counted = counted & (tl.load(partner + at, mask=counted, other=0) < 0)
-        mass = tl.exp(z + shift)
+        mass, counted = _masses(logits + row * stride, shift, partner, at, columns, RESTRICTED)
         code = tl.load(slope + group * bins + place(mass), mask=counted, other=0.0)
         if NUMBERS:
             refined = code >= REFINED

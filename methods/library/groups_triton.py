@@ -12,7 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG_FLOOR = tl.constexpr(-18.420680743952367)  # of 1e-8, as in merging.py
+from methods.library import merging
+
+LOG_FLOOR = tl.constexpr(merging.LOG_FLOOR)
 
 
 @triton.jit(do_not_specialize=["members"], do_not_specialize_on_alignment=["row", "group", "tokens"])

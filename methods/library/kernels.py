@@ -5,6 +5,7 @@ A kernel reads logits as the head gives them, in bfloat16 too, and adds a loss's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,13 +20,23 @@ enabled = True
 """Whether losses may use kernels; benchmarks compare both."""
 
 
-@cache
-def _kernels() -> ModuleType | None:
-    """The kernels, or None where there is no Triton."""
-    try:
-        from methods.library import comparison
-    except ImportError:
-        return None
+def _where_triton_is(load: Callable[[], ModuleType]) -> Callable[[], ModuleType | None]:
+    """Decorator: the module, loaded once, or None where there is no Triton."""
+
+    @cache
+    def found() -> ModuleType | None:
+        try:
+            return load()
+        except ImportError:
+            return None
+
+    return found
+
+
+@_where_triton_is
+def _kernels() -> ModuleType:
+    from methods.library import comparison
+
     return comparison
 
 
@@ -44,12 +55,10 @@ def divergence_for(*logits: Tensor) -> Any | None:
     return _divergence() if enabled and all(_fit(each) for each in logits) else None
 
 
-@cache
-def _divergence() -> ModuleType | None:
-    try:
-        from methods.library import divergence_triton
-    except ImportError:
-        return None
+@_where_triton_is
+def _divergence() -> ModuleType:
+    from methods.library import divergence_triton
+
     return divergence_triton
 
 
@@ -58,12 +67,10 @@ def warping_for(numbers: Tensor) -> Any | None:
     return _warping() if enabled and numbers.device.type == "cuda" else None
 
 
-@cache
-def _warping() -> ModuleType | None:
-    try:
-        from methods.library import warping_triton
-    except ImportError:
-        return None
+@_where_triton_is
+def _warping() -> ModuleType:
+    from methods.library import warping_triton
+
     return warping_triton
 
 

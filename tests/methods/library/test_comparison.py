@@ -28,8 +28,7 @@ from methods.library.divergences import generalized_jsd_parts
 from methods.library.merging import LOG_FLOOR, Merge, Merged, kept_members
 from methods.sft import SFT
 from methods.uld import ULD
-from tests.harness.training.test_loss import walked
-from tests.methods import contract
+from tests.methods.library.kernel_walks import compare_walks
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
@@ -162,27 +161,8 @@ def shared(columns: Tensor | None, beta: float | None) -> comparison.Hybrid | No
 def test_a_walk_with_kernels(method: Method, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer's own walk over chunks, with losses that have a kernel and one that has none."""
     monkeypatch.setattr(comparison, "BLOCK", 1024)
-    made = contract.bench(method, dtype=torch.float32)
-    walk, rows, weights = walked(made)
-    plain, (of_rows, of_weight) = walk.run(rows, weights, [True, True])
-    monkeypatch.setattr(kernels, "_fit", lambda logits: logits.dtype in (torch.float32, torch.bfloat16))
-    with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
-        parts, (kernel_rows, kernel_weight) = walk.run(rows, weights, [True, True])
-    close = {"rtol": 1e-4, "atol": 1e-6} if precision is torch.float32 else {"rtol": 0.05, "atol": 0.05}
-    for name in ("loss", "ce", "kd", "ce_gradient", "kd_gradient"):
-        torch.testing.assert_close(getattr(parts, name).double(), getattr(plain, name).double(), **close)
-    left = parts.diagnostics.keys() - plain.diagnostics.keys()
-    assert left == ({"sort error at most"} if getattr(method.options, "sort", "") == "exact" else set())
-    for name in left:
-        total, groups = parts.diagnostics.pop(name)
-        assert float(total / groups) < 1e-6
-    assert parts.diagnostics.keys() == plain.diagnostics.keys()
-    for name, pair in parts.diagnostics.items():
-        torch.testing.assert_close(pair, plain.diagnostics[name], equal_nan=True, rtol=0.05, atol=0.1)
-    for found, wanted in ((kernel_rows, of_rows), (kernel_weight, of_weight)):
-        assert found is not None
-        assert wanted is not None
-        assert (found - wanted).norm() / wanted.norm() < (1e-4 if precision is torch.float32 else 0.1)
+    told = {"sort error at most"} if getattr(method.options, "sort", "") == "exact" else set()
+    compare_walks(method, precision, monkeypatch, told)
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])

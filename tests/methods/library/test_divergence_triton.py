@@ -22,14 +22,13 @@ if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRE
 
 from methods.base import Method
 from methods.fkd import FKD
-from methods.library import comparison, kernels
+from methods.library import comparison
 from methods.library import divergence_triton as kernel
 from methods.library.closed_form import kl
 from methods.mined import MinED
 from methods.one_to_one import OneToOne
 from methods.rkd import RKD
-from tests.harness.training.test_loss import walked
-from tests.methods import contract
+from tests.methods.library.kernel_walks import compare_walks
 
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
@@ -163,19 +162,4 @@ def test_a_walk_with_kernels(method: Method, precision: torch.dtype, monkeypatch
     """The trainer's own walk over chunks with kernels, and without."""
     monkeypatch.setattr(comparison, "BLOCK", 1024)
     monkeypatch.setattr(kernel, "BLOCK", 256)
-    made = contract.bench(method, dtype=torch.float32)
-    walk, rows, weights = walked(made)
-    plain, (of_rows, of_weight) = walk.run(rows, weights, [True, True])
-    monkeypatch.setattr(kernels, "_fit", lambda logits: logits.dtype in (torch.float32, torch.bfloat16))
-    with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
-        parts, (kernel_rows, kernel_weight) = walk.run(rows, weights, [True, True])
-    close = {"rtol": 1e-4, "atol": 1e-6} if precision is torch.float32 else {"rtol": 0.05, "atol": 0.05}
-    for name in ("loss", "ce", "kd", "ce_gradient", "kd_gradient"):
-        torch.testing.assert_close(getattr(parts, name).double(), getattr(plain, name).double(), **close)
-    assert parts.diagnostics.keys() == plain.diagnostics.keys()
-    for name, pair in parts.diagnostics.items():
-        torch.testing.assert_close(pair, plain.diagnostics[name], equal_nan=True, rtol=0.05, atol=0.1)
-    for found, wanted in ((kernel_rows, of_rows), (kernel_weight, of_weight)):
-        assert found is not None
-        assert wanted is not None
-        assert (found - wanted).norm() / wanted.norm() < (1e-4 if precision is torch.float32 else 0.1)
+    compare_walks(method, precision, monkeypatch)
