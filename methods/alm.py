@@ -31,6 +31,7 @@ from torch import Tensor
 
 from methods.base import (
     AlignedChunk,
+    Held,
     KDOptions,
     LossSums,
     Method,
@@ -45,6 +46,7 @@ from methods.base import (
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.maps import Tables
 from methods.library.merging import kept_members
+from methods.library.reading import log_probs_at
 from methods.library.vocabulary import TokenizerPair, TokenKind, Vocabulary
 
 _LARGEST = -1e-6  # of a chunk's log-probabilities
@@ -74,6 +76,10 @@ class ALM(Method[ALMOptions]):
     def needs(self) -> frozenset[Need]:
         whole = {Need.WHOLE_RESPONSE} if self._released else set()
         return super().needs | {Need.ROW_BEFORE} | whole  # a chunk's first token is predicted by the row before it
+
+    @property
+    def held(self) -> Held:
+        return Held(2.1, 0.4)
 
     @property
     def zero_at_identity(self) -> bool:
@@ -137,13 +143,11 @@ def _likelihoods(side: Side, groups: int, boundaries: Tensor, is_end: Tensor) ->
         boundaries: int64, columns of the tokens that B counts.
         is_end: bool by id, tokens behind which there is nothing.
     """
-    log_total = side.logits.logsumexp(-1)
-    before = side.index - 1
-    realised = side.logits[before, side.tokens] - log_total[before]
-    chunks = realised.new_zeros(groups).index_add(0, side.group, realised)
     last = kept_members(side.group, groups, "bayesian")
     behind = side.index[last]
-    mass = side.logits.index_select(0, behind).index_select(1, boundaries).logsumexp(-1) - log_total[behind]
+    realised, begun = log_probs_at(side.logits, (side.index - 1, side.tokens), (behind, boundaries))
+    chunks = realised.new_zeros(groups).index_add(0, side.group, realised)
+    mass = begun.logsumexp(-1)
     return chunks, mass.masked_fill(is_end[side.tokens[last]], 0.0)
 
 

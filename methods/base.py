@@ -2,6 +2,7 @@
 
 from methods.library.chunk import AlignedChunk, Hidden, LossSums, Members, OutputHead, Side
 from methods.library.method import (
+    Held,
     KDOptions,
     Method,
     Need,
@@ -20,6 +21,7 @@ from methods.library.rollout_share import Share
 __all__ = [
     "ENTRY_POINT_GROUP",
     "AlignedChunk",
+    "Held",
     "Hidden",
     "KDOptions",
     "LossSums",

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, OnPolicyOptions, TeacherKind, register
+from methods.base import AlignedChunk, Held, LossSums, Method, OnPolicyOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, first_members, group_bytes
 from methods.library.beginnings import Beginnings
 from methods.library.maps import Tables, mapped_columns, stored_map
@@ -41,6 +41,10 @@ class BPM(Method[BPMOptions]):
     name, paper, teacher = "bpm", "arXiv 2607.22334", TeacherKind.CROSS_TOKENIZER
     summary = "forward KL to the teacher's whole distribution, mapped to the longest tokens that begin its own"
     Options = BPMOptions
+
+    @property
+    def held(self) -> Held:
+        return Held(3, 1.8)
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.tables = Tables(**mapped_columns(stored_map("prefix", pair.teacher, pair.student, pair.maps)))
@@ -72,7 +76,7 @@ class BPM(Method[BPMOptions]):
             covered, spanning = target.sum(), target.new_zeros(())
             if self.options.spanning:
                 spanning += self._correct(target, chunk)
-            value = (torch.xlogy(target, target) - target * log_p).sum()
+            value = torch.xlogy(target, target).addcmul_(target, log_p, value=-1).sum()
             gradient = log_p.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target)
         groups = logits.new_full((), chunk.groups)
         diagnostics = {"teacher mass covered": (covered, groups), "spanning tokens": (spanning, groups)}

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from methods.base import (
     AlignedChunk,
+    Held,
     LossSums,
     Method,
     Need,
@@ -98,6 +99,15 @@ class CDM(Method[CDMOptions]):
     def needs(self) -> frozenset[Need]:
         needed = {Need.WHOLE_RESPONSE} if self._released else set()
         return frozenset(needed | ({Need.ENTROPY} if self.options.alignment == "dtw" else set()))
+
+    @property
+    def held(self) -> Held:
+        return Held(2.3, 1.5, 1.5e3 * self.options.k)
+
+    @property
+    def held_by_kernels(self) -> Held | None:
+        plain = not self._released and self.options.pieces != "mean"
+        return Held(0, 0, 3.1e3 * self.options.k) if plain else None
 
     @property
     def zero_at_identity(self) -> bool:
@@ -196,7 +206,7 @@ class CDM(Method[CDMOptions]):
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """Of the logits only the columns compared become float32, and of the gradient only theirs is made."""
         kernels = kernels_for(upstream, chunk.teacher.logits)
-        if kernels is None or self._released or self.options.pieces == "mean":
+        if kernels is None or self.held_by_kernels is None:
             return None
         found = self._found(chunk)
         student, teacher = (

@@ -23,12 +23,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, NonNegative, OnPolicyOptions, Side, TeacherKind, register
+from methods.base import AlignedChunk, Held, LossSums, Method, NonNegative, OnPolicyOptions, Side, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.beginnings import Beginnings
 from methods.library.divergences import forward_kl
 from methods.library.maps import Tables, exact_map, mapped_columns, spellings
 from methods.library.merging import group_sizes, kept_members
+from methods.library.reading import by_rows, log_probs_at
 from methods.library.vocabulary import TokenizerPair
 
 _LEAST = 1e-7  # of a mass that is left
@@ -43,6 +44,10 @@ class CSD(Method[CSDOptions]):
     name, paper, teacher = "csd", "arXiv 2610.28895", TeacherKind.CROSS_TOKENIZER
     summary = "forward KL over what both vocabularies can say at a place and the rest as one mass"
     Options = CSDOptions
+
+    @property
+    def held(self) -> Held:
+        return Held(3.8, 0.3, 1e4)
 
     def prepare(self, pair: TokenizerPair) -> None:
         self.tables = Tables(**mapped_columns(exact_map(pair.teacher, pair.student)))
@@ -76,32 +81,34 @@ class _Last:
     def __init__(self, side: Side, groups: int) -> None:
         self.sizes = group_sizes(side.group, groups)  # int64 [groups]
         last = kept_members(side.group, groups, "bayesian")
-        log_total = side.logits.logsumexp(-1)
-        realised = side.logits[side.index, side.tokens] - log_total[side.index]
-        before = realised.index_fill(0, last, 0.0)
-        self._path = realised.new_zeros(groups).index_add(0, side.group, before)
-        self._logits, self._log_total, self._row = side.logits, log_total, side.index[last]
-        self._tokens, self._group = side.tokens, side.group
+        self._side, self._groups, self._last, self._row = side, groups, last, side.index[last]
 
     def over(self, groups: Tensor, columns: Tensor) -> Tensor:
         """[groups, columns + 1]: log-masses of tokens in the last row of some groups, and of all others together."""
-        rows = self._logits.index_select(0, self._row[groups])
-        others = torch.ones(rows.shape[-1], dtype=torch.bool, device=rows.device).index_fill(0, columns, False)
-        rest = rows[:, others].logsumexp(-1, keepdim=True)
-        log_total = self._log_total[self._row[groups], None]
-        rest = (rest - log_total).clamp_min(math.log(_LEAST))
-        return torch.cat([rows.index_select(1, columns) - log_total, rest], -1)
+        logits = self._side.logits
+        others = torch.ones(logits.shape[-1], dtype=torch.bool, device=columns.device).index_fill(0, columns, False)
+        other_columns = others.nonzero().squeeze(1)
+
+        def masses(rows: Tensor) -> Tensor:
+            log_total = rows.logsumexp(-1, keepdim=True)
+            rest = rows.index_select(1, other_columns).logsumexp(-1, keepdim=True) - log_total
+            return torch.cat([rows.index_select(1, columns) - log_total, rest.clamp_min(math.log(_LEAST))], -1)
+
+        return by_rows(masses, logits, self._row[groups])
 
     def along(self, groups: Tensor, columns: Tensor, number: Tensor) -> Tensor:
         """[entries]: log-masses of last tokens with the path to them; entry i is of group ``groups[number[i]]``."""
-        group = groups[number]
-        row = self._row[group]
-        return self._path[group] + self._logits[row, columns] - self._log_total[row]
+        side, group = self._side, groups[number]
+        entries = torch.cat([side.index, self._row[group]]), torch.cat([side.tokens, columns])
+        found, _ = log_probs_at(side.logits, entries, (group[:0], group[:0]))
+        before = found[: side.index.numel()].index_fill(0, self._last, 0.0)
+        path = found.new_zeros(self._groups).index_add(0, side.group, before)
+        return path[group] + found[side.index.numel() :]
 
     def texts(self, groups: Tensor) -> list[list[int]]:
         """The tokens of some groups."""
         bounds = torch.cat([self.sizes.new_zeros(1), self.sizes.cumsum(0)]).tolist()
-        tokens = self._tokens.tolist()
+        tokens = self._side.tokens.tolist()
         return [tokens[bounds[group] : bounds[group + 1]] for group in groups.tolist()]
 
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from methods.base import (
     AlignedChunk,
+    Held,
     LossSums,
     Method,
     Need,
@@ -43,7 +44,7 @@ from methods.base import (
     register,
 )
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
-from methods.library.divergences import forward_kl
+from methods.library.closed_form import forward_kl_towards
 from methods.library.maps import UNMAPPED, Tables, VocabularyMap, exact_map, mapped_columns
 from methods.library.vocabulary import TokenizerPair, Vocabulary
 
@@ -73,6 +74,10 @@ class DSKDv2(Method[DSKDv2Options]):
     def needs(self) -> frozenset[Need]:
         whole = {Need.WHOLE_RESPONSE} if self._released else set()
         return super().needs | {Need.HIDDEN} | whole
+
+    @property
+    def held(self) -> Held:
+        return Held(4.3, 4.1)
 
     @property
     def own_learning_rate(self) -> float | None:
@@ -117,17 +122,18 @@ class DSKDv2(Method[DSKDv2Options]):
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         tau, labels = self.options.temperature, self.tables.on(chunk.student.logits.device)["labels"]
-        teacher = chunk.teacher.paired_logits()
-        label = labels[teacher[:, : len(labels)].argmax(-1)]
+        label = labels[chunk.teacher.logits[:, : len(labels)].argmax(-1)[chunk.teacher.index]]
         has_label = label != UNMAPPED
         projected = self._through_student(chunk)
         agrees = (projected.argmax(-1) == label) & has_label
         of_label = nn.functional.cross_entropy(projected, label, ignore_index=UNMAPPED, reduction="none")
-        target = (projected.detach() / tau).log_softmax(-1)
-        in_student = forward_kl(chunk.student.paired_log_probs(tau), target)
-        ours = (self._through_teacher(chunk) / tau).log_softmax(-1)
-        in_teacher = forward_kl(ours, chunk.teacher.paired_log_probs(tau))
-        parts = torch.stack([of_label.sum(), (in_student * agrees).sum(), (in_teacher * has_label).sum()])
+        student, teacher, every = chunk.student, chunk.teacher, torch.arange(chunk.groups, device=label.device)
+        in_student = forward_kl_towards(
+            student.logits, student.index, projected.detach(), every, agrees.to(projected.dtype), tau
+        )
+        ours = self._through_teacher(chunk)
+        in_teacher = forward_kl_towards(ours, every, teacher.logits, teacher.index, has_label.to(ours.dtype), tau)
+        parts = torch.stack([of_label.sum(), in_student, in_teacher])
         known, agreeing = has_label.sum().to(parts.dtype), agrees.sum().to(parts.dtype)
         if self._released:
             parts = parts / torch.stack([known, agreeing, known]).clamp_min(1)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
+from methods.base import AlignedChunk, Held, LossSums, Method, Rows, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, pair_identical
 from methods.library.closed_form import kl
 from methods.library.kernels import divergence_for
@@ -25,6 +25,14 @@ class FKD(Method[SoftenedOptions]):
     Options = SoftenedOptions
     fidelities_differ = True
     released_rows, released_normalize = Rows.ALL, "samples"
+
+    @property
+    def held(self) -> Held:
+        return Held(2.1, 2.1)
+
+    @property
+    def held_by_kernels(self) -> Held:
+        return Held(0, 0)
 
     def align(self, response: AlignedResponse) -> Groups:
         return pair_identical(response, prompt=self.rows is Rows.ALL)

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from methods.base import (
     AlignedChunk,
+    Held,
     LossSums,
     Members,
     Method,
@@ -144,8 +145,26 @@ class GOLD(Method[GOLDOptions]):
         return super().needs | ({Need.WHOLE_RESPONSE} if self._released else set())
 
     @property
+    def held(self) -> Held:
+        if self.options.merge in ("product", "mean_log"):
+            return Held(7, 4.2, 7.2e5 if self.options.counts else 3e4)
+        if self.options.unmatched == "rest":
+            return Held(3, 1.8, 3e4)
+        return Held(5.1, 4.2, 7.2e5) if self.options.counts else Held(5, 2, 3e4)
+
+    @property
+    def held_by_kernels(self) -> Held | None:
+        options = self.options
+        plain = options.temperatures == (1.0, 1.0) and self._floor == LOG_FLOOR
+        plain = plain and options.positions == "all" and options.merge in ("bayesian", "observed")
+        plain = plain and options.unmatched == "sorted" and options.sorts_by_kernels
+        return Held(0, 0, options.bytes_of_counts) if plain else None
+
+    @property
     def rows(self) -> Rows:
         return Rows.AFTER if self.options.merge == "observed" else Rows.PREDICTING
+
+    _floor = LOG_FLOOR
 
     def prepare(self, pair: TokenizerPair) -> None:
         match = self.options.match
@@ -191,10 +210,7 @@ class GOLD(Method[GOLDOptions]):
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         options, sort = self.options, self.options.sort_of(upstream)
         kernels = kernels_for(upstream, chunk.teacher.logits)
-        plain = options.temperatures == (1.0, 1.0) and self._floor == LOG_FLOOR
-        plain = plain and options.positions == "all" and options.merge in ("bayesian", "observed")
-        plain = plain and options.unmatched == "sorted"
-        if kernels is None or not sort.by_kernels or not plain:
+        if kernels is None or self.held_by_kernels is None:
             return None
         sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1.0
         hybrid = self._hybrid_of(kernels, upstream, chunk.teacher.logits)

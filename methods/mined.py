@@ -35,7 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
+from methods.base import AlignedChunk, Held, LossSums, Method, Need, Rows, SoftenedOptions, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, IntArray
 from methods.library.cdm_released import released_divergence, released_groups
 from methods.library.contextual import MASKED
@@ -73,6 +73,14 @@ class MinED(Method[MinEDOptions]):
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.WHOLE_RESPONSE, Need.ENTROPY} if self._released else ())
+
+    @property
+    def held(self) -> Held:
+        return Held(0.1, 7.1) if self._released else Held(2.1, 0.6, 3e4)
+
+    @property
+    def held_by_kernels(self) -> Held | None:
+        return None if self._released else Held(0, 1)
 
     @property
     def reads_ids(self) -> str:
@@ -155,7 +163,7 @@ class MinED(Method[MinEDOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         kernels = divergence_for(upstream, chunk.teacher.logits)
-        if kernels is None or self._released:
+        if kernels is None or self.held_by_kernels is None:
             return None
         tau, student, teacher = self.options.temperature, chunk.student, chunk.teacher
         first, theirs, same = self._same_tokens(chunk)  # a group has one student token, and each token is in one

@@ -22,6 +22,7 @@ token is left out; means over positions, and over responses. The code ranks over
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -30,21 +31,25 @@ from torch import Tensor, nn
 
 from methods.base import (
     AlignedChunk,
+    Held,
     KDOptions,
     LossSums,
     Method,
     Need,
     NonNegative,
     Positive,
+    Side,
     TeacherKind,
     register,
 )
 from methods.library.alignment import AlignedResponse, Groups, pair_positions
 from methods.library.assignment import cheapest, greedy
+from methods.library.reading import by_rows, log_probs_at, log_totals, sum_by_rows
 
 _SOFTER = 2.0  # τ of the third part
 _RELEASED_STEPS = 10
 _RELEASED_SHARE = 1e-3
+_COLUMNS_AT_ONCE = 8192
 
 
 class MultiLevelOTOptions(KDOptions):
@@ -71,44 +76,48 @@ class MultiLevelOT(Method[MultiLevelOTOptions]):
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.WHOLE_RESPONSE})
 
+    @property
+    def held(self) -> Held:
+        return Held(2.6 if self._released else 3.2, 0.3)
+
     def align(self, response: AlignedResponse) -> Groups:
         return pair_positions(response.student_ids.size - self._released, response.teacher_ids.size)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        student, teacher = chunk.student.paired_logits(), chunk.teacher.paired_logits()
-        kd = self._released_loss(student, teacher) if self._released else self._described_loss(student, teacher)
-        return LossSums(kd)
+        return LossSums(self._released_loss(chunk) if self._released else self._described_loss(chunk))
 
-    def _described_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Of one response's logits, [positions, vocabulary] each."""
-        options = self.options
-        s, t = student.softmax(-1), teacher.softmax(-1)
-        with torch.no_grad():
-            theirs = _ranked(t, options.k)
-            ours = self._columns(s, t.index_select(1, theirs))
-        s, t = _chosen(s, ours), t.index_select(1, theirs)
+    def _described_loss(self, chunk: AlignedChunk) -> Tensor:
+        """Of one response."""
+        options, (student, teacher) = self.options, (chunk.student, chunk.teacher)
+        theirs = _likeliest(teacher, options.k)
+        t, softer_t = (_masses(teacher, theirs, tau)[0] for tau in (1.0, _SOFTER))
+        ours = self._columns(student, t)
+        (s, log_s), (softer_s, _) = (_masses(student, ours, tau) for tau in (1.0, _SOFTER))
         distance = (t - s).abs().sum()
-        entropy = -(t * _chosen(student.log_softmax(-1), ours)).sum()
-        softer = _chosen((student / _SOFTER).softmax(-1), ours), (teacher / _SOFTER).softmax(-1).index_select(1, theirs)
-        transport = _sinkhorn(*softer, options.regularisation, options.sinkhorn_steps)
+        entropy = -(t * log_s).sum()
+        transport = _sinkhorn(softer_s, softer_t, options.regularisation, options.sinkhorn_steps)
         return distance + options.logarithmic_weight * entropy + options.sinkhorn_weight * transport
 
-    def _columns(self, s: Tensor, t: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _columns(self, side: Side, t: Tensor) -> Tensor:
         """int64 [k]: the student's column that stands for each of the teacher's, -1 for none."""
         if self.options.matching == "rank":
-            ranked = _ranked(s, t.shape[1])
+            ranked = _likeliest(side, t.shape[1])
             return nn.functional.pad(ranked, (0, t.shape[1] - len(ranked)), value=-1)
-        cost = torch.cdist(t.T.contiguous(), s.T.contiguous(), p=1)
+        totals, theirs = log_totals(side.logits)[side.index, None], t.T.contiguous()
+        blocks = [
+            torch.cdist(theirs, (columns[side.index] - totals).exp_().T.contiguous(), p=1)
+            for columns in torch.split(side.logits, _COLUMNS_AT_ONCE, dim=1)
+        ]
         alone = t.sum(0)[:, None].expand(-1, t.shape[1])  # from columns of zeros, of which there are enough
-        every = torch.cat([cost, alone], 1).double().cpu().numpy()
+        every = torch.cat([*blocks, alone], 1).cpu().double().numpy()
         found = torch.from_numpy((cheapest if self.options.matching == "optimal" else greedy)(every))
-        return torch.where(found < s.shape[1], found, -1).to(s.device)
+        return torch.where(found < side.logits.shape[1], found, -1).to(t.device)
 
-    def _released_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        k, positions = self.options.k, max(len(student), 1)
-        s, t = ((side / (side.std(-1, keepdim=True) + 1e-4)).softmax(-1) for side in (student, teacher))
-        width = min(k, max(s.shape[1], t.shape[1]))
-        s, t = (_padded(side.index_select(1, _ranked(side.detach(), width)), width) for side in (s, t))
+    def _released_loss(self, chunk: AlignedChunk) -> Tensor:
+        sides, positions = (chunk.student, chunk.teacher), max(len(chunk.student.index), 1)
+        width = min(self.options.k, max(side.logits.shape[1] for side in sides))
+        s, t = (_padded(by_rows(_released_masses(side, width), side.logits, side.index), width) for side in sides)
         distance = (t - s).abs().sum() / positions
         exchanged = -(s.softmax(-1) * t.log_softmax(-1)).sum() / positions
         transport = _sinkhorn(
@@ -118,14 +127,33 @@ class MultiLevelOT(Method[MultiLevelOTOptions]):
         return distance + weights[0] * exchanged + weights[1] * _RELEASED_SHARE * transport
 
 
-def _ranked(masses: Tensor, k: int) -> Tensor:
-    """int64 [at most k]: columns by their sums, largest first, the lower id of equals."""
-    return masses.sum(0).sort(descending=True, stable=True).indices[:k]
+def _likeliest(side: Side, k: int) -> Tensor:
+    """int64 [at most k]: columns by the sums of their masses, as :func:`_largest`."""
+    return _largest(sum_by_rows(lambda rows: rows.softmax(-1), side.logits, side.index), k)
 
 
-def _chosen(values: Tensor, columns: Tensor) -> Tensor:
-    """[positions, k]: the columns, 0 where there is none."""
-    return values.index_select(1, columns.clamp_min(0)).masked_fill(columns < 0, 0.0)
+def _largest(masses: Tensor, k: int) -> Tensor:
+    """int64 [at most k]: columns by their masses, largest first, the lower id of equals."""
+    return masses.sort(descending=True, stable=True).indices[:k]
+
+
+def _masses(side: Side, columns: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """[members, k] each: masses of the columns of ``logits / temperature``, and their logs; 0 where there is none."""
+    nothing = side.index[:0], side.index[:0]
+    _, logs = log_probs_at(side.logits, nothing, (side.index, columns.clamp_min(0)), temperature)
+    missing = columns < 0
+    return logs.exp().masked_fill(missing, 0.0), logs.masked_fill(missing, 0.0)
+
+
+def _released_masses(side: Side, k: int) -> Callable[[Tensor], Tensor]:
+    """What gives masses of rows at the likeliest columns of a side, its logits divided by their standard deviation."""
+
+    def masses(rows: Tensor) -> Tensor:
+        return (rows / (rows.std(-1, keepdim=True) + 1e-4)).softmax(-1)
+
+    with torch.no_grad():
+        columns = _largest(sum_by_rows(masses, side.logits, side.index), k)
+    return lambda rows: masses(rows).index_select(1, columns)
 
 
 def _padded(masses: Tensor, width: int) -> Tensor:
@@ -134,7 +162,7 @@ def _padded(masses: Tensor, width: int) -> Tensor:
 
 def _sinkhorn(student: Tensor, teacher: Tensor, regularisation: float, steps: int) -> Tensor:
     """Σ P C of two sequences of rows, [positions, k] each."""
-    cost = (teacher[:, None] - student[None]).abs().sum(-1)
+    cost = torch.cdist(teacher, student, p=1)
     plan = (-cost / regularisation).exp()
     for _ in range(steps):
         plan = plan / plan.sum(1, keepdim=True)

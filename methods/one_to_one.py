@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.base import AlignedChunk, KDOptions, LossSums, Method, Positive, TeacherKind, register
+from methods.base import AlignedChunk, Held, KDOptions, LossSums, Method, Positive, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import kl
 from methods.library.divergences import reverse_kl
@@ -29,6 +29,14 @@ class OneToOne(Method[OneToOneOptions]):
     name, paper, teacher = "one_to_one", "arXiv 2610.08448", TeacherKind.CROSS_TOKENIZER
     summary = "reverse KL over the shared vocabulary, at tokens that both tokenizers cut alike"
     Options = OneToOneOptions
+
+    @property
+    def held(self) -> Held:
+        return Held(1.8, 0.6, 4e4)
+
+    @property
+    def held_by_kernels(self) -> Held | None:
+        return Held(0, 0) if self.options.top_k is None else None
 
     def prepare(self, pair: TokenizerPair) -> None:
         columns = mapped_columns(exact_map(pair.teacher, pair.student))
@@ -58,7 +66,7 @@ class OneToOne(Method[OneToOneOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         kernels = divergence_for(upstream, chunk.teacher.logits)
-        if kernels is None or self.options.top_k is not None:
+        if kernels is None or self.held_by_kernels is None:
             return None
         tau, (ours, theirs), partners = self.options.temperature, chunk.members(), self.partners.on(upstream.device)
         student = kernels.softened(ours.logits, ours.row, tau, known=partners["ours"])

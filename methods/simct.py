@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method, OnPolicyOptions, Side, TeacherKind, register
+from methods.base import AlignedChunk, Held, LossSums, Method, OnPolicyOptions, Side, TeacherKind, register
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.divergences import reverse_kl
 from methods.library.maps import Tables, exact_map, mapped_columns
 from methods.library.merging import first_places, group_sizes
+from methods.library.reading import log_probs_at
 from methods.library.vocabulary import TokenizerPair
 
 _ABSENT = -1e4  # score of what is in no distribution
@@ -35,6 +36,10 @@ class SimCT(Method[OnPolicyOptions]):
     summary = "reverse KL over the shared tokens and the unit of text that both tokenizers cut at a place"
     fidelities_differ = True
     Options = OnPolicyOptions
+
+    @property
+    def held(self) -> Held:
+        return Held(1.6, 0.5, 2e4)
 
     def prepare(self, pair: TokenizerPair) -> None:
         self._student_of_teacher = exact_map(pair.teacher, pair.student)
@@ -82,11 +87,7 @@ class SimCT(Method[OnPolicyOptions]):
 def _scores(side: Side, groups: int, columns: Tensor, raw: bool) -> tuple[Tensor, Tensor]:
     """Scores [groups, columns] of tokens in the first row of each unit, and [groups] of the units."""
     first = side.index[first_places(side.group, groups)]
-    tokens = side.logits.index_select(0, first).index_select(1, columns)
-    realised = side.logits[side.index, side.tokens]
-    if not raw:
-        log_total = side.logits.logsumexp(-1)
-        tokens, realised = tokens - log_total[first, None], realised - log_total[side.index]
+    realised, tokens = log_probs_at(side.logits, (side.index, side.tokens), (first, columns), raw=raw)
     sizes = group_sizes(side.group, groups)
     return tokens, realised.new_zeros(groups).index_add(0, side.group, realised) / sizes
 

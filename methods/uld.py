@@ -24,6 +24,7 @@ from torch import Tensor
 
 from methods.base import (
     AlignedChunk,
+    Held,
     KDOptions,
     LossSums,
     Members,
@@ -60,6 +61,19 @@ class ULD(Method[ULDOptions]):
         late = options.fidelity == "released" if options.pairing == "position" else options.merge == "observed"
         return Rows.AFTER if late else Rows.PREDICTING
 
+    @property
+    def held(self) -> Held:
+        if self.options.merge in ("product", "mean_log"):
+            return Held(5, 4.6, 7.4e5)
+        if self.options.counts:
+            return Held(3.1, 3.3, 7.4e5)
+        return Held(3.1, 1.5, 2e4) if self.options.sort == "top_k" else Held(3.2, 4.6, 2e4)
+
+    @property
+    def held_by_kernels(self) -> Held | None:
+        plain = self.options.temperatures == (1.0, 1.0) and self.options.merge in ("bayesian", "observed")
+        return Held(0, 0, self.options.bytes_of_counts) if plain and self.options.sorts_by_kernels else None
+
     def align(self, response: AlignedResponse) -> Groups:
         if self.options.pairing == "bytes":
             return group_bytes(response.student_ends, response.teacher_ends)
@@ -72,9 +86,7 @@ class ULD(Method[ULDOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         kernels, sort = kernels_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
-        plain = self.options.temperatures == (1.0, 1.0)
-        plain = plain and self.options.merge in ("bayesian", "observed")
-        if kernels is None or not sort.by_kernels or not plain:
+        if kernels is None or self.held_by_kernels is None:
             return None
         sides = raw_sides(kernels, chunk, lse)
         sums = compare_into(
@@ -95,7 +107,7 @@ def _distance(
     sort: Sort,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
-    ours, theirs = (Merged(side, groups, how, tau) for side, tau in zip((student, teacher), temperatures, strict=True))
-    p, q = ours.log_masses.exp(), theirs.log_masses.exp()
+    ours = Merged(student, groups, how, temperatures[0])
+    p, q = ours.to_masses(), Merged(teacher, groups, how, temperatures[1]).to_masses()
     distance, signs, bound = distance_by(sort, p, q)
-    return distance.sum(), ours.at_logits(signs.mul_(p), p), bound.sum()
+    return distance.sum(), ours.at_logits(signs.mul_(p)), bound.sum()

@@ -25,33 +25,54 @@ def compute_dtype(precision: Precision) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
-# Matrices [rows, vocabulary] in float32 that a chunk's loss holds at once, of each side; ULD with the exact sort, whose
-# places are int64, holds the most.
-_HELD = 10
-_GPU_CHUNK, _CPU_LOGITS = 2 * 2**30, 128 * 2**20
+_LOSS, _MARGIN = 2**30, 0.08  # bytes of a loss above the hidden rows, and the share of them that is left free
+_LEAST_ROOM, _CPU_LOGITS = 2**28, 128 * 2**20
 
 
-def chunk_rows(wanted: int | Literal["auto"], vocabularies: Sequence[int], on: torch.device, reserved: int = 0) -> int:
+def chunk_room(head: int) -> int:
+    """Bytes for a chunk of a loss: what the gradient of a head leaves of 1 GiB, and 256 MiB where that is less.
+
+    Args:
+        head: bytes of the gradient, which is added up over chunks.
+    """
+    return max(int(_LOSS * (1 - _MARGIN)) - head, _LEAST_ROOM)
+
+
+def rows_in(room: float, row_bytes: float) -> int:
+    """How many rows of a chunk a GPU takes at once where there is so much room: a multiple of 16."""
+    return min(max(int(room / row_bytes) // 16 * 16, 16), 4096)
+
+
+def chunk_rows(
+    wanted: int | Literal["auto"],
+    row_bytes: float,
+    vocabularies: Sequence[int],
+    on: torch.device,
+    head: int = 0,
+    reserved: int = 0,
+) -> int:
     """How many rows of logits exist at once; results don't depend on it.
 
-    ``auto`` takes, on a GPU, what a quarter of the free memory holds, of 2 GiB at most: more rows make no product
-    faster. On a CPU the logits of all models together get 128 MiB, between 32 and 256 rows: fewer would read the heads'
-    weights too often, more would leave the caches and make no product faster.
+    ``auto`` takes as many as :func:`chunk_room` holds, and on a GPU a quarter of the free memory: more rows make no
+    product faster. On a CPU the logits of all models together get 128 MiB, between 32 and 256 rows: fewer would read
+    the heads' weights too often, more would leave the caches.
 
     Args:
         wanted: a recipe's ``chunk_rows``.
+        row_bytes: what the loss holds of a row, :func:`harness.data.chunk_memory.row_bytes`.
         vocabularies: widths of the heads of the student and of its teachers.
         on: where the loss is computed.
+        head: bytes of the gradient of the student's head.
         reserved: bytes of the free memory that will be needed for something else, and are not taken yet.
     """
     if wanted != "auto":
         return wanted
-    bytes_a_row = 4 * sum(vocabularies)
+    room = chunk_room(head)
     if on.type != "cuda":
-        return min(max(_CPU_LOGITS // bytes_a_row, 32), 256)
+        cached = min(max(_CPU_LOGITS // (4 * sum(vocabularies)), 32), 256)
+        return max(min(cached, int(room / row_bytes)), 8)
     free = max(_free_bytes(on) - reserved, 0)
-    rows = min(free // 4, _GPU_CHUNK) // (_HELD * bytes_a_row)
-    return min(max(rows // 64 * 64, 64), 4096)
+    return rows_in(min(free / 4, room), row_bytes)
 
 
 _CPU_ROWS, _GPU_ROWS = 16, 256

@@ -173,7 +173,7 @@ def entropies(head: Head, rows: Tensor, chunk_rows: int) -> Tensor:
             found.append(kernels.entropy(logits))
             continue
         log_probs = (logits.float() if logits.dtype in LOW_PRECISION else logits).log_softmax(-1)
-        found.append(-(log_probs.exp() * log_probs).sum(-1))
+        found.append(-log_probs.exp().mul_(log_probs).sum(-1))
     return torch.cat(found).double()
 
 

@@ -14,6 +14,10 @@ from harness.models.spec import Lora
 
 R = TypeVar("R")
 
+AUTO_PARAMETERS, AUTO_TOKENS = 10**9, 2**15
+"""The largest model and micro-batch whose CUDA graphs ``auto`` records: beyond, a kernel takes longer than its launch.
+"""
+
 
 def _on_or_off(value: object) -> object:
     """YAML reads the words as booleans."""
@@ -57,7 +61,8 @@ class Training(Strict):
         "instead of whole on each: FSDP2; one process has nobody to share with",
     )
     chunk_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="(memory) response rows whose logits exist at once; auto: by vocabularies and free memory"
+        "auto",
+        description="(memory) response rows whose logits exist at once; auto: by method, vocabularies and free memory",
     )
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         "auto", description="(speed) losses through torch.compile; auto: on a GPU"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.base.device import chunk_rows, compiles
+from harness.base.device import chunk_rows, compiles, compute_dtype
 from harness.data.batches import Batch, Collator
+from harness.data.chunk_memory import row_bytes
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample
@@ -28,6 +29,7 @@ from harness.training.room import Room
 from harness.training.selection import bits_per_byte_of
 from harness.training.sharding import sharers
 from harness.training.trainer import train
+from methods.library.kernels import run_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +103,7 @@ def distil(
     collator = Collator(
         objective.terms,
         pad_ids(sides),
-        chunk_rows=_chunk_rows(model, teachers, training),
+        chunk_rows=_chunk_rows(model, objective, teachers, examples, training),
         stored=teachers.stored,
         packing=training.packing,
     )
@@ -129,14 +131,34 @@ def distil(
     return Trajectory(done, (before, _mean_cross_entropy(distiller, watched)) if watched else None, room.halved)
 
 
-def _chunk_rows(model: PreTrainedModel, teachers: TeacherSources, training: Training) -> int:
+def _chunk_rows(
+    model: PreTrainedModel,
+    objective: Objective,
+    teachers: TeacherSources,
+    examples: Sequence[AlignedExample],
+    training: Training,
+) -> int:
     """Rows of logits that are in memory together, beside what a training has once it has begun."""
     on: torch.device = next(model.parameters()).device
-    widths = [Head.of(each).weight.shape[0] for each in (model, *teachers.live.values())]
-    widths += [head.weight.shape[0] for head in teachers.heads.values()]
+    head = Head.of(model).weight
+    heads = {role: Head.of(each) for role, each in teachers.live.items()} | teachers.heads
+    widths = {role: each.weight.shape[0] for role, each in heads.items()}
+    tokens = {role: sum(each.example.sides[role].response.size for each in examples) for role in (STUDENT, *widths)}
+    terms = [
+        (term.method, widths.get(term.teacher, head.shape[0]) * tokens.get(term.teacher, 0) / max(tokens[STUDENT], 1))
+        for term in objective.terms
+    ]
+    itemsize = 2 if compute_dtype(training.precision) == "bfloat16" else 4
     # Gradients and the optimiser's two moments, of which each process that shares the weights has its part.
     later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return chunk_rows(training.chunk_rows, widths, on, later // sharers(training))
+    return chunk_rows(
+        training.chunk_rows,
+        row_bytes(head.shape[0], terms, itemsize, run_on(on)),
+        [head.shape[0], *widths.values()],
+        on,
+        4 * head.numel() * head.requires_grad,
+        later // sharers(training),
+    )
 
 
 @torch.no_grad()

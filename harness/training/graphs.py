@@ -24,15 +24,13 @@ from harness.base.device import release_memory
 from harness.base.ranks import world_size
 from harness.data.batches import Batch
 from harness.models.heads import hidden_states, reads_masks
-from harness.recipe.training import Training
+from harness.recipe.training import AUTO_PARAMETERS, AUTO_TOKENS, Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOST_SHAPES = 16
 """Graphs are recorded of so many shapes; others run kernel by kernel, padded to the same lengths."""
-AUTO_PARAMETERS, AUTO_TOKENS = 10**9, 2**15
-"""The largest model and micro-batch that ``auto`` records: beyond them a kernel takes longer than its launch."""
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Of norms, by what products run in; 1e-5 elsewhere. Attention adds up gradients in no fixed order."""
 

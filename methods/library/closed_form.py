@@ -166,3 +166,38 @@ def kl(
 
 def _softened(logits: Tensor, temperature: float) -> Tensor:
     return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
+
+
+class _Towards(torch.autograd.Function):
+    """Whose gradient is made with the value, some rows at a time, in the one matrix that stays."""
+
+    @staticmethod  # Any: torch's context, which takes what is put on it
+    def forward(
+        ctx: Any, logits: Tensor, index: Tensor, target: Tensor, of_target: Tensor, weight: Tensor, temperature: float
+    ) -> Tensor:
+        gradient, values = torch.zeros_like(logits), []
+        for row, other, share in zip(*(torch.split(each, 16) for each in (index, of_target, weight)), strict=True):
+            log_p, log_q = _softened(logits[row], temperature), _softened(target[other], temperature)
+            q = log_q.exp()
+            values.append(log_q.sub_(log_p).mul_(q).sum(-1).mul_(share))
+            gradient.index_add_(0, row, log_p.exp_().sub_(q).mul_((share / temperature)[:, None]))
+        ctx.save_for_backward(gradient)
+        return torch.cat(values).sum()
+
+    @staticmethod  # Any: as above
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * scale, *[None] * 5
+
+
+def forward_kl_towards(
+    logits: Tensor, index: Tensor, target: Tensor, of_target: Tensor, weight: Tensor, temperature: float
+) -> Tensor:
+    """Σ_i w_i KL(target row i || row i), both softened; scalar, whose gradient reaches the logits alone.
+
+    Args:
+        logits, target: [rows, vocabulary], over the same vocabulary.
+        index, of_target: int64 [pairs], the rows of either that are compared.
+        weight: [pairs].
+    """
+    made: Tensor = _Towards.apply(logits, index, target, of_target, weight, temperature)  # type: ignore[no-untyped-call]
+    return made

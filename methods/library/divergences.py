@@ -111,11 +111,6 @@ class Sort(NamedTuple):
         """Whether nothing but rounding is lost."""
         return self.how == "resolved" or (self.how == "sorted" and self.top_k is None)
 
-    @property
-    def by_kernels(self) -> bool:
-        """Whether kernels that count can take its place: once, or twice where it is exact."""
-        return self.how == "counted" or self.is_exact
-
 
 class SortOptions(BaseModel):
     """Options of methods that compare sorted distributions."""
@@ -126,6 +121,21 @@ class SortOptions(BaseModel):
         "top_k ranks, and what is left as one mass; auto: exact on a CPU, counted on a GPU",
     )
     top_k: int = Field(1024, ge=1, description="ranks that are compared one by one, where sort is top_k")
+
+    @property
+    def counts(self) -> bool:
+        """Whether masses are counted on a GPU."""
+        return self.sort in ("auto", "counted")
+
+    @property
+    def sorts_by_kernels(self) -> bool:
+        """Whether kernels count what these options compare."""
+        return self.sort != "top_k"
+
+    @property
+    def bytes_of_counts(self) -> float:
+        """Of a row, by kernels: bins of both sides and slopes; where exact, what is in doubt is counted again."""
+        return 5.8e5 if self.sort == "exact" else 1.4e5
 
     def sort_of(self, logits: Tensor) -> Sort:
         """How masses that come from these logits are compared, on their device."""
@@ -210,8 +220,8 @@ def sorted_l1_parts(student: Tensor, teacher: Tensor, top_k: int | None = None) 
     difference = ordered - reference
     left, right = _rest(student, ordered, place), _rest(teacher, reference)
     rest = left - right  # where the order is complete, one of the two is 0
-    signs = rest.sign().unsqueeze(-1).expand_as(student) if not exact else torch.ones_like(student)
-    signs = signs.scatter(-1, place, difference.sign())
+    signs = torch.ones_like(rest) if exact else rest.sign()
+    signs = signs.unsqueeze(-1).expand_as(student).scatter(-1, place, difference.sign())
     distance = difference.abs().sum(-1) + rest.abs()
     if exact:
         return distance, signs, torch.zeros_like(distance)

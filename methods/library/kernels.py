@@ -45,6 +45,11 @@ def kernels_for(*logits: Tensor) -> Any | None:
     return _kernels() if enabled and all(_fit(each) for each in logits) else None
 
 
+def run_on(device: torch.device) -> bool:
+    """Whether a device has kernels for the logits of models."""
+    return enabled and device.type == "cuda" and _kernels() is not None
+
+
 def _fit(logits: Tensor) -> bool:
     known = logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return logits.device.type == "cuda" and known and logits.stride(-1) == 1

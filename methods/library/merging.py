@@ -87,7 +87,7 @@ def _times_realised(log_probs: Tensor, index: Tensor, group: Tensor, tokens: Ten
     """The rows of the ``kept`` members, int64 [groups], times the probabilities of all other members' own tokens."""
     realised = log_probs[index, tokens].clamp_min(LOG_FLOOR).index_fill(0, kept, 0.0)
     joint = log_probs.new_zeros(kept.shape).index_add(0, group, realised)
-    return log_probs.index_select(0, index[kept]) + joint.unsqueeze(-1)
+    return log_probs.index_select(0, index[kept]).add_(joint.unsqueeze(-1))
 
 
 def kept_members(group: Tensor, groups: int, how: Merge) -> Tensor:
@@ -118,6 +118,7 @@ class Merged:
         alone = side.row.numel() == groups
         self._is_rows, self._is_product = alone and side.in_order, how == "product" and not alone
         self._is_mean = how == "mean_log" and not alone
+        self._masses: Tensor | None = None
         if self._is_rows:
             self.log_masses = self._log_probs
         elif self._is_product or self._is_mean:
@@ -135,32 +136,36 @@ class Merged:
                 clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
                 self.log_masses += clamped.new_zeros(groups).index_add_(0, side.group, clamped).unsqueeze(-1)
 
-    def at_logits(self, gradient: Tensor, masses: Tensor | None = None) -> Tensor:
-        """[rows, vocabulary]: the gradient at the logits of one at the log-masses, which may be overwritten.
+    def to_masses(self) -> Tensor:
+        """[groups, vocabulary]: the masses, in the memory of ``log_masses``, which are gone then."""
+        self._masses = self.log_masses.exp_()
+        return self._masses
 
-        Args:
-            masses: of the groups, where they are known; may be overwritten.
-        """
+    def at_logits(self, gradient: Tensor) -> Tensor:
+        """[rows, vocabulary]: the gradient at the logits of one at the log-masses. All is overwritten: it ends here."""
         if self._is_rows:
-            total = gradient.sum(-1, keepdim=True)
-            spread = gradient.sub_((self._log_probs.exp() if masses is None else masses).mul_(total))
+            gradient.sub_(self._made_masses().mul_(gradient.sum(-1, keepdim=True)))
+            spread = gradient
         elif self._is_product:
-            centred = gradient.sub_(self.log_masses.exp().mul_(gradient.sum(-1, keepdim=True)))  # its rows add up to 0
+            centred = gradient.sub_(self._made_masses().mul_(gradient.sum(-1, keepdim=True)))  # its rows add up to 0
             of_members = centred.index_select(0, self._side.group)
             spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
         elif self._is_mean:
             of_members = gradient.div_(self._sizes).index_select(0, self._side.group)
             spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
-            spread.sub_(self._log_probs.exp().mul_(spread.sum(-1, keepdim=True)))
+            spread.sub_(self._log_probs.exp_().mul_(spread.sum(-1, keepdim=True)))
         else:
             spread = self._through_members(gradient)
         return spread if self._temperature == 1.0 else spread.div_(self._temperature)
+
+    def _made_masses(self) -> Tensor:
+        return self.to_masses() if self._masses is None else self._masses
 
     def _through_members(self, gradient: Tensor) -> Tensor:
         index, total = self._side.row, gradient.sum(-1)
         of_token = self._others.mul(self._realised >= LOG_FLOOR).mul_(total[self._side.group])
         of_row = total.new_zeros(len(self._log_probs)).index_add_(0, self._own, total).index_add_(0, index, of_token)
-        spread = self._log_probs.exp().mul_(of_row.neg().unsqueeze(-1))
+        spread = self._log_probs.exp_().mul_(of_row.neg().unsqueeze(-1))
         spread.index_add_(0, self._own, gradient)
         return spread.index_put_((index, self._ids), of_token, accumulate=True)
 

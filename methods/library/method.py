@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Generic, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -72,6 +72,19 @@ class Need(enum.Enum):
     the response with itself; the teacher's side is then the student's own, without gradient."""
     START = "start"
     """Beside ``REWARDS``: the teacher's side is the student as training found it."""
+
+
+class Held(NamedTuple):
+    """What a loss holds of a chunk at its peak, its gradient included and the logits that it is given left out.
+
+    Attributes:
+        student, teacher: float32 matrices [rows, vocabulary] of either side; one in bfloat16 is a half.
+        more: bytes a row that no vocabulary changes.
+    """
+
+    student: float
+    teacher: float
+    more: float = 0.0
 
 
 class KDOptions(BaseModel):
@@ -234,6 +247,19 @@ class Method(ABC, Generic[O_co]):
     def label_smoothing(self) -> float:
         """Which share of the cross-entropy's target is spread evenly over the vocabulary."""
         return 0.0
+
+    @property
+    def held(self) -> Held:
+        """What :meth:`loss` holds at its peak: ``train.chunk_rows: auto`` and a plan's memory go by it.
+
+        A promise that the contract measures. By default more than any method here needs.
+        """
+        return Held(12, 12)
+
+    @property
+    def held_by_kernels(self) -> Held | None:
+        """The same of :meth:`loss_into`; None where these options have no kernels."""
+        return None
 
     @property
     def align_seconds(self) -> float:

@@ -7,7 +7,7 @@ their sum. Ours: tokens that are no text (parts of a character) have no weight; 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from methods.library.maps import UNMAPPED, VocabularyMap, exact_map
 from methods.library.vocabulary import TokenizerPair, TokenKind, Vocabulary, without_dummy_space
 
 _PIECES = 4
+_ROWS_AT_ONCE = 16
 
 
 class Projection(NamedTuple):
@@ -61,6 +62,42 @@ class LearntWeights(nn.Module):
         largest = tokens.scatter_reduce(0, self._token, logs.detach(), "amax", include_self=False)
         masses = (logs - largest[self._token]).exp()
         return masses / tokens.index_add(0, self._token, masses)[self._token]
+
+
+class SpreadMasses(torch.autograd.Function):
+    """Masses of the student's vocabulary as those of the teacher's, some rows at a time.
+
+    Entries are more than either vocabulary has columns: a matrix of them all would be the largest there is.
+    """
+
+    @staticmethod  # Any: torch's context, which takes what is put on it
+    def forward(ctx: Any, masses: Tensor, weight: Tensor, student: Tensor, teacher: Tensor, columns: int) -> Tensor:
+        """[groups, columns].
+
+        Args:
+            masses: [groups, vocabulary] of the student.
+            weight, student, teacher: entries of a :class:`Projection`, with a gradient at the weights where one is
+                asked for.
+            columns: of the teacher.
+        """
+        ctx.save_for_backward(masses, weight, student, teacher)
+        made = masses.new_zeros(len(masses), columns)
+        for out, rows in zip(*(torch.split(each, _ROWS_AT_ONCE) for each in (made, masses)), strict=True):
+            out.index_add_(1, teacher, rows.index_select(1, student).mul_(weight))
+        return made
+
+    @staticmethod  # Any: as above
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        masses, weight, student, teacher = ctx.saved_tensors
+        at_masses = torch.zeros_like(masses)
+        at_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        parts = (torch.split(each, _ROWS_AT_ONCE) for each in (at_masses, masses, upstream))
+        for out, rows, given in zip(*parts, strict=True):
+            of_entries = given.index_select(1, teacher)
+            if at_weight is not None:
+                at_weight += (rows.index_select(1, student) * of_entries).sum(0)
+            out.index_add_(1, student, of_entries.mul_(weight))
+        return at_masses, at_weight, None, None, None
 
 
 def projection(pair: TokenizerPair) -> Projection:

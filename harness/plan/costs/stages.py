@@ -20,7 +20,9 @@ from functools import partial
 
 import numpy as np
 
+from harness.base.device import chunk_room, rows_in
 from harness.base.ranks import world_size
+from harness.data.chunk_memory import row_bytes
 from harness.data.tokens import STUDENT
 from harness.models.spec import Lora
 from harness.plan.costs.decoding import ANSWERS_AT_A_TIME, decoding, reading, recording
@@ -40,7 +42,7 @@ from harness.plan.costs.shapes import PROMPT_BYTES_PER_TOKEN, FloatArray, Shape,
 from harness.plan.objectives import ObjectiveSpec
 from harness.plan.stages import Plan, Stage
 from harness.recipe.schema import Recipe
-from harness.recipe.training import Training
+from harness.recipe.training import AUTO_PARAMETERS, AUTO_TOKENS, Training
 from harness.tasks.base import Split
 from methods.base import Method, Need, OnPolicyOptions
 from methods.library.rollout_share import mean_share
@@ -98,7 +100,9 @@ class Coster:
             return ""
         steps: list[dict[str, object]] = []
         tried: dict[str, object] = {}
-        for name, value in {**_LESS, "lora": Lora(rank=64, alpha=128)}.items():
+        graphed = not stage.training.shard and _graphs_fit(self.shapes[stage.role or STUDENT], stage.training)
+        less = {"cuda_graphs": "off", **_LESS} if graphed else _LESS  # they only make it faster
+        for name, value in {**less, "lora": Lora(rank=64, alpha=128)}.items():
             if getattr(stage.training, name) != value:
                 tried[f"{stage.section}.{name}"] = value
                 steps.append(dict(tried))
@@ -233,23 +237,33 @@ class Coster:
         )
         memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
         parts, methods = (objective.taught, objective.methods) if objective else ((), ())
-        whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
         memory += 4.0 * shape.parameters * any(Need.START in method.needs for method in methods)
-        most = 256 if training.chunk_rows == "auto" else training.chunk_rows  # auto takes less where memory is short
-        chunk = max(most, float(texts.responses.max()) if whole else 0.0)
-        memory += 4.0 * chunk * shape.vocabulary * 5
+        rows, row_size = self._chunk(shape, training, objective)
+        whole = any(Need.WHOLE_RESPONSE in method.needs for method in methods)
+        chunk = row_size * min(max(rows, float(texts.responses.max()) if whole else 0.0), tokens)
+        memory += chunk
+        if gpus == 1 and _graphs_fit(shape, training, tokens):
+            # Activations and gradients of the graphs' own, and copies of the latter when a chunk is there no more.
+            gradients = 4.0 * _trained(shape, training)
+            memory += tokens * kept * shape.layers + gradients + max(gradients - chunk, 0.0)
         for part in parts:
             other = self.shapes[part.role]
             live = objective is not None and objective.needs_live(part.role)
             memory += 2.0 * (other.parameters if live else other.head)
-            times = 4 if part.method.sorts else 3
             if Need.HIDDEN in part.method.needs:
-                times += 3
                 # a projector with its gradient and moments, and an inverse of the teacher's head
                 memory += 16.0 * shape.hidden * other.hidden + 4.0 * other.head
-            memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * times
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return max(memory, 4.0 * shape.parameters)  # whole before and after, where it is in pieces
+
+    def _chunk(self, shape: Shape, training: Training, objective: ObjectiveSpec | None) -> tuple[float, float]:
+        """Rows of a chunk on a GPU that has room, and the bytes that each takes."""
+        parts = objective.taught if objective else ()
+        terms = [(part.method, float(self.shapes[part.role].vocabulary)) for part in parts]
+        of_row = row_bytes(shape.vocabulary, terms, _width(training), by_kernels=True)
+        head = 0 if training.lora else 4 * shape.head
+        asked = training.chunk_rows
+        return float(rows_in(chunk_room(head), of_row) if asked == "auto" else asked), of_row
 
     # What a trained model is asked
 
@@ -326,7 +340,7 @@ class Coster:
 
 def kd_traffic(method: Method) -> float:
     """Bytes read and written on a GPU for one logit of a method's term, on either side."""
-    has_kernels = type(method).loss_into is not Method.loss_into
+    has_kernels = method.held_by_kernels is not None
     if not method.sorts:
         return KERNEL_TRAFFIC if has_kernels else KD_TRAFFIC
     sort = getattr(method.options, "sort", "top_k")
@@ -350,6 +364,14 @@ def _held(shape: Shape, training: Training, gpus: int) -> float:
         if not training.lora:
             held += ends - 4.0 * shape.head + 2 * layer  # that of the head is counted with the loss
     return held
+
+
+def _graphs_fit(shape: Shape, training: Training, tokens: float = 0.0) -> bool:
+    """Whether the layers' passes over so many tokens are recorded as CUDA graphs."""
+    if training.cuda_graphs == "off" or training.gradient_checkpointing or training.packing or shape.scores:
+        return False
+    small = shape.parameters < AUTO_PARAMETERS and tokens <= AUTO_TOKENS
+    return training.cuda_graphs == "on" or small
 
 
 def _trained(shape: Shape, training: Training) -> float:

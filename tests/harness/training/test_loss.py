@@ -365,26 +365,30 @@ def test_without_a_compiler_losses_run_as_they_stand(monkeypatch: pytest.MonkeyP
 
 
 def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU by free memory, in steps of 64; on a CPU by the vocabularies alone."""
+    """On a GPU by free memory, in steps of 16; on a CPU by the vocabularies, where the loss leaves room for them."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert chunk_rows(7, [50_000], gpu) == 7
-    assert chunk_rows("auto", [400], cpu) == 256
-    assert chunk_rows("auto", [49_152, 262_144], cpu) == 107  # 128 MiB / (4 bytes * 311,296)
-    assert chunk_rows("auto", [2_000_000], cpu) == 32
+    large = [151_936, 32_064]
+    assert chunk_rows(7, 1e9, [50_000], gpu) == 7
+    assert chunk_rows("auto", 4e3, [400], cpu) == 256
+    assert chunk_rows("auto", 1e6, [49_152, 262_144], cpu) == 107  # 128 MiB / (4 bytes * 311,296)
+    assert chunk_rows("auto", 1e6, [2_000_000], cpu) == 32
+    assert chunk_rows("auto", 1e7, large, cpu) == 98  # 0.92 GiB / 10 MB
+    assert chunk_rows("auto", 1e7, large, cpu, head=2**29) == 45
     free = 60 * 2**30
     kept, used = 30 * 2**30, 30 * 2**30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: kept)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
-    found = chunk_rows("auto", [151_936, 32_064], gpu)
-    assert found == 256  # 2 GiB / (10 * 4 * 184,000) = 291
-    free = 4 * 2**30
-    assert chunk_rows("auto", [151_936, 32_064], gpu) == 128  # of 1 GiB
-    assert chunk_rows("auto", [151_936, 32_064], gpu, reserved=4 * 2**30) == 64
-    assert chunk_rows("auto", [400], gpu) == 4096
-    free, used = 2**29, kept - 7 * 2**29  # a teacher was here: torch keeps 3.5 GiB of what it freed
-    assert chunk_rows("auto", [151_936, 32_064], gpu) == 128
-    assert chunk_rows("auto", [151_936, 32_064], gpu, reserved=4 * 2**30) == 64
+    assert chunk_rows("auto", 2**20, large, gpu) == 928  # MiB, of 0.92 GiB = 942
+    assert chunk_rows("auto", 2**20, large, gpu, head=2**29) == 416  # of 430
+    assert chunk_rows("auto", 2**20, large, gpu, head=2**31) == 256  # a head above the bound leaves so many MiB
+    assert chunk_rows("auto", 2**26, large, gpu) == 16
+    assert chunk_rows("auto", 4e3, [400], gpu) == 4096
+    free = 2**31
+    assert chunk_rows("auto", 2**20, large, gpu) == 512  # a quarter
+    assert chunk_rows("auto", 2**20, large, gpu, reserved=2**30) == 256
+    free, used = 2**29, kept - 3 * 2**29  # a teacher was here: torch keeps 1.5 GiB of what it freed
+    assert chunk_rows("auto", 2**20, large, gpu) == 512
 
 
 def test_memory_is_given_back_where_nobody_refers_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

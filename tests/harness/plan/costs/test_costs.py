@@ -188,7 +188,7 @@ def test_a_live_teacher_is_in_memory_and_stored_rows_are_not(phi_qwen: Coster) -
     fkd = [s for s in phi_qwen.plan.stages() if s.kind == "student" and s.objective and s.objective.label == "fkd"]
     stored, live = sorted(fkd, key=lambda stage: stage.inputs["same"].kind != "rows")
     body = 2 * (phi_qwen.shapes["same"].parameters - phi_qwen.shapes["same"].head)
-    assert phi_qwen.cost(live).memory - phi_qwen.cost(stored).memory > 0.6 * body
+    assert phi_qwen.cost(live).memory - phi_qwen.cost(stored).memory > 0.5 * body
     assert phi_qwen.cost(live).flops > 3 * phi_qwen.cost(stored).flops
 
 
@@ -217,7 +217,7 @@ def test_what_is_proposed_makes_a_stage_fit(phi_qwen: Coster) -> None:
     for kind, label in (("warm_start", ""), ("student", "cdm"), ("student", "sft"), ("answers", "")):
         stage = stage_of(phi_qwen, kind, label)
         need = phi_qwen.cost(stage).memory
-        device = Device("just too small", need * 0.9, 1e14, 1e13, 1e12)
+        device = Device("just too small", need * 0.95, 1e14, 1e13, 1e12)
         remedy = phi_qwen.remedy(stage, device)
         assert remedy
         changed = load_recipe("phi_qwen_all", ["data.root=", "tasks=[gsm8k]", "seeds=[0]", *shlex.split(remedy)])

@@ -1,0 +1,217 @@
+"""What each method's loss holds above the hidden rows, counted on CPU tensors of the sizes that a GPU would have.
+
+    python benchmarks/memory.py                           # logits as wide as the preset h100 of loss.py has them
+    python benchmarks/memory.py --rows csd "gold top_k"
+    python benchmarks/memory.py --eighth                  # of the columns of either side: seconds
+
+Counted is what torch's operators hand over (harness/training/held_memory.py), in bfloat16, with torch standing in for
+the kernels of the cross-entropy, a few rows at a time, and with its sorts; a method's own kernels run on a GPU alone.
+Hidden rows are narrow here: the gradient of a head as wide as the preset's is added to what was counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import torch
+from common import RESULTS, markdown, parsed, trained_tokenizer, write
+from loss import PRESETS, Inputs, Setting, our_training
+from torch import Tensor
+
+from harness.base.device import chunk_room, rows_in
+from harness.data.chunk_memory import row_bytes
+from harness.data.tokens import STUDENT
+from harness.plan.objectives import ROLE_OF_KIND
+from harness.training import chunk_walk
+from harness.training.chunk_walk import ChunkWalk
+from harness.training.held_memory import HeldBytes
+from methods.base import Method, Need, TeacherKind, registered
+from methods.library import divergences
+from methods.library.closed_form import cross_entropy
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "uld exact": ("uld", {"sort": "exact"}),
+    "uld counted": ("uld", {"sort": "counted"}),
+    "uld top_k": ("uld", {"sort": "top_k"}),
+    "gold exact": ("gold", {"sort": "exact"}),
+    "gold counted": ("gold", {"sort": "counted"}),
+    "gold top_k": ("gold", {"sort": "top_k"}),
+    "gold mean_log": ("gold", {"sort": "top_k", "merge": "mean_log"}),
+    "gold rest": ("gold", {"unmatched": "rest"}),
+    "cdm mean": ("cdm", {"pieces": "mean"}),
+    "one_to_one top_k": ("one_to_one", {"top_k": 16}),
+    "x_token learnt": ("x_token", {"projection": "learnt"}),
+}
+"""Forms that hold something else than a method as it is by default."""
+
+WIDTHS = {"student_width": 16, "teacher_width": 24}
+RESPONSE = 506
+"""Tokens of one of the preset's responses, which methods that take means over it read at once."""
+
+
+def forms() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name and options of every form, but of methods that learn from no teacher's rows."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, kind in registered().items():
+        if kind.teacher is TeacherKind.NONE:
+            continue
+        by_default = [key for key, (of, _) in OTHERS.items() if of == name and "sort" in OTHERS[key][1]]
+        found |= {} if by_default else {name: (name, {})}
+        found |= {key: value for key, value in OTHERS.items() if value[0] == name}
+        found |= {f"{name} released": (name, {"fidelity": "released"})} if kind.fidelities_differ else {}
+    return found
+
+
+class Standing:
+    """Stands in for the kernels of the cross-entropy, in little memory of its own."""
+
+    @staticmethod
+    def log_sum_exp(logits: Tensor) -> Tensor:
+        return torch.cat([rows.float().logsumexp(-1) for rows in logits.split(8)])
+
+    @staticmethod
+    def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        upstream, sums = torch.empty_like(logits), []
+        for rows, of_rows, out in zip(logits.split(8), targets.split(8), upstream.split(8), strict=True):
+            value, norm, gradient = cross_entropy(rows.float(), of_rows, scale)
+            sums.append(torch.stack([value, norm]))
+            out.copy_(gradient)
+        value, norm = torch.stack(sums).sum(0)
+        return value, norm, upstream
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Within, a walk takes the way that it takes on a GPU where a method has no kernels."""
+    kept = chunk_walk.kernels_for, divergences._sorts_in_numpy
+    chunk_walk.kernels_for = lambda *_: Standing  # type: ignore[assignment]
+    divergences._sorts_in_numpy = lambda _: False
+    try:
+        yield
+    finally:
+        chunk_walk.kernels_for, divergences._sorts_in_numpy = kept
+
+
+class Walked(NamedTuple):
+    """A walk over a batch.
+
+    Attributes:
+        rows: of the student's in the largest chunk.
+        chunks: how many.
+        bytes: the most that was held at once above the gradient of the head.
+        promised: bytes a row, by the method's own word.
+    """
+
+    rows: int
+    chunks: int
+    bytes: int
+    promised: float
+
+
+def walked(inputs: Inputs, method: Method) -> Walked:
+    """One walk over all rows; inputs in bfloat16 are walked over as on a GPU."""
+    setting, role = inputs.setting, ROLE_OF_KIND[method.teacher]
+    low, kept, held = setting.dtype.itemsize < 4, ChunkWalk.run, HeldBytes()
+    chunks: list[tuple[int, int]] = []
+
+    def counted(walk: ChunkWalk, *given: Any) -> Any:
+        chunks[:] = walk.batch.chunks
+        with held:
+            return kept(walk, *given)
+
+    with as_on_a_gpu() if low else nullcontext():
+        _, step = our_training(inputs, [method])
+        step()  # what is made once
+        ChunkWalk.run = counted  # type: ignore[method-assign]
+        try:
+            step()
+        finally:
+            ChunkWalk.run = kept  # type: ignore[method-assign]
+    columns = {"same": setting.student_size, "cross": setting.teacher_size}[role]
+    columns_a_row = columns * inputs.tokens[role] / inputs.tokens[STUDENT]
+    by_torch = cast(Method, SimpleNamespace(held=method.held, held_by_kernels=None, needs=method.needs))
+    return Walked(
+        max(stop - start for start, stop in chunks),
+        len(chunks),
+        held.peak - 4 * setting.student_size * setting.student_width,
+        row_bytes(setting.student_size, [(by_torch, columns_a_row)], setting.dtype.itemsize, low),
+    )
+
+
+def inputs_of(folder: Path, student_size: int, teacher_size: int, **settings: Any) -> Inputs:
+    """Text of two made-up tokenizers, with logits as wide as their vocabularies."""
+    for role, size in ((STUDENT, student_size), ("teacher", teacher_size)):
+        trained_tokenizer(role, size).backend_tokenizer.save(str(folder / f"{role}.json"))
+    sizes = {"student_size": student_size, "teacher_size": teacher_size}
+    return Inputs(Setting("cpu", folder=folder, **WIDTHS | sizes | settings))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="+", choices=forms(), metavar="ROW", help=f"of {', '.join(forms())}; else all")
+    parser.add_argument("--eighth", action="store_true", help="an eighth of the columns on either side")
+    arguments = parsed(parser, named=())
+    arguments.device = "cpu"
+    torch.set_num_threads(1)
+    preset, part = PRESETS["h100"].setting, 8 if arguments.eighth else 1
+    sizes = {"student_size": preset["student_size"] // part, "teacher_size": preset["teacher_size"] // part}
+    head = 4 * preset["student_size"] * preset["student_width"]
+    room, known = chunk_room(head), on_a_gpu()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        texts = {"tokens": 2 * RESPONSE, "length": RESPONSE, "chunk_rows": 512, "dtype": torch.bfloat16}
+        inputs = inputs_of(Path(folder), **sizes, **texts)
+        for name in arguments.rows or forms():
+            kind, options = forms()[name]
+            rows.append(row_of(inputs, name, registered()[kind](**options), room / part, preset["tokens"]))
+            print(f"# {name}: {rows[-1]}", flush=True)
+    table = [
+        [
+            row["name"],
+            (row["bytes_a_row"] * part * 512 + head) / 2**20,
+            known.get(row["name"]),
+            row["rows"],
+            row["chunks"],
+            (row["bytes"] * part + head) / 2**20,
+        ]
+        for row in rows
+    ]
+    print(markdown(["loss", "MiB, 512 rows", "on the H200", "rows by auto", "chunks", "MiB by auto"], table))
+    print(f"# {write(arguments, 'memory', {'setting': sizes | WIDTHS, 'head_bytes': head, 'rows': rows})}")
+
+
+def row_of(inputs: Inputs, name: str, method: Method, room: float, tokens: int) -> dict[str, Any]:
+    """What a form holds in chunks of 512 rows, and in such as ``auto`` takes for so much room."""
+    large = walked(inputs, method)
+    rows = rows_in(room, large.promised)
+    inputs.setting = replace(inputs.setting, chunk_rows=rows)
+    small = walked(inputs, method)
+    inputs.setting = replace(inputs.setting, chunk_rows=512)
+    return {
+        "name": name,
+        "bytes_a_row": large.bytes / large.rows,
+        "promised_a_row": large.promised,
+        "rows": small.rows,
+        "chunks": -(-tokens // small.rows),
+        "bytes": small.bytes,
+        "whole_responses": Need.WHOLE_RESPONSE in method.needs,
+    }
+
+
+def on_a_gpu() -> dict[str, float]:
+    """MiB of losses without kernels of their own, by the name that they have here; where the cross-entropy had some."""
+    found = json.loads((RESULTS / "gpu-h200.json").read_text(encoding="utf-8"))["methods"]
+    measured = {row["name"]: row["bytes"] / 2**20 for row in found}
+    return {name: measured[name] for name in ("uld top_k", "gold top_k")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What a chunk of the loss holds in memory, a row of the student's: from what its methods promise to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from methods.base import Held, Method, Need
+
+_CROSS_ENTROPY = Held(1.5, 0)  # by torch: log-probabilities, which become the gradient, and that for the head's product
+_ENTROPY = 2  # matrices of either side, for the entropies that some methods align by
+
+
+def row_bytes(vocabulary: int, terms: Sequence[tuple[Method, float]], itemsize: int, by_kernels: bool) -> float:
+    """Bytes that a chunk holds at its peak for each row of the student's.
+
+    Args:
+        vocabulary: columns of the student's logits.
+        terms: methods, each with the columns of its teacher's logits times the teacher's rows to one of the student's.
+        itemsize: bytes of a logit as heads give it.
+        by_kernels: whether there are kernels for the logits.
+    """
+    low = itemsize < 4
+    given = (itemsize + 4 * low) * vocabulary  # logits as they are, and as losses by torch take them
+    held = 0.0
+    most = float(2 * itemsize * vocabulary if by_kernels else given + _bytes(_CROSS_ENTROPY, vocabulary, 0))
+    for method, columns in terms:
+        kernels = method.held_by_kernels if by_kernels else None
+        begun = (2 * itemsize if by_kernels else itemsize) * vocabulary  # the gradient of the cross-entropy is there
+        if kernels is not None:
+            peak = begun + itemsize * columns + _bytes(kernels, vocabulary, columns)
+        else:
+            peak = begun + 4 * low * vocabulary + (itemsize + 4 * low) * columns
+            peak += _bytes(method.held, vocabulary, columns)
+        most = max(most, held + peak)
+        if not by_kernels:  # gradients of terms wait for that of the cross-entropy
+            held += 4 * vocabulary
+            most = max(most, held + given + _bytes(_CROSS_ENTROPY, vocabulary, 0))
+        if Need.ENTROPY in method.needs and not by_kernels:
+            most = max(most, (itemsize + 4 * low + 4 * _ENTROPY) * max(vocabulary, columns))
+    return most
+
+
+def _bytes(held: Held, vocabulary: int, columns: float) -> float:
+    return 4 * (held.student * vocabulary + held.teacher * columns) + held.more

@@ -1,0 +1,110 @@
+"""A little of many rows, which is all that some losses read of logits, with one gradient of the logits' size.
+
+Autograd would keep a matrix as large for each step between, and make one more for each place that is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROWS_AT_ONCE = 16
+
+
+def log_totals(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """[rows]: log of the sum of the exponentials of each row of ``logits / temperature``, some rows at a time."""
+    parts = torch.split(logits, _ROWS_AT_ONCE)
+    return torch.cat([(part if temperature == 1.0 else part / temperature).logsumexp(-1) for part in parts])
+
+
+def log_probs_at(
+    logits: Tensor,
+    entries: tuple[Tensor, Tensor],
+    block: tuple[Tensor, Tensor],
+    temperature: float = 1.0,
+    raw: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``logits / temperature`` at some places, as its ``log_softmax(-1)`` has them.
+
+    Args:
+        logits: [rows, vocabulary].
+        entries: row and column of each, int64 [n].
+        block: rows, int64 [m], and columns that are read of each of them, int64 [c].
+        raw: read ``logits / temperature`` itself.
+
+    Returns:
+        [n] and [m, c].
+    """
+    found: tuple[Tensor, Tensor] = _Read.apply(logits, temperature, raw, *entries, *block)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Read(torch.autograd.Function):
+    """The gradient of log p(c) at the logits is that of the entry itself less the row's distribution."""
+
+    @staticmethod  # Any: torch's context, which takes what is put on it
+    def forward(ctx: Any, logits: Tensor, temperature: float, raw: bool, *places: Tensor) -> tuple[Tensor, Tensor]:
+        row, column, rows, columns = places
+        totals = torch.zeros_like(logits[:, 0]) if raw else log_totals(logits, temperature)
+        ctx.save_for_backward(logits, totals, *places)
+        ctx.temperature, ctx.raw = temperature, raw
+        block = logits[rows[:, None], columns]
+        return logits[row, column] / temperature - totals[row], block.div_(temperature).sub_(totals[rows, None])
+
+    @staticmethod  # Any: as above
+    def backward(ctx: Any, of_entries: Tensor, of_block: Tensor) -> tuple[Tensor | None, ...]:
+        logits, totals, row, column, rows, columns = ctx.saved_tensors
+        if ctx.raw:
+            gradient = torch.zeros_like(logits)
+        else:
+            of_rows = torch.zeros_like(totals).index_add_(0, row, of_entries).index_add_(0, rows, of_block.sum(-1))
+            gradient = (logits / ctx.temperature).sub_(totals[:, None]).exp_().mul_(of_rows.neg()[:, None])
+        gradient.index_put_((row, column), of_entries, accumulate=True)
+        parts = (torch.split(each, _ROWS_AT_ONCE) for each in (rows, of_block))
+        for numbers, part in zip(*parts, strict=True):
+            spread = part.new_zeros(len(part), gradient.shape[1]).index_add_(1, columns, part)
+            gradient.index_add_(0, numbers, spread)
+        return gradient.div_(ctx.temperature), *[None] * 6
+
+
+def by_rows(function: Callable[[Tensor], Tensor], logits: Tensor, index: Tensor) -> Tensor:
+    """What a function makes of each row by itself, of some rows at a time; its gradient makes it once more.
+
+    Args:
+        function: of [n, vocabulary], gives [n, any].
+        logits: [rows, vocabulary].
+        index: int64 [members], the rows that it is asked of.
+    """
+    made: Tensor = _ByRows.apply(function, logits, index)  # type: ignore[no-untyped-call]
+    return made
+
+
+@torch.no_grad()
+def sum_by_rows(function: Callable[[Tensor], Tensor], logits: Tensor, index: Tensor) -> Tensor:
+    """The sum over members of what :func:`by_rows` gives, without gradient."""
+    total = torch.zeros_like(logits[0])
+    for rows in torch.split(index, _ROWS_AT_ONCE):
+        total += function(logits[rows]).sum(0)
+    return total
+
+
+class _ByRows(torch.autograd.Function):
+    @staticmethod  # Any: as above
+    def forward(ctx: Any, function: Callable[[Tensor], Tensor], logits: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, index)
+        ctx.function = function
+        return torch.cat([function(logits[rows]) for rows in torch.split(index, _ROWS_AT_ONCE)])
+
+    @staticmethod  # Any: as above
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, index = ctx.saved_tensors
+        gradient = torch.zeros_like(logits)
+        for rows, given in zip(*(torch.split(each, _ROWS_AT_ONCE) for each in (index, upstream)), strict=True):
+            with torch.enable_grad():
+                leaf = logits[rows].detach().requires_grad_()
+                (found,) = torch.autograd.grad(ctx.function(leaf), leaf, given)
+            gradient.index_add_(0, rows, found)
+        return None, gradient, None
