@@ -16,7 +16,6 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -53,8 +52,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Forms that hold something else than a method as it is by default."""
 
 WIDTHS = {"student_width": 16, "teacher_width": 24}
-RESPONSE = 506
-"""Tokens of one of the preset's responses, which methods that take means over it read at once."""
+TOKENS = 64
+"""Of the one response that is measured, in one chunk: memory grows with them."""
 
 
 def forms() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -164,46 +163,28 @@ def main() -> None:
     preset, part = PRESETS["h100"].setting, 8 if arguments.eighth else 1
     sizes = {"student_size": preset["student_size"] // part, "teacher_size": preset["teacher_size"] // part}
     head = 4 * preset["student_size"] * preset["student_width"]
-    room, known = chunk_room(head), on_a_gpu()
-    rows = []
+    known, rows = on_a_gpu(), []
     with tempfile.TemporaryDirectory() as folder:
-        texts = {"tokens": 2 * RESPONSE, "length": RESPONSE, "chunk_rows": 512, "dtype": torch.bfloat16}
+        texts = {"tokens": TOKENS, "length": TOKENS, "chunk_rows": TOKENS, "dtype": torch.bfloat16}
         inputs = inputs_of(Path(folder), **sizes, **texts)
         for name in arguments.rows or forms():
             kind, options = forms()[name]
-            rows.append(row_of(inputs, name, registered()[kind](**options), room / part, preset["tokens"]))
-            print(f"# {name}: {rows[-1]}", flush=True)
-    table = [
-        [
-            row["name"],
-            (row["bytes_a_row"] * part * 512 + head) / 2**20,
-            known.get(row["name"]),
-            row["rows"],
-            row["chunks"],
-            (row["bytes"] * part + head) / 2**20,
-        ]
-        for row in rows
-    ]
-    print(markdown(["loss", "MiB, 512 rows", "on the H200", "rows by auto", "chunks", "MiB by auto"], table))
+            method = registered()[kind](**options)
+            found = walked(inputs, method)
+            a_row, taken = part * found.bytes / found.rows, rows_in(chunk_room(head), part * found.promised)
+            if Need.WHOLE_RESPONSE in method.needs:
+                taken = max(taken, preset["length"])
+            rows.append({"name": name, "bytes_a_row": a_row, "promised": part * found.promised, "rows": taken})
+            print(f"# {name}: {a_row / 2**20:.2f} MiB a row, {found.promised * part / 2**20:.2f} promised", flush=True)
+    table = []
+    for row in rows:
+        at_512, by_auto = ((row["bytes_a_row"] * size + head) / 2**20 for size in (512, row["rows"]))
+        table.append(
+            [row["name"], at_512, known.get(row["name"]), row["rows"], -(-preset["tokens"] // row["rows"]), by_auto]
+        )
+    columns = ["loss", "MiB in chunks of 512 rows", "on the H200", "rows by auto", "chunks", "MiB by auto"]
+    print(markdown(columns, table))
     print(f"# {write(arguments, 'memory', {'setting': sizes | WIDTHS, 'head_bytes': head, 'rows': rows})}")
-
-
-def row_of(inputs: Inputs, name: str, method: Method, room: float, tokens: int) -> dict[str, Any]:
-    """What a form holds in chunks of 512 rows, and in such as ``auto`` takes for so much room."""
-    large = walked(inputs, method)
-    rows = rows_in(room, large.promised)
-    inputs.setting = replace(inputs.setting, chunk_rows=rows)
-    small = walked(inputs, method)
-    inputs.setting = replace(inputs.setting, chunk_rows=512)
-    return {
-        "name": name,
-        "bytes_a_row": large.bytes / large.rows,
-        "promised_a_row": large.promised,
-        "rows": small.rows,
-        "chunks": -(-tokens // small.rows),
-        "bytes": small.bytes,
-        "whole_responses": Need.WHOLE_RESPONSE in method.needs,
-    }
 
 
 def on_a_gpu() -> dict[str, float]:
