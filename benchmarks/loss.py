@@ -50,7 +50,9 @@ from common import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.base.device import chunk_room, rows_in
 from harness.data.batches import Collator
+from harness.data.chunk_memory import row_bytes
 from harness.data.rows import Example
 from harness.data.templates import TextSide
 from harness.data.terms import Term, align
@@ -283,7 +285,7 @@ def our_training(
         else:
             heads[role], stored[role] = Head(weight), _rows(inputs.examples, hidden, role).__getitem__
     terms = tuple(Term(method, ROLE_OF_KIND[method.teacher], 0.5 / len(taught)) for method in taught)
-    collator = Collator(terms, dict.fromkeys(inputs.sides, 0), chunk_rows=setting.chunk_rows, stored=stored)
+    collator = Collator(terms, dict.fromkeys(inputs.sides, 0), chunk_rows=_chunk_rows(setting, terms), stored=stored)
     batch = collator.collate([align(example, terms) for example in inputs.examples]).to(setting.device)
     hidden, weight = inputs.of(STUDENT)
     objective = Objective(methods[0].name, 0.5 if terms else 1.0, terms)
@@ -297,6 +299,17 @@ def our_training(
         return parts
 
     return distiller, step
+
+
+def _chunk_rows(setting: Setting, terms: Sequence[Term]) -> int:
+    """The setting's, or as many as ``train.chunk_rows: auto`` would take on a GPU at most."""
+    on = torch.device(setting.device)
+    if on.type != "cuda":
+        return setting.chunk_rows
+    widths = {"same": setting.student_size, "cross": setting.teacher_size}
+    taught = [(term.method, float(widths[term.teacher])) for term in terms]
+    a_row = row_bytes(setting.student_size, taught, setting.dtype.itemsize, kernels.run_on(on))
+    return min(setting.chunk_rows, rows_in(chunk_room(4 * setting.student_size * setting.student_width), a_row))
 
 
 def _rows(examples: Sequence[TokenizedExample], hidden: Tensor, role: str) -> dict[str, Tensor]:

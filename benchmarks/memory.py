@@ -12,7 +12,6 @@ Hidden rows are narrow here: the gradient of a head as wide as the preset's is a
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import torch
-from common import RESULTS, markdown, parsed, trained_tokenizer, write
+from common import markdown, parsed, trained_tokenizer, write
 from loss import PRESETS, Inputs, Setting, our_training
 from torch import Tensor
 
@@ -163,7 +162,7 @@ def main() -> None:
     preset, part = PRESETS["h100"].setting, 8 if arguments.eighth else 1
     sizes = {"student_size": preset["student_size"] // part, "teacher_size": preset["teacher_size"] // part}
     head = 4 * preset["student_size"] * preset["student_width"]
-    known, rows = on_a_gpu(), []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         texts = {"tokens": TOKENS, "length": TOKENS, "chunk_rows": TOKENS, "dtype": torch.bfloat16}
         inputs = inputs_of(Path(folder), **sizes, **texts)
@@ -179,19 +178,11 @@ def main() -> None:
     table = []
     for row in rows:
         at_512, by_auto = ((row["bytes_a_row"] * size + head) / 2**20 for size in (512, row["rows"]))
-        table.append(
-            [row["name"], at_512, known.get(row["name"]), row["rows"], -(-preset["tokens"] // row["rows"]), by_auto]
-        )
-    columns = ["loss", "MiB in chunks of 512 rows", "on the H200", "rows by auto", "chunks", "MiB by auto"]
+        chunks = -(-preset["tokens"] // row["rows"])
+        table.append([row["name"], at_512, row["promised"] / 2**20, row["rows"], chunks, by_auto])
+    columns = ["loss", "MiB in chunks of 512 rows", "promised MiB a row", "rows by auto", "chunks", "MiB by auto"]
     print(markdown(columns, table))
     print(f"# {write(arguments, 'memory', {'setting': sizes | WIDTHS, 'head_bytes': head, 'rows': rows})}")
-
-
-def on_a_gpu() -> dict[str, float]:
-    """MiB of losses without kernels of their own, by the name that they have here; where the cross-entropy had some."""
-    found = json.loads((RESULTS / "gpu-h200.json").read_text(encoding="utf-8"))["methods"]
-    measured = {row["name"]: row["bytes"] / 2**20 for row in found}
-    return {name: measured[name] for name in ("uld top_k", "gold top_k")}
 
 
 if __name__ == "__main__":

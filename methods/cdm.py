@@ -102,7 +102,8 @@ class CDM(Method[CDMOptions]):
 
     @property
     def held(self) -> Held:
-        return Held(2.3, 1.5, 1.5e3 * self.options.k)
+        means = self._released or self.options.pieces == "mean"
+        return Held(4 if means else 2.3, 1.5, 1.5e3 * self.options.k)
 
     @property
     def held_by_kernels(self) -> Held | None:

@@ -147,10 +147,10 @@ class GOLD(Method[GOLDOptions]):
     @property
     def held(self) -> Held:
         if self.options.merge in ("product", "mean_log"):
-            return Held(7, 4.2, 7.2e5 if self.options.counts else 3e4)
+            return Held(8.6, 4.2, 7.2e5) if self.options.counts else Held(7, 2.2, 3e4)
         if self.options.unmatched == "rest":
             return Held(3, 1.8, 3e4)
-        return Held(5.1, 4.2, 7.2e5) if self.options.counts else Held(5, 2, 3e4)
+        return Held(6.7, 4.2, 7.2e5) if self.options.counts else Held(5, 2, 3e4)
 
     @property
     def held_by_kernels(self) -> Held | None:

@@ -76,7 +76,7 @@ class MinED(Method[MinEDOptions]):
 
     @property
     def held(self) -> Held:
-        return Held(0.1, 7.1) if self._released else Held(2.1, 0.6, 3e4)
+        return Held(0.1, 7.1) if self._released else Held(2.6, 0.6, 3e4)
 
     @property
     def held_by_kernels(self) -> Held | None:

@@ -64,9 +64,9 @@ class ULD(Method[ULDOptions]):
     @property
     def held(self) -> Held:
         if self.options.merge in ("product", "mean_log"):
-            return Held(5, 4.6, 7.4e5)
+            return Held(7.3, 4.6, 7.4e5) if self.options.counts else Held(5, 4.6, 2e4)
         if self.options.counts:
-            return Held(3.1, 3.3, 7.4e5)
+            return Held(5.4, 3.3, 7.4e5)
         return Held(3.1, 1.5, 2e4) if self.options.sort == "top_k" else Held(3.2, 4.6, 2e4)
 
     @property

@@ -77,8 +77,8 @@ class XToken(Method[XTokenOptions]):
     @property
     def held(self) -> Held:
         if self._released:
-            return Held(4.6, 4.5)
-        return Held(3.7 if self.options.projection == "learnt" else 2.4, 7.8)
+            return Held(5.7, 4.5)
+        return Held(4.2 if self.options.projection == "learnt" else 3.2, 7.8)
 
     @property
     def zero_at_identity(self) -> bool:
