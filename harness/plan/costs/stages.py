@@ -245,8 +245,9 @@ class Coster:
             times = 4 if part.method.sorts else 3
             if Need.HIDDEN in part.method.needs:
                 times += 3
-                # a projector with its gradient and moments, and an inverse of the teacher's head
-                memory += 16.0 * shape.hidden * other.hidden + 4.0 * other.head
+                # projectors with their gradients and moments; an inverse of the teacher's head, or its embeddings
+                maps = 6 if Need.EMBEDDINGS in part.method.needs else 1
+                memory += 16.0 * maps * shape.hidden * other.hidden + 4.0 * other.head
             memory += 4.0 * chunk * (shape.vocabulary + other.vocabulary) * times
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return max(memory, 4.0 * shape.parameters)  # whole before and after, where it is in pieces
