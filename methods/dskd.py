@@ -14,11 +14,12 @@ trained, M_q and M_t→s by the first part, M_q and M_s→t by the last, at a le
 torch's linear layers do. Heads are held fixed. Both KL are softened at τ, without a factor τ². The first part sees
 e_T, and so the answer: that is why the second counts only where z finds y.
 
-Of the paper's equations the code's were taken (songmzhang/DSKD, criterion dual_space_kd_with_cma, forward KL). Ours, in
-both fidelities: σ (n - 1 in its divisor) is of a response's rows, in the code of a padded batch with its prompts, where
-a row's loss depends on those beside it; embeddings are what the model's layer gives, a factor of its own included.
-What is measured at the student's logits (the column "KD/CE gradient norm", ``kd_scale: match_gradient``) does not see
-the last part, which reaches the student through its hidden rows.
+Of the paper only summaries were read: the equations are its code's (songmzhang/DSKD, dual_space_kd_with_cma, with its
+forward KL), and so are embeddings as the model's layer gives them, with a factor where the layer has one (Gemma-3, not
+Gemma-2). Ours, in both fidelities: σ, with n - 1 in its divisor, is of the response's rows; in the code it is of a
+padded batch with its prompts, so that a row's loss depends on those beside it. What is measured at the student's logits
+(the column "KD/CE gradient norm", ``kd_scale: match_gradient``) does not see the last part, which reaches the student
+through its hidden rows.
 
 ``released``: z and r are products with the heads' weights alone. ``described`` takes the heads' bias, factor and bound
 too, without which z and r are not what these heads make of rows (Gemma-2, Cohere). Nothing else differs.
