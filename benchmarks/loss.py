@@ -166,6 +166,9 @@ class Rows(nn.Module):
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
+    def get_input_embeddings(self) -> None:
+        """Nobody reads them."""
+
 
 class Inputs:
     """Text in two tokenisations, hidden rows of every position, and a head for each side."""
