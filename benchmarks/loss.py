@@ -168,6 +168,10 @@ class Rows(nn.Module):
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The head's, as where both are tied."""
+        return nn.Embedding.from_pretrained(self.lm_head.weight.detach())
+
 
 class Inputs:
     """Text in two tokenisations, hidden rows of every position, and a head for each side."""
@@ -283,7 +287,8 @@ def our_training(
         if method.rows is RowKind.ALL:  # stored rows leave the prompt out
             live[role] = Rows(hidden, weight)
         else:
-            heads[role], stored[role] = Head(weight), _rows(inputs.examples, hidden, role).__getitem__
+            heads[role] = Head(weight, embedding=nn.Embedding.from_pretrained(weight))
+            stored[role] = _rows(inputs.examples, hidden, role).__getitem__
     terms = tuple(Term(method, ROLE_OF_KIND[method.teacher], 0.5 / len(taught)) for method in taught)
     collator = Collator(terms, dict.fromkeys(inputs.sides, 0), chunk_rows=_chunk_rows(setting, terms), stored=stored)
     batch = collator.collate([align(example, terms) for example in inputs.examples]).to(setting.device)

@@ -14,6 +14,7 @@ from harness.data.chunks import (
     Layout,
     OnDevice,
     TermBatch,
+    row_bounds,
     row_positions,
     row_shift,
     row_starts,
@@ -36,6 +37,7 @@ class TeacherBatch(OnDevice):
         row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
         targets: int64 [rows], the response token that each row predicts, or -100.
         stored: [rows, hidden] stored rows, or None.
+        read: int64 [rows], the token that each row has read.
     """
 
     input_ids: torch.Tensor | None
@@ -44,6 +46,7 @@ class TeacherBatch(OnDevice):
     row_index: torch.Tensor
     targets: torch.Tensor
     stored: torch.Tensor | None
+    read: torch.Tensor
 
 
 @dataclass
@@ -212,11 +215,12 @@ class Collator:
     def _teacher(self, role: str, examples: Sequence[TokenizedExample]) -> TeacherBatch:
         sides, window = [example.sides[role] for example in examples], self.windows[role]
         targets = torch.from_numpy(np.concatenate([row_targets(side, window) for side in sides]))
+        read = torch.from_numpy(np.concatenate([side.sequence[slice(*row_bounds(side, window))] for side in sides]))
         if role in self.stored:
             rows = torch.cat([self.stored[role](example.id) for example in examples])
-            return TeacherBatch(None, None, None, torch.arange(rows.shape[0]), targets, rows)
+            return TeacherBatch(None, None, None, torch.arange(rows.shape[0]), targets, rows, read)
         input_ids, mask, positions, offsets = self._pad(role, sides)
-        return TeacherBatch(input_ids, mask, positions, row_positions(sides, window, offsets), targets, None)
+        return TeacherBatch(input_ids, mask, positions, row_positions(sides, window, offsets), targets, None, read)
 
     def _pad(self, role: str, sides: Sequence[SideTokens]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, IntArray]:
         """Ids, mask and positions [batch, length], and the flat position where each sequence starts."""

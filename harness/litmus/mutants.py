@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import AlignedChunk, LossSums, Method
+from methods.base import AlignedChunk, Hidden, LossSums, Method
 from methods.library.alignment import AlignedResponse, Groups
 from methods.library.maps import UNMAPPED, Tables
 from methods.library.vocabulary import TokenizerPair
@@ -197,11 +197,26 @@ def _lowest_id(method: Method) -> dict[str, Any]:
     return {"prepare": prepare}
 
 
+def _of_noise(method: Method) -> dict[str, Any]:
+    """Nothing of the teacher is left but its embeddings."""
+    kind = type(method)
+
+    def loss(self: Method, chunk: AlignedChunk) -> LossSums:
+        teacher, hidden = chunk.teacher, chunk.teacher.hidden
+        generator = torch.Generator().manual_seed(len(hidden.rows))
+        noise = torch.randn(hidden.rows.shape, generator=generator).to(hidden.rows)
+        blank = teacher.with_logits(torch.zeros_like(teacher.logits))
+        return kind.loss(self, replace(chunk, teacher=blank.with_hidden(Hidden(noise, hidden.head, hidden.read))))
+
+    return {"loss": loss}
+
+
+_ONE = "every token of dskd looks at all of the other side's: a response is one group"
 _IDS = "uld sorts both distributions: it never asks which token is which (test-method holds that it does not)"
 MUTANTS = (
     Mutant("the teacher's rows once the token is read, for those that predict it", _aligned(_teacher_rows_later)),
     Mutant("the student's rows one position early", _aligned(_student_rows_earlier)),
-    Mutant("alignment off by one group", _aligned(_next_group)),
+    Mutant("alignment off by one group", _aligned(_next_group), blind=(("dskd", _ONE),)),
     Mutant("the teacher's rows of another response", _handed(_of_another_response)),
     Mutant("neighbouring ids swapped in the vocabulary map", _handed(_swapped_ids), blind=(("uld", _IDS),)),
     Mutant("a random vocabulary map", _handed(_random_map), blind=(("uld", _IDS),)),
@@ -212,4 +227,5 @@ MUTANTS = (
     Mutant("MinED's former rule: the lowest id counts", _lowest_id, of="mined"),
     Mutant("CDM's pieces by their first tokens", options={"pieces": "first"}, of="cdm", elsewhere=_PIECES),
     Mutant("GOLD without its matched part", options={"matched_weight": 0.0}, of="gold"),
+    Mutant("a teacher of noise that finds all tokens alike", _of_noise, of="dskd"),
 )

@@ -25,12 +25,14 @@ class Head:
         bias: [vocabulary] or None.
         scale: factor of the logits (Cohere, Granite); 1 where the model has none.
         soft_cap: bound of the logits (Gemma-2: 30); None where the model has none.
+        embedding: the model's own layer of input embeddings; None where nobody reads them.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+    embedding: nn.Module | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Head:
@@ -46,7 +48,20 @@ class Head:
         scale = getattr(config, "logit_scale", None) or 1.0
         if getattr(config, "logits_scaling", None):  # Granite divides
             scale = scale / config.logits_scaling
-        return cls(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cls(layer.weight, layer.bias, float(scale), cap, model.get_input_embeddings())
+
+    def kept(self, embeddings: bool) -> Head:
+        """The same without the embeddings, where nobody asks for them and they take memory of their own."""
+        tied = any(each is self.weight for each in self.embedding.parameters()) if self.embedding else False
+        return self if embeddings or tied else replace(self, embedding=None)
+
+    @torch.no_grad()
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """[n, width]: what the layer of input embeddings makes of tokens, int64 [n], its own factor included."""
+        assert self.embedding is not None
+        found: Tensor = self.embedding(tokens)
+        return found.detach()
 
     def to(self, dtype: torch.dtype) -> Head:
         """The same head computing in ``dtype``; made once for many chunks."""

@@ -330,18 +330,20 @@ class TeacherSignal:
             source = stage.inputs[role]
             if source.kind == "rows":
                 given.stored[role] = self._stored_rows(source)
-                given.heads[role] = self._rows_head(source)
+                embeddings = stage.objective is not None and stage.objective.embeds(role)
+                given.heads[role] = self._rows_head(source, embeddings)
             else:
                 given.live[role] = self._trained.teacher(source)
         return given
 
-    def head(self, stage: Stage) -> Head:
-        """The head of a fine-tuned teacher without the rest of the model."""
-        if stage.identity not in self._heads:
-            self._heads[stage.identity] = Head.of(self._trained.teacher(stage))
+    def head(self, stage: Stage, embeddings: bool = False) -> Head:
+        """The head of a fine-tuned teacher, and its embeddings where asked, without the rest of the model."""
+        known = self._heads.get(stage.identity)
+        if known is None or (embeddings and known.embedding is None):
+            known = self._heads[stage.identity] = Head.of(self._trained.teacher(stage)).kept(embeddings)
             self._trained.forget_teacher()  # its layers are not needed: the rows are stored
             release_memory()
-        return self._heads[stage.identity]
+        return known
 
     def forget(self) -> None:
         """Free what the next task does not need."""
@@ -355,11 +357,11 @@ class TeacherSignal:
             self._checked.add(stage.identity)
         return StoredRows(artefact.folder)
 
-    def _rows_head(self, stage: Stage) -> Head:
+    def _rows_head(self, stage: Stage, embeddings: bool) -> Head:
         """What makes logits of a stage's stored rows."""
         if self._kept.keep == "top_k":
             return TopRowsHead.over(self._published.vocabulary_size(stage.role), device())
-        return self.head(stage.inputs["teacher"])
+        return self.head(stage.inputs["teacher"], embeddings)
 
 
 @dataclass(frozen=True)

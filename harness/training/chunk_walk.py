@@ -96,7 +96,7 @@ class ChunkWalk:
         piece = rows[start:stop].to(head.weight.dtype)
         with torch.no_grad():
             logits = head.logits(piece)
-        leaves = _Leaves(logits, rows[start:stop], head)
+        leaves = _Leaves(logits, rows[start:stop], head, self._read(start, stop))
         upstream = self._chunk(number, leaves, teachers, own, of_own, total)
         if any(gradient is not None for gradient in of_head):
             with torch.no_grad():
@@ -188,6 +188,12 @@ class ChunkWalk:
             total.kd_gradient[k].append(squares / self.divisors[1 + k] ** 2)
         return gradient, share
 
+    def _read(self, start: int, stop: int) -> Tensor | None:
+        """int64 [rows]: the token that each of these rows of the student has read; None where no method asks."""
+        if not any(Need.EMBEDDINGS in term.method.needs for term in self.objective.terms):
+            return None
+        return self.batch.input_ids.flatten().index_select(0, self.batch.row_index[start:stop])
+
     def _targets(self, number: int) -> Tensor:
         """int64 [rows] of a chunk: what the cross-entropy asks of them, once where the chunk before it has them too."""
         start, stop = self.batch.chunks[number]
@@ -232,7 +238,8 @@ class ChunkWalk:
             None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
         if Need.HIDDEN in term.method.needs:
-            teacher = teacher.with_hidden(Hidden(_full(taught), head))
+            read = self.batch.teachers[term.teacher].read[slice(*rows)]
+            teacher = teacher.with_hidden(Hidden(_full(taught), head, read))
         return AlignedChunk(student, teacher, span[1] - span[0])
 
 
@@ -241,11 +248,12 @@ class _Leaves:
 
     Attributes:
         raw: [rows, vocabulary], logits as the head gives them.
+        read: see :class:`~methods.library.chunk.Hidden`.
         at_hidden: [rows, hidden], what losses of hidden rows add to the gradient there; None: nothing.
     """
 
-    def __init__(self, raw: Tensor, rows: Tensor, head: Head) -> None:
-        self.raw, self._rows, self.head = raw, rows, head
+    def __init__(self, raw: Tensor, rows: Tensor, head: Head, read: Tensor | None) -> None:
+        self.raw, self._rows, self.head, self.read = raw, rows, head, read
         self.at_hidden: Tensor | None = None
 
     @cached_property
@@ -278,7 +286,7 @@ def _sums(
         if Need.HIDDEN not in method.needs:
             return method.loss(AlignedChunk(student, teacher, chunk.groups))
         with torch.autocast(full.raw.device.type, enabled=False):  # of products, only those with heads run in bf16
-            student = student.with_hidden(Hidden(full.hidden, full.head))
+            student = student.with_hidden(Hidden(full.hidden, full.head, full.read))
             return method.loss(AlignedChunk(student, teacher, chunk.groups))
 
 

@@ -112,7 +112,8 @@ def distil(
         rollouts = Rollouts(sampling, objective.terms, sides, collator, max_length, seed, reward, teachers.live)
     graphs = graphs_of(model, training, on)
     room = Room(collator, say, trial=on.type == "cuda", spare=None if graphs is None else graphs.end)
-    distiller = Distiller(model, objective, teachers.live, teachers.heads, compiles(training.compile, on), graphs)
+    compiled = compiles(training.compile, on)
+    distiller = Distiller(model, objective, teachers.live, teachers.heads, compiled, graphs, seed)
     watched = [collator.collate([example]).to(on) for example in examples[:watch]]
     before = _mean_cross_entropy(distiller, watched)  # of a training that goes on, too: its weights are not loaded yet
     done = train(

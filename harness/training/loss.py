@@ -36,6 +36,7 @@ class Distiller(nn.Module):
         teacher_heads: heads of all teachers by role.
         compiled: whether losses in closed form run through ``torch.compile``.
         graphs: replays the student's layers in training, where they can be; None runs them kernel by kernel.
+        seed: of the numbers with which parameters of methods' own begin.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Distiller(nn.Module):
         teacher_heads: dict[str, Head] | None = None,
         compiled: bool = False,
         graphs: LayerGraphs | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.student, self.compiled, self.graphs = student, compiled, graphs
@@ -54,9 +56,11 @@ class Distiller(nn.Module):
         teachers = teachers or {}
         heads = {role: Head.of(model) for role, model in teachers.items()} | (teacher_heads or {})
         self._teachers: tuple[dict[str, nn.Module], dict[str, Head]] = (teachers, heads)
-        for term in objective.terms:
-            if term.teacher in heads:  # a method that learns from rewards has none
-                term.method.build(Head.of(student), heads[term.teacher])
+        with torch.random.fork_rng(devices=[]):  # of the CPU alone, whose numbers are the same on every device
+            torch.default_generator.manual_seed(seed)
+            for term in objective.terms:
+                if term.teacher in heads:  # a method that learns from rewards has none
+                    term.method.build(Head.of(student), heads[term.teacher])
         self.own = nn.ModuleList(m for term in objective.terms if (m := term.method.trainable()) is not None)
         for model in teachers.values():
             model.eval().requires_grad_(False)

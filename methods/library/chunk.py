@@ -72,6 +72,9 @@ class OutputHead(Protocol):
     def logits(self, rows: Tensor) -> Tensor:
         """[n, vocabulary] from hidden rows [n, width]."""
 
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """[n, width]: what the model's embedding layer makes of tokens, int64 [n], without gradient."""
+
 
 @dataclass(frozen=True)
 class Hidden:
@@ -81,10 +84,12 @@ class Hidden:
         rows: [rows, width], last hidden states, in float32 at least; requires grad on the student's side. What passes
             through it comes to the student's layers beside the gradient at the logits.
         head: held fixed: no gradient reaches it here. Its weights may be of lower precision.
+        read: int64 [rows], the token that each row has read; None where the method has no ``Need.EMBEDDINGS``.
     """
 
     rows: Tensor
     head: OutputHead
+    read: Tensor | None = None
 
     def logits(self, rows: Tensor) -> Tensor:
         """[n, vocabulary], what the head makes of any hidden rows [n, width], in their precision."""
@@ -93,6 +98,23 @@ class Hidden:
     def products(self, rows: Tensor) -> Tensor:
         """[n, vocabulary], of hidden rows with the head's weight alone, in their precision."""
         return nn.functional.linear(rows.to(self.head.weight.dtype), self.head.weight).to(rows.dtype)
+
+    def embedded(self, index: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings, without gradient, of what some rows have read and of the tokens that they predict.
+
+        Args:
+            index, tokens: int64 [n], of the rows, and their tokens.
+
+        Returns:
+            Two of [n, width], in the rows' precision.
+
+        Raises:
+            ValueError: the method does not ask for them.
+        """
+        if self.read is None:
+            raise ValueError("no tokens here: a method that reads embeddings has Need.EMBEDDINGS among its needs")
+        read = self.read.index_select(0, index)
+        return self.head.embedded(read).to(self.rows.dtype), self.head.embedded(tokens).to(self.rows.dtype)
 
 
 class Side:

@@ -66,6 +66,8 @@ class Need(enum.Enum):
     """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
     HIDDEN = "hidden rows"
     """Each side has its hidden rows and its head (:attr:`Side.hidden`)."""
+    EMBEDDINGS = "embeddings"
+    """Beside ``HIDDEN``: the token that each row has read, and what both models' embedding layers make of tokens."""
     REWARDS = "rewards"
     """The task says a reward of each response that the student samples, :attr:`Method.samples_a_prompt` of them to a
     prompt: :meth:`Method.align_all` sees them one behind the other. Of a method without a teacher, whose groups are of
@@ -292,6 +294,8 @@ class Method(ABC, Generic[O_co]):
         """Make what is trained beside the student, once both models are known; not asked without a teacher.
 
         Before every training, a resumed one too, whose checkpoint then puts its parameters in place.
+
+        Numbers that are drawn from torch's own generator of the CPU are the same for one seed of the training.
 
         Args:
             student, teacher: as training finds them. What is made stands on the student's device.

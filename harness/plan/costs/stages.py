@@ -232,9 +232,8 @@ class Coster:
         if not training.lora:
             memory += 8.0 * shape.head  # of the head's gradient: the sum over chunks, and that of one
         kept = shape.layer_activations(width, float((texts.prompts + texts.responses).max()))
-        memory += tokens * (
-            kept + 4.0 * shape.hidden * shape.layers if training.gradient_checkpointing else kept * shape.layers
-        )
+        recomputed = training.gradient_checkpointing
+        memory += tokens * (kept + 4.0 * shape.hidden * shape.layers if recomputed else kept * shape.layers)
         memory += 2.0 * 4 * tokens * shape.hidden  # rows and their gradient
         parts, methods = (objective.taught, objective.methods) if objective else ((), ())
         memory += 4.0 * shape.parameters * any(Need.START in method.needs for method in methods)
@@ -251,8 +250,9 @@ class Coster:
             live = objective is not None and objective.needs_live(part.role)
             memory += 2.0 * (other.parameters if live else other.head)
             if Need.HIDDEN in part.method.needs:
-                # a projector with its gradient and moments, and an inverse of the teacher's head
-                memory += 16.0 * shape.hidden * other.hidden + 4.0 * other.head
+                # projectors with their gradients and moments; an inverse of the teacher's head, or its embeddings
+                maps = 6 if Need.EMBEDDINGS in part.method.needs else 1
+                memory += 16.0 * maps * shape.hidden * other.hidden + 4.0 * other.head
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return max(memory, 4.0 * shape.parameters)  # whole before and after, where it is in pieces
 

@@ -399,7 +399,10 @@ def blind(method: Method, teacher: Any) -> bool:
     return abs(kd(method, model, teacher) - before) < 1e-5 * abs(before)
 
 
+SLOW = "at their own rate its maps find one token in nine after 60 steps, and no end; at 0.02 they find all"
 UNTAUGHT = {
+    ("dskd", "described"): SLOW,
+    ("dskd", "released"): SLOW,
     ("gold", "released"): "vocabularies are matched by string, and <|im_end|> is not </s>",
     ("mined", "released"): "a control, whose KD term has no gradient",
     ("multilevelot", "released"): "ranks are paired, and the student is drawn to its own choice",
@@ -422,7 +425,7 @@ METHODS = pytest.mark.parametrize(
 def test_a_student_learns_to_stop_where_its_teacher_stops(method: Method, teacher: Any, tmp_path: Path) -> None:
     """Without cross-entropy: all that it learns of ends comes from the teacher, which writes them otherwise.
 
-    Two kinds of loss can't teach it, by construction, beside the two released forms of ``UNTAUGHT``:
+    Two kinds of loss can't teach it, by construction, beside those of ``UNTAUGHT``:
 
     - one that is blind to which token is which (sorted distributions) makes the student as sure as its teacher, of
       whatever token it likes best already;

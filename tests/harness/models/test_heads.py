@@ -131,6 +131,14 @@ def test_the_weight_is_the_models_own_tied_or_not() -> None:
     assert Head.of(untied).weight is not untied.get_input_embeddings().weight
 
 
+def test_embeddings_are_kept_where_they_are_asked_for_or_cost_nothing() -> None:
+    tied, untied = Head.of(model("qwen2")), Head.of(model("llama"))
+    assert [head.kept(asked).embedding is None for head in (tied, untied) for asked in (True, False)] == [0, 0, 0, 1]
+    tokens = torch.tensor([3, 1])
+    assert torch.equal(untied.embedded(tokens), model("llama").get_input_embeddings().weight[tokens])
+    assert not untied.embedded(tokens).requires_grad
+
+
 class Louder(nn.Linear):
     """An output layer that does more than a linear layer does."""
 

@@ -442,7 +442,7 @@ def test_all_methods_are_those_whose_teacher_is_there_and_the_variants() -> None
     same = {name for name, kind in registered().items() if kind.teacher is TeacherKind.SAME_TOKENIZER}
     taught = [name for name, kind in registered().items() if Need.REWARDS not in kind().needs]  # these are named
     every = load_recipe("known_truth", ["methods=all", "variants={mine: {method: uld}}"])
-    assert every.methods == (*taught, "gold_trl", "cdm_bytes", "cdm_mean", "uld_bytes", "mine")
+    assert every.methods == (*taught, "gold_trl", "cdm_bytes", "cdm_mean", "uld_bytes", "x_token_learnt", "mine")
     alone = load_recipe("known_truth", ["methods=all", "variants={}", "teachers.same=null"])
     assert set(alone.methods) == set(taught) - same
     assert {"fkd", "rkd"} <= same
