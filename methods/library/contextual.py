@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from methods.library.alignment import IntArray
-from methods.library.edit_distance import TextTable
 from methods.library.maps import UNMAPPED, Tables, VocabularyMap
-from methods.library.near_tokens import nearest_partners
+from methods.library.near_tokens import PairTexts, nearest_partners
 from methods.library.warping import EditDistances
 
 FloatArray = npt.NDArray[np.float64]
@@ -51,11 +50,6 @@ class Spellings:
             characters=torch.from_numpy(_character_sets(texts, self.lengths)),
         )
 
-    @cached_property
-    def points(self) -> TextTable:
-        """The texts for a device that measures pairs itself."""
-        return TextTable(self.texts)
-
 
 class Direction:
     """From the tokens of one vocabulary to those of the other.
@@ -73,6 +67,11 @@ class Direction:
         partners = static[static != UNMAPPED]
         self.one_to_one = np.unique(partners).size == partners.size
         self.tables = Tables(static=torch.from_numpy(static), exact=torch.from_numpy(exact))
+
+    @cached_property
+    def texts(self) -> PairTexts:
+        """The texts for a device that measures pairs itself."""
+        return PairTexts(self.source.texts, self.target.texts)
 
 
 def _character_sets(texts: Sequence[str], lengths: IntArray) -> npt.NDArray[np.uint8]:
@@ -114,9 +113,8 @@ def contextual(theirs: Tensor, ours: Tensor, ahead: Direction, back: Direction, 
     if stays_on_device(theirs):
         of_theirs, of_ours = (torch.stack(side).any(0) for side in zip(there, back_again, strict=True))
         candidates = _may_be_near(theirs, ours, of_theirs, of_ours, ahead, theta)
-        points = ahead.source.points, ahead.target.points
-        found = nearest_partners(theirs, ours, candidates, there, back_again, points, theta)
-        return torch.maximum(to_student, found[0]), torch.maximum(to_teacher, found[1])
+        partners, free = (to_student, to_teacher), (there[1], back_again[0])
+        return nearest_partners(theirs, ours, candidates, partners, free, ahead.texts, theta)
     near = near_pairs(theirs, ours, [there, back_again], ahead, theta)
     a, b = (near.kept(use) for use in near.uses)
     k = theirs.shape[-1], ours.shape[-1]
