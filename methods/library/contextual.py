@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from methods.library.alignment import IntArray
+from methods.library.kernels import warping_for
 from methods.library.maps import UNMAPPED, Tables, VocabularyMap
 from methods.library.near_tokens import PairTexts, nearest_partners
 from methods.library.warping import EditDistances
@@ -71,7 +72,8 @@ class Direction:
     @cached_property
     def texts(self) -> PairTexts:
         """The texts for a device that measures pairs itself."""
-        return PairTexts(self.source.texts, self.target.texts)
+        characters = [side.tables.on(torch.device("cpu"))["characters"].numpy() for side in (self.source, self.target)]
+        return PairTexts(self.source.texts, self.target.texts, characters)
 
 
 def _character_sets(texts: Sequence[str], lengths: IntArray) -> npt.NDArray[np.uint8]:
@@ -107,6 +109,10 @@ def contextual(theirs: Tensor, ours: Tensor, ahead: Direction, back: Direction, 
     other side that are free, nearest pairs first, equals in the order of source and then target.
     """
     to_student, to_teacher = _static_one_to_one(theirs, ahead), _static_one_to_one(ours, back)
+    kernels = warping_for(theirs) if stays_on_device(theirs) else None
+    if kernels is not None:
+        kernels.add_nearest(theirs, ours, to_student, to_teacher, ahead.texts.tables.on(theirs.device), theta)
+        return to_student, to_teacher
     there = to_student == UNMAPPED, ~_among(ours, to_student)  # source tokens that seek, target tokens that are free
     back_again = ~_among(theirs, to_teacher), to_teacher == UNMAPPED
     # Distances are the same both ways: one search for both directions.

@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from torch import Tensor
 
 from methods.library.edit_distance import WORD, TextTable, edit_distances
-from methods.library.kernels import warping_for
 from methods.library.maps import UNMAPPED, Tables
+
+BytesArray = npt.NDArray[np.uint8]
 
 
 class PairTexts:
@@ -27,11 +29,16 @@ class PairTexts:
 
     Attributes:
         tables: int32 [characters] points of all texts, one behind the other; int64 [texts + 1] source_starts and
-            target_starts, where each begins; int32 [texts] source_longer and target_longer, the number of each among
-            those of its side that are longer than a word, -1 for others; int32 [n, m] longer, the distances of these.
+            target_starts, where each begins; int64 [texts] source_sets and target_sets, the characters of each as bits;
+            int32 [texts] source_longer and target_longer, the number of each among those of its side that are longer
+            than a word, -1 for others; int32 [n, m] longer, the distances of these.
+
+    Args:
+        source, target: texts.
+        characters: uint8 [texts, 64] of each side, 1 where a text has a character; one more or less changes one entry.
     """
 
-    def __init__(self, source: Sequence[str], target: Sequence[str]) -> None:
+    def __init__(self, source: Sequence[str], target: Sequence[str], characters: Sequence[BytesArray]) -> None:
         self._texts = source, target
         points = np.frombuffer("".join([*source, *target]).encode("utf-32-le"), dtype=np.uint32).astype(np.int32)
         sides = [np.fromiter(map(len, side), np.int64, len(side)) for side in self._texts]
@@ -39,10 +46,13 @@ class PairTexts:
         longer = [lengths > WORD for lengths in sides]
         numbers = [np.where(which, np.cumsum(which) - 1, -1).astype(np.int32) for which in longer]
         of_longer = [[side[i] for i in np.flatnonzero(which)] for side, which in zip(self._texts, longer, strict=True)]
+        sets = [np.packbits(each, axis=1, bitorder="little").view(np.int64)[:, 0] for each in characters]
         self.tables = Tables(
             points=torch.from_numpy(points),
             source_starts=torch.from_numpy(starts[: len(source) + 1]),
             target_starts=torch.from_numpy(starts[len(source) :]),
+            source_sets=torch.from_numpy(sets[0]),
+            target_sets=torch.from_numpy(sets[1]),
             source_longer=torch.from_numpy(numbers[0]),
             target_longer=torch.from_numpy(numbers[1]),
             longer=torch.from_numpy(cdist(*of_longer, scorer=Levenshtein.distance, dtype=np.int32)),
@@ -70,17 +80,13 @@ def nearest_partners(
     Args:
         source, target: int64 [positions, k_source] and [positions, k_target], ids.
         candidates: bool [positions, k_source, k_target], pairs that may be near.
-        partners: int64, like the ids, the partner that each token has; -1 where one is sought. Overwritten.
-        free: bool, which tokens of the target, and which of the source, may be taken. Overwritten.
+        partners: int64, like the ids, the partner that each token has; -1 where one is sought.
+        free: bool, which tokens of the target, and which of the source, may be taken.
         texts: of both vocabularies.
 
     Returns:
         The partners with what was found.
     """
-    kernels = warping_for(source)
-    if kernels is not None:
-        kernels.add_nearest(source, target, candidates, partners, free, texts.tables.on(source.device), theta)
-        return partners
     position, left, right = candidates.nonzero().unbind(-1)
     ids, places = (source[position, left], target[position, right]), (left, right)
     distance = relative_distances(*ids, texts.padded, theta)

@@ -18,6 +18,8 @@ from torch import Tensor
 
 PAIRS = 128
 """Pairs of texts that a program measures at once."""
+LISTED = 512
+"""Pairs of a position that a program looks at, at once, to list those that may be near."""
 
 
 @triton.jit
@@ -111,6 +113,12 @@ def edit_kernel(
 
 
 @triton.jit
+def _length(starts, ids, known):
+    """int64, of the texts of these numbers."""
+    return tl.load(starts + ids + 1, mask=known, other=0) - tl.load(starts + ids, mask=known, other=0)
+
+
+@triton.jit
 def _measure(
     source, target, pairs, distances, found, points, source_starts, target_starts, source_longer, target_longer,
     longer, many_longer, theta, wide, BLOCK: tl.constexpr,
@@ -124,8 +132,7 @@ def _measure(
         right = tl.load(target + pair % wide, mask=known, other=0)
         left_start = tl.load(source_starts + left, mask=known, other=0)
         right_start = tl.load(target_starts + right, mask=known, other=0)
-        left_length = tl.load(source_starts + left + 1, mask=known, other=0) - left_start
-        right_length = tl.load(target_starts + right + 1, mask=known, other=0) - right_start
+        left_length, right_length = _length(source_starts, left, known), _length(target_starts, right, known)
         row = tl.load(source_longer + left, mask=known, other=-1)
         column = tl.load(target_longer + right, mask=known, other=-1)
         both = (row >= 0) & (column >= 0)
@@ -188,23 +195,76 @@ def _choose(
 
 
 @triton.jit
-def nearest_kernel(
-    source, target, candidates, to_target, to_source, free_target, free_source, points, source_starts, target_starts,
-    source_longer, target_longer, longer, many_longer, pairs, distances, theta, high, wide, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A position a program: its candidates listed, measured, and chosen from in either direction."""
-    position = tl.program_id(0).to(tl.int64)
-    row, column = position * high, position * wide
-    source, to_target, free_source = source + row, to_target + row, free_source + row
-    target, to_source, free_target = target + column, to_source + column, free_target + column
-    size = high * wide
-    candidates, pairs, distances = candidates + position * size, pairs + position * size, distances + position * size
-    found = 0
-    for start in range(0, size, BLOCK):
+def _ones(bits):
+    """How many bits of an int64 are set."""
+    bits = bits - ((bits >> 1) & 0x5555555555555555)
+    bits = (bits & 0x3333333333333333) + ((bits >> 2) & 0x3333333333333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (bits * 0x0101010101010101) >> 56
+
+
+@triton.jit
+def _look(ids, others_partners, free, count, others, BLOCK: tl.constexpr):
+    """Which of a position's tokens may be taken: those that are nobody's partner yet."""
+    for start in range(0, count, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        chosen = (tl.load(candidates + at, mask=at < size, other=0) != 0).to(tl.int32)
+        mine = tl.load(ids + at, mask=at < count, other=-1)
+        taken = tl.zeros((BLOCK,), tl.int32)
+        for other in range(others):
+            taken |= (mine == tl.load(others_partners + other)).to(tl.int32)
+        tl.store(free + at, 1 - taken, mask=at < count)
+
+
+@triton.jit
+def _list(
+    source, target, to_target, to_source, free_target, free_source, pairs, sets, target_sets, source_starts,
+    target_starts, theta, high, wide, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write down the pairs that are asked for and may be near; how many.
+
+    An edit takes at most one character out of a text: there are at least as many as characters that one alone has.
+    """
+    found = 0
+    for start in range(0, high * wide, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        row, column = at // wide, at % wide
+        inside = at < high * wide
+        ahead = (tl.load(to_target + row, mask=inside, other=0) < 0) & (tl.load(free_target + column, mask=inside) > 0)
+        back = (tl.load(to_source + column, mask=inside, other=0) < 0) & (tl.load(free_source + row, mask=inside) > 0)
+        asked = inside & (ahead | back)
+        left = tl.load(source + row, mask=asked, other=0)
+        right = tl.load(target + column, mask=asked, other=0)
+        ours = tl.load(sets + left, mask=asked, other=0)
+        theirs = tl.load(target_sets + right, mask=asked, other=0)
+        length, other = _length(source_starts, left, asked), _length(target_starts, right, asked)
+        least = tl.maximum(_ones(ours & ~theirs), _ones(theirs & ~ours))
+        least = tl.maximum(least, tl.abs(length - other))
+        near = least.to(tl.float64) / tl.maximum(length + other, 1).to(tl.float64) < tl.load(theta)
+        chosen = (asked & near).to(tl.int32)
         tl.store(pairs + found + tl.cumsum(chosen, 0) - 1, at, mask=chosen > 0)
         found += tl.sum(chosen, 0)
+    return found
+
+
+@triton.jit
+def nearest_kernel(
+    source, target, to_target, to_source, free, sets, target_sets, points, source_starts, target_starts, source_longer,
+    target_longer, longer, many_longer, pairs, distances, theta, high, wide, BLOCK: tl.constexpr, LISTED: tl.constexpr,
+):  # fmt: skip
+    """A position a program: its pairs that may be near listed, measured, and chosen from in either direction."""
+    position = tl.program_id(0).to(tl.int64)
+    source, to_target = source + position * high, to_target + position * high
+    target, to_source = target + position * wide, to_source + position * wide
+    free_target = free + position * (high + wide)
+    free_source = free_target + wide
+    pairs, distances = pairs + position * high * wide, distances + position * high * wide
+    _look(target, to_target, free_target, wide, high, BLOCK)
+    _look(source, to_source, free_source, high, wide, BLOCK)
+    tl.debug_barrier()
+    found = _list(
+        source, target, to_target, to_source, free_target, free_source, pairs, sets, target_sets, source_starts,
+        target_starts, theta, high, wide, LISTED,
+    )  # fmt: skip
     tl.debug_barrier()
     _measure(
         source, target, pairs, distances, found, points, source_starts, target_starts, source_longer, target_longer,
@@ -246,32 +306,26 @@ def edit_distances(
 
 
 def add_nearest(
-    source: Tensor,
-    target: Tensor,
-    candidates: Tensor,
-    partners: tuple[Tensor, Tensor],
-    free: tuple[Tensor, Tensor],
-    texts: Mapping[str, Tensor],
-    theta: float,
+    source: Tensor, target: Tensor, to_target: Tensor, to_source: Tensor, texts: Mapping[str, Tensor], theta: float
 ) -> None:
-    """As near_tokens.nearest_partners, written to ``partners``.
+    """As near_tokens.nearest_partners, written where a partner is missing.
 
     Args:
         source, target: int64 [positions, k_source] and [positions, k_target], ids.
-        candidates: bool [positions, k_source, k_target], pairs that may be near.
-        partners: int64, of the source's tokens and of the target's; -1 where one is sought.
-        free: bool, which tokens of the target and which of the source may be taken; overwritten.
-        texts: of near_tokens.PairTexts.
+        to_target, to_source: int64, like the ids, the partner of each; -1 for none.
+        texts: tables of near_tokens.PairTexts.
     """
-    positions, high, wide = candidates.shape
-    pairs = torch.empty(candidates.shape, dtype=torch.int32, device=source.device)
-    distances = torch.empty(candidates.shape, dtype=torch.float64, device=source.device)
-    if candidates.numel():
+    positions, high, wide = *source.shape, target.shape[1]
+    device, sizes = source.device, (positions, high, wide)
+    free = torch.empty(positions, high + wide, dtype=torch.int32, device=device)
+    pairs = torch.empty(sizes, dtype=torch.int32, device=device)
+    distances = torch.empty(sizes, dtype=torch.float64, device=device)
+    if pairs.numel():
         nearest_kernel[(positions,)](
-            source, target, candidates, *partners, *free, texts["points"], texts["source_starts"],
-            texts["target_starts"], texts["source_longer"], texts["target_longer"], texts["longer"],
-            texts["longer"].shape[1], pairs, distances, _number(theta, source.device), high, wide, BLOCK=PAIRS,
-            num_warps=4,
+            source, target, to_target, to_source, free, texts["source_sets"], texts["target_sets"], texts["points"],
+            texts["source_starts"], texts["target_starts"], texts["source_longer"], texts["target_longer"],
+            texts["longer"], texts["longer"].shape[1], pairs, distances, _number(theta, device), high, wide,
+            BLOCK=PAIRS, LISTED=LISTED, num_warps=4,
         )  # fmt: skip
 
 

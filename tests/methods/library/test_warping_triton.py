@@ -75,7 +75,7 @@ def test_nearest_partners(theta: float, kind: str, monkeypatch: pytest.MonkeyPat
     wanted = contextual(theirs, ours, method.to_student, method.to_teacher, theta)
     static, _ = contextual(theirs, ours, method.to_student, method.to_teacher, 0.0)
     monkeypatch.setattr("methods.library.contextual.stays_on_device", lambda where: True)
-    monkeypatch.setattr("methods.library.near_tokens.warping_for", lambda numbers: warping_triton)
+    monkeypatch.setattr("methods.library.contextual.warping_for", lambda numbers: warping_triton)
     found = contextual(theirs, ours, method.to_student, method.to_teacher, theta)
     assert all(map(torch.equal, found, wanted))
     assert (found[0] != -1).sum() > (static != -1).sum()
