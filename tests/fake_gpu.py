@@ -34,8 +34,15 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique
 """Beside indices that are masks; ``nonzero_static`` knows its size."""
 FREE = ("empty", "detach", "alias", "_unsafe_view", "_reshape_alias", "lift_fresh")
 """Operations that launch nothing, beside views."""
-_KERNELS = ("comparison", "counted_triton", "counting_triton", "groups_triton", "divergence_triton", "warping_triton")
-_HERE = Path(__file__)
+_KERNELS = (
+    "comparison",
+    "counted_triton",
+    "counting_triton",
+    "divergence_triton",
+    "groups_triton",
+    "mapped_triton",
+    "warping_triton",
+)
 
 
 class OnGpu(Tensor):
@@ -153,11 +160,12 @@ def kernels_that_do_nothing(gpu: FakeGpu, patch: pytest.MonkeyPatch) -> Iterator
     attributes = {name: vars(methods.library).pop(name) for name in _KERNELS if name in vars(methods.library)}
     sys.modules |= _fake_triton(gpu)
     try:
-        from methods.library import comparison, divergence_triton, warping_triton
+        from methods.library import comparison, divergence_triton, mapped_triton, warping_triton
 
         patch.setattr(comparison, "shared_memory", lambda: True)
         patch.setattr(kernels, "_kernels", lambda: comparison)
         patch.setattr(kernels, "_divergence", lambda: divergence_triton)
+        patch.setattr(kernels, "_mapped", lambda: mapped_triton)
         patch.setattr(kernels, "_warping", lambda: warping_triton)
         yield
     finally:

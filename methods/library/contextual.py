@@ -94,7 +94,8 @@ def likeliest(logits: Tensor, source: Direction, k: int) -> Tensor:
     known = logits.detach()[:, : min(source.size, logits.shape[-1])]
     # where columns are left out, a search on a GPU copies the others first: some rows at a time
     parts = [known] if known.is_contiguous() or known.device.type == "cpu" else torch.split(known, _ROWS_AT_ONCE)
-    return torch.cat([part.topk(min(k, known.shape[-1]), dim=-1).indices for part in parts])
+    found = [part.topk(min(k, known.shape[-1]), dim=-1).indices for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def stays_on_device(where: Any) -> bool:
@@ -278,9 +279,14 @@ def mass(logits: Tensor, rows: Tensor, ids: Tensor, partners: Tensor) -> Tensor:
 
 def coverage(masked: Tensor, mass: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Share of masked columns, bool [positions, columns], and the teacher's probability on its mapped tokens."""
-    positions = mass.new_full((), len(masked))
+    return shares(masked.sum().to(mass.dtype), masked.numel(), mass, len(masked))
+
+
+def shares(masked: Tensor, columns: int, mass: Tensor, positions: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """The same of sums that are known."""
+    compared = mass.new_full((), positions)
     return {
-        "columns masked": (masked.sum().to(mass.dtype), mass.new_full((), masked.numel())),
-        "teacher mass covered": (mass, positions),
-        "aligned positions": (positions, None),
+        "columns masked": (masked, mass.new_full((), columns)),
+        "teacher mass covered": (mass, compared),
+        "aligned positions": (compared, None),
     }

@@ -45,7 +45,9 @@ class PairTexts:
         starts = np.concatenate([[0], np.cumsum(np.concatenate(sides))])
         longer = [lengths > WORD for lengths in sides]
         numbers = [np.where(which, np.cumsum(which) - 1, -1).astype(np.int32) for which in longer]
-        of_longer = [[side[i] for i in np.flatnonzero(which)] for side, which in zip(self._texts, longer, strict=True)]
+        of_longer = [
+            [side[i] for i in np.flatnonzero(which).tolist()] for side, which in zip(self._texts, longer, strict=True)
+        ]
         sets = [np.packbits(each, axis=1, bitorder="little").view(np.int64)[:, 0] for each in characters]
         self.tables = Tables(
             points=torch.from_numpy(points),
