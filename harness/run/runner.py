@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from harness.base.compilation import keep_compiled
+from harness.base.device import pass_over_libraries
 from harness.base.identity import environment
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
@@ -86,6 +87,7 @@ class Runner:
                 answered by then is scored.
         """
         check_stop_after(seconds, self.ranks.world)
+        pass_over_libraries()
         if seconds is None:
             self._make(by_seed=False)
             return

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-WATCHED = 8  # rows that a teacher reads before and after its training
+WATCHED = 4  # rows that a teacher reads before and after its training
 
 
 @dataclass(frozen=True)
