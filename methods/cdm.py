@@ -49,10 +49,11 @@ from methods.library.contextual import (
     coverage,
     likeliest,
     mass,
+    shares,
     stays_on_device,
 )
 from methods.library.divergences import forward_kl, reverse_kl
-from methods.library.kernels import kernels_for
+from methods.library.kernels import mapped_for
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map, stored_map, without
 from methods.library.vocabulary import TokenizerPair
 from methods.library.warping import EditCosts, EditDistances, link_groups, path_notes, warp_all
@@ -200,47 +201,33 @@ class CDM(Method[CDMOptions]):
             chunk = chunk.of_means()
         found = self._found(chunk)
         kd = self._divergence(_columns(chunk.student, found.student), _columns(chunk.teacher, found.teacher), found)
-        k = found.k
-        covered = mass(chunk.teacher.logits, chunk.teacher.index, found.teacher[:, :k], found.student[:, :k])
+        covered = mass(chunk.teacher.logits, chunk.teacher.index, found.theirs, found.to_student)
         return LossSums(kd, coverage(found.masked, covered))
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
-        """Of the logits only the columns compared become float32, and of the gradient only theirs is made."""
-        kernels = kernels_for(upstream, chunk.teacher.logits)
+        """Of the logits only the columns compared are read, and of the gradient only theirs is written."""
+        kernels = mapped_for(upstream, chunk.teacher.logits)
         if kernels is None or self.held_by_kernels is None:
             return None
         found = self._found(chunk)
-        student, teacher = (
-            _columns(side, ids).float()
-            for side, ids in ((chunk.student, found.student), (chunk.teacher, found.teacher))
-        )
-        with torch.enable_grad():
-            kd = self._divergence(student.requires_grad_(), teacher, found)
-            (gradient,) = torch.autograd.grad(kd, student)
-        width, k = upstream.shape[-1], found.k
-        place = chunk.student.index[:, None] * width + found.student.clamp_min(0)
-        for half in (slice(k), slice(k, None)):  # within one no column that counts stands twice
-            added = (scale * gradient[:, half]).to(upstream.dtype)
-            upstream.view(-1).scatter_add_(0, place[:, half].flatten(), added.flatten())
-        of_teacher = kernels.log_sum_exp(chunk.teacher.logits)[chunk.teacher.index]
-        likely = (teacher[:, :k] - of_teacher[:, None]).exp().masked_fill(found.masked[:, :k], 0.0)
-        return LossSums(kd.detach(), coverage(found.masked, likely.sum()), squared_norm=_squared_norm(gradient, found))
+        student = kernels.MappedSide(chunk.student.logits, chunk.student.index, found.ours, found.to_teacher)
+        teacher = kernels.MappedSide(chunk.teacher.logits, chunk.teacher.index, found.theirs, found.to_student)
+        sums = kernels.add_mapped(student, teacher, self.options.temperature, MASKED, upstream, scale)
+        columns = found.theirs.numel() + found.ours.numel()
+        diagnostics = shares(sums.masked, columns, sums.mass, len(found.ours))
+        return LossSums(sums.value, diagnostics, squared_norm=sums.squared_norm)
 
     def _found(self, chunk: AlignedChunk) -> _Found:
         ours = _paired(chunk.student, likeliest(chunk.student.logits, self.to_teacher, self.options.k))
         theirs = _paired(chunk.teacher, likeliest(chunk.teacher.logits, self.to_student, self.options.k))
         to_student, to_teacher = contextual(theirs, ours, self.to_student, self.to_teacher, self.options.theta)
-        return _Found(
-            torch.cat([to_student, ours], -1),
-            torch.cat([theirs, to_teacher], -1),
-            torch.cat([to_student, to_teacher], -1) == UNMAPPED,
-            theirs.shape[-1],
-        )
+        return _Found(theirs, to_student, ours, to_teacher)
 
     def _divergence(self, student: Tensor, teacher: Tensor, found: _Found) -> Tensor:
         """Scalar sum, of logits [positions, columns] of what was found."""
-        tau, k = self.options.temperature, found.k
-        student, teacher = (side.masked_fill(found.masked, MASKED) / tau for side in (student, teacher))
+        tau, k = self.options.temperature, found.theirs.shape[-1]
+        masked = found.masked
+        student, teacher = (side.masked_fill(masked, MASKED) / tau for side in (student, teacher))
         forward = forward_kl(student[:, :k].log_softmax(-1), teacher[:, :k].log_softmax(-1))
         reverse = reverse_kl(student[:, k:].log_softmax(-1), teacher[:, k:].log_softmax(-1))
         return tau**2 * (forward + reverse).sum()
@@ -250,25 +237,29 @@ class _Found(NamedTuple):
     """What is compared at each position: the teacher's k and their partners, then the student's k and theirs.
 
     Attributes:
-        student, teacher: int64 [positions, columns], ids; -1 for a partner that is missing.
-        masked: bool [positions, columns], where one is.
-        k: how many of the columns are the teacher's.
+        theirs, ours: int64 [positions, k], ids of the likeliest tokens.
+        to_student, to_teacher: int64 [positions, k], their partners' ids, -1 for one that is missing.
     """
 
-    student: Tensor
-    teacher: Tensor
-    masked: Tensor
-    k: int
+    theirs: Tensor
+    to_student: Tensor
+    ours: Tensor
+    to_teacher: Tensor
 
+    @property
+    def student(self) -> Tensor:
+        """int64 [positions, columns]: ids of the student, -1 where one is missing."""
+        return torch.cat([self.to_student, self.ours], -1)
 
-def _squared_norm(gradient: Tensor, found: _Found) -> Tensor:
-    """Of a gradient at the student's columns, where one may be both a partner and one of its own k."""
-    k = found.k
-    partners, own = found.student[:, :k], found.student[:, k:].sort(-1)
-    place = torch.searchsorted(own.values, partners.contiguous()).clamp_max(own.values.shape[-1] - 1)
-    other = gradient[:, k:].gather(-1, own.indices).gather(-1, place)
-    twice = gradient[:, :k] * other * (own.values.gather(-1, place) == partners)
-    return gradient.square().sum() + 2 * twice.sum()
+    @property
+    def teacher(self) -> Tensor:
+        """The same of the teacher."""
+        return torch.cat([self.theirs, self.to_teacher], -1)
+
+    @property
+    def masked(self) -> Tensor:
+        """bool [positions, columns], where a partner is missing."""
+        return torch.cat([self.to_student, self.to_teacher], -1) == UNMAPPED
 
 
 def _paired(side: Side, of_rows: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ sides end on one byte, so that there is none but in cut responses. ``described``
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -47,7 +48,6 @@ from methods.base import (
     NonNegative,
     OnPolicyOptions,
     Rows,
-    Side,
     TeacherKind,
     TemperatureOptions,
     register,
@@ -177,7 +177,10 @@ class GOLD(Method[GOLDOptions]):
 
     def align(self, response: AlignedResponse) -> Groups:
         kept = slice(-1 if self._released else None)
-        return group_bytes(response.student_ends[kept], response.teacher_ends[kept])
+        groups = group_bytes(response.student_ends[kept], response.teacher_ends[kept])
+        alone, tokens = float(groups.only_one_to_one().count), float(response.student_ids.size)
+        merged = groups.student_index.size - alone
+        return replace(groups, notes={"aligned 1-1": (alone, tokens), "tokens merged": (merged, tokens)})
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         options, (student, teacher) = self.options, chunk.members()
@@ -197,10 +200,9 @@ class GOLD(Method[GOLDOptions]):
             options.positions == "disagreement",
             options.unmatched == "rest",
         )
-        diagnostics = _group_shares(chunk)
+        diagnostics: dict[str, tuple[Tensor, Tensor | None]] = {"teacher mass covered": (made.covered, made.kept)}
         if options.positions == "disagreement":
             diagnostics["positions kept"] = made.kept, torch.full_like(made.kept, chunk.groups)
-        diagnostics["teacher mass covered"] = made.covered, made.kept
         diagnostics |= sort_error(made.bound, chunk.groups, sort)
         kd, gradient = made.value, made.gradient
         if self._released:
@@ -212,15 +214,19 @@ class GOLD(Method[GOLDOptions]):
         kernels = kernels_for(upstream, chunk.teacher.logits)
         if kernels is None or self.held_by_kernels is None:
             return None
-        sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1.0
+        sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1
         hybrid = self._hybrid_of(kernels, upstream, chunk.teacher.logits)
         sums = compare_into(
             kernels, *sides, chunk.groups, options.merge, hybrid, upstream, scale * share, exact=sort.is_exact
         )
-        diagnostics = _group_shares(chunk)
-        diagnostics["teacher mass covered"] = sums.covered, torch.full_like(sums.covered, chunk.groups)
+        diagnostics: dict[str, tuple[Tensor, Tensor | None]] = {
+            "teacher mass covered": (sums.covered, torch.full_like(sums.covered, chunk.groups))
+        }
         diagnostics |= sort_error(sums.bound, chunk.groups, sort, by_kernels=True)
-        return LossSums(sums.value * share, diagnostics, squared_norm=sums.squared_norm * share**2)
+        value, norm = sums.value, sums.squared_norm
+        if self._released:
+            value, norm = value * share, norm * share**2
+        return LossSums(value, diagnostics, squared_norm=norm)
 
     def _hybrid_of(self, kernels: Any, student: Tensor, teacher: Tensor) -> Any:
         """What a kernel compares column by column, for logits of this width; made once."""
@@ -330,15 +336,3 @@ def _rest_jsd(student: Tensor, covered: Tensor, beta: float) -> tuple[Tensor, Te
     value, at_rest = generalized_jsd_parts(left, given, beta, -math.inf)
     at_rest = (at_rest / rest.clamp_min(least)).masked_fill(rest <= least, 0.0)  # of log(1 - Σ exp(s))
     return value, masses.mul_(at_rest.neg_())
-
-
-def _group_shares(chunk: AlignedChunk) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Of the student's response tokens, those that are a group with one token of the teacher's, and those merged."""
-    alone = _sizes(chunk.student, chunk.groups).eq(1) & _sizes(chunk.teacher, chunk.groups).eq(1)
-    single = alone.sum().double()
-    return {"aligned 1-1": (single, None), "tokens merged": (chunk.student.index.numel() - single, None)}
-
-
-def _sizes(side: Side, groups: int) -> Tensor:
-    """int64 [groups]: members of each group."""
-    return side.group.new_zeros(groups).index_add(0, side.group, torch.ones_like(side.group))

@@ -67,6 +67,8 @@ class ChunkWalk:
         gradients: list[Tensor | None] = [torch.zeros_like(rows) if wanted[0] else None]
         gradients += [_accumulator(p) if want else None for p, want in zip(parameters, wanted[1:], strict=True)]
         total = _Sums(rows.device, self.batch)
+        precision = torch.float32 if head.weight.dtype in LOW_PRECISION else head.weight.dtype
+        self._ce_scale = rows.new_full((), self.objective.ce_weight / self.divisors[0], dtype=precision)
         with compiling(self.compiled):
             for number in range(len(self.batch.chunks)):
                 self._through_chunk(
@@ -120,9 +122,7 @@ class ChunkWalk:
         """
         logits = full.raw
         targets = self._targets(number)
-        kernels = kernels_for(logits)
-        dtype = torch.float32 if logits.dtype in LOW_PRECISION else logits.dtype
-        scale = logits.new_full((), self.objective.ce_weight / self.divisors[0], dtype=dtype)
+        kernels, scale = kernels_for(logits), self._ce_scale
         found: list[tuple[Tensor, float]] = []
         upstream = lse = None
         if kernels is not None:  # what has a kernel adds to the gradient of the cross-entropy
@@ -141,7 +141,7 @@ class ChunkWalk:
         if upstream is None:
             ce, norm, upstream = cross_entropy(full.logits.detach(), targets, scale)
         total.ce.append(ce)
-        total.ce_gradient.append(norm / self.divisors[0] ** 2)
+        total.ce_gradient.append(norm)
         if smoothed := self.objective.label_smoothing:
             total.smoothing.append(smoothed * add_smoothing(logits, targets, upstream, smoothed * scale))
         for gradient, share in found:
@@ -185,7 +185,7 @@ class ChunkWalk:
         if gradient is not None:
             squares = torch.linalg.vector_norm(gradient).square()
         if squares is not None:
-            total.kd_gradient[k].append(squares / self.divisors[1 + k] ** 2)
+            total.kd_gradient[k].append(squares)
         return gradient, share
 
     def _read(self, start: int, stop: int) -> Tensor | None:
@@ -298,20 +298,19 @@ def _through_head(
     low = at_linear.to(rows.dtype)
     of_rows, of_weight, *of_bias = gradients
     if of_rows is not None:
-        of_rows[start : start + len(rows)] += low @ head.weight
+        _add_product(of_rows[start : start + len(rows)], low, head.weight)
     if of_weight is not None:
-        if of_weight.dtype == low.dtype:
-            of_weight.addmm_(low.T, rows)  # adds inside of the product: no second [vocabulary, hidden] matrix
-        else:
-            _add_product(of_weight, low.T, rows)
+        _add_product(of_weight, low.T, rows)
     for gradient in of_bias:
         if gradient is not None:
             gradient.add_(at_linear.sum(0))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a product of low precision to float32, inside of the product where the device can."""
-    if total.device.type == "cuda" and hasattr(torch.ops.aten.addmm, "dtype_out"):
+    """Add a product, inside of it where the device can: no second matrix of [vocabulary, hidden]."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    elif total.device.type == "cuda" and hasattr(torch.ops.aten.addmm, "dtype_out"):
         torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
     else:
         total.add_(left @ right)
@@ -341,13 +340,14 @@ class _Sums:
         loss = objective.ce_weight / divisors[0] * (ce + self._sum(self.smoothing))
         for term, value, divisor, scale in zip(objective.terms, kd, divisors[1:], scales, strict=True):
             loss = loss + term.weight / divisor * scale * value
+        of_kd = zip(self.kd_gradient, divisors[1:], strict=True)
         return LossParts(
             loss,
             ce,
             self.batch.targets.ne(-100).sum(),
             torch.stack(kd) if kd else ce.new_zeros(0),
-            self._sum(self.ce_gradient),
-            torch.stack([self._sum(values) for values in self.kd_gradient]) if kd else ce.new_zeros(0),
+            self._sum(self.ce_gradient) / divisors[0] ** 2,
+            torch.stack([self._sum(v) / d**2 for v, d in of_kd]) if kd else ce.new_zeros(0),
             {name: self._pair(pairs) for name, pairs in self.diagnostics.items()},
         )
 

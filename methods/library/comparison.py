@@ -61,13 +61,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor, lse: Tensor) -
     """
     rows, columns = logits.shape
     upstream = torch.empty(rows, columns, dtype=logits.dtype, device=logits.device)
-    value, norm = torch.empty(2, rows, dtype=torch.float32, device=logits.device)
+    found = torch.empty(2, rows, dtype=torch.float32, device=logits.device)
     if rows:
         kernel.cross_entropy_kernel[(rows,)](
-            logits, lse, targets, scale.float(), upstream, value, norm, columns, logits.stride(0), BLOCK,
+            logits, lse, targets, scale.float(), upstream, found[0], found[1], columns, logits.stride(0), BLOCK,
             num_warps=WARPS,
         )  # fmt: skip
-    return value.sum(), norm.sum(), upstream
+    value, norm = found.sum(-1)
+    return value, norm, upstream
 
 
 class Kept(NamedTuple):
@@ -142,7 +143,7 @@ class GroupComparison:
         self.student, self.teacher = student, teacher
         self.groups, self.device = len(student.rows), student.logits.device
         columns = student.logits.shape[1], teacher.logits.shape[1]
-        nothing = torch.zeros(1, dtype=torch.int32, device=self.device)
+        nothing = student.starts  # is not read
         self.partner, self.teacher_partner = (hybrid.partner, hybrid.teacher_partner) if hybrid else (nothing, nothing)
         self.weights = hybrid.weights if hybrid else (0.0, 1.0)
         rest = hybrid.rest if hybrid else columns
@@ -172,7 +173,7 @@ class GroupComparison:
         ends = edges(torch.float32, self.device)
         self.slope = torch.empty(self.groups, BINS, device=self.device)
         shape = (2, self.groups if exact else 0, 3, SLOTS)
-        slots, next_slots = torch.full(shape, -1, dtype=torch.int32, device=self.device)
+        slots, next_slots = torch.empty(shape, dtype=torch.int32, device=self.device)
         sides = (self.student, self.partner), (self.teacher, self.teacher_partner)
         counting.slopes_kernel[(self.groups,)](
             *(self._counts(*side) for side in sides), ends, self.slope, self.area, self.bound, slots, *rest, BINS,
@@ -181,12 +182,15 @@ class GroupComparison:
         if not exact:
             return
         self.part_slope, self.number_slope = torch.empty(2, self.groups, SLOTS * PARTS, device=self.device)
+        parts = torch.zeros(2, self.groups, SLOTS * PARTS, dtype=torch.int32, device=self.device)
         cut, lower_cut = counting.CUT.value, counting.PART_CUT.value
         for given, of_next, numbers, made in (
             (slots, next_slots, False, self.part_slope), (next_slots, slots, True, self.number_slope)
         ):  # fmt: skip
+            for side, counts in zip(sides, parts, strict=True):
+                self._count_parts(*side, counts, numbers)
             counting.part_slopes_kernel[(self.groups,)](
-                *(self._part_counts(*side, numbers) for side in sides), given, made, self.area, self.bound, of_next,
+                parts[0], parts[1], given, made, self.area, self.bound, of_next,
                 CUT_ABOVE=lower_cut if numbers else cut, LOWEST=0 if numbers else lower_cut, LAST=numbers, num_warps=4,
             )  # fmt: skip
 
@@ -205,15 +209,13 @@ class GroupComparison:
             counting.count_kernel[grid](*given, RESTRICTED=restricted, BLOCK=BLOCK, num_warps=WARPS)
         return counts
 
-    def _part_counts(self, side: Kept, partner: Tensor, numbers: bool) -> Tensor:
-        """int32 [groups, slots times parts]."""
-        counts = torch.zeros(self.groups, SLOTS * PARTS, dtype=torch.int32, device=self.device)
+    def _count_parts(self, side: Kept, partner: Tensor, counts: Tensor, numbers: bool) -> None:
+        """Add to int32 [groups, slots times parts], all 0."""
         counting.count_parts_kernel[self.groups, self.programs](
             side.logits, side.rows, side.lse, side.joint, partner, self.slope, self.part_slope, counts,
             side.logits.shape[1], side.logits.stride(0), BINS, RESTRICTED=self.flags["HYBRID"], NUMBERS=numbers,
             BLOCK=BLOCK // 2, num_warps=WARPS,
         )  # fmt: skip
-        return counts
 
     def values(self) -> Tensor:
         """float64 [3]: sums of weighted distances, of the most by which they are too small, and of coverage.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from methods.library.alignment import IntArray
-from methods.library.edit_distance import TextTable
+from methods.library.kernels import warping_for
 from methods.library.maps import UNMAPPED, Tables, VocabularyMap
-from methods.library.near_tokens import nearest_partners
+from methods.library.near_tokens import PairTexts, nearest_partners
 from methods.library.warping import EditDistances
 
 FloatArray = npt.NDArray[np.float64]
@@ -51,11 +51,6 @@ class Spellings:
             characters=torch.from_numpy(_character_sets(texts, self.lengths)),
         )
 
-    @cached_property
-    def points(self) -> TextTable:
-        """The texts for a device that measures pairs itself."""
-        return TextTable(self.texts)
-
 
 class Direction:
     """From the tokens of one vocabulary to those of the other.
@@ -73,6 +68,12 @@ class Direction:
         partners = static[static != UNMAPPED]
         self.one_to_one = np.unique(partners).size == partners.size
         self.tables = Tables(static=torch.from_numpy(static), exact=torch.from_numpy(exact))
+
+    @cached_property
+    def texts(self) -> PairTexts:
+        """The texts for a device that measures pairs itself."""
+        characters = [side.tables.on(torch.device("cpu"))["characters"].numpy() for side in (self.source, self.target)]
+        return PairTexts(self.source.texts, self.target.texts, characters)
 
 
 def _character_sets(texts: Sequence[str], lengths: IntArray) -> npt.NDArray[np.uint8]:
@@ -93,7 +94,8 @@ def likeliest(logits: Tensor, source: Direction, k: int) -> Tensor:
     known = logits.detach()[:, : min(source.size, logits.shape[-1])]
     # where columns are left out, a search on a GPU copies the others first: some rows at a time
     parts = [known] if known.is_contiguous() or known.device.type == "cpu" else torch.split(known, _ROWS_AT_ONCE)
-    return torch.cat([part.topk(min(k, known.shape[-1]), dim=-1).indices for part in parts])
+    found = [part.topk(min(k, known.shape[-1]), dim=-1).indices for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def stays_on_device(where: Any) -> bool:
@@ -108,15 +110,18 @@ def contextual(theirs: Tensor, ours: Tensor, ahead: Direction, back: Direction, 
     other side that are free, nearest pairs first, equals in the order of source and then target.
     """
     to_student, to_teacher = _static_one_to_one(theirs, ahead), _static_one_to_one(ours, back)
+    kernels = warping_for(theirs) if stays_on_device(theirs) else None
+    if kernels is not None:
+        kernels.add_nearest(theirs, ours, to_student, to_teacher, ahead.texts.tables.on(theirs.device), theta)
+        return to_student, to_teacher
     there = to_student == UNMAPPED, ~_among(ours, to_student)  # source tokens that seek, target tokens that are free
     back_again = ~_among(theirs, to_teacher), to_teacher == UNMAPPED
     # Distances are the same both ways: one search for both directions.
     if stays_on_device(theirs):
         of_theirs, of_ours = (torch.stack(side).any(0) for side in zip(there, back_again, strict=True))
         candidates = _may_be_near(theirs, ours, of_theirs, of_ours, ahead, theta)
-        points = ahead.source.points, ahead.target.points
-        found = nearest_partners(theirs, ours, candidates, there, back_again, points, theta)
-        return torch.maximum(to_student, found[0]), torch.maximum(to_teacher, found[1])
+        partners, free = (to_student, to_teacher), (there[1], back_again[0])
+        return nearest_partners(theirs, ours, candidates, partners, free, ahead.texts, theta)
     near = near_pairs(theirs, ours, [there, back_again], ahead, theta)
     a, b = (near.kept(use) for use in near.uses)
     k = theirs.shape[-1], ours.shape[-1]
@@ -274,9 +279,14 @@ def mass(logits: Tensor, rows: Tensor, ids: Tensor, partners: Tensor) -> Tensor:
 
 def coverage(masked: Tensor, mass: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Share of masked columns, bool [positions, columns], and the teacher's probability on its mapped tokens."""
-    positions = mass.new_full((), len(masked))
+    return shares(masked.sum().to(mass.dtype), masked.numel(), mass, len(masked))
+
+
+def shares(masked: Tensor, columns: int, mass: Tensor, positions: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """The same of sums that are known."""
+    compared = mass.new_full((), positions)
     return {
-        "columns masked": (masked.sum().to(mass.dtype), mass.new_full((), masked.numel())),
-        "teacher mass covered": (mass, positions),
-        "aligned positions": (positions, None),
+        "columns masked": (masked, mass.new_full((), columns)),
+        "teacher mass covered": (mass, compared),
+        "aligned positions": (compared, None),
     }

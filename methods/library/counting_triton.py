@@ -186,6 +186,12 @@ def _give(slot, lower, upper, above, mask):
 
 
 @triton.jit
+def _end(slots, given):
+    """Behind the slots that are given stand negative bits."""
+    tl.store(slots + given, -1, mask=given < SLOTS_)
+
+
+@triton.jit
 def slopes_kernel(
     ours, theirs, ends, slope, area, bound, slots, columns_s, columns_t, bins, EXACT: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -232,6 +238,8 @@ def slopes_kernel(
         tl.store(slope + group * bins + at, code, mask=inside)
         areas += tl.where(known, _area(s, p, q, above, lower, width), 0.0)
         errors += tl.where(known, _error(negative, positive, width), 0.0)
+    if EXACT:
+        _end(slots + group * (3 * SLOTS_), given)
     tl.store(area + group, tl.sum(areas, 0))
     tl.store(bound + group, tl.sum(errors, 0))
 
@@ -251,7 +259,7 @@ def part_slopes_kernel(
 ):
     """The same of the parts of a group's slots, and slots for those of doubtful sign, but for the last time.
 
-    Adds to the group's area and bound. A slot that is not given has negative bits.
+    Adds to the group's area and bound. What was counted is 0 again afterwards.
     """
     group = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS_)
@@ -263,6 +271,8 @@ def part_slopes_kernel(
     while lowest >= 0:
         row = (group * SLOTS_ + slot) * PARTS_ + part
         p, q = tl.load(ours + row), tl.load(theirs + row)
+        tl.store(ours + row, 0)
+        tl.store(theirs + row, 0)
         above = tl.load(slots + 2 * SLOTS_ + slot) + tl.sum(p - q, 0) - tl.cumsum(p - q, 0)
         s, negative, positive = _slope(p, q, above)
         first = ((lowest >> CUT_ABOVE) << CUT_ABOVE) + (part << LOWEST)
@@ -285,5 +295,7 @@ def part_slopes_kernel(
         errors += tl.where(known, _error(negative, positive, width), 0.0)
         slot += 1
         lowest = tl.load(slots + slot, mask=slot < SLOTS_, other=-1)
+    if not LAST:
+        _end(next_slots + group * (3 * SLOTS_), given)
     tl.store(area + group, tl.load(area + group) + tl.sum(areas, 0))
     tl.store(bound + group, tl.load(bound + group) + tl.sum(errors, 0))

@@ -79,6 +79,18 @@ def _warping() -> ModuleType:
     return warping_triton
 
 
+def mapped_for(*logits: Tensor) -> Any | None:
+    """The kernels for CDM's divergences of these logits, or None; a module."""
+    return _mapped() if enabled and all(_fit(each) for each in logits) else None
+
+
+@_where_triton_is
+def _mapped() -> ModuleType:
+    from methods.library import mapped_triton
+
+    return mapped_triton
+
+
 class Raw(NamedTuple):
     """One side's rows of a chunk, without gradient, and their groups; as :class:`methods.base.Members`.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -337,37 +336,6 @@ def test_members_may_be_any_rows_in_any_order(kind: str) -> None:
     assert_equal(made, sums[0].kd, sums[1].kd)
     for name, (part, _) in sums[0].diagnostics.items():
         assert float(part) == pytest.approx(float(sums[1].diagnostics[name][0]), rel=1e-12)
-
-
-@pytest.mark.parametrize("in_order", [True, False])
-def test_the_form_for_kernels_adds_the_same_gradient(in_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a column is one of the student's k and the partner of one of the teacher's, too."""
-    pair, upstream = toy(3), torch.randn(24, 43, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    made, method = chunk(24, pair=pair), CDM(k=8, theta=0.6, temperature=2.0)
-    method.prepare(pair)
-    if not in_order:
-        index = torch.randperm(24, generator=torch.Generator().manual_seed(2))[:15]
-        number = torch.arange(15)
-        for side in (made.student, made.teacher):
-            side.index, side.group, side.tokens, side.in_order = index, number, number, False
-        made = replace(made, groups=15)
-    wanted = method.loss(made)
-    (gradient,) = torch.autograd.grad(wanted.kd, made.student.logits)
-    plain = SimpleNamespace(log_sum_exp=lambda logits: logits.logsumexp(-1))
-    monkeypatch.setattr("methods.cdm.kernels_for", lambda *logits: plain)
-    upstream = upstream[:, : made.student.logits.shape[1]].contiguous()
-    before, raw = upstream.clone(), replace(made, student=made.student.with_logits(made.student.logits.detach()))
-    with torch.no_grad():
-        found = method.loss_into(raw, raw.student.logits.logsumexp(-1), upstream, 0.5)
-        columns = method._found(raw)
-    assert found is not None
-    assert found.squared_norm is not None
-    assert (columns.student[:, :8, None] == columns.student[:, None, 8:]).any()
-    assert float(found.kd) == pytest.approx(float(wanted.kd.detach()), rel=1e-5)
-    torch.testing.assert_close(upstream - before, 0.5 * gradient, rtol=1e-4, atol=1e-6)
-    assert float(found.squared_norm) == pytest.approx(float(gradient.square().sum()), rel=1e-4)
-    for name, numbers in wanted.diagnostics.items():
-        torch.testing.assert_close(found.diagnostics[name], numbers, rtol=1e-5, atol=1e-6, check_dtype=False)
 
 
 def test_mass_is_that_of_the_mapped_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:

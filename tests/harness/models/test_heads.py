@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from methods.base import Method
 from methods.fkd import FKD
 from methods.uld import ULD
 from tests import tiny
-from tests.harness.training.test_loss import Unhurried
+from tests.fake_gpu import GPU, FakeGpu, put
 
 SIZE = 400
 WIDTH = 64
@@ -77,7 +78,7 @@ def test_head_of_hidden_states_is_the_models_logits(architecture: str, padding: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ["llama", "opt", "phi3", "qwen2", "cohere", "granite", "qwen2, mixed"])
-def test_padding_behind_needs_no_mask_and_no_wait(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_behind_needs_no_mask_and_no_wait(architecture: str) -> None:
     """As on a GPU: the same rows, with gradients checkpointed too, and nothing is read."""
     made = model(architecture.partition(",")[0])
     if "mixed" in architecture:  # every other layer looks back 4 tokens
@@ -91,11 +92,14 @@ def test_padding_behind_needs_no_mask_and_no_wait(architecture: str, monkeypatch
     ids[1, 8:], mask[1, 8:] = 0, 0
     positions = torch.arange(12) * mask
     expected = hidden_states(made, ids, mask, positions)
-    reads = heads.reads_masks
-    monkeypatch.setattr(heads, "reads_masks", lambda model, device: reads(model, torch.device("cuda")))
-    assert heads.reads_masks(made, ids.device)
-    with Unhurried():
-        found = hidden_states(made, ids, mask, positions, padded_behind=True)
+    on_gpu = copy.deepcopy(made)
+    for module in on_gpu.modules():
+        module._buffers.update({name: put(buffer) for name, buffer in module._buffers.items()})
+    with FakeGpu() as gpu:
+        assert heads.reads_masks(on_gpu, GPU)
+        found = hidden_states(on_gpu, put(ids), put(mask), put(positions), padded_behind=True)
+    assert not gpu.waits
+    found = found.as_subclass(torch.Tensor)
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
     made.train()
     made.gradient_checkpointing_enable()

@@ -1,4 +1,4 @@
-"""harness.training.loss: a walk over chunks that never waits for its device, in every precision, compiled or not."""
+"""harness.training.loss: a walk over chunks, in every precision, compiled or not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from harness.base.device import chunk_rows, compiles, release_memory
 from harness.data.batches import Batch
@@ -25,7 +23,6 @@ from methods.base import Method
 from methods.fkd import FKD
 from methods.gold import GOLD
 from methods.library.closed_form import compiling, fused
-from methods.library.contextual import coverage
 from methods.one_to_one import OneToOne
 from methods.rkd import RKD
 from methods.uld import ULD
@@ -33,56 +30,9 @@ from tests import tiny
 from tests.methods import contract
 from tests.methods.test_contract import METHODS
 
-# Methods whose losses do wait, and what for.
-WAITS = {
-    ("cdm", "described"): "edit distances of each position's likeliest tokens are measured on the CPU",
-    ("cdm", "released"): "edit distances of each position's likeliest tokens are measured on the CPU",
-    ("bpm", "described"): "what of a teacher's token is still to be said is looked up on the CPU",
-    ("csd", "described"): "last tokens that end the same text are looked up on the CPU",
-    ("multilevelot", "described"): "columns are assigned on the CPU",
-}
-
 # By how much compiled gradients may differ. Of logits that are rounded to bf16 many are equal, and ULD's gradient has a
 # sign for each: the largest difference measured is 1.3 %, of its top_k.
 COMPILED = {torch.float32: 1e-5, torch.bfloat16: 0.03}
-
-
-class WaitedError(AssertionError):
-    """Something asked for a value, a shape that depends on values, or a copy from the host."""
-
-
-class Unhurried(TorchDispatchMode):
-    """Refuses what makes the host wait for a GPU: known by name, since a CPU tensor never waits."""
-
-    REFUSED = (
-        "_local_scalar_dense",
-        "nonzero",
-        "masked_select",
-        "unique",
-        "_unique",
-        "equal",
-        "bincount",
-        "lift_fresh",
-        "item",
-    )
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.name().removeprefix("aten::")
-        masks = [a for a in tree_leaves(args[1:]) if isinstance(a, Tensor) and a.dtype == torch.bool]
-        if any(name.startswith(refused) for refused in self.REFUSED) or (name.startswith("index") and masks):
-            raise WaitedError(name)
-        return function(*args, **(kwargs or {}))
-
-
-def refuse_host(patch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: no sort in numpy, and nothing is read into Python."""
-    patch.setattr("methods.library.divergences._sorts_in_numpy", lambda values: False)
-
-    def refused(self: Tensor, *args: Any) -> None:
-        raise WaitedError("read on the host")
-
-    for name in ("numpy", "tolist", "item", "cpu", "__bool__", "__float__", "__int__", "__index__"):
-        patch.setattr(Tensor, name, refused)
 
 
 def walked(made: contract.Bench, **settings: Any) -> tuple[ChunkWalk, Tensor, list[Tensor]]:
@@ -104,68 +54,6 @@ def walked(made: contract.Bench, **settings: Any) -> tuple[ChunkWalk, Tensor, li
     heads = {made.role: Head.of(made.teacher)} if made.teacher is not None else {}
     walk = ChunkWalk(made.objective, head, heads, teacher_rows, batch, divisors, **settings)
     return walk, rows, [head.weight.detach()]
-
-
-# --- no waiting -------------------------------------------------------------------------------------------------------
-
-
-@METHODS
-def test_the_walk_never_waits_for_its_device(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a first walk, which may look at the vocabularies."""
-    if reason := WAITS.get((method.name, method.options.fidelity)):
-        pytest.skip(f"{method.name}: {reason}")
-    made = contract.bench(method, dtype=torch.float32)
-    walk, rows, weights = walked(made)
-    walk.run(rows, weights, [True, True])
-    assert len(walk.batch.chunks) > 3
-    with monkeypatch.context() as patch:
-        refuse_host(patch)
-        with Unhurried():
-            parts, (of_rows, of_weight) = walk.run(rows, weights, [True, True])
-    assert torch.isfinite(parts.loss)
-    assert of_rows is not None
-    assert of_weight is not None
-
-
-def test_what_cdm_says_of_its_map_waits_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its one wait a chunk is for the near pairs; what follows is long, and nobody looks at it before the step ends."""
-    masked, mass = torch.tensor([[True, False, True], [False, False, False]]), torch.tensor(1.5)
-    with monkeypatch.context() as patch:
-        refuse_host(patch)
-        with Unhurried():
-            found = coverage(masked, mass)
-    numbers = {name: (float(part), whole and float(whole)) for name, (part, whole) in found.items()}
-    assert numbers == {
-        "columns masked": (2.0, 6.0),
-        "teacher mass covered": (1.5, 2.0),
-        "aligned positions": (2.0, None),
-    }
-
-
-@pytest.mark.parametrize(
-    "wait",
-    [
-        lambda x: x.sum().item(),
-        lambda x: x.tolist(),
-        lambda x: x.cpu(),
-        lambda x: x[x > 0],
-        lambda x: x.masked_select(x > 0),
-        lambda x: (x > 0).nonzero(),
-        lambda x: torch.where(x > 0),
-        lambda x: x.new_tensor(1.0),
-        lambda x: torch.tensor([1.0, 2.0]),
-        lambda x: x.unique(),
-        lambda x: float(x.sum()) if x.sum() > 0 else 0.0,
-        lambda x: x.long().abs().bincount(),
-        lambda x: x.masked_fill_(x > 0, 0).index_put_((x > 0,), x.new_zeros(())),
-    ],
-)
-def test_the_check_knows_what_waits(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = torch.randn(5)
-    with monkeypatch.context() as patch:
-        refuse_host(patch)
-        with pytest.raises(WaitedError), Unhurried():
-            wait(value)
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""methods.library.warping_triton in Triton's interpreter: the host's paths and rapidfuzz's distances."""
+"""methods.library.warping_triton in Triton's interpreter: the host's paths, distances and nearest partners."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from rapidfuzz.distance import Levenshtein
 if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs Triton and TRITON_INTERPRET=1, which no other test may see", allow_module_level=True)
 
+from methods.cdm import CDM
 from methods.library import kernels, warping_triton
+from methods.library.contextual import contextual
 from methods.library.edit_distance import TextTable, edit_distances
+from methods.library.vocabulary import TokenizerPair
 from methods.library.warping import warp_all
+from tests.methods.library.test_warping import by_hand
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -50,3 +54,28 @@ def test_edit_distances(monkeypatch: pytest.MonkeyPatch) -> None:
         ids = torch.from_numpy(random.integers(0, len(given), (2, 300)))
         found = edit_distances(table, table, ids[0], ids[1])
         assert found.tolist() == [Levenshtein.distance(given[a], given[b]) for a, b in ids.T.tolist()]
+
+
+@pytest.mark.parametrize(("theta", "kind"), [(0.3, "exact"), (0.25, "nearest"), (1.01, "nearest")])
+def test_nearest_partners(theta: float, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the host: many ties, distances of just θ, empty texts, and such as are longer than a word."""
+    random = np.random.default_rng(0)
+    sides = []
+    for side in range(2):
+        texts = {"".join(random.choice(list("aab ä"), random.integers(1, 6))): None for _ in range(16)}
+        texts |= {"abcdefg" + "x" * side: None, " ": None, "  ": None}
+        texts |= {"ab" * 33 + "c" * n: None for n in range(side, side + 3)}
+        sides.append(by_hand([*(text.encode() for text in texts), b"</s>"], {len(texts)}, eos=len(texts)))
+    method = CDM(k=30, theta=theta, static_map=kind)
+    method.prepare(TokenizerPair(*sides))
+    ours, theirs = (
+        torch.from_numpy(np.stack([random.permutation(len(side))[:k] for _ in range(3)]))
+        for side, k in zip(sides, (13, 11), strict=True)
+    )
+    wanted = contextual(theirs, ours, method.to_student, method.to_teacher, theta)
+    static, _ = contextual(theirs, ours, method.to_student, method.to_teacher, 0.0)
+    monkeypatch.setattr("methods.library.contextual.stays_on_device", lambda where: True)
+    monkeypatch.setattr("methods.library.contextual.warping_for", lambda numbers: warping_triton)
+    found = contextual(theirs, ours, method.to_student, method.to_teacher, theta)
+    assert all(map(torch.equal, found, wanted))
+    assert (found[0] != -1).sum() > (static != -1).sum()
