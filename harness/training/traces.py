@@ -32,7 +32,7 @@ from methods.library.alignment import AlignedResponse, Groups
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TRACED = 4  # responses of a task
+TRACED = 2  # responses of a task: a report shows how a row aligns them, and each takes a second of a CPU
 LONGEST = 200  # tokens of a traced response on the longest side: more is not read, and its logits take memory
 
 
