@@ -187,12 +187,14 @@ def test_no_code_of_a_folder_runs_and_nobody_is_asked(
 
 
 def test_transformers_reads_folders_through_one_function() -> None:
-    """Adapters, which stages store themselves, are peft's to read."""
+    """Adapters, which stages store themselves, are peft's to read; torch's layers read no folder."""
     calls = {}
     for package in ("harness", "methods", "reports", "benchmarks"):
         for path in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             called = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-            if found := sum(node.attr == "from_pretrained" for node in called):
+            if found := sum(
+                node.attr == "from_pretrained" and ast.unparse(node.value) != "nn.Embedding" for node in called
+            ):
                 calls[path.relative_to(ROOT).as_posix()] = found
     assert calls == {"harness/models/load.py": 1, "harness/models/lora.py": 1}

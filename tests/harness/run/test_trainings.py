@@ -83,7 +83,7 @@ def test_a_row_that_diverged_is_no_score_and_never_kept(place: Place, made: list
         assert "after the last step (1)" in report
 
 
-@pytest.mark.parametrize(("rate", "worse"), [(1e-3, False), (3.0, True)])
+@pytest.mark.parametrize(("rate", "worse"), [(1e-3, False), (30.0, True)])
 def test_a_teacher_that_ends_worse_than_it_began_is_told_when_it_is_made(
     rate: float, worse: bool, place: Place
 ) -> None:
