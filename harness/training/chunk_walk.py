@@ -190,7 +190,7 @@ class ChunkWalk:
 
     def _read(self, start: int, stop: int) -> Tensor | None:
         """int64 [rows]: the token that each of these rows of the student has read; None where no method asks."""
-        if not any(Need.EMBEDDINGS in term.method.needs for term in self.objective.terms):
+        if all(teacher.read is None for teacher in self.batch.teachers.values()):
             return None
         return self.batch.input_ids.flatten().index_select(0, self.batch.row_index[start:stop])
 
@@ -238,8 +238,8 @@ class ChunkWalk:
             None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
         if Need.HIDDEN in term.method.needs:
-            read = self.batch.teachers[term.teacher].read[slice(*rows)]
-            teacher = teacher.with_hidden(Hidden(_full(taught), head, read))
+            read = self.batch.teachers[term.teacher].read
+            teacher = teacher.with_hidden(Hidden(_full(taught), head, None if read is None else read[slice(*rows)]))
         return AlignedChunk(student, teacher, span[1] - span[0])
 
 
