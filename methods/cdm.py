@@ -200,9 +200,12 @@ class CDM(Method[CDMOptions]):
         if self.options.pieces == "mean":
             chunk = chunk.of_means()
         found = self._found(chunk)
-        kd = self._divergence(_columns(chunk.student, found.student), _columns(chunk.teacher, found.teacher), found)
+        student, teacher, masked = found.columns()
+        kd = self._divergence(
+            _columns(chunk.student, student), _columns(chunk.teacher, teacher), masked, found.theirs.shape[-1]
+        )
         covered = mass(chunk.teacher.logits, chunk.teacher.index, found.theirs, found.to_student)
-        return LossSums(kd, coverage(found.masked, covered))
+        return LossSums(kd, coverage(masked, covered))
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """Of the logits only the columns compared are read, and of the gradient only theirs is written."""
@@ -223,10 +226,9 @@ class CDM(Method[CDMOptions]):
         to_student, to_teacher = contextual(theirs, ours, self.to_student, self.to_teacher, self.options.theta)
         return _Found(theirs, to_student, ours, to_teacher)
 
-    def _divergence(self, student: Tensor, teacher: Tensor, found: _Found) -> Tensor:
-        """Scalar sum, of logits [positions, columns] of what was found."""
-        tau, k = self.options.temperature, found.theirs.shape[-1]
-        masked = found.masked
+    def _divergence(self, student: Tensor, teacher: Tensor, masked: Tensor, k: int) -> Tensor:
+        """Scalar sum, of logits [positions, columns] of what was found, of which the first k are the teacher's."""
+        tau = self.options.temperature
         student, teacher = (side.masked_fill(masked, MASKED) / tau for side in (student, teacher))
         forward = forward_kl(student[:, :k].log_softmax(-1), teacher[:, :k].log_softmax(-1))
         reverse = reverse_kl(student[:, k:].log_softmax(-1), teacher[:, k:].log_softmax(-1))
@@ -246,20 +248,10 @@ class _Found(NamedTuple):
     ours: Tensor
     to_teacher: Tensor
 
-    @property
-    def student(self) -> Tensor:
-        """int64 [positions, columns]: ids of the student, -1 where one is missing."""
-        return torch.cat([self.to_student, self.ours], -1)
-
-    @property
-    def teacher(self) -> Tensor:
-        """The same of the teacher."""
-        return torch.cat([self.theirs, self.to_teacher], -1)
-
-    @property
-    def masked(self) -> Tensor:
-        """bool [positions, columns], where a partner is missing."""
-        return torch.cat([self.to_student, self.to_teacher], -1) == UNMAPPED
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """[positions, columns]: int64, ids of student and teacher, -1 for none; bool, where one is missing."""
+        student, teacher = torch.cat([self.to_student, self.ours], -1), torch.cat([self.theirs, self.to_teacher], -1)
+        return student, teacher, torch.cat([self.to_student, self.to_teacher], -1) == UNMAPPED
 
 
 def _paired(side: Side, of_rows: Tensor) -> Tensor:

@@ -22,6 +22,14 @@ from methods.library.comparison import log_sum_exp
 
 
 @triton.jit
+def _columns(likeliest, partners, position, k, at):
+    """Which of a position's places there are, the ids at them, and the other side's, -1 for none."""
+    inside, start = at < k, position * k
+    column = tl.load(likeliest + start + at, mask=inside, other=0)
+    return inside, column, tl.load(partners + start + at, mask=inside, other=-1)
+
+
+@triton.jit
 def _log_softmax(row, ids, known, inside, sharpness, masked):
     """Of some columns of a row, those that are not known at a logit of ``masked``; -inf where there is no column."""
     z = tl.where(known, tl.load(row + ids, mask=known, other=0.0).to(tl.float32), masked)
@@ -53,9 +61,7 @@ def mapped_kernel(
     row, other_row = tl.load(rows + position), tl.load(other_rows + position)
     student, teacher, upstream = student + row * stride_s, teacher + other_row * stride_t, upstream + row * stride_u
     at = tl.arange(0, WIDE)
-    inside = at < their_k
-    column = tl.load(theirs + position * their_k + at, mask=inside, other=0)
-    partner = tl.load(to_student + position * their_k + at, mask=inside, other=-1)
+    inside, column, partner = _columns(theirs, to_student, position, their_k, at)
     known = partner >= 0
     log_p = _log_softmax(student, partner, known, inside, sharpness, masked)
     log_q = _log_softmax(teacher, column, known, inside, sharpness, masked)
@@ -66,9 +72,7 @@ def mapped_kernel(
     mass = tl.sum(tl.exp(likely - tl.load(teacher_lse + other_row)), 0)
     missing = tl.sum((inside & (partner < 0)).to(tl.float32), 0)
 
-    inside = at < our_k
-    column = tl.load(ours + position * our_k + at, mask=inside, other=0)
-    mapped = tl.load(to_teacher + position * our_k + at, mask=inside, other=-1)
+    inside, column, mapped = _columns(ours, to_teacher, position, our_k, at)
     counted = mapped >= 0
     log_p = _log_softmax(student, column, counted, inside, sharpness, masked)
     log_q = _log_softmax(teacher, mapped, counted, inside, sharpness, masked)
