@@ -4,16 +4,17 @@
     python benchmarks/memory.py --rows csd "gold top_k"
     python benchmarks/memory.py --eighth                  # of the columns of either side: seconds
 
-Counted is what torch's operators hand over (harness/training/held_memory.py), in bfloat16, with torch standing in for
-the kernels of the cross-entropy, a few rows at a time, and with its sorts; a method's own kernels run on a GPU alone.
-Hidden rows are narrow here: the gradient of a head as wide as the preset's is added to what was counted.
+Counted is what torch's operators hand over (`HeldBytes`), in bfloat16, with torch standing in for the kernels of the
+cross-entropy, a few rows at a time, and with its sorts; a method's own kernels run on a GPU alone. Hidden rows
+are narrow here: the gradient of a head as wide as the preset's is added to what was counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ import torch
 from common import markdown, parsed, trained_tokenizer, write
 from loss import PRESETS, Inputs, Setting, our_training
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness.base.device import chunk_room, rows_in
 from harness.data.chunk_memory import row_bytes
@@ -30,7 +33,6 @@ from harness.data.tokens import STUDENT
 from harness.plan.objectives import ROLE_OF_KIND
 from harness.training import chunk_walk
 from harness.training.chunk_walk import ChunkWalk
-from harness.training.held_memory import HeldBytes
 from methods.base import Method, Need, TeacherKind, registered
 from methods.library import divergences
 from methods.library.closed_form import cross_entropy
@@ -66,6 +68,49 @@ def forms() -> dict[str, tuple[str, dict[str, Any]]]:
         found |= {key: value for key, value in OTHERS.items() if value[0] == name}
         found |= {f"{name} released": (name, {"fidelity": "released"})} if kind.fidelities_differ else {}
     return found
+
+
+class HeldBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts, within, the bytes of all tensors that are made and still referred to.
+
+    Not counted: tensors that were there before, what an operator takes for itself alone while it runs, and numpy's
+    arrays. Tensors that share memory count once.
+
+    Attributes:
+        now, peak: bytes of what was made within; ``peak`` is the most that there were at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(  # Any: torch's own signature
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        given = {_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, Tensor) and _key(each) not in given:
+                self._add(each.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def freed(_: object) -> None:
+            del self._known[key]
+            self.now -= size
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 class Standing:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.training.held_memory import HeldBytes
 from methods.base import Held, registered
 from methods.library.closed_form import with_gradient
 
@@ -59,10 +58,10 @@ def test_a_loss_that_holds_more_than_it_promises_is_noticed(memory: Any, inputs:
     assert found.bytes > 1.1 * found.rows * found.promised
 
 
-def test_bytes_are_those_of_what_is_referred_to() -> None:
+def test_bytes_are_those_of_what_is_referred_to(memory: Any) -> None:
     """By hand: 4,000 bytes, of which two live at once at most, beside a view that takes none."""
     before = torch.ones(1000)
-    with HeldBytes() as held:
+    with memory.HeldBytes() as held:
         first = before.exp()
         second = first[:10]
         assert held.now == 4000
@@ -76,9 +75,9 @@ def test_bytes_are_those_of_what_is_referred_to() -> None:
     assert (held.now, held.peak) == (0, 8000)
 
 
-def test_bytes_of_a_way_back_count() -> None:
+def test_bytes_of_a_way_back_count(memory: Any) -> None:
     leaf = torch.ones(1000, requires_grad=True)
-    with HeldBytes() as held:
+    with memory.HeldBytes() as held:
         value = with_gradient(leaf, leaf.detach().sum(), torch.ones(1000))
         value.backward()
     assert leaf.grad is not None

@@ -89,7 +89,6 @@ BESIDE_RESULTS = {
     "harness/base/stopping.py": "ends a run that is asked to end",
     "harness/tasks/contract.py": "tests a task",
     "harness/training/contract.py": "tests a method",
-    "harness/training/held_memory.py": "counts what tests and benchmarks hold",
     "harness/training/contract_bench.py": "tests a method",
     "methods/__init__.py": "losses for a notebook",
     "methods/base.py": "names what stands elsewhere, where it counts",
