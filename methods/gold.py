@@ -142,7 +142,7 @@ class GOLD(Method[GOLDOptions]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return super().needs | ({Need.WHOLE_RESPONSE} if self._released else set())
+        return super().needs | ({Need.ONE_RESPONSE} if self._released else set())
 
     @property
     def held(self) -> Held:
@@ -206,7 +206,7 @@ class GOLD(Method[GOLDOptions]):
         diagnostics |= sort_error(made.bound, chunk.groups, sort)
         kd, gradient = made.value, made.gradient
         if self._released:
-            kd, gradient = kd / chunk.groups, gradient / chunk.groups
+            kd, gradient = kd / chunk.response_groups, gradient.div_(chunk.response_groups)
         return LossSums.closed(chunk.student.logits, kd, gradient, diagnostics)
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
@@ -214,7 +214,7 @@ class GOLD(Method[GOLDOptions]):
         kernels = kernels_for(upstream, chunk.teacher.logits)
         if kernels is None or self.held_by_kernels is None:
             return None
-        sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.groups if self._released else 1
+        sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.response_groups if self._released else 1
         hybrid = self._hybrid_of(kernels, upstream, chunk.teacher.logits)
         sums = compare_into(
             kernels, *sides, chunk.groups, options.merge, hybrid, upstream, scale * share, exact=sort.is_exact

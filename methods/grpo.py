@@ -72,7 +72,7 @@ class GRPO(Method[GRPOOptions]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        whole = {Need.WHOLE_RESPONSE} if self.normalize == "samples" else set()
+        whole = {Need.ONE_RESPONSE} if self.normalize == "samples" else set()
         return super().needs | {Need.REWARDS} | whole | ({Need.START} if self.options.beta else set())
 
     @property
@@ -99,7 +99,7 @@ class GRPO(Method[GRPOOptions]):
             value = value + self.options.beta * kl
             diagnostics["KL to the start"] = kl.detach().sum(), kl.new_full((), len(kl))
         kd = value.sum()
-        return LossSums(kd / chunk.groups if self.normalize == "samples" else kd, diagnostics)
+        return LossSums(kd / chunk.response_groups if self.normalize == "samples" else kd, diagnostics)
 
     def _realised(self, side: Side) -> Tensor:
         """[members], log-probability of each token that was sampled."""

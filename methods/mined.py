@@ -72,7 +72,7 @@ class MinED(Method[MinEDOptions]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.WHOLE_RESPONSE, Need.ENTROPY} if self._released else ())
+        return frozenset({Need.ONE_RESPONSE, Need.ENTROPY} if self._released else ())
 
     @property
     def held(self) -> Held:
@@ -216,7 +216,7 @@ class MinED(Method[MinEDOptions]):
         a = z.index_select(1, partners.clamp(0, len(partners) - 1)).masked_fill(~mapped, MASKED)
         positions = z.new_full((), len(z))
         return LossSums(
-            released_divergence(z, a, self.options.temperature),
+            released_divergence(z, a, self.options.temperature, chunk.response_groups),
             diagnostics={
                 "columns masked": (positions * (~mapped).sum(), positions * len(partners)),
                 "teacher mass covered": ((z.softmax(-1) * mapped).sum(), positions),

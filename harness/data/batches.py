@@ -13,6 +13,7 @@ from harness.data.chunks import (
     TEACHER_ROWS,
     Layout,
     OnDevice,
+    Responses,
     TermBatch,
     row_bounds,
     row_positions,
@@ -256,9 +257,14 @@ class Collator:
             tuple(tokens["student"]),
             tuple(tokens["teacher"]),
             self.chunk_rows,
-            self.whole_responses,
+            self._responses,
             tuple(Need.ROW_BEFORE in term.method.needs for term in self.terms),
         )
+
+    @property
+    def _responses(self) -> Responses:
+        apart = any(Need.ONE_RESPONSE in term.method.needs for term in self.terms)
+        return "whole" if self.whole_responses else "apart" if apart else "any"
 
     @property
     def whole_responses(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ import torch
 from harness.data.tokens import SideTokens
 from methods.base import Rows
 from methods.library.alignment import Groups, IntArray
+
+Responses = Literal["any", "apart", "whole"]
 
 
 class OnDevice:
@@ -60,6 +62,7 @@ class TermBatch(OnDevice):
         slices: for each chunk, (student members, teacher members, groups, teacher rows) as (start, stop) pairs.
         in_order: for each chunk, whether (student, teacher) members are its rows in their order.
         groups: number of groups.
+        within: for each chunk, the number of groups in the response of its first row.
         teacher_weight: float64 [teacher members] or None, see :class:`Groups`.
         notes: what the alignment says of itself, summed over the batch.
     """
@@ -73,6 +76,7 @@ class TermBatch(OnDevice):
     slices: list[tuple[tuple[int, int], ...]]
     in_order: list[tuple[bool, bool]]
     groups: int
+    within: list[int]
     teacher_weight: torch.Tensor | None = None
     notes: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -87,7 +91,7 @@ class Layout:
         student_tokens, teacher_tokens: for each term, int64 [rows]: the response token that a member of a group in
             that row is, or -100.
         chunk_rows: the most student rows in a chunk, unless one group or response needs more.
-        whole: whether every chunk is one response.
+        responses: whether each chunk is one response ("whole"), within one ("apart"), or has rows of any ("any").
         before: for each term, whether it reads the row before its groups; then chunks within a response begin with the
             last row of those that they follow.
     """
@@ -98,18 +102,20 @@ class Layout:
     student_tokens: tuple[IntArray, ...]
     teacher_tokens: tuple[IntArray, ...]
     chunk_rows: int
-    whole: bool
+    responses: Responses
     before: tuple[bool, ...]
 
     def place(self, groups: Sequence[Sequence[Groups]]) -> tuple[list[tuple[int, int]], list[TermBatch]]:
         """Chunks of the batch and the groups of each term in them; ``groups[k][i]`` are term k's of example i."""
         terms = [self._join(number, parts) for number, parts in enumerate(groups)]
         overlap = any(self.before)
-        chunks = chunk_bounds(self.starts, terms, max(self.chunk_rows - overlap, 1), self.whole)
+        chunks = chunk_bounds(self.starts, terms, max(self.chunk_rows - overlap, 1), self.responses)
         if overlap:
             chunks = [(start if start in self.starts else start - 1, stop) for start, stop in chunks]
-        own = zip(terms, self.student_tokens, self.teacher_tokens, self.before, strict=True)
-        return chunks, [slice_term(term, chunks, ours, theirs, before) for term, ours, theirs, before in own]
+        responses = [int(np.searchsorted(self.starts, start, side="right")) - 1 for start, _ in chunks]
+        within = [[parts[response].count for response in responses] for parts in groups]
+        own = zip(terms, within, self.student_tokens, self.teacher_tokens, self.before, strict=True)
+        return chunks, [slice_term(term, chunks, of, ours, theirs, before) for term, of, ours, theirs, before in own]
 
     def _join(self, term: int, parts: Sequence[Groups]) -> Groups:
         """The groups of one term over the whole batch, members as row numbers of the batch."""
@@ -187,21 +193,21 @@ def row_tokens(kind: Rows, side: SideTokens, window: Rows) -> IntArray:
     return targets if kind is Rows.PREDICTING else np.concatenate([[-100], targets[:-1]])
 
 
-def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bool) -> list[tuple[int, int]]:
+def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, responses: Responses) -> list[tuple[int, int]]:
     """Cut the rows of a batch into contiguous chunks that no group straddles.
 
     Args:
         starts: int64 [batch + 1], where each example's rows start.
         terms: the groups of each term, members as row numbers of the batch.
         most: rows in a chunk, unless one group needs more.
-        whole: whether every chunk is one response.
+        responses: as of :class:`Layout`.
 
     Returns:
         (start, stop) of each chunk; together they cover all rows.
     """
     rows = int(starts[-1])
     allowed = np.ones(rows + 1, dtype=bool)  # allowed[r]: a chunk may end before row r
-    if whole:
+    if responses == "whole":
         allowed[:] = False
         allowed[starts] = True
     for groups in terms:
@@ -215,16 +221,19 @@ def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, whole: bo
             np.add.at(inside, last + 1, -1)
             allowed &= np.cumsum(inside)[: rows + 1] == 0
     cuts = np.flatnonzero(allowed)
-    bounds = [0]
+    bounds, ends = [0], starts[-1:] if responses == "any" else starts
     while bounds[-1] < rows:
-        within = cuts[(cuts > bounds[-1]) & (cuts <= bounds[-1] + (0 if whole else most))]
-        bounds.append(int(within[-1]) if within.size else int(cuts[cuts > bounds[-1]][0]))
+        start = bounds[-1]
+        furthest = min(start + (0 if responses == "whole" else most), int(ends[ends > start][0]))
+        within = cuts[(cuts > start) & (cuts <= furthest)]
+        bounds.append(int(within[-1]) if within.size else int(cuts[cuts > start][0]))
     return list(pairwise(bounds))
 
 
 def slice_term(
     groups: Groups,
     chunks: Sequence[tuple[int, int]],
+    within: list[int],
     student_tokens: IntArray,
     teacher_tokens: IntArray,
     before: bool = False,
@@ -232,6 +241,7 @@ def slice_term(
     """Sort a batch's groups by chunk and make member indices relative to their chunk's first row.
 
     Args:
+        within: as of :class:`TermBatch`.
         student_tokens, teacher_tokens: int64 [rows], the response token that a member in each row is.
         before: whether the teacher's rows of a chunk begin one before the first member.
     """
@@ -269,6 +279,7 @@ def slice_term(
         slices,
         in_order,
         groups.count,
+        within,
         None if groups.teacher_weight is None else torch.from_numpy(groups.teacher_weight[teacher_order]),
         dict(groups.notes),
     )

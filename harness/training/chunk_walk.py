@@ -240,7 +240,7 @@ class ChunkWalk:
         if Need.HIDDEN in term.method.needs:
             read = self.batch.teachers[term.teacher].read
             teacher = teacher.with_hidden(Hidden(_full(taught), head, None if read is None else read[slice(*rows)]))
-        return AlignedChunk(student, teacher, span[1] - span[0])
+        return AlignedChunk(student, teacher, span[1] - span[0], groups.within[number])
 
 
 class _Leaves:
@@ -284,10 +284,10 @@ def _sums(
     # Losses without a gradient of their own differentiate to the logits, or to the hidden rows, no further.
     with torch.enable_grad():
         if Need.HIDDEN not in method.needs:
-            return method.loss(AlignedChunk(student, teacher, chunk.groups))
+            return method.loss(replace(chunk, student=student, teacher=teacher))
         with torch.autocast(full.raw.device.type, enabled=False):  # of products, only those with heads run in bf16
             student = student.with_hidden(Hidden(full.hidden, full.head, full.read))
-            return method.loss(AlignedChunk(student, teacher, chunk.groups))
+            return method.loss(replace(chunk, student=student, teacher=teacher))
 
 
 def _through_head(

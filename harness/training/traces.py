@@ -158,7 +158,14 @@ class Tracer:
             alone = replace(
                 batch,
                 chunks=[(start, stop)],
-                terms=[replace(part, slices=[part.slices[number]], in_order=[part.in_order[number]])],
+                terms=[
+                    replace(
+                        part,
+                        slices=[part.slices[number]],
+                        in_order=[part.in_order[number]],
+                        within=[part.within[number]],
+                    )
+                ],
             )
             walk = ChunkWalk(objective, ours, {term.teacher: theirs}, {term.teacher: teacher}, alone, [1.0, 1.0])
             weights = [ours.weight] if ours.bias is None else [ours.weight, ours.bias]

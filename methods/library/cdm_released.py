@@ -90,19 +90,21 @@ def released_loss(
     p = torch.cat([of_teacher[:, :k], of_student[:, k:]], -1).masked_fill(masked | (own == 0), MASKED)
     q = torch.cat([of_student[:, :k], of_teacher[:, k:]], -1).masked_fill(masked, MASKED)
     every = torch.arange(len(teacher), device=teacher.device)
-    return LossSums(released_divergence(p, q, tau), coverage(masked, mass(teacher, every, theirs, there)))
+    kd = released_divergence(p, q, tau, chunk.response_groups)
+    return LossSums(kd, coverage(masked, mass(teacher, every, theirs, there)))
 
 
-def released_divergence(p: Tensor, q: Tensor, tau: float) -> Tensor:
-    """Mean over the elements of P (τ² log P - Q), P = softmax(p), Q = log softmax(q / τ), as in the authors' code.
+def released_divergence(p: Tensor, q: Tensor, tau: float, positions: int) -> Tensor:
+    """What a chunk gives to the mean over the elements of P (τ² log P - Q), P = softmax(p), Q = log softmax(q / τ).
 
-    One softmax runs over the columns of both directions; τ divides one side only.
+    As in the authors' code. One softmax runs over the columns of both directions; τ divides one side only.
 
     Args:
-        p, q: logits [positions, columns].
+        p, q: logits [positions of the chunk, columns].
+        positions: of the response.
     """
     log_p, log_q = p.log_softmax(-1), (q / tau).log_softmax(-1)
-    return (log_p.exp() * (tau**2 * log_p - log_q)).sum() / p.numel()
+    return (log_p.exp() * (tau**2 * log_p - log_q)).sum() / (positions * p.shape[-1])
 
 
 def map_of_response(source: Tensor, target: Tensor, direction: Direction, theta: float) -> Tensor:

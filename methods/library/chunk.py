@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -230,11 +230,19 @@ class AlignedChunk:
         student: rows with gradient. Rows outside every group may stand between the members.
         teacher: rows without gradient.
         groups: number of groups in the chunk.
+        within: number of groups in the response of the chunk, where the method asks for ``Need.ONE_RESPONSE``; None:
+            all of them are in the chunk.
     """
 
     student: Side
     teacher: Side
     groups: int
+    within: int | None = None
+
+    @property
+    def response_groups(self) -> int:
+        """What a mean over the groups of the chunk's response divides by, for a method with ``Need.ONE_RESPONSE``."""
+        return self.groups if self.within is None else self.within
 
     @classmethod
     def of(
@@ -270,7 +278,7 @@ class AlignedChunk:
             Side(side.mean_logits(self.groups), nothing, number, number, nothing, True)
             for side in (self.student, self.teacher)
         )
-        return AlignedChunk(student, teacher, self.groups)
+        return replace(self, student=student, teacher=teacher)
 
     def paired_over_shared_columns(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Paired log-probabilities of student and teacher over one vocabulary, both [members, columns].

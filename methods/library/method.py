@@ -53,8 +53,11 @@ class Rows(enum.Enum):
 class Need(enum.Enum):
     """What a method asks of the engine beyond the rows of a chunk."""
 
+    ONE_RESPONSE = "one response"
+    """No chunk has rows of two responses, so that means over a response can be taken piece by piece, with
+    :attr:`AlignedChunk.response_groups`."""
     WHOLE_RESPONSE = "whole response"
-    """Every chunk is one response, so that a method can take means over it."""
+    """Every chunk is one response, whatever memory that takes."""
     ROW_BEFORE = "row before"
     """Chunks begin, on both sides, one row before the first that a group has; for groups of :attr:`Rows.AFTER`.
 

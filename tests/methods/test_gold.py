@@ -417,7 +417,7 @@ def test_released_means_what_trl_does_and_explicit_options_win() -> None:
     released = GOLD(fidelity="released")
     assert (released.options.merge, released.options.match, released.options.beta) == ("observed", "string", 0.5)
     assert (released.rows, released.normalize) == (Rows.AFTER, "samples")
-    assert released.needs == {Need.WHOLE_RESPONSE}
+    assert released.needs == {Need.ONE_RESPONSE}
     described = GOLD()
     assert (described.options.merge, described.options.match) == ("bayesian", "bytes")
     assert (described.rows, described.normalize, described.needs) == (Rows.PREDICTING, "tokens", frozenset())

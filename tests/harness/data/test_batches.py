@@ -192,20 +192,22 @@ def test_tokenizers_that_cannot_be_used_say_why() -> None:
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
+NEEDS = [None, Need.ONE_RESPONSE, Need.WHOLE_RESPONSE]
+
 
 class Means(Method):
     """KD = Σ over groups of the squared distance of mean rows: any overlapping, crossing or n-m groups will do."""
 
     name, paper, teacher, summary = "means", "a test", TeacherKind.CROSS_TOKENIZER, "a test"
 
-    def __init__(self, rows: Rows = Rows.PREDICTING, whole: bool = False) -> None:
+    def __init__(self, rows: Rows = Rows.PREDICTING, need: Need | None = None) -> None:
         super().__init__()
-        self._rows, self._whole = rows, whole
+        self._rows, self._need = rows, need
         self.seen: list[tuple[list[int], list[int]]] = []
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.WHOLE_RESPONSE}) if self._whole else frozenset()
+        return frozenset() if self._need is None else frozenset({self._need})
 
     @property
     def rows(self) -> Rows:
@@ -278,11 +280,11 @@ def naive(first: int) -> float:
 
 @pytest.mark.parametrize("chunk_rows", [1, 2, 3, 5, 8, 1000])
 @pytest.mark.parametrize(("rows", "first"), [(Rows.PREDICTING, -1), (Rows.AFTER, 0)])
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("need", NEEDS)
 def test_tangled_groups_give_one_loss_for_every_chunk_size(
-    chunk_rows: int, rows: Rows, first: int, whole: bool
+    chunk_rows: int, rows: Rows, first: int, need: Need | None
 ) -> None:
-    method = Means(rows, whole)
+    method = Means(rows, need)
     batch = collate(method, chunk_rows=chunk_rows, padding_side="left" if chunk_rows == 5 else "right")
     parts = distil(method, batch)
     groups = sum(one.groups[0].count for one in aligned())
@@ -290,7 +292,7 @@ def test_tangled_groups_give_one_loss_for_every_chunk_size(
     assert float(parts.diagnostics["groups"][0]) == groups == batch.terms[0].groups == float(batch.counts[2])
     largest = max(stop - start for start, stop in batch.chunks)
     longest = max(one.example.sides[STUDENT].response.size for one in aligned()) + (rows is Rows.AFTER)
-    assert largest <= max(chunk_rows, longest if whole else 3)  # the tangles are three rows long
+    assert largest <= max(chunk_rows, longest if need is Need.WHOLE_RESPONSE else 3)  # the tangles are three rows long
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 4, 1000])
@@ -318,7 +320,7 @@ def test_rows_after_consumption_predict_the_next_token_or_nothing() -> None:
 
 @pytest.mark.parametrize("chunk_rows", [1, 30, 1000])
 def test_a_whole_response_is_one_chunk(chunk_rows: int) -> None:
-    batch = collate(Means(whole=True), chunk_rows=chunk_rows)
+    batch = collate(Means(need=Need.WHOLE_RESPONSE), chunk_rows=chunk_rows)
     sizes = [one.example.sides[STUDENT].response.size for one in aligned()]
     borders = {0, *np.cumsum(sizes).tolist()}
     assert {border for chunk in batch.chunks for border in chunk} <= borders
@@ -414,12 +416,12 @@ def random_examples(draw: st.DrawFn) -> list[AlignedExample]:
 
 
 @settings(deadline=None)
-@given(random_examples(), st.integers(1, 12), st.sampled_from(list(Rows)), st.booleans())
+@given(random_examples(), st.integers(1, 12), st.sampled_from(list(Rows)), st.sampled_from(NEEDS))
 def test_chunks_cover_every_row_once_and_keep_every_group_whole(
-    examples: list[AlignedExample], chunk_rows: int, rows: Rows, whole: bool
+    examples: list[AlignedExample], chunk_rows: int, rows: Rows, need: Need | None
 ) -> None:
     """Whatever the groups: unsorted, overlapping, repeated or none."""
-    batch = collate(Means(rows, whole), examples, chunk_rows=chunk_rows)
+    batch = collate(Means(rows, need), examples, chunk_rows=chunk_rows)
     assert [start for start, _ in batch.chunks] == [0, *(stop for _, stop in batch.chunks[:-1])]
     assert batch.chunks[-1][1] == batch.row_index.numel() == batch.targets.numel()
     assert all(stop > start for start, stop in batch.chunks)
@@ -430,6 +432,14 @@ def test_chunks_cover_every_row_once_and_keep_every_group_whole(
         members = batch.terms[0].student_index[slice(*s)].tolist()
         assert all(0 <= member < stop - start for member in members)
         assert in_order == (members == list(range(stop - start)))
+    if need is not None:
+        of_row = [
+            place for place, one in enumerate(examples) for _ in range(*row_bounds(one.example.sides[STUDENT], rows))
+        ]
+        responses = [set(of_row[start:stop]) for start, stop in batch.chunks]
+        assert [[examples[place].groups[0].count for place in places] for places in responses] == [
+            [count] for count in batch.terms[0].within
+        ]
 
 
 def _collated_groups(batch: Batch) -> list[tuple[list[int], list[int]]]:
