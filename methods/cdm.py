@@ -40,7 +40,7 @@ from methods.base import (
     register,
 )
 from methods.library.alignment import AlignedResponse, Groups, IntArray, first_members, group_bytes
-from methods.library.cdm_released import released_groups, released_loss, turned
+from methods.library.cdm_released import maps_of_response, released_groups, released_loss, turned
 from methods.library.contextual import (
     MASKED,
     Direction,
@@ -98,7 +98,7 @@ class CDM(Method[CDMOptions]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        needed = {Need.WHOLE_RESPONSE} if self._released else set()
+        needed = {Need.ONE_RESPONSE, Need.SURVEY} if self._released else set()
         return frozenset(needed | ({Need.ENTROPY} if self.options.alignment == "dtw" else set()))
 
     @property
@@ -195,8 +195,7 @@ class CDM(Method[CDMOptions]):
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         if self._released:
-            options = self.options
-            return released_loss(chunk, self.to_student, self.to_teacher, options.k, options.theta, options.temperature)
+            return released_loss(chunk, self.survey(chunk), self.known(chunk), self.options.temperature)
         if self.options.pieces == "mean":
             chunk = chunk.of_means()
         found = self._found(chunk)
@@ -206,6 +205,17 @@ class CDM(Method[CDMOptions]):
         )
         covered = mass(chunk.teacher.logits, chunk.teacher.index, found.theirs, found.to_student)
         return LossSums(kd, coverage(masked, covered))
+
+    def survey(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor]:
+        """Of the released form: int64 [groups, k], the likeliest tokens of student and teacher."""
+        sides = (chunk.student, self.to_teacher), (chunk.teacher, self.to_student)
+        ours, theirs = (likeliest(side.mean_logits(chunk.groups), known, self.options.k) for side, known in sides)
+        return ours, theirs
+
+    def conclude(self, surveys: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The released form's maps of a response, to the student and to the teacher."""
+        ours, theirs = (torch.cat(parts) for parts in zip(*surveys, strict=True))
+        return maps_of_response(ours, theirs, self.to_student, self.to_teacher, self.options.theta)
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """Of the logits only the columns compared are read, and of the gradient only theirs is written."""

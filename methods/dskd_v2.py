@@ -72,8 +72,8 @@ class DSKDv2(Method[DSKDv2Options]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        whole = {Need.WHOLE_RESPONSE} if self._released else set()
-        return super().needs | {Need.HIDDEN} | whole
+        means = {Need.ONE_RESPONSE, Need.SURVEY} if self._released else set()
+        return super().needs | {Need.HIDDEN} | means
 
     @property
     def held(self) -> Held:
@@ -121,13 +121,12 @@ class DSKDv2(Method[DSKDv2Options]):
         return Groups.one_to_one(*pairs)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        tau, labels = self.options.temperature, self.tables.on(chunk.student.logits.device)["labels"]
-        label = labels[chunk.teacher.logits[:, : len(labels)].argmax(-1)[chunk.teacher.index]]
-        has_label = label != UNMAPPED
-        projected = self._through_student(chunk)
-        agrees = (projected.argmax(-1) == label) & has_label
+        tau = self.options.temperature
+        label, projected = self._labels(chunk), self._through_student(chunk)
+        has_label, agrees = _counted(label, projected)
         of_label = nn.functional.cross_entropy(projected, label, ignore_index=UNMAPPED, reduction="none")
-        student, teacher, every = chunk.student, chunk.teacher, torch.arange(chunk.groups, device=label.device)
+        student, teacher = chunk.student, chunk.teacher
+        every = torch.arange(chunk.groups, device=label.device)
         in_student = forward_kl_towards(
             student.logits, student.index, projected.detach(), every, agrees.to(projected.dtype), tau
         )
@@ -136,7 +135,8 @@ class DSKDv2(Method[DSKDv2Options]):
         parts = torch.stack([of_label.sum(), in_student, in_teacher])
         known, agreeing = has_label.sum().to(parts.dtype), agrees.sum().to(parts.dtype)
         if self._released:
-            parts = parts / torch.stack([known, agreeing, known]).clamp_min(1)
+            over, over_agreeing = (known, agreeing) if chunk.known is None else chunk.known.to(parts.dtype).unbind()
+            parts = parts / torch.stack([over, over_agreeing, over]).clamp_min(1)
         pairs = known.new_full((), chunk.groups)
         return LossSums(
             parts.sum(),
@@ -146,6 +146,19 @@ class DSKDv2(Method[DSKDv2Options]):
                 "projection agrees": (agreeing, known),
             },
         )
+
+    def survey(self, chunk: AlignedChunk) -> Tensor:
+        """int64 [2]: how many tokens have a label, and at how many what was projected finds it."""
+        return torch.stack([which.sum() for which in _counted(self._labels(chunk), self._through_student(chunk))])
+
+    def conclude(self, surveys: Sequence[Tensor]) -> Tensor:
+        """The same of a response: over how many tokens the parts of the released form are means."""
+        return torch.stack([*surveys]).sum(0)
+
+    def _labels(self, chunk: AlignedChunk) -> Tensor:
+        """int64 [groups], y of each, -1 where the student has no such token."""
+        labels = self.tables.on(chunk.student.logits.device)["labels"]
+        return labels[chunk.teacher.logits[:, : len(labels)].argmax(-1)[chunk.teacher.index]]
 
     def _through_student(self, chunk: AlignedChunk) -> Tensor:
         """[groups, vocabulary]: logits that the student's head gives the teacher's rows, by P."""
@@ -165,6 +178,12 @@ class DSKDv2(Method[DSKDv2Options]):
             return theirs.logits(rows)
         made, bias = theirs.products(rows), theirs.head.bias
         return made if bias is None else made + bias
+
+
+def _counted(label: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+    """bool [groups] each: whether there is a label, and whether what was projected finds it."""
+    has_label = label != UNMAPPED
+    return has_label, (projected.argmax(-1) == label) & has_label
 
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:

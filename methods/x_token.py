@@ -24,6 +24,7 @@ responses. What the code's script adds to W (a second pass, likeness of special 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -72,7 +73,7 @@ class XToken(Method[XTokenOptions]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.WHOLE_RESPONSE} if self._released else ())
+        return frozenset({Need.ONE_RESPONSE, Need.SURVEY} if self._released else ())
 
     @property
     def held(self) -> Held:
@@ -111,7 +112,17 @@ class XToken(Method[XTokenOptions]):
         kd = self.options.temperature**2 * forward_kl(p, q).sum()
         groups = kd.new_full((), chunk.groups)
         covered = (q.exp() * (p.exp() > _LEAST)).sum().detach()
-        return LossSums(kd / chunk.groups if self._released else kd, {"teacher mass covered": (covered, groups)})
+        kd = kd / chunk.response_groups if self._released else kd
+        return LossSums(kd, {"teacher mass covered": (covered, groups)})
+
+    def survey(self, chunk: AlignedChunk) -> Tensor:
+        """[vocabulary], the largest logit of each of the teacher's columns."""
+        return chunk.teacher.paired_logits().amax(0)
+
+    def conclude(self, surveys: Sequence[Tensor]) -> Tensor:
+        """int64 [columns], those with the largest logit anywhere in the response."""
+        largest = torch.stack([*surveys]).amax(0)
+        return largest.topk(min(self.options.columns, len(largest))).indices
 
     def _described_rows(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor]:
         """Log-masses [groups, columns] of student and teacher, over each group's own columns."""
@@ -124,10 +135,9 @@ class XToken(Method[XTokenOptions]):
 
     def _released_rows(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor]:
         """The same over one set of columns for the whole response; the teacher's are means of logs."""
-        tau, teacher = self.options.temperature, chunk.teacher
-        largest = teacher.logits.index_select(0, teacher.index).amax(0)
-        columns = largest.topk(min(self.options.columns, len(largest))).indices
-        ours = self._projected(_means(chunk.student, chunk.student.log_probs(tau).exp(), chunk.groups), len(largest))
+        tau, teacher, width = self.options.temperature, chunk.teacher, chunk.teacher.logits.shape[-1]
+        columns = self.known(chunk)
+        ours = self._projected(_means(chunk.student, chunk.student.log_probs(tau).exp(), chunk.groups), width)
         ours = ours.index_select(1, columns)
         p = (ours / (ours.sum(-1, keepdim=True) + _LEAST) + _LEAST).log()
         return p, _means(teacher, teacher.over_columns(columns).log_probs(tau), chunk.groups)

@@ -62,7 +62,7 @@ class TermBatch(OnDevice):
         slices: for each chunk, (student members, teacher members, groups, teacher rows) as (start, stop) pairs.
         in_order: for each chunk, whether (student, teacher) members are its rows in their order.
         groups: number of groups.
-        within: for each chunk, the number of groups in the response of its first row.
+        within: for each chunk, the number of the response of its first row, and how many groups that has.
         teacher_weight: float64 [teacher members] or None, see :class:`Groups`.
         notes: what the alignment says of itself, summed over the batch.
     """
@@ -76,9 +76,16 @@ class TermBatch(OnDevice):
     slices: list[tuple[tuple[int, int], ...]]
     in_order: list[tuple[bool, bool]]
     groups: int
-    within: list[int]
+    within: list[tuple[int, int]]
     teacher_weight: torch.Tensor | None = None
     notes: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def pieces(self, number: int) -> list[int]:
+        """The chunks of a response, where it begins with this one and has groups; else none."""
+        response, groups = self.within[number]
+        if not groups or (number and self.within[number - 1][0] == response):
+            return []
+        return [each for each, (other, _) in enumerate(self.within) if other == response]
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Layout:
         if overlap:
             chunks = [(start if start in self.starts else start - 1, stop) for start, stop in chunks]
         responses = [int(np.searchsorted(self.starts, start, side="right")) - 1 for start, _ in chunks]
-        within = [[parts[response].count for response in responses] for parts in groups]
+        within = [[(response, parts[response].count) for response in responses] for parts in groups]
         own = zip(terms, within, self.student_tokens, self.teacher_tokens, self.before, strict=True)
         return chunks, [slice_term(term, chunks, of, ours, theirs, before) for term, of, ours, theirs, before in own]
 
@@ -233,7 +240,7 @@ def chunk_bounds(starts: IntArray, terms: Sequence[Groups], most: int, responses
 def slice_term(
     groups: Groups,
     chunks: Sequence[tuple[int, int]],
-    within: list[int],
+    within: list[tuple[int, int]],
     student_tokens: IntArray,
     teacher_tokens: IntArray,
     before: bool = False,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.data.batches import Batch
 from harness.models.heads import LOW_PRECISION, Head
+from harness.training.head_gradient import add_through_head
 from harness.training.objective import LossParts, Objective
 from harness.training.rollout_share import ACCEPTED, accepted, follows_acceptance
 from methods.base import AlignedChunk, Hidden, LossSums, Method, Need, Side
@@ -68,14 +71,38 @@ class ChunkWalk:
         gradients += [_accumulator(p) if want else None for p, want in zip(parameters, wanted[1:], strict=True)]
         total = _Sums(rows.device, self.batch)
         precision = torch.float32 if head.weight.dtype in LOW_PRECISION else head.weight.dtype
+        self._known: dict[int, Any] = {}
         self._ce_scale = rows.new_full((), self.objective.ce_weight / self.divisors[0], dtype=precision)
         with compiling(self.compiled):
             for number in range(len(self.batch.chunks)):
+                self._survey(number, rows, head, teachers)
                 self._through_chunk(
                     number, rows, head, teachers, own, gradients[: 1 + of_head], gradients[1 + of_head :], total
                 )
         cast = [None if g is None else g.to(like.dtype) for g, like in zip(gradients, [rows, *parameters], strict=True)]
         return total.parts(self.objective, self.divisors, self.scales), cast
+
+    @torch.no_grad()
+    def _survey(self, number: int, rows: Tensor, head: Head, teachers: dict[str, Head]) -> None:
+        """Where a response begins: what losses must know of all its chunks."""
+        for k, (term, groups) in enumerate(zip(self.objective.terms, self.batch.terms, strict=True)):
+            if Need.SURVEY not in term.method.needs or not (pieces := groups.pieces(number)):
+                continue
+            self._known[k] = None
+            if len(pieces) > 1:
+                surveys = [self._surveyed(k, each, rows, head, teachers) for each in pieces]
+                self._known[k] = term.method.conclude([each for each in surveys if each is not None])
+
+    def _surveyed(self, k: int, number: int, rows: Tensor, head: Head, teachers: dict[str, Head]) -> Any:
+        """What a method says of one chunk; None where the chunk has no group."""
+        method, (start, stop) = self.objective.terms[k].method, self.batch.chunks[number]
+        logits = head.logits(rows[start:stop].to(head.weight.dtype))
+        chunk = self._aligned(k, number, logits, self._targets(number), teachers)
+        if chunk is None:
+            return None
+        leaves = _Leaves(logits, rows[start:stop], head, self._read(start, stop))
+        with _precision_of(method, rows.device):
+            return method.survey(_by_torch(method, chunk, leaves))
 
     def _through_chunk(
         self,
@@ -102,7 +129,7 @@ class ChunkWalk:
         upstream = self._chunk(number, leaves, teachers, own, of_own, total)
         if any(gradient is not None for gradient in of_head):
             with torch.no_grad():
-                _through_head(head, piece, logits, upstream, of_head, start)
+                add_through_head(head, piece, logits, upstream, of_head, start)
                 if of_head[0] is not None and leaves.at_hidden is not None:
                     of_head[0][start:stop] += leaves.at_hidden.to(rows.dtype)
 
@@ -240,7 +267,7 @@ class ChunkWalk:
         if Need.HIDDEN in term.method.needs:
             read = self.batch.teachers[term.teacher].read
             teacher = teacher.with_hidden(Hidden(_full(taught), head, None if read is None else read[slice(*rows)]))
-        return AlignedChunk(student, teacher, span[1] - span[0], groups.within[number])
+        return AlignedChunk(student, teacher, span[1] - span[0], groups.within[number][1], self._known.get(k))
 
 
 class _Leaves:
@@ -280,40 +307,23 @@ def _sums(
             sums = method.loss_into(chunk, lse, upstream, share)
         if sums is not None:
             return sums
-    student, teacher = chunk.student.with_logits(full.logits), chunk.teacher.with_logits(_full(chunk.teacher.logits))
     # Losses without a gradient of their own differentiate to the logits, or to the hidden rows, no further.
-    with torch.enable_grad():
-        if Need.HIDDEN not in method.needs:
-            return method.loss(replace(chunk, student=student, teacher=teacher))
-        with torch.autocast(full.raw.device.type, enabled=False):  # of products, only those with heads run in bf16
-            student = student.with_hidden(Hidden(full.hidden, full.head, full.read))
-            return method.loss(replace(chunk, student=student, teacher=teacher))
+    with torch.enable_grad(), _precision_of(method, full.raw.device):
+        return method.loss(_by_torch(method, chunk, full))
 
 
-def _through_head(
-    head: Head, rows: Tensor, logits: Tensor, upstream: Tensor, gradients: Sequence[Tensor | None], start: int
-) -> None:
-    """Add a chunk's share to the gradients of rows, weight and bias; the gradient at the logits is overwritten."""
-    at_linear = head.at_linear(upstream, logits.detach())
-    low = at_linear.to(rows.dtype)
-    of_rows, of_weight, *of_bias = gradients
-    if of_rows is not None:
-        _add_product(of_rows[start : start + len(rows)], low, head.weight)
-    if of_weight is not None:
-        _add_product(of_weight, low.T, rows)
-    for gradient in of_bias:
-        if gradient is not None:
-            gradient.add_(at_linear.sum(0))
+def _by_torch(method: Method, chunk: AlignedChunk, full: _Leaves) -> AlignedChunk:
+    """A chunk as losses without kernels take it."""
+    student, teacher = chunk.student.with_logits(full.logits), chunk.teacher.with_logits(_full(chunk.teacher.logits))
+    if Need.HIDDEN in method.needs:
+        student = student.with_hidden(Hidden(full.hidden, full.head, full.read))
+    return replace(chunk, student=student, teacher=teacher)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a product, inside of it where the device can: no second matrix of [vocabulary, hidden]."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    elif total.device.type == "cuda" and hasattr(torch.ops.aten.addmm, "dtype_out"):
-        torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
-    else:
-        total.add_(left @ right)
+def _precision_of(method: Method, device: torch.device) -> AbstractContextManager[object]:
+    """Of hidden rows' products, only those with heads run in bf16."""
+    own = Need.HIDDEN in method.needs
+    return torch.autocast(device.type, enabled=False) if own else nullcontext()
 
 
 class _Sums:

@@ -2,7 +2,7 @@
 
 Chen et al., arXiv 2502.11104. Both take means of logits over nested lists of tokens, after the tokens are consumed, and
 a mean over elements with τ on one side only; CDM's map counts for a whole response. What else the code does that the
-paper does not say stands at :func:`released_loss`.
+paper does not say stands at :func:`maps_of_response`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from methods.library.alignment import AlignedResponse, Groups, IntArray
 from methods.library.chunk import AlignedChunk, LossSums
-from methods.library.contextual import MASKED, Direction, FloatArray, coverage, likeliest, mass, near_pairs, on_device
+from methods.library.contextual import MASKED, Direction, FloatArray, coverage, mass, near_pairs, on_device
 from methods.library.maps import UNMAPPED, VocabularyMap
 from methods.library.warping import EditCosts, path_notes, warp_all
 
@@ -59,29 +59,41 @@ def nested_means(teacher: IntArray, student: IntArray, notes: dict[str, tuple[fl
     )
 
 
-def released_loss(
-    chunk: AlignedChunk, to_student: Direction, to_teacher: Direction, k: int, theta: float, tau: float
-) -> LossSums:
-    """What the authors' code compares over one response.
+def maps_of_response(
+    ours: Tensor, theirs: Tensor, to_student: Direction, to_teacher: Direction, theta: float
+) -> tuple[Tensor, Tensor]:
+    """int64 [size] of either vocabulary: the partners of its tokens in one response, -1 where there is none.
 
-    Faults of its map: id 0 means unmapped, on both sides; ids of source tokens without a static partner are taken
-    out of the target's candidates, by number; the nearest token of the last position that finds one counts for
-    the whole response; tokens that the first direction leaves unmapped can't be found by the second; several
+    Faults of these maps in the authors' code: id 0 means unmapped, on both sides; ids of source tokens without a static
+    partner are taken out of the target's candidates, by number; the nearest token of the last position that finds one
+    counts for the whole response; tokens that the first direction leaves unmapped can't be found by the second; several
     tokens may share a partner; two tokens of spaces alone are the nearest of all. Two details differ: of equal
     distances the likeliest candidate's counts, where the code follows the order of a Python set; and a masked
     token, whose id reads 0, is compared by the text of id 0, where the code keeps its own.
 
     Args:
+        ours, theirs: int64 [positions, k], the likeliest tokens of student and teacher.
         to_student, to_teacher: maps that are made once a pair, and the texts of both vocabularies.
-        k: likeliest tokens of each side.
         theta: distance over both lengths below which tokens are mapped.
+    """
+    there = _map_of_response(theirs, ours, to_student, theta)
+    left = theirs.masked_fill(there[theirs] == UNMAPPED, 0)  # the code overwrites the ids that it masks
+    return there, _map_of_response(ours, left, to_teacher, theta)
+
+
+def released_loss(
+    chunk: AlignedChunk, found: tuple[Tensor, Tensor], maps: tuple[Tensor, Tensor], tau: float
+) -> LossSums:
+    """What the authors' code compares over one response, of one chunk of it.
+
+    Args:
+        found: int64 [groups, k], the likeliest tokens of student and teacher.
+        maps: :func:`maps_of_response`.
         tau: temperature, of one side.
     """
     student, teacher = chunk.student.mean_logits(chunk.groups), chunk.teacher.mean_logits(chunk.groups)
-    ours, theirs = likeliest(student, to_teacher, k), likeliest(teacher, to_student, k)
-    there = map_of_response(theirs, ours, to_student, theta)
-    left = theirs.masked_fill(there == UNMAPPED, 0)  # the code overwrites the ids that it masks
-    back = map_of_response(ours, left, to_teacher, theta)
+    ours, theirs = found
+    there, back = maps[0][theirs], maps[1][ours]
     masked = torch.cat([there, back], -1) == UNMAPPED
     k = theirs.shape[-1]
     own, partners = torch.cat([theirs, ours], -1), torch.cat([there, back], -1).clamp_min(0)
@@ -107,8 +119,8 @@ def released_divergence(p: Tensor, q: Tensor, tau: float, positions: int) -> Ten
     return (log_p.exp() * (tau**2 * log_p - log_q)).sum() / (positions * p.shape[-1])
 
 
-def map_of_response(source: Tensor, target: Tensor, direction: Direction, theta: float) -> Tensor:
-    """int64 [positions, k]: partners by the released form's one map for the whole response; -1 where there is none."""
+def _map_of_response(source: Tensor, target: Tensor, direction: Direction, theta: float) -> Tensor:
+    """int64 [size]: one direction of :func:`maps_of_response`, of ids [positions, k]."""
     static = direction.tables.on(source.device)["static"]
     mapped = static.masked_fill(static == 0, UNMAPPED)
     # ids that no target may have; those beyond the source's have no such fault
@@ -121,4 +133,4 @@ def map_of_response(source: Tensor, target: Tensor, direction: Direction, theta:
     chosen = chosen[found.target_ids[chosen] != 0][::-1]
     ids, last = np.unique(found.source_ids[chosen], return_index=True)  # the last position's stays
     mapped[on_device(ids, source)] = on_device(found.target_ids[chosen[last]], source)
-    return mapped[source]
+    return mapped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -232,12 +232,14 @@ class AlignedChunk:
         groups: number of groups in the chunk.
         within: number of groups in the response of the chunk, where the method asks for ``Need.ONE_RESPONSE``; None:
             all of them are in the chunk.
+        known: what a survey says of the response, see ``Need.SURVEY``; None: the chunk is all of it.
     """
 
     student: Side
     teacher: Side
     groups: int
     within: int | None = None
+    known: Any = None
 
     @property
     def response_groups(self) -> int:

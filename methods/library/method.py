@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from typing_extensions import TypeVar
@@ -56,6 +57,9 @@ class Need(enum.Enum):
     ONE_RESPONSE = "one response"
     """No chunk has rows of two responses, so that means over a response can be taken piece by piece, with
     :attr:`AlignedChunk.response_groups`."""
+    SURVEY = "a survey"
+    """Beside ``ONE_RESPONSE``: :meth:`Method.survey` sees all chunks of a response before the loss sees the first;
+    what they say together is :meth:`Method.known`."""
     WHOLE_RESPONSE = "whole response"
     """Every chunk is one response, whatever memory that takes."""
     ROW_BEFORE = "row before"
@@ -318,6 +322,22 @@ class Method(ABC, Generic[O_co]):
     @abstractmethod
     def loss(self, chunk: AlignedChunk) -> LossSums:
         """The sum of the distillation loss over the chunk, differentiable with respect to ``chunk.student``."""
+
+    def survey(self, chunk: AlignedChunk) -> Any:
+        """With ``Need.SURVEY``: what of a chunk the loss must know in all chunks of its response; nothing of its size.
+
+        Runs without a graph.
+        """
+        raise NotImplementedError(f"{self.name} asks for no survey")
+
+    def conclude(self, surveys: Sequence[Any]) -> Any:
+        """What surveys of all chunks of a response say together, in their order."""
+        raise NotImplementedError(f"{self.name} asks for no survey")
+
+    @torch.no_grad()
+    def known(self, chunk: AlignedChunk) -> Any:
+        """What :meth:`conclude` says of the response of a chunk, for its loss."""
+        return self.conclude([self.survey(chunk)]) if chunk.known is None else chunk.known
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """As :meth:`loss`, by a kernel that adds ``scale`` times the gradient to ``upstream``.

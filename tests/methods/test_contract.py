@@ -24,7 +24,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"sort": "counted"},
     ],
     "uld": [{"pairing": "bytes"}, {"sort": "top_k", "top_k": 8}, {"sort": "counted"}],
-    "x_token": [{"projection": "learnt"}],
+    "x_token": [{"projection": "learnt"}, {"fidelity": "released", "columns": 40}],
 }
 
 

@@ -163,9 +163,9 @@ class Coster:
                 live, _ = read.batches(micro)
                 flops += other.forward(live, live / micro)
                 launches += other.layers
-            if Need.ENTROPY in method.needs:
-                flops += shape.logits(rows) + other.logits(theirs)
-                traffic += CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
+            before = len({Need.ENTROPY, Need.SURVEY} & method.needs)  # passes that only read both sides' logits
+            flops += before * (shape.logits(rows) + other.logits(theirs))
+            traffic += before * CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
             if Need.HIDDEN in method.needs:  # both sides' rows through the other's head too, forward and backward
                 flops += 3 * (shape.logits(rows) + other.logits(theirs))
                 traffic += CE_TRAFFIC * (rows * shape.vocabulary + theirs * other.vocabulary)

@@ -438,7 +438,7 @@ def test_chunks_cover_every_row_once_and_keep_every_group_whole(
         ]
         responses = [set(of_row[start:stop]) for start, stop in batch.chunks]
         assert [[examples[place].groups[0].count for place in places] for places in responses] == [
-            [count] for count in batch.terms[0].within
+            [count] for _, count in batch.terms[0].within
         ]
 
 
