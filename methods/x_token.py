@@ -78,7 +78,7 @@ class XToken(Method[XTokenOptions]):
     @property
     def held(self) -> Held:
         if self._released:
-            return Held(5.7, 4.5)
+            return Held(5.8, 4.6)
         return Held(4.2 if self.options.projection == "learnt" else 3.2, 7.8)
 
     @property

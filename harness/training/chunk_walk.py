@@ -93,6 +93,7 @@ class ChunkWalk:
                 surveys = [self._surveyed(k, each, rows, head, teachers) for each in pieces]
                 self._known[k] = term.method.conclude([each for each in surveys if each is not None])
 
+    # Any: whatever the method makes of it
     def _surveyed(self, k: int, number: int, rows: Tensor, head: Head, teachers: dict[str, Head]) -> Any:
         """What a method says of one chunk; None where the chunk has no group."""
         method, (start, stop) = self.objective.terms[k].method, self.batch.chunks[number]
@@ -200,10 +201,12 @@ class ChunkWalk:
         if self.batch.sampled and follows_acceptance(term.method):
             total.note({ACCEPTED: accepted(chunk)})
         gradient, squares = sums.gradient, sums.squared_norm
-        if gradient is None and squares is None and sums.kd.requires_grad:
+        if gradient is None and sums.kd.requires_grad:
             read = [full.hidden] if Need.HIDDEN in term.method.needs else []
-            found_at = torch.autograd.grad(sums.kd, [full.logits, *own, *read], allow_unused=True)
-            gradient, rest = found_at[0], found_at[1 : 1 + len(own)]
+            leaves = [*own, *read, *([full.logits] if squares is None else [])]
+            found_at = [*torch.autograd.grad(sums.kd, leaves, allow_unused=True)]
+            gradient = found_at.pop() if squares is None else None
+            rest = found_at[: len(own)]
             if read:
                 full.add_at_hidden(found_at[-1], share)
             for place, of_parameter in zip(of_own, rest, strict=True):
@@ -303,8 +306,8 @@ def _sums(
 ) -> LossSums:
     """A method's loss, by a kernel where it has one; then its gradient is in ``upstream`` already."""
     if lse is not None and upstream is not None:
-        with torch.no_grad():
-            sums = method.loss_into(chunk, lse, upstream, share)
+        with torch.no_grad(), _precision_of(method, full.raw.device):
+            sums = method.loss_into(_with_hidden(method, chunk, full), lse, upstream, share)
         if sums is not None:
             return sums
     # Losses without a gradient of their own differentiate to the logits, or to the hidden rows, no further.
@@ -314,10 +317,15 @@ def _sums(
 
 def _by_torch(method: Method, chunk: AlignedChunk, full: _Leaves) -> AlignedChunk:
     """A chunk as losses without kernels take it."""
+    chunk = _with_hidden(method, chunk, full)
     student, teacher = chunk.student.with_logits(full.logits), chunk.teacher.with_logits(_full(chunk.teacher.logits))
-    if Need.HIDDEN in method.needs:
-        student = student.with_hidden(Hidden(full.hidden, full.head, full.read))
     return replace(chunk, student=student, teacher=teacher)
+
+
+def _with_hidden(method: Method, chunk: AlignedChunk, full: _Leaves) -> AlignedChunk:
+    if Need.HIDDEN not in method.needs:
+        return chunk
+    return replace(chunk, student=chunk.student.with_hidden(Hidden(full.hidden, full.head, full.read)))
 
 
 def _precision_of(method: Method, device: torch.device) -> AbstractContextManager[object]:

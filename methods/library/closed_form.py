@@ -168,6 +168,20 @@ def _softened(logits: Tensor, temperature: float) -> Tensor:
     return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
 
+@torch.no_grad()
+def towards(logits: Tensor, target: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """w_i KL(target row i || row i), both softened at τ: [rows], and its gradient at the logits, [rows, vocabulary].
+
+    Args:
+        logits, target: [rows, vocabulary].
+        weight: [rows].
+    """
+    log_p, log_q = _softened(logits, temperature), _softened(target, temperature)
+    q = log_q.exp()
+    values = log_q.sub_(log_p).mul_(q).sum(-1).mul_(weight)
+    return values, log_p.exp_().sub_(q).mul_((weight / temperature)[:, None])
+
+
 class _Towards(torch.autograd.Function):
     """Whose gradient is made with the value, some rows at a time, in the one matrix that stays."""
 
@@ -177,10 +191,9 @@ class _Towards(torch.autograd.Function):
     ) -> Tensor:
         gradient, values = torch.zeros_like(logits), []
         for row, other, share in zip(*(torch.split(each, 16) for each in (index, of_target, weight)), strict=True):
-            log_p, log_q = _softened(logits[row], temperature), _softened(target[other], temperature)
-            q = log_q.exp()
-            values.append(log_q.sub_(log_p).mul_(q).sum(-1).mul_(share))
-            gradient.index_add_(0, row, log_p.exp_().sub_(q).mul_((share / temperature)[:, None]))
+            value, at_rows = towards(logits[row], target[other], share, temperature)
+            values.append(value)
+            gradient.index_add_(0, row, at_rows)
         ctx.save_for_backward(gradient)
         return torch.cat(values).sum()
 

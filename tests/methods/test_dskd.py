@@ -208,6 +208,22 @@ def test_heads_count_as_described_and_their_weights_alone_as_released(fidelity: 
         torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
 
 
+def test_the_gradient_added_to_another_is_the_losss_own() -> None:
+    """:meth:`DSKD.loss_into` against :meth:`DSKD.loss`: value, norm, and every gradient."""
+    method, chunk, _ = toy("described")
+    rows, logits = chunk.student.hidden.rows, chunk.student.logits
+    own = [each for pair in own_of(method).values() for each in pair]
+    sums = method.loss(chunk)
+    at_logits, *at_others = torch.autograd.grad(sums.kd, [logits, rows, *own])
+    before = torch.randn(logits.shape, dtype=torch.float64)
+    upstream = before.clone()
+    found = method.loss_into(chunk, logits.logsumexp(-1), upstream, 0.7)
+    torch.testing.assert_close(found.kd, sums.kd)
+    torch.testing.assert_close(upstream - before, 0.7 * at_logits)
+    torch.testing.assert_close(found.squared_norm, at_logits.square().sum())
+    torch.testing.assert_close(torch.autograd.grad(found.kd, [rows, *own]), tuple(at_others))
+
+
 def side_of(made: contract.Bench, sides: Any, role: str, model: Any) -> Given:
     """What a model says of the response, its embeddings looked up in its table by the ids of prompt and response."""
     ids = torch.from_numpy(sides[role].sequence)

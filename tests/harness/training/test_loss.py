@@ -155,9 +155,10 @@ def test_autocast_changes_the_products_alone(method: Method) -> None:
 
     Of bf16's 8 bits a product keeps 0.4 %, and the largest difference measured here is 1.8 %. Where released
     MultiLevelOT pairs ranks, logits that are level within rounding change places with their partners: 8.8 %. Where
-    released DSKDv2 takes a teacher's choice by its string, one of 13 is another one within rounding: 9.1 %.
+    released DSKDv2 takes a teacher's choice by its string, one of 13 is another one within rounding: 9.1 %. So is one
+    of the 40 columns of released X-Token: 3.9 %.
     """
-    choosing = ("multilevelot", "dskd_v2")
+    choosing = ("multilevelot", "dskd_v2", "x_token")
     near = 0.15 if method.name in choosing and method.options.fidelity == "released" else 0.03
     made = contract.bench(method, dtype=torch.float32)
     walk, rows, weights = walked(made)
