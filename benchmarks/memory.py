@@ -219,13 +219,16 @@ def main() -> None:
             a_row, taken = part * found.bytes / found.rows, rows_in(chunk_room(head), part * found.promised)
             if Need.WHOLE_RESPONSE in method.needs:
                 taken = max(taken, preset["length"])
-            rows.append({"name": name, "bytes_a_row": a_row, "promised": part * found.promised, "rows": taken})
+            apart = {Need.ONE_RESPONSE, Need.WHOLE_RESPONSE} & method.needs  # no chunk has two responses' rows
+            of_one = preset["length"] if apart else preset["tokens"]
+            chunks = -(-preset["tokens"] // of_one) * -(-of_one // taken)
+            held = {"bytes_a_row": a_row, "promised": part * found.promised}
+            rows.append({"name": name, **held, "rows": taken, "chunks": chunks})
             print(f"# {name}: {a_row / 2**20:.2f} MiB a row, {found.promised * part / 2**20:.2f} promised", flush=True)
     table = []
     for row in rows:
         at_512, by_auto = ((row["bytes_a_row"] * size + head) / 2**20 for size in (512, row["rows"]))
-        chunks = -(-preset["tokens"] // row["rows"])
-        table.append([row["name"], at_512, row["promised"] / 2**20, row["rows"], chunks, by_auto])
+        table.append([row["name"], at_512, row["promised"] / 2**20, row["rows"], row["chunks"], by_auto])
     columns = ["loss", "MiB in chunks of 512 rows", "promised MiB a row", "rows by auto", "chunks", "MiB by auto"]
     print(markdown(columns, table))
     print(f"# {write(arguments, 'memory', {'setting': sizes | WIDTHS, 'head_bytes': head, 'rows': rows})}")

@@ -72,8 +72,8 @@ class GRPO(Method[GRPOOptions]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        whole = {Need.ONE_RESPONSE} if self.normalize == "samples" else set()
-        return super().needs | {Need.REWARDS} | whole | ({Need.START} if self.options.beta else set())
+        means = {Need.ONE_RESPONSE} if self.normalize == "samples" else set()
+        return super().needs | {Need.REWARDS} | means | ({Need.START} if self.options.beta else set())
 
     @property
     def samples_a_prompt(self) -> int:
