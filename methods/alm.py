@@ -46,7 +46,6 @@ from methods.base import (
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.maps import Tables
 from methods.library.merging import kept_members
-from methods.library.reading import log_probs_at
 from methods.library.vocabulary import TokenizerPair, TokenKind, Vocabulary
 
 _LARGEST = -1e-6  # of a chunk's log-probabilities
@@ -74,12 +73,11 @@ class ALM(Method[ALMOptions]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        whole = {Need.WHOLE_RESPONSE} if self._released else set()
-        return super().needs | {Need.ROW_BEFORE} | whole  # a chunk's first token is predicted by the row before it
+        return super().needs | {Need.ROW_SCALARS}
 
     @property
     def held(self) -> Held:
-        return Held(2.1, 0.4)
+        return Held(0.8, 0.8)
 
     @property
     def zero_at_identity(self) -> bool:
@@ -95,7 +93,7 @@ class ALM(Method[ALMOptions]):
         return group_bytes(response.student_ends, response.teacher_ends)
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
-        tables = self.tables.on(chunk.student.logits.device)
+        tables = self.tables.on(chunk.student.group.device)
         student, of_student = _likelihoods(chunk.student, chunk.groups, tables["student"], tables["student_ends"])
         teacher, of_teacher = _likelihoods(chunk.teacher, chunk.groups, tables["teacher"], tables["teacher_ends"])
         kd, kept = self.over_chunks(student, of_student, teacher, of_teacher)
@@ -143,12 +141,18 @@ def _likelihoods(side: Side, groups: int, boundaries: Tensor, is_end: Tensor) ->
         boundaries: int64, columns of the tokens that B counts.
         is_end: bool by id, tokens behind which there is nothing.
     """
-    last = kept_members(side.group, groups, "bayesian")
-    behind = side.index[last]
-    realised, begun = log_probs_at(side.logits, (side.index - 1, side.tokens), (behind, boundaries))
-    chunks = realised.new_zeros(groups).index_add(0, side.group, realised)
-    mass = begun.logsumexp(-1)
-    return chunks, mass.masked_fill(is_end[side.tokens[last]], 0.0)
+    last, predicting = kept_members(side.group, groups, "bayesian"), side.index - 1
+    predicted = torch.zeros_like(side.targets).index_copy_(0, predicting, side.tokens)
+
+    def numbers(logits: Tensor, rows: slice) -> Tensor:
+        log_probs = logits.log_softmax(-1)
+        realised = log_probs.gather(1, predicted[rows, None])
+        return torch.cat([realised, log_probs.index_select(1, boundaries).logsumexp(-1, keepdim=True)], 1)
+
+    realised, begun = side.read(numbers).unbind(1)
+    chunks = realised.new_zeros(groups).index_add(0, side.group, realised.index_select(0, predicting))
+    behind = begun.index_select(0, side.index[last])
+    return chunks, behind.masked_fill(is_end[side.tokens[last]], 0.0)
 
 
 def _joined(clear: Tensor) -> tuple[Tensor, Tensor]:

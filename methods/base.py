@@ -15,6 +15,7 @@ from methods.library.method import (
     TeacherKind,
     TemperatureOptions,
 )
+from methods.library.reading import RowFunction
 from methods.library.registry import ENTRY_POINT_GROUP, UnknownMethodError, find, register, registered
 from methods.library.rollout_share import Share
 
@@ -32,6 +33,7 @@ __all__ = [
     "OnPolicyOptions",
     "OutputHead",
     "Positive",
+    "RowFunction",
     "Rows",
     "Share",
     "Side",

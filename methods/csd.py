@@ -94,7 +94,7 @@ class _Last:
             rest = rows.index_select(1, other_columns).logsumexp(-1, keepdim=True) - log_total
             return torch.cat([rows.index_select(1, columns) - log_total, rest.clamp_min(math.log(_LEAST))], -1)
 
-        return by_rows(masses, logits, self._row[groups])
+        return by_rows(lambda rows, _: masses(rows), logits, self._row[groups])
 
     def along(self, groups: Tensor, columns: Tensor, number: Tensor) -> Tensor:
         """[entries]: log-masses of last tokens with the path to them; entry i is of group ``groups[number[i]]``."""

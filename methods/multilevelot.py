@@ -22,7 +22,6 @@ token is left out; means over positions, and over responses. The code ranks over
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -44,12 +43,10 @@ from methods.base import (
 )
 from methods.library.alignment import AlignedResponse, Groups, pair_positions
 from methods.library.assignment import cheapest, greedy
-from methods.library.reading import by_rows, log_probs_at, log_totals, sum_by_rows
 
 _SOFTER = 2.0  # τ of the third part
 _RELEASED_STEPS = 10
 _RELEASED_SHARE = 1e-3
-_COLUMNS_AT_ONCE = 8192
 
 
 class MultiLevelOTOptions(KDOptions):
@@ -74,11 +71,11 @@ class MultiLevelOT(Method[MultiLevelOTOptions]):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.WHOLE_RESPONSE})
+        return frozenset({Need.ROW_SCALARS})
 
     @property
     def held(self) -> Held:
-        return Held(2.6 if self._released else 3.2, 0.3)
+        return Held(1.0, 1.0) if self._released else Held(0.8, 0.8)
 
     def align(self, response: AlignedResponse) -> Groups:
         return pair_positions(response.student_ids.size - self._released, response.teacher_ids.size)
@@ -90,9 +87,9 @@ class MultiLevelOT(Method[MultiLevelOTOptions]):
         """Of one response."""
         options, (student, teacher) = self.options, (chunk.student, chunk.teacher)
         theirs = _likeliest(teacher, options.k)
-        t, softer_t = (_masses(teacher, theirs, tau)[0] for tau in (1.0, _SOFTER))
+        t, _, softer_t = _masses(teacher, theirs)
         ours = self._columns(student, t)
-        (s, log_s), (softer_s, _) = (_masses(student, ours, tau) for tau in (1.0, _SOFTER))
+        s, log_s, softer_s = _masses(student, ours)
         distance = (t - s).abs().sum()
         entropy = -(t * log_s).sum()
         transport = _sinkhorn(softer_s, softer_t, options.regularisation, options.sinkhorn_steps)
@@ -104,20 +101,21 @@ class MultiLevelOT(Method[MultiLevelOTOptions]):
         if self.options.matching == "rank":
             ranked = _likeliest(side, t.shape[1])
             return nn.functional.pad(ranked, (0, t.shape[1] - len(ranked)), value=-1)
-        totals, theirs = log_totals(side.logits)[side.index, None], t.T.contiguous()
-        blocks = [
-            torch.cdist(theirs, (columns[side.index] - totals).exp_().T.contiguous(), p=1)
-            for columns in torch.split(side.logits, _COLUMNS_AT_ONCE, dim=1)
-        ]
+        counted, theirs = _counted(side, t), t.new_zeros(len(side.targets), t.shape[1]).index_copy(0, side.index, t)
+
+        def apart(logits: Tensor, rows: slice) -> Tensor:
+            s = logits.softmax(-1) * counted[rows]
+            return torch.cdist(theirs[rows].T.contiguous(), s.T.contiguous(), p=1)
+
         alone = t.sum(0)[:, None].expand(-1, t.shape[1])  # from columns of zeros, of which there are enough
-        every = torch.cat([*blocks, alone], 1).cpu().double().numpy()
+        every = torch.cat([side.total(apart), alone], 1).cpu().double().numpy()
         found = torch.from_numpy((cheapest if self.options.matching == "optimal" else greedy)(every))
         return torch.where(found < side.logits.shape[1], found, -1).to(t.device)
 
     def _released_loss(self, chunk: AlignedChunk) -> Tensor:
         sides, positions = (chunk.student, chunk.teacher), max(len(chunk.student.index), 1)
         width = min(self.options.k, max(side.logits.shape[1] for side in sides))
-        s, t = (_padded(by_rows(_released_masses(side, width), side.logits, side.index), width) for side in sides)
+        s, t = (_released_masses(side, width) for side in sides)
         distance = (t - s).abs().sum() / positions
         exchanged = -(s.softmax(-1) * t.log_softmax(-1)).sum() / positions
         transport = _sinkhorn(
@@ -127,37 +125,43 @@ class MultiLevelOT(Method[MultiLevelOTOptions]):
         return distance + weights[0] * exchanged + weights[1] * _RELEASED_SHARE * transport
 
 
-def _likeliest(side: Side, k: int) -> Tensor:
-    """int64 [at most k]: columns by the sums of their masses, as :func:`_largest`."""
-    return _largest(sum_by_rows(lambda rows: rows.softmax(-1), side.logits, side.index), k)
+def _likeliest(side: Side, k: int, scaled: bool = False) -> Tensor:
+    """int64 [at most k]: columns by the sums of their masses, largest first, the lower id of equals.
+
+    Args:
+        scaled: whether rows of logits are divided by their standard deviation.
+    """
+    counted = _counted(side, side.logits)
+    sums = side.total(lambda logits, rows: ((_scaled(logits) if scaled else logits).softmax(-1) * counted[rows]).sum(0))
+    return sums.sort(descending=True, stable=True).indices[:k]
 
 
-def _largest(masses: Tensor, k: int) -> Tensor:
-    """int64 [at most k]: columns by their masses, largest first, the lower id of equals."""
-    return masses.sort(descending=True, stable=True).indices[:k]
+def _counted(side: Side, like: Tensor) -> Tensor:
+    """[rows, 1]: 1 for the rows of paired positions, 0 for others."""
+    return like.new_zeros(len(side.targets), 1).index_fill(0, side.index, 1.0)
 
 
-def _masses(side: Side, columns: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """[members, k] each: masses of the columns of ``logits / temperature``, and their logs; 0 where there is none."""
-    nothing = side.index[:0], side.index[:0]
-    _, logs = log_probs_at(side.logits, nothing, (side.index, columns.clamp_min(0)), temperature)
-    missing = columns < 0
-    return logs.exp().masked_fill(missing, 0.0), logs.masked_fill(missing, 0.0)
+def _masses(side: Side, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[members, k] each: masses of the columns, their logs, and masses at τ = 2; 0 where there is no column."""
+    missing, there = columns < 0, columns.clamp_min(0)
+
+    def logs(logits: Tensor, rows: slice) -> Tensor:
+        return torch.cat([(logits / tau).log_softmax(-1).index_select(1, there) for tau in (1.0, _SOFTER)], 1)
+
+    log_s, softer = side.read(logs).index_select(0, side.index).chunk(2, dim=1)
+    masses, softer = (each.exp().masked_fill(missing, 0.0) for each in (log_s, softer))
+    return masses, log_s.masked_fill(missing, 0.0), softer
 
 
-def _released_masses(side: Side, k: int) -> Callable[[Tensor], Tensor]:
-    """What gives masses of rows at the likeliest columns of a side, its logits divided by their standard deviation."""
-
-    def masses(rows: Tensor) -> Tensor:
-        return (rows / (rows.std(-1, keepdim=True) + 1e-4)).softmax(-1)
-
-    with torch.no_grad():
-        columns = _largest(sum_by_rows(masses, side.logits, side.index), k)
-    return lambda rows: masses(rows).index_select(1, columns)
+def _released_masses(side: Side, width: int) -> Tensor:
+    """[members, width]: masses of rows at the likeliest columns, their logits divided by their standard deviation."""
+    columns = _likeliest(side, width, scaled=True)
+    masses = side.read(lambda logits, rows: _scaled(logits).softmax(-1).index_select(1, columns))
+    return nn.functional.pad(masses.index_select(0, side.index), (0, width - len(columns)))
 
 
-def _padded(masses: Tensor, width: int) -> Tensor:
-    return nn.functional.pad(masses, (0, width - masses.shape[1]))
+def _scaled(logits: Tensor) -> Tensor:
+    return logits / (logits.std(-1, keepdim=True) + 1e-4)
 
 
 def _sinkhorn(student: Tensor, teacher: Tensor, regularisation: float, steps: int) -> Tensor:

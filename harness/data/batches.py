@@ -59,7 +59,7 @@ class Batch(OnDevice):
             positions start again with each of them, and there is no mask.
         row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
         targets: int64 [rows], the response token that each row predicts, or -100.
-        chunks: (start, stop) of the student rows of each chunk. One may begin with a row of the chunk before it.
+        chunks: (start, stop) of the student rows of each chunk.
         counts: float64 [2 + terms], always on the CPU, where a window's are added up: response tokens, responses, and
             the groups of each term (0 where they are made at the step).
         unaligned: what the step needs to make ``chunks`` and ``terms``, where a method aligns by entropies.
@@ -243,6 +243,7 @@ class Collator:
     def _layout(self, examples: Sequence[TokenizedExample], starts: IntArray) -> Layout:
         shifts: dict[str, list[IntArray]] = {"student": [], "teacher": []}
         tokens: dict[str, list[IntArray]] = {"student": [], "teacher": []}
+        teacher_starts: list[IntArray | None] = []
         for term in self.terms:
             kind = term.method.rows
             for name, role in (("student", STUDENT), ("teacher", term.teacher)):
@@ -250,6 +251,9 @@ class Collator:
                 first = [row_shift(kind, self.windows[role], side) for side in sides]
                 shifts[name].append(row_starts(sides, self.windows[role])[:-1] + np.asarray(first, dtype=np.int64))
                 tokens[name].append(np.concatenate([row_tokens(kind, side, self.windows[role]) for side in sides]))
+            by_response = Need.ROW_SCALARS in term.method.needs
+            theirs = [example.sides[term.teacher] for example in examples]
+            teacher_starts.append(row_starts(theirs, self.windows[term.teacher]) if by_response else None)
         return Layout(
             starts,
             tuple(shifts["student"]),
@@ -258,7 +262,7 @@ class Collator:
             tuple(tokens["teacher"]),
             self.chunk_rows,
             self._responses,
-            tuple(Need.ROW_BEFORE in term.method.needs for term in self.terms),
+            tuple(teacher_starts),
         )
 
     @property

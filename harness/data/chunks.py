@@ -59,12 +59,14 @@ class TermBatch(OnDevice):
         student_index, student_group, teacher_index, teacher_group: int64 [members], groups ascending.
         student_tokens, teacher_tokens: int64 [members], the response token that each member is, -100 for one of the
             prompt.
-        slices: for each chunk, (student members, teacher members, groups, teacher rows) as (start, stop) pairs.
-        in_order: for each chunk, whether (student, teacher) members are its rows in their order.
+        slices: for each chunk, (student members, teacher members, groups, teacher rows) as (start, stop) pairs; for
+            each response of a term that reads numbers of rows.
+        in_order: for each of them, whether (student, teacher) members are its rows in their order.
         groups: number of groups.
         within: for each chunk, the number of the response of its first row, and how many groups that has.
         teacher_weight: float64 [teacher members] or None, see :class:`Groups`.
         notes: what the alignment says of itself, summed over the batch.
+        responses: (start, stop) of the student rows of each response, where the slices are theirs.
     """
 
     student_index: torch.Tensor
@@ -79,6 +81,7 @@ class TermBatch(OnDevice):
     within: list[tuple[int, int]]
     teacher_weight: torch.Tensor | None = None
     notes: dict[str, tuple[float, float]] = field(default_factory=dict)
+    responses: list[tuple[int, int]] | None = None
 
     def pieces(self, number: int) -> list[int]:
         """The chunks of a response, where it begins with this one and has groups; else none."""
@@ -99,8 +102,8 @@ class Layout:
             that row is, or -100.
         chunk_rows: the most student rows in a chunk, unless one group or response needs more.
         responses: whether each chunk is one response ("whole"), within one ("apart"), or has rows of any ("any").
-        before: for each term, whether it reads the row before its groups; then chunks within a response begin with the
-            last row of those that they follow.
+        teacher_starts: for each term that reads numbers of rows, int64 [batch + 1], where each example's teacher rows
+            start: its groups are cut by response, and bound no chunk. None for the others.
     """
 
     starts: IntArray
@@ -110,19 +113,24 @@ class Layout:
     teacher_tokens: tuple[IntArray, ...]
     chunk_rows: int
     responses: Responses
-    before: tuple[bool, ...]
+    teacher_starts: tuple[IntArray | None, ...]
 
     def place(self, groups: Sequence[Sequence[Groups]]) -> tuple[list[tuple[int, int]], list[TermBatch]]:
         """Chunks of the batch and the groups of each term in them; ``groups[k][i]`` are term k's of example i."""
         terms = [self._join(number, parts) for number, parts in enumerate(groups)]
-        overlap = any(self.before)
-        chunks = chunk_bounds(self.starts, terms, max(self.chunk_rows - overlap, 1), self.responses)
-        if overlap:
-            chunks = [(start if start in self.starts else start - 1, stop) for start, stop in chunks]
-        responses = [int(np.searchsorted(self.starts, start, side="right")) - 1 for start, _ in chunks]
-        within = [[(response, parts[response].count) for response in responses] for parts in groups]
-        own = zip(terms, within, self.student_tokens, self.teacher_tokens, self.before, strict=True)
-        return chunks, [slice_term(term, chunks, of, ours, theirs, before) for term, of, ours, theirs, before in own]
+        bounding = [term for term, starts in zip(terms, self.teacher_starts, strict=True) if starts is None]
+        chunks = chunk_bounds(self.starts, bounding, self.chunk_rows, self.responses)
+        responses, placed = _bounds(self.starts), []
+        of_chunks = [int(np.searchsorted(self.starts, start, side="right")) - 1 for start, _ in chunks]
+        own = zip(terms, groups, self.student_tokens, self.teacher_tokens, self.teacher_starts, strict=True)
+        for term, parts, ours, theirs, starts in own:
+            counts = [(number, part.count) for number, part in enumerate(parts)]
+            if starts is None:
+                placed.append(slice_term(term, chunks, [counts[number] for number in of_chunks], ours, theirs))
+            else:
+                made = slice_term(term, responses, counts, ours, theirs, _bounds(starts))
+                placed.append(replace(made, responses=responses))
+        return chunks, placed
 
     def _join(self, term: int, parts: Sequence[Groups]) -> Groups:
         """The groups of one term over the whole batch, members as row numbers of the batch."""
@@ -243,14 +251,14 @@ def slice_term(
     within: list[tuple[int, int]],
     student_tokens: IntArray,
     teacher_tokens: IntArray,
-    before: bool = False,
+    teacher_rows: Sequence[tuple[int, int]] | None = None,
 ) -> TermBatch:
     """Sort a batch's groups by chunk and make member indices relative to their chunk's first row.
 
     Args:
         within: as of :class:`TermBatch`.
         student_tokens, teacher_tokens: int64 [rows], the response token that a member in each row is.
-        before: whether the teacher's rows of a chunk begin one before the first member.
+        teacher_rows: (start, stop) of the teacher's rows of each chunk; None: from the first member to the last.
     """
     first = np.full(groups.count, np.iinfo(np.int64).max)
     np.minimum.at(first, groups.student_group, groups.student_index)
@@ -267,15 +275,15 @@ def slice_term(
     members = [(_members(student_group, span), _members(teacher_group, span)) for span in spans]
     slices: list[tuple[tuple[int, int], ...]] = []
     in_order: list[tuple[bool, bool]] = []
-    for (start, stop), span, (s, t) in zip(chunks, spans, members, strict=True):
-        rows = _extent(teacher_index[slice(*t)], before)
+    for place, ((start, stop), span, (s, t)) in enumerate(zip(chunks, spans, members, strict=True)):
+        rows = _extent(teacher_index[slice(*t)]) if teacher_rows is None else teacher_rows[place]
         student_index[slice(*s)] -= start
         teacher_index[slice(*t)] -= rows[0]
         student_group[slice(*s)] -= span[0]
         teacher_group[slice(*t)] -= span[0]
         slices.append((s, t, span, rows))
-        student_rows, teacher_rows = student_index[slice(*s)], teacher_index[slice(*t)]
-        in_order.append((_is_range(student_rows, stop - start), _is_range(teacher_rows, rows[1] - rows[0])))
+        both = student_index[slice(*s)], teacher_index[slice(*t)]
+        in_order.append((_is_range(both[0], stop - start), _is_range(both[1], rows[1] - rows[0])))
     return TermBatch(
         torch.from_numpy(student_index),
         torch.from_numpy(student_group),
@@ -301,8 +309,12 @@ def _members(group: IntArray, span: tuple[int, int]) -> tuple[int, int]:
     return int(np.searchsorted(group, span[0])), int(np.searchsorted(group, span[1]))
 
 
-def _extent(index: IntArray, before: bool) -> tuple[int, int]:
-    return (int(index.min()) - before, int(index.max()) + 1) if index.size else (0, 0)
+def _extent(index: IntArray) -> tuple[int, int]:
+    return (int(index.min()), int(index.max()) + 1) if index.size else (0, 0)
+
+
+def _bounds(starts: IntArray) -> list[tuple[int, int]]:
+    return [(int(start), int(stop)) for start, stop in pairwise(starts)]
 
 
 def _is_range(index: IntArray, rows: int) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import AlignedChunk, Hidden, LossSums, Method
+from methods.base import AlignedChunk, Hidden, LossSums, Method, Need, RowFunction, Side
 from methods.library.alignment import AlignedResponse, Groups
 from methods.library.maps import UNMAPPED, Tables
 from methods.library.vocabulary import TokenizerPair
@@ -96,11 +96,29 @@ def _handed(change: Callable[[Tensor], Tensor]) -> Changed:
         kind = type(method)
 
         def loss(self: Method, chunk: AlignedChunk) -> LossSums:
-            return kind.loss(self, replace(chunk, teacher=chunk.teacher.with_logits(change(chunk.teacher.logits))))
+            teacher = chunk.teacher
+            if Need.ROW_SCALARS in self.needs:
+                changed = teacher.with_source(_Changed(teacher, change))
+            else:
+                changed = teacher.with_logits(change(teacher.logits))
+            return kind.loss(self, replace(chunk, teacher=changed))
 
         return {"loss": loss}
 
     return changes
+
+
+class _Changed:
+    """A side whose rows are read with other logits."""
+
+    def __init__(self, side: Side, change: Callable[[Tensor], Tensor]) -> None:
+        self.side, self.change = side, change
+
+    def read(self, function: RowFunction) -> Tensor:
+        return self.side.read(lambda logits, rows: function(self.change(logits), rows))
+
+    def total(self, function: RowFunction) -> Tensor:
+        return self.side.total(lambda logits, rows: function(self.change(logits), rows))
 
 
 def _scaled(factor: float) -> Changed:

@@ -187,9 +187,14 @@ def entropies(head: Head, rows: Tensor, chunk_rows: int) -> Tensor:
         if kernels is not None:
             found.append(kernels.entropy(logits))
             continue
-        log_probs = (logits.float() if logits.dtype in LOW_PRECISION else logits).log_softmax(-1)
+        log_probs = widened(logits).log_softmax(-1)
         found.append(-log_probs.exp().mul_(log_probs).sum(-1))
     return torch.cat(found).double()
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Losses are computed in float32 at least."""
+    return logits.float() if logits.dtype in LOW_PRECISION else logits

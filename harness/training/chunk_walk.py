@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from harness.data.batches import Batch
-from harness.models.heads import LOW_PRECISION, Head
+from harness.models.heads import LOW_PRECISION, Head, widened
+from harness.training.batch_sums import BatchSums
 from harness.training.head_gradient import add_through_head
 from harness.training.objective import LossParts, Objective
 from harness.training.rollout_share import ACCEPTED, accepted, follows_acceptance
+from harness.training.row_scalars import ReadResponse, ReadRows, in_blocks
 from methods.base import AlignedChunk, Hidden, LossSums, Method, Need, Side
 from methods.library.closed_form import add_smoothing, compiling, cross_entropy
 from methods.library.kernels import kernels_for
@@ -69,10 +71,12 @@ class ChunkWalk:
         # Parameter gradients are added up over chunks: in float32, so that bf16 does not lose the small ones.
         gradients: list[Tensor | None] = [torch.zeros_like(rows) if wanted[0] else None]
         gradients += [_accumulator(p) if want else None for p, want in zip(parameters, wanted[1:], strict=True)]
-        total = _Sums(rows.device, self.batch)
+        total = BatchSums(rows.device, self.batch)
         precision = torch.float32 if head.weight.dtype in LOW_PRECISION else head.weight.dtype
         self._known: dict[int, Any] = {}
         self._ce_scale = rows.new_full((), self.objective.ce_weight / self.divisors[0], dtype=precision)
+        self._largest = max((stop - start for start, stop in self.batch.chunks), default=1)
+        self._responses = self._read_responses(rows, head, teachers, total)
         with compiling(self.compiled):
             for number in range(len(self.batch.chunks)):
                 self._survey(number, rows, head, teachers)
@@ -98,10 +102,10 @@ class ChunkWalk:
         """What a method says of one chunk; None where the chunk has no group."""
         method, (start, stop) = self.objective.terms[k].method, self.batch.chunks[number]
         logits = head.logits(rows[start:stop].to(head.weight.dtype))
-        chunk = self._aligned(k, number, logits, self._targets(number), teachers)
+        chunk = self._aligned(k, number, logits, self.batch.targets[start:stop], teachers)
         if chunk is None:
             return None
-        leaves = _Leaves(logits, rows[start:stop], head, self._read(start, stop))
+        leaves = _Leaves(logits, rows[start:stop], head, self._tokens_read(start, stop))
         with _precision_of(method, rows.device):
             return method.survey(_by_torch(method, chunk, leaves))
 
@@ -114,7 +118,7 @@ class ChunkWalk:
         own: list[Tensor],
         of_head: list[Tensor | None],
         of_own: list[Tensor | None],
-        total: _Sums,
+        total: BatchSums,
     ) -> None:
         """Add one chunk to the sums and to all gradients; nothing of its size is left when the next one begins.
 
@@ -126,7 +130,7 @@ class ChunkWalk:
         piece = rows[start:stop].to(head.weight.dtype)
         with torch.no_grad():
             logits = head.logits(piece)
-        leaves = _Leaves(logits, rows[start:stop], head, self._read(start, stop))
+        leaves = _Leaves(logits, rows[start:stop], head, self._tokens_read(start, stop))
         upstream = self._chunk(number, leaves, teachers, own, of_own, total)
         if any(gradient is not None for gradient in of_head):
             with torch.no_grad():
@@ -141,7 +145,7 @@ class ChunkWalk:
         teachers: dict[str, Head],
         own: list[Tensor],
         of_own: list[Tensor | None],
-        total: _Sums,
+        total: BatchSums,
     ) -> Tensor:
         """Add one chunk to the sums and to the gradients of the methods' own parameters.
 
@@ -149,7 +153,8 @@ class ChunkWalk:
             [rows, vocabulary], the gradient of the weighted, normalised loss at the logits.
         """
         logits = full.raw
-        targets = self._targets(number)
+        start, stop = self.batch.chunks[number]
+        targets = self.batch.targets[start:stop]
         kernels, scale = kernels_for(logits), self._ce_scale
         found: list[tuple[Tensor, float]] = []
         upstream = lse = None
@@ -157,7 +162,8 @@ class ChunkWalk:
             lse = kernels.log_sum_exp(logits)
             ce, norm, upstream = kernels.cross_entropy(logits, targets, scale, lse)
         for k in range(len(self.objective.terms)):
-            chunk = self._aligned(k, number, logits, targets, teachers)
+            by_response = self.batch.terms[k].responses is not None
+            chunk = None if by_response else self._aligned(k, number, logits, targets, teachers)
             if chunk is None:
                 continue
             gradient, share = self._term(k, chunk, full, lse, upstream, own, of_own, total)
@@ -174,7 +180,16 @@ class ChunkWalk:
             total.smoothing.append(smoothed * add_smoothing(logits, targets, upstream, smoothed * scale))
         for gradient, share in found:
             upstream.add_(gradient, alpha=share)
+        for k, response in self._responses:
+            total.kd_gradient[k] += response.add_gradient(
+                logits, upstream, start, in_blocks(self._largest), self._share(k)
+            )
         return upstream
+
+    def _share(self, k: int) -> float:
+        """Of a term in the loss."""
+        term = self.objective.terms[k]
+        return term.weight / self.divisors[1 + k] * self.scales[k]
 
     def _term(
         self,
@@ -185,7 +200,7 @@ class ChunkWalk:
         upstream: Tensor | None,
         own: list[Tensor],
         of_own: list[Tensor | None],
-        total: _Sums,
+        total: BatchSums,
     ) -> tuple[Tensor | None, float]:
         """Add a term's loss of one chunk to the sums.
 
@@ -193,8 +208,7 @@ class ChunkWalk:
             Its gradient at the logits, None where a kernel has added it to ``upstream`` or there is none, and its
             share of the loss.
         """
-        term = self.objective.terms[k]
-        share = term.weight / self.divisors[1 + k] * self.scales[k]
+        term, share = self.objective.terms[k], self._share(k)
         sums = _sums(term.method, chunk, full, lse, upstream, share)
         total.kd[k].append(sums.kd.detach())
         total.note(sums.diagnostics)
@@ -218,28 +232,41 @@ class ChunkWalk:
             total.kd_gradient[k].append(squares)
         return gradient, share
 
-    def _read(self, start: int, stop: int) -> Tensor | None:
+    def _read_responses(
+        self, rows: Tensor, head: Head, teachers: dict[str, Head], total: BatchSums
+    ) -> list[tuple[int, ReadResponse]]:
+        """Losses of whole responses that read numbers of rows, each with its term: they go into the sums at once."""
+        found = []
+        for k, (term, groups) in enumerate(zip(self.objective.terms, self.batch.terms, strict=True)):
+            for number, (start, stop) in enumerate(groups.responses or ()):
+                *_, span, theirs = groups.slices[number]
+                if span[0] == span[1]:
+                    continue
+                student = ReadRows(head, rows[start:stop], self._largest, differentiable=True)
+                taught = head, student.hidden  # where nobody teaches
+                if term.teacher in teachers:
+                    taught = teachers[term.teacher], self.teacher_rows[term.teacher][slice(*theirs)]
+                teacher = ReadRows(*taught, self._largest, differentiable=False)
+                chunk = self._of(k, number, student.none, self.batch.targets[start:stop], teacher.none)
+                sides = chunk.student.with_source(student), chunk.teacher.with_source(teacher)
+                read = ReadResponse(term.method, AlignedChunk(*sides, chunk.groups), student, start)
+                total.kd[k].append(read.sums.kd)
+                total.note(read.sums.diagnostics)
+                found.append((k, read))
+        return found
+
+    def _tokens_read(self, start: int, stop: int) -> Tensor | None:
         """int64 [rows]: the token that each of these rows of the student has read; None where no method asks."""
         if all(teacher.read is None for teacher in self.batch.teachers.values()):
             return None
         return self.batch.input_ids.flatten().index_select(0, self.batch.row_index[start:stop])
 
-    def _targets(self, number: int) -> Tensor:
-        """int64 [rows] of a chunk: what the cross-entropy asks of them, once where the chunk before it has them too."""
-        start, stop = self.batch.chunks[number]
-        had = self.batch.chunks[number - 1][1] - start if number else 0
-        targets = self.batch.targets[start:stop]
-        if had > 0:
-            targets = targets.clone()
-            targets[:had].fill_(-100)
-        return targets
-
     def _aligned(
         self, k: int, number: int, logits: Tensor, targets: Tensor, teachers: dict[str, Head]
     ) -> AlignedChunk | None:
         """One term's groups of one chunk over logits as the heads give them; None where the chunk has no group."""
-        term, groups = self.objective.terms[k], self.batch.terms[k]
-        student_members, teacher_members, span, rows = groups.slices[number]
+        term = self.objective.terms[k]
+        *_, span, rows = self.batch.terms[k].slices[number]
         if span[0] == span[1]:
             return None
         if term.teacher in teachers:
@@ -249,6 +276,17 @@ class ChunkWalk:
         else:  # nobody teaches: the student's own
             first = self.batch.chunks[number][0]
             teacher_logits = logits[rows[0] - first : rows[1] - first]
+        chunk = self._of(k, number, logits, targets, teacher_logits)
+        if Need.HIDDEN in term.method.needs:
+            read = self.batch.teachers[term.teacher].read
+            hidden = Hidden(widened(taught), head, None if read is None else read[slice(*rows)])
+            chunk = replace(chunk, teacher=chunk.teacher.with_hidden(hidden))
+        return chunk
+
+    def _of(self, k: int, number: int, logits: Tensor, targets: Tensor, teacher_logits: Tensor) -> AlignedChunk:
+        """One term's groups of one chunk, or of one response where they are cut by response."""
+        term, groups = self.objective.terms[k], self.batch.terms[k]
+        student_members, teacher_members, span, rows = groups.slices[number]
         in_order = groups.in_order[number]
         student = Side(
             logits,
@@ -267,9 +305,6 @@ class ChunkWalk:
             in_order[1],
             None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
-        if Need.HIDDEN in term.method.needs:
-            read = self.batch.teachers[term.teacher].read
-            teacher = teacher.with_hidden(Hidden(_full(taught), head, None if read is None else read[slice(*rows)]))
         return AlignedChunk(student, teacher, span[1] - span[0], groups.within[number][1], self._known.get(k))
 
 
@@ -288,12 +323,12 @@ class _Leaves:
 
     @cached_property
     def logits(self) -> Tensor:
-        return _full(self.raw.detach()).requires_grad_()
+        return widened(self.raw.detach()).requires_grad_()
 
     @cached_property
     def hidden(self) -> Tensor:
         """[rows, hidden]."""
-        return _full(self._rows.detach()).requires_grad_()
+        return widened(self._rows.detach()).requires_grad_()
 
     def add_at_hidden(self, gradient: Tensor | None, share: float) -> None:
         if gradient is not None:
@@ -318,7 +353,7 @@ def _sums(
 def _by_torch(method: Method, chunk: AlignedChunk, full: _Leaves) -> AlignedChunk:
     """A chunk as losses without kernels take it."""
     chunk = _with_hidden(method, chunk, full)
-    student, teacher = chunk.student.with_logits(full.logits), chunk.teacher.with_logits(_full(chunk.teacher.logits))
+    student, teacher = chunk.student.with_logits(full.logits), chunk.teacher.with_logits(widened(chunk.teacher.logits))
     return replace(chunk, student=student, teacher=teacher)
 
 
@@ -332,60 +367,6 @@ def _precision_of(method: Method, device: torch.device) -> AbstractContextManage
     """Of hidden rows' products, only those with heads run in bf16."""
     own = Need.HIDDEN in method.needs
     return torch.autocast(device.type, enabled=False) if own else nullcontext()
-
-
-class _Sums:
-    """What the chunks of a batch add up to, without gradient. Kept in lists, and added up once at the end."""
-
-    def __init__(self, device: torch.device, batch: Batch) -> None:
-        self.device, self.batch = device, batch
-        self.ce: list[Tensor] = []
-        self.smoothing: list[Tensor] = []
-        self.ce_gradient: list[Tensor] = []
-        self.kd: list[list[Tensor]] = [[] for _ in batch.terms]
-        self.kd_gradient: list[list[Tensor]] = [[] for _ in batch.terms]
-        self.diagnostics: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
-        for term in batch.terms:
-            self.note({name: (self._number(part), self._number(whole)) for name, (part, whole) in term.notes.items()})
-
-    def note(self, diagnostics: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
-        for name, (part, whole) in diagnostics.items():
-            self.diagnostics.setdefault(name, []).append((part.detach(), None if whole is None else whole.detach()))
-
-    def parts(self, objective: Objective, divisors: Sequence[float], scales: Sequence[float]) -> LossParts:
-        ce = self._sum(self.ce)
-        kd = [self._sum(values) for values in self.kd]
-        loss = objective.ce_weight / divisors[0] * (ce + self._sum(self.smoothing))
-        for term, value, divisor, scale in zip(objective.terms, kd, divisors[1:], scales, strict=True):
-            loss = loss + term.weight / divisor * scale * value
-        of_kd = zip(self.kd_gradient, divisors[1:], strict=True)
-        return LossParts(
-            loss,
-            ce,
-            self.batch.targets.ne(-100).sum(),
-            torch.stack(kd) if kd else ce.new_zeros(0),
-            self._sum(self.ce_gradient) / divisors[0] ** 2,
-            torch.stack([self._sum(v) / d**2 for v, d in of_kd]) if kd else ce.new_zeros(0),
-            {name: self._pair(pairs) for name, pairs in self.diagnostics.items()},
-        )
-
-    def _pair(self, pairs: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-        """[2]: the sum of the parts and that of the wholes, NaN where there are none."""
-        wholes = [whole for _, whole in pairs if whole is not None]
-        whole = self._sum(wholes) if wholes else self._number(torch.nan)
-        return torch.stack([self._sum([part for part, _ in pairs]), whole])
-
-    def _sum(self, values: Sequence[Tensor]) -> Tensor:
-        return torch.stack([*values]).double().sum() if values else self._number(0.0)
-
-    def _number(self, value: float) -> Tensor:
-        """A scalar that is filled in on the device: a copy from the host would wait for all that runs there."""
-        return torch.full((), value, dtype=torch.float64, device=self.device)
-
-
-def _full(logits: Tensor) -> Tensor:
-    """Losses are computed in float32 at least."""
-    return logits.float() if logits.dtype in LOW_PRECISION else logits
 
 
 def _precision(rows: Tensor) -> torch.dtype:

@@ -142,7 +142,8 @@ class Tracer:
         """The KD of the smallest chunks that the groups allow, spread evenly over the student tokens in them."""
         kd: list[float | None] = [None] * side.response.size
         (part,) = batch.terms
-        if Need.SURVEY in term.method.needs or (len(batch.chunks) == 1 and len(kd) > 1):
+        by_response = {Need.ROW_SCALARS, Need.SURVEY} & term.method.needs
+        if by_response or (len(batch.chunks) == 1 and len(kd) > 1):
             return []
         ours, theirs = Head.of(self.student), self.heads[term.teacher]
         if Need.HIDDEN not in term.method.needs:

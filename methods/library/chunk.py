@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from methods.library.alignment import Groups, IntArray
 from methods.library.closed_form import IGNORED, with_gradient
+from methods.library.reading import RowFunction, added, blocks, by_rows
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,22 @@ class Hidden:
         return self.head.embedded(read).to(self.rows.dtype), self.head.embedded(tokens).to(self.rows.dtype)
 
 
+class RowSource(Protocol):
+    """Rows whose logits are made a block at a time, whenever they are read: see :meth:`Side.read`."""
+
+    def read(self, function: RowFunction) -> Tensor:
+        """As :meth:`Side.read`."""
+
+    def total(self, function: RowFunction) -> Tensor:
+        """As :meth:`Side.total`."""
+
+
 class Side:
     """One model's rows of a chunk.
 
     Attributes:
-        logits: [rows, vocabulary], the head's output; requires grad on the student's side.
+        logits: [rows, vocabulary], the head's output; requires grad on the student's side. [0, vocabulary] for methods
+            with ``Need.ROW_SCALARS``, whose rows are there for :meth:`read` and :meth:`total` alone.
         targets: int64 [rows], the token that each row predicts, -100 where it predicts no response token.
         index: int64 [members], row of each member of a group.
         group: int64 [members], group of each member, ascending.
@@ -145,6 +157,32 @@ class Side:
         self.in_order, self.weight = in_order, weight
         self._log_probs: dict[float, Tensor] = {}
         self._hidden: Hidden | None = None
+        self._source: RowSource | None = None
+
+    def read(self, function: RowFunction) -> Tensor:
+        """[rows, c]: a few numbers of each row, differentiable, without logits of all rows at once.
+
+        Args:
+            function: [n, c] of logits [n, vocabulary], in float32 at least, and of which rows they are: each row's
+                numbers from that row alone. It is asked once more where gradients are made, which reach the logits and
+                no parameter that it may use.
+        """
+        if self._source is not None:
+            return self._source.read(function)
+        return by_rows(function, self.logits, torch.arange(len(self.logits), device=self.logits.device))
+
+    @torch.no_grad()
+    def total(self, function: RowFunction) -> Tensor:
+        """The sum of what a function makes of some rows at a time, without gradient: what columns are chosen by."""
+        if self._source is not None:
+            return self._source.total(function)
+        return added(function(self.logits[rows], rows) for rows in blocks(len(self.logits)))
+
+    def with_source(self, source: RowSource) -> Side:
+        """The same, read from a source."""
+        made = self.with_logits(self.logits)
+        made._source = source
+        return made
 
     @property
     def hidden(self) -> Hidden:

@@ -62,10 +62,12 @@ class Need(enum.Enum):
     what they say together is :meth:`Method.known`."""
     WHOLE_RESPONSE = "whole response"
     """Every chunk is one response, whatever memory that takes."""
-    ROW_BEFORE = "row before"
-    """Chunks begin, on both sides, one row before the first that a group has; for groups of :attr:`Rows.AFTER`.
+    ROW_SCALARS = "numbers of rows"
+    """The loss is one of a whole response, but sees a few numbers of each row alone, by :meth:`Side.read`.
 
-    Such a row is in two chunks; the norm of the gradient at the logits, which is reported, counts both shares apart.
+    So logits exist for a block of rows at a time, and groups bound no chunk. What :meth:`Method.loss` is handed is a
+    response with all its rows on both sides, the one before the first token of :attr:`Rows.AFTER` among them. The loss
+    has no kernel and no gradient in closed form, and trains no parameters of its own.
     """
     ENTROPY = "entropy"
     """:meth:`Method.align` runs at every step, with the entropies of both models' next-token distributions."""

@@ -5,7 +5,8 @@ Autograd would keep a matrix as large for each step between, and make one more f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -70,11 +71,15 @@ class _Read(torch.autograd.Function):
         return gradient.div_(ctx.temperature), *[None] * 6
 
 
-def by_rows(function: Callable[[Tensor], Tensor], logits: Tensor, index: Tensor) -> Tensor:
+RowFunction = Callable[[Tensor, slice], Tensor]
+"""Of some rows of logits, [n, vocabulary], and of where they stand among all that are read."""
+
+
+def by_rows(function: RowFunction, logits: Tensor, index: Tensor) -> Tensor:
     """What a function makes of each row by itself, of some rows at a time; its gradient makes it once more.
 
     Args:
-        function: of [n, vocabulary], gives [n, any].
+        function: of [n, vocabulary] and their places in the index, gives [n, any].
         logits: [rows, vocabulary].
         index: int64 [members], the rows that it is asked of.
     """
@@ -82,29 +87,30 @@ def by_rows(function: Callable[[Tensor], Tensor], logits: Tensor, index: Tensor)
     return made
 
 
-@torch.no_grad()
-def sum_by_rows(function: Callable[[Tensor], Tensor], logits: Tensor, index: Tensor) -> Tensor:
-    """The sum over members of what :func:`by_rows` gives, without gradient."""
-    total = torch.zeros_like(logits[0])
-    for rows in torch.split(index, _ROWS_AT_ONCE):
-        total += function(logits[rows]).sum(0)
-    return total
+def blocks(rows: int, most: int = _ROWS_AT_ONCE) -> list[slice]:
+    """Places of so many rows, some at a time; one of nothing where there are none."""
+    return [slice(start, min(start + most, rows)) for start in range(0, max(rows, 1), most)]
+
+
+def added(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of one tensor or more, of which two are there at once."""
+    return reduce(torch.add, parts)
 
 
 class _ByRows(torch.autograd.Function):
     @staticmethod  # Any: as above
-    def forward(ctx: Any, function: Callable[[Tensor], Tensor], logits: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, function: RowFunction, logits: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(logits, index)
         ctx.function = function
-        return torch.cat([function(logits[rows]) for rows in torch.split(index, _ROWS_AT_ONCE)])
+        return torch.cat([function(logits[index[part]], part) for part in blocks(len(index))])
 
     @staticmethod  # Any: as above
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         logits, index = ctx.saved_tensors
         gradient = torch.zeros_like(logits)
-        for rows, given in zip(*(torch.split(each, _ROWS_AT_ONCE) for each in (index, upstream)), strict=True):
+        for part in blocks(len(index)):
             with torch.enable_grad():
-                leaf = logits[rows].detach().requires_grad_()
-                (found,) = torch.autograd.grad(ctx.function(leaf), leaf, given)
-            gradient.index_add_(0, rows, found)
+                leaf = logits[index[part]].detach().requires_grad_()
+                (found,) = torch.autograd.grad(ctx.function(leaf, part), leaf, upstream[part])
+            gradient.index_add_(0, index[part], found)
         return None, gradient, None

@@ -141,7 +141,7 @@ def test_loss_equals_the_formula(options: dict[str, Any]) -> None:
 
 
 def test_a_long_response_is_compared_piece_by_piece() -> None:
-    """Eight rows of logits at a time, the row before each piece among them: what all responses at once give."""
+    """Eight rows of logits at a time: what all responses at once give."""
     made = contract.bench(ALM())
     found = []
     for rows in (10**6, 8):

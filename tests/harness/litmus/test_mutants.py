@@ -18,6 +18,7 @@ from methods.library.vocabulary import TokenizerPair
 
 METHODS = ("fkd", "one_to_one", "cdm", "mined", "gold", "uld")
 PAIRS = [(name, mutant) for name in METHODS for mutant in mutants_of(find(name)())]
+PAIRS += [("alm", mutant) for mutant in mutants_of(find("alm")())]
 PAIRS += [("dskd", mutant) for mutant in MUTANTS if mutant.of == "dskd" or "dskd" in dict(mutant.blind)]
 
 

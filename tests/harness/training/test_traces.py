@@ -45,7 +45,7 @@ def test_kd_by_token_adds_up_to_the_engines_sum(method: Method) -> None:
         trace = tracer(made).trace_one(aligned.example, term)
         expected = float(made.loss(made.batch([aligned])).kd[0])
         if not trace["kd"]:
-            assert {Need.WHOLE_RESPONSE, Need.SURVEY} & method.needs
+            assert {Need.WHOLE_RESPONSE, Need.ROW_SCALARS, Need.SURVEY} & method.needs
             continue
         assert len(trace["kd"]) == aligned.example.sides[STUDENT].response.size
         if method.rows is Rows.ALL:  # the prompt's share is not shown

@@ -11,7 +11,7 @@ from torch import Tensor
 from methods.library.closed_form import forward_kl_towards
 from methods.library.divergences import forward_kl
 from methods.library.projection import SpreadMasses
-from methods.library.reading import by_rows, log_probs_at, log_totals, sum_by_rows
+from methods.library.reading import added, blocks, by_rows, log_probs_at, log_totals
 
 ROWS, COLUMNS = 37, 23  # more rows than are read at once
 
@@ -66,7 +66,8 @@ def test_totals_are_those_of_whole_matrices() -> None:
     torch.testing.assert_close(log_totals(logits(), 2.0), (logits() / 2).logsumexp(-1))
     index = chosen(50, ROWS, 5)
     expected = logits()[index].softmax(-1).sum(0)
-    torch.testing.assert_close(sum_by_rows(lambda rows: rows.softmax(-1), logits(), index), expected)
+    found = added(logits()[index[part]].softmax(-1).sum(0) for part in blocks(len(index)))
+    torch.testing.assert_close(found, expected)
 
 
 def test_rows_by_themselves_are_rows_together() -> None:
@@ -75,7 +76,12 @@ def test_rows_by_themselves_are_rows_together() -> None:
     def function(rows: Tensor) -> Tensor:
         return (rows / (rows.std(-1, keepdim=True) + 1e-4)).softmax(-1)[:, 3:9]
 
-    agree(lambda at: by_rows(function, at, index), lambda at: function(at[index]), logits())
+    weight = torch.linspace(0, 1, 50, dtype=torch.float64)[:, None]
+    agree(
+        lambda at: by_rows(lambda rows, place: function(rows) * weight[place], at, index),
+        lambda at: function(at[index]) * weight,
+        logits(),
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
