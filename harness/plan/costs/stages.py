@@ -163,7 +163,7 @@ class Coster:
                 live, _ = read.batches(micro)
                 flops += other.forward(live, live / micro)
                 launches += other.layers
-            if Need.ENTROPY in method.needs:
+            if {Need.ENTROPY, Need.ROW_SCALARS} & method.needs:  # both sides' rows are read once more, before the walk
                 flops += shape.logits(rows) + other.logits(theirs)
                 traffic += CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
             if Need.HIDDEN in method.needs:  # both sides' rows through the other's head too, forward and backward
