@@ -53,8 +53,9 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Forms that hold something else than a method as it is by default."""
 
 WIDTHS = {"student_width": 16, "teacher_width": 24}
-TOKENS = 64
-"""Of the one response that is measured, in one chunk: memory grows with them."""
+TOKENS, MANY = 64, 512
+"""Of the one response that is measured, in one chunk: memory grows with them. Many for methods that read a few numbers
+of each row: what some choose columns by is as large for any response, and much beside few rows."""
 
 
 def forms() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -210,12 +211,14 @@ def main() -> None:
     head = 4 * preset["student_size"] * preset["student_width"]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        texts = {"tokens": TOKENS, "length": TOKENS, "chunk_rows": TOKENS, "dtype": torch.bfloat16}
-        inputs = inputs_of(Path(folder), **sizes, **texts)
+        inputs = {
+            size: inputs_of(Path(folder), **sizes, tokens=size, length=size, chunk_rows=size, dtype=torch.bfloat16)
+            for size in (TOKENS, MANY)
+        }
         for name in arguments.rows or forms():
             kind, options = forms()[name]
             method = registered()[kind](**options)
-            found = walked(inputs, method)
+            found = walked(inputs[MANY if Need.ROW_SCALARS in method.needs else TOKENS], method)
             a_row, taken = part * found.bytes / found.rows, rows_in(chunk_room(head), part * found.promised)
             if Need.WHOLE_RESPONSE in method.needs:
                 taken = max(taken, preset["length"])

@@ -163,7 +163,7 @@ class Coster:
                 live, _ = read.batches(micro)
                 flops += other.forward(live, live / micro)
                 launches += other.layers
-            before = len({Need.ENTROPY, Need.SURVEY} & method.needs)  # passes that only read both sides' logits
+            before = len({Need.ENTROPY, Need.SURVEY, Need.ROW_SCALARS} & method.needs)  # passes over both sides' rows
             flops += before * (shape.logits(rows) + other.logits(theirs))
             traffic += before * CE_TRAFFIC / 3 * (rows * shape.vocabulary + theirs * other.vocabulary)
             if Need.HIDDEN in method.needs:  # both sides' rows through the other's head too, forward and backward
