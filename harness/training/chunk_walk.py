@@ -249,7 +249,8 @@ class ChunkWalk:
         chunk = self._of(k, number, logits, targets, teacher_logits)
         if Need.HIDDEN in term.method.needs:
             read = self.batch.teachers[term.teacher].read
-            hidden = Hidden(widened(taught), head, None if read is None else read[slice(*rows)])
+            assert read is not None
+            hidden = Hidden(widened(taught), head, read[slice(*rows)])
             chunk = replace(chunk, teacher=chunk.teacher.with_hidden(hidden))
         return chunk
 
@@ -321,6 +322,7 @@ def _sums(
         if Need.HIDDEN not in method.needs:
             return method.loss(AlignedChunk(student, teacher, chunk.groups))
         with torch.autocast(full.raw.device.type, enabled=False):  # of products, only those with heads run in bf16
+            assert full.read is not None
             student = student.with_hidden(Hidden(full.hidden, full.head, full.read))
             return method.loss(AlignedChunk(student, teacher, chunk.groups))
 
