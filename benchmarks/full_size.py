@@ -72,7 +72,7 @@ class Bench:
             model, folder = self.model(role, compute_dtype(self.recipe.teacher.precision)), self.work / role
             folder.mkdir(exist_ok=True)
             store_rows(model, role, self.examples, folder, pad=pad_ids(self.sides)[role])
-            self.rows[role] = StoredRows(folder), Head.of(model).kept(embeddings=False)
+            self.rows[role] = StoredRows(folder), Head.of(model).alone(self.model(role, "float32").get_input_embeddings)
         return self.rows[role]
 
     def teachers(self, stage: Stage, roles: tuple[str, ...]) -> TeacherSources:

@@ -287,7 +287,8 @@ def our_training(
         if method.rows is RowKind.ALL:  # stored rows leave the prompt out
             live[role] = Rows(hidden, weight)
         else:
-            heads[role] = Head(weight, embedding=nn.Embedding.from_pretrained(weight))
+            layer = nn.Embedding.from_pretrained(weight)
+            heads[role] = Head(weight, embeddings=lambda layer=layer: layer)
             stored[role] = _rows(inputs.examples, hidden, role).__getitem__
     terms = tuple(Term(method, ROLE_OF_KIND[method.teacher], 0.5 / len(taught)) for method in taught)
     collator = Collator(terms, dict.fromkeys(inputs.sides, 0), chunk_rows=_chunk_rows(setting, terms), stored=stored)

@@ -353,8 +353,8 @@ def store(setting: Setting, data: Data, clock: Clock, teachers: TeacherSources) 
         model, "cross", data.examples, folder, pad=pad_ids(data.sides)["cross"], batch_size=setting.batch
     )
     seconds = clock.now() - begun
-    head = Head.of(model)
-    teachers.heads["cross"] = Head(head.weight.detach().clone(), embedding=head.embedding)
+    layer = model.get_input_embeddings()
+    teachers.heads["cross"] = Head(Head.of(model).weight.detach().clone(), embeddings=lambda: layer)
     teachers.stored["cross"] = StoredRows(folder)
     return {"row_bytes": written, "store_seconds_per_row": seconds / len(data.examples)}
 

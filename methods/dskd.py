@@ -70,12 +70,13 @@ class DSKD(Method[DSKDOptions]):
     fidelities_differ = True
     Options = DSKDOptions
     zero_at_identity = False  # the cross-entropy of what the maps make remains
+    projectors = 6  # M_q is of twice both widths
 
     maps: nn.ModuleDict | None = None
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.HIDDEN, Need.EMBEDDINGS, Need.WHOLE_RESPONSE})
+        return frozenset({Need.HIDDEN, Need.WHOLE_RESPONSE})
 
     @property
     def held(self) -> Held:
@@ -100,6 +101,7 @@ class DSKD(Method[DSKDOptions]):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         made = nn.ModuleDict({name: nn.Linear(*size, dtype=dtype) for name, size in sizes.items()})
         self.maps = made.to(weight.device)
+        teacher.embedded(weight.new_zeros(1, dtype=torch.int64))  # its layer is read here, where there is room for it
 
     def align(self, response: AlignedResponse) -> Groups:
         """One group: every token looks at all of the other side's."""

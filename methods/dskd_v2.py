@@ -67,6 +67,7 @@ class DSKDv2(Method[DSKDv2Options]):
     released_normalize = "samples"
     Options = DSKDv2Options
     zero_at_identity = False  # the projector's cross-entropy remains
+    projectors = 1
 
     to_student: nn.Linear | None = None
 

@@ -38,7 +38,7 @@ class TeacherBatch(OnDevice):
         row_index: int64 [rows], flat positions in [batch * length] of the rows that go through the head.
         targets: int64 [rows], the response token that each row predicts, or -100.
         stored: [rows, hidden] stored rows, or None.
-        read: int64 [rows], the token that each row has read; None where no method reads this teacher's embeddings.
+        read: int64 [rows], the token that each row has read; None where no method reads this teacher's hidden rows.
     """
 
     input_ids: torch.Tensor | None
@@ -153,7 +153,7 @@ class Collator:
             if Need.ENTROPY in method.needs and method.normalize == "rows":
                 raise ValueError(f"{method.name} aligns at the step: the window's number of groups is not known before")
         self.roles = frozenset(term.teacher for term in terms)
-        self.embedded = frozenset(term.teacher for term in terms if Need.EMBEDDINGS in term.method.needs)
+        self.hidden = frozenset(term.teacher for term in terms if Need.HIDDEN in term.method.needs)
         self.windows = {
             **dict.fromkeys(self.roles, TEACHER_ROWS),
             STUDENT: row_window([term.method.rows for term in terms]),  # its own teacher's, too
@@ -218,7 +218,7 @@ class Collator:
         sides, window = [example.sides[role] for example in examples], self.windows[role]
         targets = torch.from_numpy(np.concatenate([row_targets(side, window) for side in sides]))
         read = None
-        if role in self.embedded:
+        if role in self.hidden:
             read = torch.from_numpy(np.concatenate([side.sequence[slice(*row_bounds(side, window))] for side in sides]))
         if role in self.stored:
             rows = torch.cat([self.stored[role](example.id) for example in examples])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,14 +27,14 @@ class Head:
         bias: [vocabulary] or None.
         scale: factor of the logits (Cohere, Granite); 1 where the model has none.
         soft_cap: bound of the logits (Gemma-2: 30); None where the model has none.
-        embedding: the model's own layer of input embeddings; None where nobody reads them.
+        embeddings: gives the model's own layer of input embeddings, whenever it is asked; None where there is none.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     soft_cap: float | None = None
-    embedding: nn.Module | None = None
+    embeddings: Callable[[], nn.Module] | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Head:
@@ -49,18 +51,20 @@ class Head:
         if getattr(config, "logits_scaling", None):  # Granite divides
             scale = scale / config.logits_scaling
         cap = getattr(config, "final_logit_softcapping", None)
-        return cls(layer.weight, layer.bias, float(scale), cap, model.get_input_embeddings())
+        return cls(layer.weight, layer.bias, float(scale), cap, model.get_input_embeddings)
 
-    def kept(self, embeddings: bool) -> Head:
-        """The same without the embeddings, where nobody asks for them and they take memory of their own."""
-        tied = any(each is self.weight for each in self.embedding.parameters()) if self.embedding else False
-        return self if embeddings or tied else replace(self, embedding=None)
+    def alone(self, read: Callable[[], nn.Module]) -> Head:
+        """The same without its model: embeddings whose weights are not the head's are read once somebody asks."""
+        assert self.embeddings is not None
+        layer = self.embeddings()
+        tied = any(each is self.weight for each in layer.parameters())
+        return replace(self, embeddings=(lambda: layer) if tied else cache(read))
 
     @torch.no_grad()
     def embedded(self, tokens: Tensor) -> Tensor:
         """[n, width]: what the layer of input embeddings makes of tokens, int64 [n], its own factor included."""
-        assert self.embedding is not None
-        found: Tensor = self.embedding(tokens)
+        assert self.embeddings is not None
+        found: Tensor = self.embeddings()(tokens)
         return found.detach()
 
     def to(self, dtype: torch.dtype) -> Head:

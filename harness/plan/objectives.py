@@ -81,10 +81,6 @@ class ObjectiveSpec:
         """Whether the task says what sampled responses are worth."""
         return any(Need.REWARDS in method.needs for method in self.methods)
 
-    def embeds(self, role: str) -> bool:
-        """Whether a method reads embeddings of the teacher of a role."""
-        return any(part.role == role and Need.EMBEDDINGS in part.method.needs for part in self.parts)
-
     @property
     def methods(self) -> tuple[Method, ...]:
         """Built with the recipe's options; one, or two."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -270,8 +270,7 @@ class TrainedModels:
     def student(self, stage: Stage) -> PreTrainedModel:
         """The student that a stage trained, in float32."""
         if self._student is None or self._student[0] != stage.identity:
-            self._student = None
-            release_memory()
+            self.forget_student()
             folder = self._need(stage).checked() / MODEL
             self._student = (stage.identity, self._published.trained(STUDENT, folder).to(device()))
         return self._student[1]
@@ -280,7 +279,6 @@ class TrainedModels:
         """The fine-tuned teacher of a stage, frozen."""
         if self._teacher is None or self._teacher[0] != stage.identity:
             self.forget_teacher()
-            release_memory()
             folder = self._need(stage).checked()
             if (folder / ADAPTER).is_dir():
                 model = merge_lora(self._published.model(stage.role), folder / ADAPTER)
@@ -297,15 +295,16 @@ class TrainedModels:
         called = {needed.identity for needed in stage.inputs.values() if needed.kind == "teacher"}
         if self._teacher is not None and self._teacher[0] not in called:
             self.forget_teacher()
-        release_memory()
 
     def forget_student(self) -> None:
         """Let the student go."""
         self._student = None
+        release_memory()
 
     def forget_teacher(self) -> None:
         """Let the teacher go."""
         self._teacher = None
+        release_memory()
 
 
 class TeacherSignal:
@@ -330,20 +329,22 @@ class TeacherSignal:
             source = stage.inputs[role]
             if source.kind == "rows":
                 given.stored[role] = self._stored_rows(source)
-                embeddings = stage.objective is not None and stage.objective.embeds(role)
-                given.heads[role] = self._rows_head(source, embeddings)
+                given.heads[role] = self._rows_head(source)
             else:
                 given.live[role] = self._trained.teacher(source)
         return given
 
-    def head(self, stage: Stage, embeddings: bool = False) -> Head:
-        """The head of a fine-tuned teacher, and its embeddings where asked, without the rest of the model."""
-        known = self._heads.get(stage.identity)
-        if known is None or (embeddings and known.embedding is None):
-            known = self._heads[stage.identity] = Head.of(self._trained.teacher(stage)).kept(embeddings)
+    def head(self, stage: Stage) -> Head:
+        """The head of a fine-tuned teacher without the rest of the model, which is read again if it is to embed."""
+        if stage.identity not in self._heads:
+            self._heads[stage.identity] = Head.of(self._trained.teacher(stage)).alone(partial(self._embeddings, stage))
             self._trained.forget_teacher()  # its layers are not needed: the rows are stored
-            release_memory()
-        return known
+        return self._heads[stage.identity]
+
+    def _embeddings(self, stage: Stage) -> torch.nn.Module:
+        layer: torch.nn.Module = self._trained.teacher(stage).get_input_embeddings()
+        self._trained.forget_teacher()
+        return layer
 
     def forget(self) -> None:
         """Free what the next task does not need."""
@@ -357,11 +358,11 @@ class TeacherSignal:
             self._checked.add(stage.identity)
         return StoredRows(artefact.folder)
 
-    def _rows_head(self, stage: Stage, embeddings: bool) -> Head:
+    def _rows_head(self, stage: Stage) -> Head:
         """What makes logits of a stage's stored rows."""
         if self._kept.keep == "top_k":
             return TopRowsHead.over(self._published.vocabulary_size(stage.role), device())
-        return self.head(stage.inputs["teacher"], embeddings)
+        return self.head(stage.inputs["teacher"])
 
 
 @dataclass(frozen=True)
@@ -393,8 +394,7 @@ class Workbench:
 
     def forget(self) -> None:
         """Free what the next task does not need."""
-        self.trained.forget_student()
-        self.trained.forget_teacher()
         self.signal.forget()
         self.aligned.forget()
-        release_memory()
+        self.trained.forget_student()
+        self.trained.forget_teacher()

@@ -279,7 +279,8 @@ class ChunkWalk:
         chunk = self._of(k, number, logits, targets, teacher_logits)
         if Need.HIDDEN in term.method.needs:
             read = self.batch.teachers[term.teacher].read
-            hidden = Hidden(widened(taught), head, None if read is None else read[slice(*rows)])
+            assert read is not None
+            hidden = Hidden(widened(taught), head, read[slice(*rows)])
             chunk = replace(chunk, teacher=chunk.teacher.with_hidden(hidden))
         return chunk
 
@@ -360,6 +361,7 @@ def _by_torch(method: Method, chunk: AlignedChunk, full: _Leaves) -> AlignedChun
 def _with_hidden(method: Method, chunk: AlignedChunk, full: _Leaves) -> AlignedChunk:
     if Need.HIDDEN not in method.needs:
         return chunk
+    assert full.read is not None
     return replace(chunk, student=chunk.student.with_hidden(Hidden(full.hidden, full.head, full.read)))
 
 

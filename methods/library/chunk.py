@@ -74,7 +74,10 @@ class OutputHead(Protocol):
         """[n, vocabulary] from hidden rows [n, width]."""
 
     def embedded(self, tokens: Tensor) -> Tensor:
-        """[n, width]: what the model's embedding layer makes of tokens, int64 [n], without gradient."""
+        """[n, width]: what the model's embedding layer makes of tokens, int64 [n], without gradient.
+
+        A teacher whose rows are stored may be read for it once more, which :meth:`Method.build` has the room for.
+        """
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,12 @@ class Hidden:
         rows: [rows, width], last hidden states, in float32 at least; requires grad on the student's side. What passes
             through it comes to the student's layers beside the gradient at the logits.
         head: held fixed: no gradient reaches it here. Its weights may be of lower precision.
-        read: int64 [rows], the token that each row has read; None where the method has no ``Need.EMBEDDINGS``.
+        read: int64 [rows], the token that each row has read.
     """
 
     rows: Tensor
     head: OutputHead
-    read: Tensor | None = None
+    read: Tensor
 
     def logits(self, rows: Tensor) -> Tensor:
         """[n, vocabulary], what the head makes of any hidden rows [n, width], in their precision."""
@@ -108,12 +111,7 @@ class Hidden:
 
         Returns:
             Two of [n, width], in the rows' precision.
-
-        Raises:
-            ValueError: the method does not ask for them.
         """
-        if self.read is None:
-            raise ValueError("no tokens here: a method that reads embeddings has Need.EMBEDDINGS among its needs")
         read = self.read.index_select(0, index)
         return self.head.embedded(read).to(self.rows.dtype), self.head.embedded(tokens).to(self.rows.dtype)
 

@@ -74,9 +74,7 @@ class Need(enum.Enum):
     ROLLOUTS = "rollouts"
     """Some micro-batches hold responses that the student samples; the options are :class:`OnPolicyOptions`."""
     HIDDEN = "hidden rows"
-    """Each side has its hidden rows and its head (:attr:`Side.hidden`)."""
-    EMBEDDINGS = "embeddings"
-    """Beside ``HIDDEN``: the token that each row has read, and what both models' embedding layers make of tokens."""
+    """Each side has its hidden rows, the token that each has read, and its head, which embeds (:attr:`Side.hidden`)."""
     REWARDS = "rewards"
     """The task says a reward of each response that the student samples, :attr:`Method.samples_a_prompt` of them to a
     prompt: :meth:`Method.align_all` sees them one behind the other. Of a method without a teacher, whose groups are of
@@ -185,6 +183,7 @@ class Method(ABC, Generic[O_co]):
             empty text leaves the latter to the options.
         aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
         sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
+        projectors: matrices from one model's width to the other's that are trained, which a plan's memory reckons with.
         tunes: what `harness tune` tries: options with the values of a grid, `kd_share` for kd_weight as a share of both
             weights, `rate` and `length` for factors of the learning rate and of the steps. All rows tune their rate: in
             a short training whoever alone may raise it wins by that.
@@ -201,6 +200,7 @@ class Method(ABC, Generic[O_co]):
     released_normalize: ClassVar[str] = ""
     aligns_on_device: ClassVar[bool] = False
     sorts: ClassVar[bool] = False
+    projectors: ClassVar[int] = 0
     tunes: ClassVar[Mapping[str, tuple[float, ...]]] = {"kd_share": (0.5, 0.9), "rate": (0.5, 1.0, 2.0)}
 
     # no ClassVar, which can't be generic: so mypy holds `Options = ULDOptions` to the parameter of the class

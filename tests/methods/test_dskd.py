@@ -40,7 +40,8 @@ def chunk_of(
 
 
 def head_of(weight: Tensor, embeddings: Tensor, **more: Any) -> Head:
-    return Head(weight, **more, embedding=nn.Embedding.from_pretrained(embeddings))
+    layer = nn.Embedding.from_pretrained(embeddings)
+    return Head(weight, **more, embeddings=lambda: layer)
 
 
 class Toy(NamedTuple):
@@ -286,9 +287,3 @@ def test_maps_begin_as_the_seed_says_and_leave_other_draws_alone() -> None:
     assert not torch.equal(first, other)
     assert first.numel() == 4 * 64 * 64 + 2 * 64 * 64 + 4 * 64
     assert 0 < float(first.abs().max()) <= 64**-0.5  # torch's own: uniform within 1 / √(width read)
-
-
-def test_embeddings_are_only_for_methods_that_ask() -> None:
-    hidden = Hidden(table([[1, 0]]), head_of(table([[1, 0]]), table([[1, 0]])))
-    with pytest.raises(ValueError, match=r"Need.EMBEDDINGS among its needs"):
-        hidden.embedded(torch.tensor([0]), torch.tensor([0]))

@@ -251,8 +251,7 @@ class Coster:
             memory += 2.0 * (other.parameters if live else other.head)
             if Need.HIDDEN in part.method.needs:
                 # projectors with their gradients and moments; an inverse of the teacher's head, or its embeddings
-                maps = 6 if Need.EMBEDDINGS in part.method.needs else 1
-                memory += 16.0 * maps * shape.hidden * other.hidden + 4.0 * other.head
+                memory += 16.0 * part.method.projectors * shape.hidden * other.hidden + 4.0 * other.head
             memory = max(memory, 4.0 * shape.parameters + 2.0 * other.parameters)  # while heads are taken
         return max(memory, 4.0 * shape.parameters)  # whole before and after, where it is in pieces
 

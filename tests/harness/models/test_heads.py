@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -135,12 +137,25 @@ def test_the_weight_is_the_models_own_tied_or_not() -> None:
     assert Head.of(untied).weight is not untied.get_input_embeddings().weight
 
 
-def test_embeddings_are_kept_where_they_are_asked_for_or_cost_nothing() -> None:
-    tied, untied = Head.of(model("qwen2")), Head.of(model("llama"))
-    assert [head.kept(asked).embedding is None for head in (tied, untied) for asked in (True, False)] == [0, 0, 0, 1]
-    tokens = torch.tensor([3, 1])
-    assert torch.equal(untied.embedded(tokens), model("llama").get_input_embeddings().weight[tokens])
-    assert not untied.embedded(tokens).requires_grad
+@pytest.mark.parametrize(("kind", "reads"), [("qwen2", 0), ("llama", 1)])
+def test_a_head_alone_reads_embeddings_once_where_they_are_no_weights_of_its_own(kind: str, reads: int) -> None:
+    made, asked = model(kind), []
+
+    def read() -> nn.Module:
+        asked.append(kind)
+        layer: nn.Module = model(kind).get_input_embeddings()
+        return layer
+
+    gone = weakref.ref(made)
+    head = Head.of(made).alone(read)
+    del made
+    gc.collect()
+    assert gone() is None
+    assert asked == []
+    for tokens in (torch.tensor([3, 1]), torch.tensor([2])):
+        assert torch.equal(head.embedded(tokens), model(kind).get_input_embeddings().weight[tokens])
+        assert not head.embedded(tokens).requires_grad
+    assert len(asked) == reads
 
 
 class Louder(nn.Linear):
