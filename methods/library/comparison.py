@@ -103,7 +103,7 @@ def keep(student: Any, teacher: Any, groups: int, how: Merge) -> tuple[Kept, Kep
     Args:
         student, teacher: ``kernels.Raw``.
     """
-    sides, device, first = (student, teacher), student.row.device, how == "observed"
+    sides, device, keeps_first = (student, teacher), student.row.device, how == "observed"
     members = student.row.numel(), teacher.row.numel()
     apart = groups + -groups % 4  # so that both sides' numbers begin where kernels like it
     rows = torch.empty(2, apart, dtype=torch.int64, device=device)
@@ -115,14 +115,12 @@ def keep(student: Any, teacher: Any, groups: int, how: Merge) -> tuple[Kept, Kep
     )
     grouping.kept_kernel[groups, 2](
         *given, *members, student.logits.stride(0), teacher.logits.stride(0), starts, rows, joint, *realised, apart,
-        FIRST=first, num_warps=1,
+        FIRST=keeps_first, num_warps=1,
     )  # fmt: skip
+    of_groups = (each[:, :groups] for each in (rows, joint, starts))
     return tuple(
-        Kept(
-            side.logits, side.lse, rows[k, :groups], joint[k, :groups], side.row, side.tokens, realised[k],
-            starts[k, :groups], first,
-        )  # fmt: skip
-        for k, side in enumerate(sides)
+        Kept(side.logits, side.lse, row, log, side.row, side.tokens, logs, start, keeps_first)
+        for side, row, log, start, logs in zip(sides, *of_groups, realised, strict=True)
     )
 
 

@@ -83,7 +83,8 @@ def count_kernel(
     """Masses of both sides' groups in bins; the lowest bin is left out, what is missing is in it."""
     if tl.program_id(2) == 0:
         _count(
-            ours, our_rows, our_lse, our_joint, our_partner, our_counts, our_columns, our_stride, bins, RESTRICTED, BLOCK
+            ours, our_rows, our_lse, our_joint, our_partner, our_counts, our_columns, our_stride, bins, RESTRICTED,
+            BLOCK,
         )  # fmt: skip
     else:
         _count(
@@ -130,7 +131,9 @@ def count_shared_kernel(
     tl.debug_barrier()
     first = tl.max(bin_0, 0)
     if tl.program_id(1) == 0:
-        _count_shared(ours, our_rows, our_lse, our_joint, our_partner, our_columns, our_stride, first, RESTRICTED, BLOCK)
+        _count_shared(
+            ours, our_rows, our_lse, our_joint, our_partner, our_columns, our_stride, first, RESTRICTED, BLOCK
+        )  # fmt: skip
     else:
         _count_shared(
             theirs, their_rows, their_lse, their_joint, their_partner, their_columns, their_stride, first, RESTRICTED,

@@ -77,9 +77,7 @@ def _keep(logits, lse, row, group, tokens, members, stride, starts, rows, joint,
     tl.store(rows + mine, tl.load(row + (low if FIRST else number - 1)))
 
 
-@triton.jit(
-    do_not_specialize=["members", "groups"], do_not_specialize_on_alignment=["row", "tokens", "realised"]
-)
+@triton.jit(do_not_specialize=["members", "groups"], do_not_specialize_on_alignment=["row", "tokens", "realised"])
 def through_kernel(
     row, tokens, realised, starts, total, group_of_row, of_row, own, of_token, members, groups, FIRST: tl.constexpr
 ):  # fmt: skip
