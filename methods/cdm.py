@@ -93,8 +93,8 @@ class CDM(Method[CDMOptions]):
 
     @property
     def align_seconds(self) -> float:
-        """Of a GPU's host, which launches what compares the best k of both sides (benchmarks/results/gpu-h200.json)."""
-        return 3e-5 * (float(self.options.k) / 100) ** 2
+        """Of a GPU and its host, to find and compare the best k of both sides (benchmarks/results/gpu-h200.json)."""
+        return 4e-6 + 8e-7 * (float(self.options.k) / 100) ** 2
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -26,7 +26,7 @@ def compute_dtype(precision: Precision) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
-_LOSS, _MARGIN = 2**30, 0.08  # bytes of a loss above the hidden rows, and the share of them that is left free
+_LOSS, _MARGIN = 2**30, 0.04  # bytes of a loss above the hidden rows, and the share of them that is left free
 _LEAST_ROOM, _CPU_LOGITS = 2**28, 128 * 2**20
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -96,22 +97,31 @@ class Kept(NamedTuple):
     keeps_first: bool
 
 
-def keep(side: Any, groups: int, how: Merge) -> Kept:
-    """What ``merging.Merged`` keeps of a side's groups, each of which has a member.
+def keep(student: Any, teacher: Any, groups: int, how: Merge) -> tuple[Kept, Kept]:
+    """What ``merging.Merged`` keeps of both sides' groups, each of which has a member of either.
 
     Args:
-        side: ``kernels.Raw``.
+        student, teacher: ``kernels.Raw``.
     """
-    members, device, first = side.row.numel(), side.row.device, how == "observed"
-    rows = torch.empty(groups, dtype=torch.int64, device=device)
-    starts = torch.empty(groups, dtype=torch.int32, device=device)
-    numbers = torch.empty(groups + members, dtype=torch.float32, device=device)
-    joint, realised = numbers[:groups], numbers[groups:]
-    grouping.kept_kernel[(groups,)](
-        side.logits, side.lse, side.row, side.group, side.tokens, members, side.logits.stride(0), starts, rows, joint,
-        realised, FIRST=first, num_warps=1,
+    sides, device, keeps_first = (student, teacher), student.row.device, how == "observed"
+    members = student.row.numel(), teacher.row.numel()
+    apart = groups + -groups % 4  # so that both sides' numbers begin where kernels like it
+    rows = torch.empty(2, apart, dtype=torch.int64, device=device)
+    starts = torch.empty(2, apart, dtype=torch.int32, device=device)
+    joint = torch.empty(2, apart, dtype=torch.float32, device=device)
+    realised = torch.empty(sum(members), dtype=torch.float32, device=device).split(members)
+    given = (
+        both for name in ("logits", "lse", "row", "group", "tokens") for both in (getattr(side, name) for side in sides)
+    )
+    grouping.kept_kernel[groups, 2](
+        *given, *members, student.logits.stride(0), teacher.logits.stride(0), starts, rows, joint, *realised, apart,
+        FIRST=keeps_first, num_warps=1,
     )  # fmt: skip
-    return Kept(side.logits, side.lse, rows, joint, side.row, side.tokens, realised, starts, first)
+    of_groups = (each[:, :groups] for each in (rows, joint, starts))
+    return tuple(
+        Kept(side.logits, side.lse, row, log, side.row, side.tokens, logs, start, keeps_first)
+        for side, row, log, start, logs in zip(sides, *of_groups, realised, strict=True)
+    )
 
 
 class Hybrid(NamedTuple):
@@ -174,48 +184,54 @@ class GroupComparison:
         self.slope = torch.empty(self.groups, BINS, device=self.device)
         shape = (2, self.groups if exact else 0, 3, SLOTS)
         slots, next_slots = torch.empty(shape, dtype=torch.int32, device=self.device)
-        sides = (self.student, self.partner), (self.teacher, self.teacher_partner)
         counting.slopes_kernel[(self.groups,)](
-            *(self._counts(*side) for side in sides), ends, self.slope, self.area, self.bound, slots, *rest, BINS,
-            EXACT=exact, BLOCK=1024, num_warps=WARPS,
+            *self._counts(), ends, self.slope, self.area, self.bound, slots, *rest, BINS, EXACT=exact, BLOCK=1024,
+            num_warps=WARPS,
         )  # fmt: skip
         if not exact:
             return
-        self.part_slope, self.number_slope = torch.empty(2, self.groups, SLOTS * PARTS, device=self.device)
+        # Half precision holds signs and slots' numbers; of the numbers themselves slopes come where they were counted.
+        self.part_slope = torch.empty(self.groups, SLOTS * PARTS, dtype=torch.float16, device=self.device)
         parts = torch.zeros(2, self.groups, SLOTS * PARTS, dtype=torch.int32, device=self.device)
+        self.number_slope = parts[0].view(torch.float32)
         cut, lower_cut = counting.CUT.value, counting.PART_CUT.value
         for given, of_next, numbers, made in (
             (slots, next_slots, False, self.part_slope), (next_slots, slots, True, self.number_slope)
         ):  # fmt: skip
-            for side, counts in zip(sides, parts, strict=True):
-                self._count_parts(*side, counts, numbers)
+            counting.count_parts_kernel[self.groups, self.programs, 2](
+                *self._both(parts), self.slope, self.part_slope, RESTRICTED=self.flags["HYBRID"], NUMBERS=numbers,
+                BLOCK=BLOCK // 2, num_warps=WARPS,
+            )  # fmt: skip
             counting.part_slopes_kernel[(self.groups,)](
                 parts[0], parts[1], given, made, self.area, self.bound, of_next,
                 CUT_ABOVE=lower_cut if numbers else cut, LOWEST=0 if numbers else lower_cut, LAST=numbers, num_warps=4,
             )  # fmt: skip
 
-    def _counts(self, side: Kept, partner: Tensor) -> Tensor:
-        """int32 [groups, bins], without the lowest bin."""
-        columns, restricted = side.logits.shape[1], self.flags["HYBRID"]
+    def _counts(self) -> Tensor:
+        """int32 [2, groups, bins] of student and teacher, without the lowest bin."""
         made = torch.empty if shared_memory() else torch.zeros
-        counts = made(self.groups, BINS, dtype=torch.int32, device=self.device)
-        given = (side.logits, side.rows, side.lse, side.joint, partner, counts, columns, side.logits.stride(0), BINS)
+        counts = made(2, self.groups, BINS, dtype=torch.int32, device=self.device)
+        restricted = self.flags["HYBRID"]
         if shared_memory():
-            counting.count_shared_kernel[(self.groups,)](
-                *given, RESTRICTED=restricted, BLOCK=BLOCK // 2, LANES=32 * WARPS, RESERVE=RESERVE, num_warps=WARPS
-            )
+            counting.count_shared_kernel[self.groups, 2](
+                *self._both(counts), RESTRICTED=restricted, BLOCK=BLOCK // 2, LANES=32 * WARPS, RESERVE=RESERVE,
+                num_warps=WARPS,
+            )  # fmt: skip
         else:
-            grid = self.groups, max(1, min(4, columns // (4 * BLOCK)))
-            counting.count_kernel[grid](*given, RESTRICTED=restricted, BLOCK=BLOCK, num_warps=WARPS)
+            columns = max(self.student.logits.shape[1], self.teacher.logits.shape[1])
+            grid = self.groups, max(1, min(4, columns // (4 * BLOCK))), 2
+            counting.count_kernel[grid](*self._both(counts), RESTRICTED=restricted, BLOCK=BLOCK, num_warps=WARPS)
         return counts
 
-    def _count_parts(self, side: Kept, partner: Tensor, counts: Tensor, numbers: bool) -> None:
-        """Add to int32 [groups, slots times parts], all 0."""
-        counting.count_parts_kernel[self.groups, self.programs](
-            side.logits, side.rows, side.lse, side.joint, partner, self.slope, self.part_slope, counts,
-            side.logits.shape[1], side.logits.stride(0), BINS, RESTRICTED=self.flags["HYBRID"], NUMBERS=numbers,
-            BLOCK=BLOCK // 2, num_warps=WARPS,
-        )  # fmt: skip
+    def _both(self, counts: Tensor) -> Iterator[Any]:
+        """What kernels that count take first, of student and teacher in turns; ``counts``: of both."""
+        sides = self.student, self.teacher
+        for name in ("logits", "rows", "lse", "joint"):
+            yield from (getattr(side, name) for side in sides)
+        yield from (self.partner, self.teacher_partner, *counts)
+        yield from (side.logits.shape[1] for side in sides)
+        yield from (side.logits.stride(0) for side in sides)
+        yield BINS
 
     def values(self) -> Tensor:
         """float64 [3]: sums of weighted distances, of the most by which they are too small, and of coverage.

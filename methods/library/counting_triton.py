@@ -60,7 +60,8 @@ def slope_of(mass, slope_row, part_row, number_row, wanted, EXACT: tl.constexpr)
 @triton.jit
 def _finer(mass, slope, part_row, LOWEST: tl.constexpr):
     refined = slope >= REFINED
-    return tl.where(refined, tl.load(part_row + part_of(mass, slope, LOWEST), mask=refined, other=0.0), slope)
+    finer = tl.load(part_row + part_of(mass, slope, LOWEST), mask=refined, other=0.0).to(tl.float32)
+    return tl.where(refined, finer, slope)
 
 
 @triton.jit
@@ -73,11 +74,29 @@ def _masses(row, shift, partner, at, columns, RESTRICTED: tl.constexpr):
     return tl.exp(z + shift), counted
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["their_counts"])
 def count_kernel(
+    ours, theirs, our_rows, their_rows, our_lse, their_lse, our_joint, their_joint, our_partner, their_partner,
+    our_counts, their_counts, our_columns, their_columns, our_stride, their_stride, bins, RESTRICTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Masses of both sides' groups in bins; the lowest bin is left out, what is missing is in it."""
+    if tl.program_id(2) == 0:
+        _count(
+            ours, our_rows, our_lse, our_joint, our_partner, our_counts, our_columns, our_stride, bins, RESTRICTED,
+            BLOCK,
+        )  # fmt: skip
+    else:
+        _count(
+            theirs, their_rows, their_lse, their_joint, their_partner, their_counts, their_columns, their_stride, bins,
+            RESTRICTED, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _count(
     logits, rows, lse, joint, partner, counts, columns, stride, bins, RESTRICTED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Masses of a group in bins; the lowest bin is left out, what is missing is in it."""
     group, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = tl.load(rows + group)
     shift = tl.load(joint + group) - tl.load(lse + row)
@@ -89,18 +108,18 @@ def count_kernel(
         tl.atomic_add(counts + group * bins + found, 1, mask=counted & (found > 0), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["their_counts"])
 def count_shared_kernel(
-    logits, rows, lse, joint, partner, counts, columns, stride, bins, RESTRICTED: tl.constexpr, BLOCK: tl.constexpr,
-    LANES: tl.constexpr, RESERVE: tl.constexpr,
+    ours, theirs, our_rows, their_rows, our_lse, their_lse, our_joint, their_joint, our_partner, their_partner,
+    our_counts, their_counts, our_columns, their_columns, our_stride, their_stride, bins, RESTRICTED: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr, RESERVE: tl.constexpr,
 ):  # fmt: skip
-    """The same in shared memory, one program a group; every bin of ``counts`` is written.
+    """The same in shared memory, one program a group and side; every bin of the counts is written.
 
     Args:
         LANES: threads of the program.
         RESERVE: PTX that reserves the bins and gives their address; it may stand in a kernel once.
     """
-    group = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     bin_0 = tl.inline_asm_elementwise(RESERVE, "=r,r", [lane], dtype=tl.int32, is_pure=False, pack=1)
     for start in range(0, bins, LANES):
@@ -110,9 +129,36 @@ def count_shared_kernel(
             [bin_0 + at * 4, (at < bins).to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
     tl.debug_barrier()
+    first = tl.max(bin_0, 0)
+    if tl.program_id(1) == 0:
+        _count_shared(
+            ours, our_rows, our_lse, our_joint, our_partner, our_columns, our_stride, first, RESTRICTED, BLOCK
+        )  # fmt: skip
+    else:
+        _count_shared(
+            theirs, their_rows, their_lse, their_joint, their_partner, their_columns, their_stride, first, RESTRICTED,
+            BLOCK,
+        )  # fmt: skip
+    tl.debug_barrier()
+    counts = our_counts if tl.program_id(1) == 0 else their_counts
+    for start in range(0, bins, LANES):
+        at = start + lane
+        inside = at < bins
+        held = tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.u32 $0, 0; @p ld.shared.u32 $0, [$1]; }", "=&r,r,r",
+            [bin_0 + at * 4, inside.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+        tl.store(counts + tl.program_id(0).to(tl.int64) * bins + at, held, mask=inside)
+
+
+@triton.jit
+def _count_shared(
+    logits, rows, lse, joint, partner, columns, stride, first, RESTRICTED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Add one to the bins that stand in shared memory from the address ``first`` on."""
+    group = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + group)
     shift = tl.load(joint + group) - tl.load(lse + row)
-    first = tl.max(bin_0, 0)
     for start in range(0, columns, BLOCK):
         at = start + tl.arange(0, BLOCK)
         mass, counted = _masses(logits + row * stride, shift, partner, at, columns, RESTRICTED)
@@ -121,23 +167,33 @@ def count_shared_kernel(
             "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p red.shared.add.u32 [$1], 1; mov.u32 $0, 0; }", "=r,r,r",
             [first + found * 4, (counted & (found > 0)).to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
-    tl.debug_barrier()
-    for start in range(0, bins, LANES):
-        at = start + lane
-        inside = at < bins
-        held = tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.u32 $0, 0; @p ld.shared.u32 $0, [$1]; }", "=&r,r,r",
-            [bin_0 + at * 4, inside.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-        tl.store(counts + group * bins + at, held, mask=inside)
 
 
 @triton.jit
 def count_parts_kernel(
-    logits, rows, lse, joint, partner, slope, part_slope, counts, columns, stride, bins, RESTRICTED: tl.constexpr,
+    ours, theirs, our_rows, their_rows, our_lse, their_lse, our_joint, their_joint, our_partner, their_partner,
+    our_counts, their_counts, our_columns, their_columns, our_stride, their_stride, bins, slope, part_slope, RESTRICTED:
+    tl.constexpr, NUMBERS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Masses of both sides' groups in the parts of bins that have a slot, or, as numbers, in those of parts that have
+    one."""
+    if tl.program_id(2) == 0:
+        _count_parts(
+            ours, our_rows, our_lse, our_joint, our_partner, our_counts, our_columns, our_stride, bins, slope,
+            part_slope, RESTRICTED, NUMBERS, BLOCK,
+        )  # fmt: skip
+    else:
+        _count_parts(
+            theirs, their_rows, their_lse, their_joint, their_partner, their_counts, their_columns, their_stride, bins,
+            slope, part_slope, RESTRICTED, NUMBERS, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _count_parts(
+    logits, rows, lse, joint, partner, counts, columns, stride, bins, slope, part_slope, RESTRICTED: tl.constexpr,
     NUMBERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Masses of a group in the parts of bins that have a slot, or, as numbers, in those of parts that have one."""
     group, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = tl.load(rows + group)
     shift = tl.load(joint + group) - tl.load(lse + row)
@@ -149,7 +205,8 @@ def count_parts_kernel(
         code = tl.load(slope + group * bins + place(mass), mask=counted, other=0.0)
         if NUMBERS:
             refined = code >= REFINED
-            code = tl.load(part_slope + slots + part_of(mass, code, PART_CUT), mask=refined, other=0.0)
+            place_of_part = part_slope + slots + part_of(mass, code, PART_CUT)
+            code = tl.load(place_of_part, mask=refined, other=0.0).to(tl.float32)
             found = part_of(mass, code, 0)
         else:
             found = part_of(mass, code, PART_CUT)
@@ -171,10 +228,10 @@ def _area(slope, p, q, above, lower, width):
 
 
 @triton.jit
-def _error(negative, positive, width):
+def _error(slope, negative, positive, width):
     """float64: the most by which the distance is too small."""
-    spread = tl.maximum(negative + positive, 1)
-    return 2.0 * negative.to(tl.float64) * positive.to(tl.float64) / spread.to(tl.float64) * width
+    s = slope.to(tl.float64)
+    return tl.maximum((1.0 - s) * positive.to(tl.float64), (1.0 + s) * negative.to(tl.float64)) * width
 
 
 @triton.jit
@@ -191,7 +248,7 @@ def _end(slots, given):
     tl.store(slots + given, -1, mask=given < SLOTS_)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["theirs"])
 def slopes_kernel(
     ours, theirs, ends, slope, area, bound, slots, columns_s, columns_t, bins, EXACT: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -237,7 +294,7 @@ def slopes_kernel(
             known = inside & ~has_slot
         tl.store(slope + group * bins + at, code, mask=inside)
         areas += tl.where(known, _area(s, p, q, above, lower, width), 0.0)
-        errors += tl.where(known, _error(negative, positive, width), 0.0)
+        errors += tl.where(known, _error(s, negative, positive, width), 0.0)
     if EXACT:
         _end(slots + group * (3 * SLOTS_), given)
     tl.store(area + group, tl.sum(areas, 0))
@@ -259,7 +316,8 @@ def part_slopes_kernel(
 ):
     """The same of the parts of a group's slots, and slots for those of doubtful sign, but for the last time.
 
-    Adds to the group's area and bound. What was counted is 0 again afterwards.
+    Adds to the group's area and bound. The first time, what was counted is 0 again afterwards; the last time slopes
+    take the place of ``ours``.
     """
     group = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS_)
@@ -271,8 +329,9 @@ def part_slopes_kernel(
     while lowest >= 0:
         row = (group * SLOTS_ + slot) * PARTS_ + part
         p, q = tl.load(ours + row), tl.load(theirs + row)
-        tl.store(ours + row, 0)
-        tl.store(theirs + row, 0)
+        if not LAST:
+            tl.store(ours + row, 0)
+            tl.store(theirs + row, 0)
         above = tl.load(slots + 2 * SLOTS_ + slot) + tl.sum(p - q, 0) - tl.cumsum(p - q, 0)
         s, negative, positive = _slope(p, q, above)
         first = ((lowest >> CUT_ABOVE) << CUT_ABOVE) + (part << LOWEST)
@@ -281,6 +340,7 @@ def part_slopes_kernel(
         lower = low_bits.to(tl.float32, bitcast=True).to(tl.float64)
         width = tl.maximum(high_bits.to(tl.float32, bitcast=True).to(tl.float64) - lower, 0.0)
         known = part >= 0
+        s = s.to(slope.dtype.element_ty).to(tl.float32)  # area and masses have to agree about it
         code = s
         if not LAST:
             doubtful = ((negative > 0) & (positive > 0)).to(tl.int32)
@@ -292,7 +352,7 @@ def part_slopes_kernel(
             known = ~has_slot
         tl.store(slope + row, code)
         areas += tl.where(known, _area(s, p, q, above, lower, width), 0.0)
-        errors += tl.where(known, _error(negative, positive, width), 0.0)
+        errors += tl.where(known, _error(s, negative, positive, width), 0.0)
         slot += 1
         lowest = tl.load(slots + slot, mask=slot < SLOTS_, other=-1)
     if not LAST:

@@ -135,7 +135,7 @@ class SortOptions(BaseModel):
     @property
     def bytes_of_counts(self) -> float:
         """Of a row, by kernels: bins of both sides and slopes; where exact, what is in doubt is counted again."""
-        return 5.8e5 if self.sort == "exact" else 1.4e5
+        return 3.9e5 if self.sort == "exact" else 1.4e5
 
     def sort_of(self, logits: Tensor) -> Sort:
         """How masses that come from these logits are compared, on their device."""

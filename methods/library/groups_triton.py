@@ -17,15 +17,38 @@ from methods.library import merging
 LOG_FLOOR = tl.constexpr(merging.LOG_FLOOR)
 
 
-@triton.jit(do_not_specialize=["members"], do_not_specialize_on_alignment=["row", "group", "tokens"])
+@triton.jit(
+    do_not_specialize=["our_members", "their_members", "apart"],
+    do_not_specialize_on_alignment=[
+        f"{whose}_{what}" for whose in ("our", "their") for what in ("row", "group", "tokens", "realised")
+    ],
+)
 def kept_kernel(
-    logits, lse, row, group, tokens, members, stride, starts, rows, joint, realised, FIRST: tl.constexpr
+    ours, theirs, our_lse, their_lse, our_row, their_row, our_group, their_group, our_tokens, their_tokens, our_members,
+    their_members, our_stride, their_stride, starts, rows, joint, our_realised, their_realised, apart, FIRST:
+    tl.constexpr,
 ):  # fmt: skip
-    """Of a group its first member and the row that it keeps; of its members the log-probability of their own tokens.
+    """Of a group of either side its first member and the row that it keeps; of its members the log-probability of
+    their own tokens.
 
     Args:
+        starts, rows, joint: of student and teacher, ``apart`` numbers from each other.
         FIRST: whether the first member's row is kept, or the last one's.
     """
+    if tl.program_id(1) == 0:
+        _keep(
+            ours, our_lse, our_row, our_group, our_tokens, our_members, our_stride, starts, rows, joint, our_realised,
+            FIRST,
+        )  # fmt: skip
+    else:
+        _keep(
+            theirs, their_lse, their_row, their_group, their_tokens, their_members, their_stride, starts + apart,
+            rows + apart, joint + apart, their_realised, FIRST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _keep(logits, lse, row, group, tokens, members, stride, starts, rows, joint, realised, FIRST: tl.constexpr):
     mine = tl.program_id(0)
     low, high = 0, members
     while low < high:
@@ -54,7 +77,7 @@ def kept_kernel(
     tl.store(rows + mine, tl.load(row + (low if FIRST else number - 1)))
 
 
-@triton.jit(do_not_specialize=["members", "groups"], do_not_specialize_on_alignment=["row", "tokens"])
+@triton.jit(do_not_specialize=["members", "groups"], do_not_specialize_on_alignment=["row", "tokens", "realised"])
 def through_kernel(
     row, tokens, realised, starts, total, group_of_row, of_row, own, of_token, members, groups, FIRST: tl.constexpr
 ):  # fmt: skip

@@ -147,7 +147,6 @@ def compare_into(
         scale: factor of the gradient.
         exact: whether what counting leaves in doubt is counted again, by all bits of the masses.
     """
-    ours, theirs = (kernels.keep(side, groups, how) for side in (student, teacher))
-    made = kernels.GroupComparison(ours, theirs, hybrid, exact)
+    made = kernels.GroupComparison(*kernels.keep(student, teacher, groups, how), hybrid, exact)
     value, bound, covered = made.values()
     return Sums(value, bound, covered, made.add_gradient(upstream, scale))

@@ -70,6 +70,7 @@ PLACES = [
     Place("Objective(stage.title, asked.ce_weight, terms,", "Objective(stage.title, 2 * asked.ce_weight, terms,", CELL),
     Place("1 / MOST <= found <= MOST", "1 / MOST <= found < MOST", ALL),
     Place("return term.weight / self.divisors[1 + k]", "return term.weight / self.divisors[k]", ALL),
+    Place("rows = slice(first - self.first + part.start", "rows = slice(first + part.start", ALL),
     Place("self.objective.ce_weight / self.divisors[0], dt", "self.objective.ce_weight * self.divisors[0], dt", ALL),
     Place("return [max(known[place], 1.0) for place in places]", "return [max(known[place], 2.0) for place in places]",
           ALL),
