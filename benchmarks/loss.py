@@ -287,8 +287,7 @@ def our_training(
         if method.rows is RowKind.ALL:  # stored rows leave the prompt out
             live[role] = Rows(hidden, weight)
         else:
-            layer = nn.Embedding.from_pretrained(weight)
-            heads[role] = Head(weight, embeddings=lambda layer=layer: layer)
+            heads[role] = Head(weight, embeddings=partial(nn.Embedding.from_pretrained, weight))
             stored[role] = _rows(inputs.examples, hidden, role).__getitem__
     terms = tuple(Term(method, ROLE_OF_KIND[method.teacher], 0.5 / len(taught)) for method in taught)
     collator = Collator(terms, dict.fromkeys(inputs.sides, 0), chunk_rows=_chunk_rows(setting, terms), stored=stored)
