@@ -139,11 +139,13 @@ class Tracer:
         teacher: Tensor,
         side: SideTokens,
     ) -> list[float | None]:
-        """The KD of the smallest chunks that the groups allow, spread evenly over the student tokens in them."""
+        """The KD of the smallest chunks that the groups allow, spread evenly over the student tokens in them.
+
+        None, of any token, where a response is but one: of losses that see it whole, unless they are sums over groups.
+        """
         kd: list[float | None] = [None] * side.response.size
         (part,) = batch.terms
-        by_response = {Need.ROW_SCALARS, Need.SURVEY} & term.method.needs
-        if by_response or (len(batch.chunks) == 1 and len(kd) > 1):
+        if Need.SURVEY in term.method.needs or (part.responses is None and len(batch.chunks) == 1 and len(kd) > 1):
             return []
         ours, theirs = Head.of(self.student), self.heads[term.teacher]
         if Need.HIDDEN not in term.method.needs:
@@ -151,31 +153,68 @@ class Tracer:
             student, teacher = ours.logits(student), theirs.logits(teacher)
             ours = theirs = _Ready(student.new_zeros(()))
         objective = Objective("trace", 0.0, (term,))
+        weights = [ours.weight] if ours.bias is None else [ours.weight, ours.bias]
+
+        def summed(alone: Batch) -> float:
+            walk = ChunkWalk(objective, ours, {term.teacher: theirs}, {term.teacher: teacher}, alone, [1.0, 1.0])
+            sums, _ = walk.run(student, weights, [False, *(False for _ in weights)])
+            return float(sums.kd[0])
+
+        if part.responses is not None:
+            bounds = [(0, part.groups), (0, part.groups // 2), (part.groups // 2, part.groups)]
+            whole, *halves = (summed(_of_groups(batch, *each)) for each in bounds)
+            if not math.isclose(sum(halves), whole, rel_tol=1e-3):
+                return []
+            pieces = [_of_groups(batch, group, group + 1) for group in range(part.groups)]
+        else:
+            pieces = [_of_chunk(batch, number) for number in range(len(batch.chunks))]
         position = {Rows.PREDICTING: 0, Rows.AFTER: 1, Rows.ALL: side.prompt.size}[term.method.rows]
-        for number, (start, stop) in enumerate(batch.chunks):
-            members, _, span, _ = part.slices[number]
+        for alone in pieces:
+            (own,), ((start, _),) = alone.terms, alone.chunks
+            members, _, span, _ = own.slices[0]
             if span[0] == span[1]:
                 continue
-            alone = replace(
-                batch,
-                chunks=[(start, stop)],
-                terms=[
-                    replace(
-                        part,
-                        slices=[part.slices[number]],
-                        in_order=[part.in_order[number]],
-                        within=[part.within[number]],
-                    )
-                ],
-            )
-            walk = ChunkWalk(objective, ours, {term.teacher: theirs}, {term.teacher: teacher}, alone, [1.0, 1.0])
-            weights = [ours.weight] if ours.bias is None else [ours.weight, ours.bias]
-            sums, _ = walk.run(student, weights, [False, *(False for _ in weights)])
-            rows = np.unique(part.student_index[slice(*members)].cpu().numpy()) + start
+            rows = np.unique(own.student_index[slice(*members)].cpu().numpy()) + start
             tokens = [int(row) - position for row in rows if 0 <= row - position < len(kd)]
+            value = summed(alone)
             for token in tokens:
-                kd[token] = (kd[token] or 0.0) + float(sums.kd[0]) / len(tokens)
+                kd[token] = (kd[token] or 0.0) + value / len(tokens)
         return [None if value is None or not math.isfinite(value) else float(f"{value:.4g}") for value in kd]
+
+
+def _of_chunk(batch: Batch, number: int) -> Batch:
+    """One chunk of a batch of one term."""
+    (part,) = batch.terms
+    own = replace(part, slices=[part.slices[number]], in_order=[part.in_order[number]], within=[part.within[number]])
+    return replace(batch, chunks=[batch.chunks[number]], terms=[own])
+
+
+def _of_groups(batch: Batch, first: int, last: int) -> Batch:
+    """Some groups, one behind the other, of a batch of one response, with their rows and one more before them."""
+    (part,) = batch.terms
+    assert part.responses is not None
+    (_, _, _, theirs), (ours,) = part.slices[0], part.responses
+    of_student, of_teacher = ((g >= first) & (g < last) for g in (part.student_group, part.teacher_group))
+    s, t = part.student_index[of_student], part.teacher_index[of_teacher]
+    rows, taught = _with_one_before(s), _with_one_before(t)
+    span = ours[0] + rows[0], ours[0] + rows[1]
+    own = replace(
+        part,
+        student_index=s - rows[0],
+        student_group=part.student_group[of_student] - first,
+        student_tokens=part.student_tokens[of_student],
+        teacher_index=t - taught[0],
+        teacher_group=part.teacher_group[of_teacher] - first,
+        teacher_tokens=part.teacher_tokens[of_teacher],
+        slices=[((0, len(s)), (0, len(t)), (0, last - first), (theirs[0] + taught[0], theirs[0] + taught[1]))],
+        in_order=[(False, False)],
+        responses=[span],
+    )
+    return replace(batch, chunks=[span], terms=[own])
+
+
+def _with_one_before(index: Tensor) -> tuple[int, int]:
+    return (max(int(index.min()) - 1, 0), int(index.max()) + 1) if len(index) else (0, 0)
 
 
 @dataclass(frozen=True)
