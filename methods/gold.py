@@ -297,7 +297,7 @@ def _hybrid(
     unmatched = unmatched and not as_rest
     value, bound, gradient = torch.zeros_like(kept), torch.zeros_like(kept), torch.zeros_like(ours)
     shared = theirs.index_select(1, columns.teacher_matched)
-    covered, total = shared.exp().sum(-1), theirs.exp().sum(-1)
+    covered = shared.exp().sum(-1)
     if weights[0] != 0:
         distance, at_shared = generalized_jsd_parts(ours.index_select(1, columns.student_matched), shared, beta, floor)
         value += weights[0] * distance
@@ -312,8 +312,10 @@ def _hybrid(
         rest = theirs.index_select(1, columns.teacher_rest).exp_()
         distance, signs, error = distance_by(sort, masses, rest)
         value += weights[1] * distance
-        bound = weights[1] * error
+        bound, total = weights[1] * error, covered + rest.sum(-1)
         gradient.index_copy_(1, columns.student_rest, masses.mul_(signs).mul_((weights[1] * kept).unsqueeze(-1)))
+    else:
+        total = theirs.exp().sum(-1)
     share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)
     return _Hybrid(
         (value * kept).sum(), merged.at_logits(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum()

