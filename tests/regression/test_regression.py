@@ -114,8 +114,7 @@ def test_smoke_has_every_task_and_method_but_those_of_rivals_alone() -> None:
     assert set(recipe.tasks) == known
     assert {recipe.method_of(row)[0] for row in recipe.methods} > {"sft", "control", "fkd", "rkd", "uld", "gold"}
     found = {each.method_of(row)[0] for each in (recipe, rivals) for row in each.methods}
-    without_teachers = {"grpo"}  # of Countdown alone: tests/methods/test_grpo.py runs it whole
-    assert {name for name in found if not name.startswith("dual(")} == set(registered()) - without_teachers
+    assert {name for name in found if not name.startswith("dual(")} == set(registered())
     assert any(row.startswith("dual(") for row in recipe.methods)
     assert {task: len(recipe.seeds_of(task)) for task in known} == dict.fromkeys(known, 1) | {"gsm8k": 2}
     on_policy = [row for row in recipe.methods if recipe.method_of(row)[1].get("rollout_share")]

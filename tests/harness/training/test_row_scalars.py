@@ -156,7 +156,11 @@ def test_alm_is_that_of_whole_responses() -> None:
     compare(made, total, 4.0)
 
 
-@pytest.mark.parametrize("method", [MultiLevelOT(k=4), MultiLevelOT(k=4, fidelity="released")], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [MultiLevelOT(k=4), MultiLevelOT(k=4, fidelity="released")],
+    ids=lambda method: method.options.fidelity,
+)
 def test_multilevelot_is_that_of_whole_responses(method: Method) -> None:
     """The method's own loss where all logits are there; by its formula it is held in tests/methods."""
     made = made_of(method)
