@@ -261,15 +261,15 @@ def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -
     assert chunk_rows("auto", 4e3, [400], cpu) == 256
     assert chunk_rows("auto", 1e6, [49_152, 262_144], cpu) == 107  # 128 MiB / (4 bytes * 311,296)
     assert chunk_rows("auto", 1e6, [2_000_000], cpu) == 32
-    assert chunk_rows("auto", 1e7, large, cpu) == 98  # 0.92 GiB / 10 MB
-    assert chunk_rows("auto", 1e7, large, cpu, head=2**29) == 45
+    assert chunk_rows("auto", 1e7, large, cpu) == 103  # 0.96 GiB / 10 MB
+    assert chunk_rows("auto", 1e7, large, cpu, head=2**29) == 49
     free = 60 * 2**30
     kept, used = 30 * 2**30, 30 * 2**30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: kept)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
-    assert chunk_rows("auto", 2**20, large, gpu) == 928  # MiB, of 0.92 GiB = 942
-    assert chunk_rows("auto", 2**20, large, gpu, head=2**29) == 416  # of 430
+    assert chunk_rows("auto", 2**20, large, gpu) == 976  # MiB, of 0.96 GiB = 983
+    assert chunk_rows("auto", 2**20, large, gpu, head=2**29) == 464  # of 471
     assert chunk_rows("auto", 2**20, large, gpu, head=2**31) == 256  # a head above the bound leaves so many MiB
     assert chunk_rows("auto", 2**26, large, gpu) == 16
     assert chunk_rows("auto", 4e3, [400], gpu) == 4096
