@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,17 @@ class Bench:
                 config, attn_implementation=self.specs[role].attention, dtype=getattr(torch, dtype)
             )
 
+    def embeddings(self, role: str) -> Any:
+        """The input embeddings of a teacher, which is made again for them."""
+        return self.model(role, "float32").get_input_embeddings()
+
     def stored(self, role: str) -> tuple[StoredRows, Head]:
         """Rows of a teacher and its head; the rest of it is gone."""
         if role not in self.rows:
             model, folder = self.model(role, compute_dtype(self.recipe.teacher.precision)), self.work / role
             folder.mkdir(exist_ok=True)
             store_rows(model, role, self.examples, folder, pad=pad_ids(self.sides)[role])
-            self.rows[role] = StoredRows(folder), Head.of(model).alone(self.model(role, "float32").get_input_embeddings)
+            self.rows[role] = StoredRows(folder), Head.of(model).alone(partial(self.embeddings, role))
         return self.rows[role]
 
     def teachers(self, stage: Stage, roles: tuple[str, ...]) -> TeacherSources:

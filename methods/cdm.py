@@ -195,7 +195,9 @@ class CDM(Method[CDMOptions]):
 
     def loss(self, chunk: AlignedChunk) -> LossSums:
         if self._released:
-            return released_loss(chunk, self.survey(chunk), self.known(chunk), self.options.temperature)
+            means = chunk.of_means()
+            chosen = self._likeliest(means)
+            return released_loss(means, chosen, self.known(chunk, chosen), self.options.temperature)
         if self.options.pieces == "mean":
             chunk = chunk.of_means()
         found = self._found(chunk)
@@ -208,14 +210,17 @@ class CDM(Method[CDMOptions]):
 
     def survey(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor]:
         """Of the released form: int64 [groups, k], the likeliest tokens of student and teacher."""
-        sides = (chunk.student, self.to_teacher), (chunk.teacher, self.to_student)
-        ours, theirs = (likeliest(side.mean_logits(chunk.groups), known, self.options.k) for side, known in sides)
-        return ours, theirs
+        return self._likeliest(chunk.of_means())
 
     def conclude(self, surveys: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The released form's maps of a response, to the student and to the teacher."""
         ours, theirs = (torch.cat(parts) for parts in zip(*surveys, strict=True))
         return maps_of_response(ours, theirs, self.to_student, self.to_teacher, self.options.theta)
+
+    def _likeliest(self, means: AlignedChunk) -> tuple[Tensor, Tensor]:
+        sides = (means.student, self.to_teacher), (means.teacher, self.to_student)
+        ours, theirs = (likeliest(side.logits, known, self.options.k) for side, known in sides)
+        return ours, theirs
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """Of the logits only the columns compared are read, and of the gradient only theirs is written."""

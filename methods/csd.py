@@ -89,12 +89,12 @@ class _Last:
         others = torch.ones(logits.shape[-1], dtype=torch.bool, device=columns.device).index_fill(0, columns, False)
         other_columns = others.nonzero().squeeze(1)
 
-        def masses(rows: Tensor) -> Tensor:
+        def masses(rows: Tensor, _: slice) -> Tensor:
             log_total = rows.logsumexp(-1, keepdim=True)
             rest = rows.index_select(1, other_columns).logsumexp(-1, keepdim=True) - log_total
             return torch.cat([rows.index_select(1, columns) - log_total, rest.clamp_min(math.log(_LEAST))], -1)
 
-        return by_rows(lambda rows, _: masses(rows), logits, self._row[groups])
+        return by_rows(masses, logits, self._row[groups])
 
     def along(self, groups: Tensor, columns: Tensor, number: Tensor) -> Tensor:
         """[entries]: log-masses of last tokens with the path to them; entry i is of group ``groups[number[i]]``."""

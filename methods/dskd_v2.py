@@ -136,7 +136,7 @@ class DSKDv2(Method[DSKDv2Options]):
         parts = torch.stack([of_label.sum(), in_student, in_teacher])
         known, agreeing = has_label.sum().to(parts.dtype), agrees.sum().to(parts.dtype)
         if self._released:
-            over, over_agreeing = (known, agreeing) if chunk.known is None else chunk.known.to(parts.dtype).unbind()
+            over, over_agreeing = self.known(chunk, torch.stack([known, agreeing])).to(parts.dtype).unbind()
             parts = parts / torch.stack([over, over_agreeing, over]).clamp_min(1)
         pairs = known.new_full((), chunk.groups)
         return LossSums(

@@ -248,8 +248,8 @@ class ChunkWalk:
                     taught = teachers[term.teacher], self.teacher_rows[term.teacher][slice(*theirs)]
                 teacher = ReadRows(*taught, self._largest, differentiable=False)
                 chunk = self._of(k, number, student.none, self.batch.targets[start:stop], teacher.none)
-                sides = chunk.student.with_source(student), chunk.teacher.with_source(teacher)
-                read = ReadResponse(term.method, AlignedChunk(*sides, chunk.groups), student, start)
+                ours, of_teacher = chunk.student.with_source(student), chunk.teacher.with_source(teacher)
+                read = ReadResponse(term.method, replace(chunk, student=ours, teacher=of_teacher), student, start)
                 total.kd[k].append(read.sums.kd)
                 total.note(read.sums.diagnostics)
                 found.append((k, read))

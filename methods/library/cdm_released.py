@@ -82,16 +82,17 @@ def maps_of_response(
 
 
 def released_loss(
-    chunk: AlignedChunk, found: tuple[Tensor, Tensor], maps: tuple[Tensor, Tensor], tau: float
+    means: AlignedChunk, found: tuple[Tensor, Tensor], maps: tuple[Tensor, Tensor], tau: float
 ) -> LossSums:
     """What the authors' code compares over one response, of one chunk of it.
 
     Args:
+        means: :meth:`AlignedChunk.of_means` of the chunk.
         found: int64 [groups, k], the likeliest tokens of student and teacher.
         maps: :func:`maps_of_response`.
         tau: temperature, of one side.
     """
-    student, teacher = chunk.student.mean_logits(chunk.groups), chunk.teacher.mean_logits(chunk.groups)
+    student, teacher = means.student.logits, means.teacher.logits
     ours, theirs = found
     there, back = maps[0][theirs], maps[1][ours]
     masked = torch.cat([there, back], -1) == UNMAPPED
@@ -102,7 +103,7 @@ def released_loss(
     p = torch.cat([of_teacher[:, :k], of_student[:, k:]], -1).masked_fill(masked | (own == 0), MASKED)
     q = torch.cat([of_student[:, :k], of_teacher[:, k:]], -1).masked_fill(masked, MASKED)
     every = torch.arange(len(teacher), device=teacher.device)
-    kd = released_divergence(p, q, tau, chunk.response_groups)
+    kd = released_divergence(p, q, tau, means.response_groups)
     return LossSums(kd, coverage(masked, mass(teacher, every, theirs, there)))
 
 

@@ -337,9 +337,15 @@ class Method(ABC, Generic[O_co]):
         raise NotImplementedError(f"{self.name} asks for no survey")
 
     @torch.no_grad()
-    def known(self, chunk: AlignedChunk) -> Any:
-        """What :meth:`conclude` says of the response of a chunk, for its loss."""
-        return self.conclude([self.survey(chunk)]) if chunk.known is None else chunk.known
+    def known(self, chunk: AlignedChunk, own: Any = None) -> Any:
+        """What :meth:`conclude` says of the response of a chunk, for its loss.
+
+        Args:
+            own: what :meth:`survey` says of the chunk, where the loss has it already.
+        """
+        if chunk.known is not None:
+            return chunk.known
+        return self.conclude([self.survey(chunk) if own is None else own])
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """As :meth:`loss`, by a kernel that adds ``scale`` times the gradient to ``upstream``.
