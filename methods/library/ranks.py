@@ -1,10 +1,17 @@
-"""Ranks of masses on a CPU: a sort of values alone, and the sign at each mass looked up by the mass.
+"""The sorted L1 distance of masses on a CPU, exactly, by counting: only what counts leave open is sorted.
 
-A sort that says where each value stood takes three times as long as one of values, which numpy does in the processor's
-widest registers. Where a mass stands isn't asked for, though, but whether its rank's difference is positive, and that
-is a function of the mass, constant over long runs of ranks: a table over the upper bits of a float, which order like an
-integer where it is not negative, tells it for all but the few masses that share an entry with the end of a run. Those
-are sorted with their places. Of tied masses the first column has the first rank.
+The distance (methods/library/divergences.py, ``sorted_l1``) needs no mass's rank, only whether the other side's mass of
+that rank is smaller. With s_k the sign of p_(k) - q_(k),
+
+    sum_k |p_(k) - q_(k)| = sum_k s_k p_(k) - sum_k s_k q_(k).
+
+Let a bin hold c_p and c_q masses, and D more of p than of q lie above it. Its j-th mass of p has the rank of the
+(D + j)-th mass of q counted from the bin's top: below the bin for every j where D >= c_q, above it where D + c_p <= 0.
+So s is 1 at all that such a bin holds, of either side, or -1, and one look-up a mass finds it. The masses of the few
+bins that are neither are sorted. Of tied masses the first column has the first rank.
+
+Bins follow the bits of a float, which order like an integer where it is not negative, in equal steps between the least
+and the largest mass. Unlike those of counted.py they need no edges: nothing is estimated.
 """
 
 from __future__ import annotations
@@ -13,112 +20,98 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+BLOCK = 2**17
+"""Masses of a side that are worked on at once, so that they stay in a core's cache; a row at least, 16 at most."""
+LEAST = 2.0**-64
+"""Smaller masses share a bin, or zeros would leave the others few."""
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_DOUBT = 2  # where a sign would stand
 
 Array = npt.NDArray[Any]
 
-BLOCK = 2**17
-"""Masses that are worked on at once, so that they stay in a core's cache; a row at least, 16 at most."""
-_DOUBT = 2  # where a sign would stand
-_INTEGERS: dict[np.dtype[Any], np.dtype[Any]] = {
-    np.dtype(np.float32): np.dtype(np.int32),
-    np.dtype(np.float64): np.dtype(np.int64),
-}
 
-
-def compare_ranks(student: Array, teacher: Array) -> tuple[Array, Array]:
+def compare_ranks(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """The sorted L1 distance of masses and its gradient, as divergences.sorted_l1 defines it.
 
     Args:
-        student, teacher: masses [rows, V_s] and [rows, V_t], not negative, both float32 or both float64.
+        student, teacher: masses [rows, V_s] and [rows, V_t], not negative, both float32 or both float64, on the CPU.
 
     Returns:
         Distance [rows]; [rows, V_s], at each mass the sign of the difference in its rank, 1 beyond the teacher's last
         rank. Both NaN for a row with a mass that is no number.
     """
-    rows, columns = student.shape
-    shared = min(columns, teacher.shape[1])
-    distance, signs = np.empty(rows, student.dtype), np.empty(student.shape, student.dtype)
-    step = max(BLOCK // max(columns, 2**13), 1)
+    rows, ours = student.shape
+    distance, signs = student.new_empty(rows), torch.empty(student.shape, dtype=student.dtype)
+    step = max(BLOCK // max(ours, 2**13), 1)
     for start in range(0, rows, step):
         block = slice(start, start + step)
-        ours = np.ascontiguousarray(student[block])
-        (p, left), (q, right) = _largest(ours, shared), _largest(teacher[block], shared)
-        difference = p - q
-        distance[block] = np.abs(difference).sum(-1) + left + right  # of which one is 0
-        unknown = np.isnan(distance[block])[:, None]
-        if unknown.any():  # bits of what is no number have no order
-            ours, p = np.where(unknown, 0, ours), np.where(unknown, 0, p)
-        by_rank = (difference > 0).view(np.int8) - (difference < 0).view(np.int8)
-        _look_up(ours, p, by_rank, signs[block])
-    signs[np.isnan(distance)] = np.nan
+        masses = torch.cat([student[block], teacher[block]], 1)
+        unknown = masses.sum(-1).isnan()
+        if any_unknown := bool(unknown.any()):  # bits of what is no number have no order
+            masses[unknown] = 0.0
+        found, at_masses = _compare(masses, ours)
+        if any_unknown:
+            found[unknown] = at_masses[unknown] = torch.nan
+        distance[block], signs[block] = found, at_masses[:, :ours]
     return distance, signs
 
 
-def _largest(values: Array, ranks: int) -> tuple[Array, Array]:
-    """[rows, ranks], the largest of each row in ascending order, and, float64 [rows], the sum of the others."""
-    first = values.shape[1] - ranks
-    if first > ranks:  # else a sort of all is faster than setting few aside first
-        values = np.partition(values, first)
-        return np.sort(values[:, first:]), values[:, :first].sum(-1, dtype=np.float64)
-    ordered = np.sort(values)
-    return ordered[:, first:], ordered[:, :first].sum(-1, dtype=np.float64)
-
-
-def _look_up(values: Array, top: Array, by_rank: Array, signs: Array) -> None:
-    """Write the sign at each mass.
+def _compare(masses: Tensor, ours: int) -> tuple[Tensor, Tensor]:
+    """The distances, float64 [rows], and their derivatives, shaped like the masses: at the student's s, then -s.
 
     Args:
-        values: [rows, columns], masses, side by side in memory.
-        top: [rows, ranks], the largest of each row, ascending.
-        by_rank: int8 [rows, ranks], their signs; all others have 1.
-        signs: [rows, columns], side by side in memory; written to.
+        masses: [rows, V_s + V_t], both sides side by side.
+        ours: V_s.
     """
-    entry = _upper_bits(values)
-    low = entry.min()
-    width = entry.max() + 1 - low
-    starts = np.arange(len(values), dtype=entry.dtype) * width - low
-    entry += starts[:, None]
-    _table(top, by_rank, starts, width, signs.dtype).take(entry, out=signs, mode="clip")
-    flat, masses, entries = signs.reshape(-1), values.reshape(-1), entry.reshape(-1)
-    places = np.flatnonzero(flat == _DOUBT)
-    places = places[_descending(places // values.shape[1], masses[places])]
-    # All masses of an entry are among them. The first has as many ranks above it as its row has larger masses.
-    firsts = np.flatnonzero(np.diff(entries[places], prepend=-1))
-    row = places // values.shape[1]
-    bounds = row[firsts].searchsorted(np.arange(len(values) + 1))
-    larger = np.empty_like(firsts)
-    for ordered, start, end in zip(top, bounds, bounds[1:], strict=False):
-        larger[start:end] = ordered.size - ordered.searchsorted(masses[places[firsts[start:end]]], "right")
-    rank = np.arange(places.size) + np.repeat(larger - firsts, np.diff(firsts, append=places.size))
-    known = rank < top.shape[1]
-    flat[places] = np.where(known, by_rank[row, np.where(known, -1 - rank, 0)], 1)
+    rows, columns = masses.shape
+    places, bins = _places(masses, ours)
+    held = torch.bincount(places.view(-1), minlength=2 * rows * bins).view(2, rows, bins)
+    more = 2 * ours - columns - (held[0] - held[1]).cumsum(-1)
+    larger, smaller = more >= held[1], more <= -held[0]
+    table = larger.to(masses.dtype).sub_(smaller.to(masses.dtype))
+    is_open = ~(larger | smaller)
+    table = torch.stack([table, -table]).masked_fill_(is_open, _DOUBT)
+    signs = table.view(-1).index_select(0, places.view(-1)).view(masses.shape)
+    if bool(is_open.any()):
+        _settle(masses, places, signs, held, more)
+    # products are exact; sums in double precision, since what they hold is far larger than a small distance
+    return (signs * masses).sum(-1, dtype=torch.float64).clamp_min_(0), signs
 
 
-def _table(top: Array, by_rank: Array, starts: Array, width: int, dtype: npt.DTypeLike) -> Array:
-    """[rows * width], the sign at masses by the upper bits, or :data:`_DOUBT`.
-
-    A run of ranks with one sign holds from the upper bits of its least mass up to those of the next run's.
-
-    Args:
-        starts: [rows], what added to the upper bits gives a row's entries.
-    """
-    changes = by_rank[:, 1:] != by_rank[:, :-1]
-    row, last = divmod(np.flatnonzero(changes), max(changes.shape[1], 1))
-    before, after = (_upper_bits(top[row, rank]) + starts[row] for rank in (last, last + 1))
-    rows, least = np.arange(len(top)), _upper_bits(top[:, 0]) + starts
-    begins = np.concatenate([width * rows, least, after])
-    runs = np.concatenate([np.ones_like(rows), by_rank[:, 0], by_rank[row, last + 1]]).astype(dtype)
-    order = begins.argsort(kind="stable")
-    table = np.repeat(runs[order], np.diff(begins[order], append=len(top) * width))
-    table[before[before == after]] = _DOUBT
-    table[least[by_rank[:, 0] != 1]] = _DOUBT
-    return table
+def _places(masses: Tensor, ours: int) -> tuple[Tensor, int]:
+    """The bin of each mass, shaped like them, and bins a row: side by side, row by row, in one count."""
+    kind, (rows, columns) = _INTEGERS[masses.dtype], masses.shape
+    low, high, least = torch.stack([*masses.aminmax(), masses.new_tensor(LEAST)]).view(kind).tolist()
+    low, high = max(low, least), max(high, least)
+    shift = max((high - low).bit_length() - max(columns, 2**15).bit_length() + 4, 0)
+    bins = ((high - low) >> shift) + 1
+    places = (masses.view(kind) - low).bitwise_right_shift_(shift).clamp_min_(0)
+    first = torch.arange(2 * rows, dtype=kind).mul_(bins).view(2, rows, 1)
+    places[:, :ours] += first[0]
+    places[:, ours:] += first[1]
+    return places, bins
 
 
-def _upper_bits(values: Array) -> Array:
-    """The upper 16 bits of each float."""
-    integer = _INTEGERS[values.dtype]
-    return values.view(integer) >> (8 * integer.itemsize - 16)
+def _settle(masses: Tensor, places: Tensor, signs: Tensor, held: Tensor, more: Tensor) -> None:
+    """Put signs where there is doubt, by a sort of the masses in question: side by side, row by row, falling."""
+    flat, bins, at_masses = (each.view(-1).numpy() for each in (masses, places, signs))
+    open_places = np.flatnonzero(at_masses == _DOUBT)
+    line = bins[open_places].astype(np.int64) // held.shape[-1]
+    open_places = open_places[_descending(line, flat[open_places])]
+    values, own = flat[open_places], bins[open_places]
+    firsts = np.flatnonzero(np.diff(own, prepend=-1))
+    starts = np.zeros(held.numel(), np.int64)
+    starts[own[firsts]] = firsts
+    # Beside a mass stands the other side's of its rank, which may be above the other's bin, in it or below.
+    other = np.where(own < more.numel(), own + more.numel(), own - more.numel())
+    rank = np.arange(values.size) - starts[own] + torch.stack([more, -more]).view(-1).numpy()[own]
+    is_in = (rank >= 0) & (rank < held.view(-1).numpy()[other])
+    sign = np.where(rank < 0, -1, 1)
+    sign[is_in] = np.sign(values[is_in] - values[starts[other[is_in]] + rank[is_in]])
+    at_masses[open_places] = sign
 
 
 def _descending(row: Array, values: Array) -> Array:
