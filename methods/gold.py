@@ -77,6 +77,7 @@ class Columns(NamedTuple):
         student_of_teacher: [V_teacher], partner of each of the teacher's columns, -1 where there is none.
         student_matched, teacher_matched: [matched], pairs in the order of the teacher's ids.
         student_rest, teacher_rest: the columns without a partner, padding among them.
+        student_place: [V_student], where each of the student's columns stands among the matched ones and then the rest.
     """
 
     student_of_teacher: Tensor
@@ -84,6 +85,7 @@ class Columns(NamedTuple):
     teacher_matched: Tensor
     student_rest: Tensor
     teacher_rest: Tensor
+    student_place: Tensor
 
     @classmethod
     def of(cls, student_of_teacher: Tensor, student_width: int, teacher_width: int) -> Columns:
@@ -95,7 +97,9 @@ class Columns(NamedTuple):
         student_matched = partner[teacher_matched]
         alone = torch.ones(student_width, dtype=torch.bool, device=partner.device).index_fill(0, student_matched, False)
         teacher_rest = (partner == UNMAPPED).nonzero().squeeze(1)
-        return cls(partner, student_matched, teacher_matched, alone.nonzero().squeeze(1), teacher_rest)
+        student_rest = alone.nonzero().squeeze(1)
+        place = torch.cat([student_matched, student_rest]).argsort()
+        return cls(partner, student_matched, teacher_matched, student_rest, teacher_rest, place)
 
 
 class GOLDOptions(SortOptions, TemperatureOptions, OnPolicyOptions):
@@ -293,33 +297,40 @@ def _hybrid(
     kept = torch.ones_like(ours[:, 0])
     if only_disagreements:  # the likeliest token differs; one without a partner from every other
         kept *= columns.student_of_teacher[theirs.argmax(-1)] != ours.argmax(-1)
+
+    def counting(gradient: Tensor, weight: float) -> Tensor:
+        """A part's gradient with its weight, of the groups that count."""
+        return gradient.mul_((weight * kept).unsqueeze(-1)) if only_disagreements or weight != 1 else gradient
+
     unmatched = weights[1] != 0 and columns.student_rest.numel() > 0 and columns.teacher_rest.numel() > 0
     unmatched = unmatched and not as_rest
-    value, bound, gradient = torch.zeros_like(kept), torch.zeros_like(kept), torch.zeros_like(ours)
+    value, bound = torch.zeros_like(kept), torch.zeros_like(kept)
+    # the gradient at the matched columns and then at the others: columns are put in order once, at the end
+    gradient, matched = torch.zeros_like(ours), columns.student_matched.numel()
     shared = theirs.index_select(1, columns.teacher_matched)
-    covered = shared.exp().sum(-1)
+    masses = shared.exp()
+    covered = masses.sum(-1)
     if weights[0] != 0:
-        distance, at_shared = generalized_jsd_parts(ours.index_select(1, columns.student_matched), shared, beta, floor)
+        student_shared = ours.index_select(1, columns.student_matched)
+        distance, at_shared = generalized_jsd_parts(student_shared, shared, beta, floor, masses)
         value += weights[0] * distance
-        at_shared *= (weights[0] * kept).unsqueeze(-1)
-        gradient.index_copy_(1, columns.student_matched, at_shared)
+        gradient[:, :matched] = counting(at_shared, weights[0])
     if as_rest and weights[1] != 0:
         distance, at_rest = _rest_jsd(ours.index_select(1, columns.student_matched), covered, beta)
         value += weights[1] * distance
-        gradient.index_add_(1, columns.student_matched, at_rest.mul_((weights[1] * kept).unsqueeze(-1)))
+        gradient[:, :matched] += counting(at_rest, weights[1])
     if unmatched:
         masses = ours.index_select(1, columns.student_rest).exp_()
         rest = theirs.index_select(1, columns.teacher_rest).exp_()
         distance, signs, error = distance_by(sort, masses, rest)
         value += weights[1] * distance
         bound, total = weights[1] * error, covered + rest.sum(-1)
-        gradient.index_copy_(1, columns.student_rest, masses.mul_(signs).mul_((weights[1] * kept).unsqueeze(-1)))
+        gradient[:, matched:] = counting(masses.mul_(signs), weights[1])
     else:
         total = theirs.exp().sum(-1)
     share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)
-    return _Hybrid(
-        (value * kept).sum(), merged.at_logits(gradient), (share * kept).sum(), kept.sum(), (bound * kept).sum()
-    )
+    gradient = merged.at_logits(gradient.index_select(1, columns.student_place))
+    return _Hybrid((value * kept).sum(), gradient, (share * kept).sum(), kept.sum(), (bound * kept).sum())
 
 
 def _rest_jsd(student: Tensor, covered: Tensor, beta: float) -> tuple[Tensor, Tensor]:

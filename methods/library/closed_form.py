@@ -34,6 +34,11 @@ def compiling(wanted: bool) -> Iterator[None]:
         _compiling = before
 
 
+def is_compiling() -> bool:
+    """Whether :func:`fused` functions run compiled here."""
+    return _compiling
+
+
 def fused(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: the function runs through ``torch.compile`` inside of :func:`compiling`, else as it stands."""
 
@@ -88,6 +93,36 @@ def with_gradient(logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     return known
 
 
+class Softmax:
+    """Log-probabilities and probabilities [rows, vocabulary] of logits, for all losses that read them: made once.
+
+    Nobody writes to them, but for whoever comes last.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits.detach()
+        self._log_probs: Tensor | None = None
+        self._probs: Tensor | None = None
+
+    @property
+    def log_probs(self) -> Tensor:
+        if self._log_probs is None:
+            self._log_probs = self._logits.log_softmax(-1)
+        return self._log_probs
+
+    @property
+    def probs(self) -> Tensor:
+        if self._probs is None:
+            self._probs = self.log_probs.exp()
+        return self._probs
+
+    def last_probs(self) -> Tensor:
+        """The probabilities, in the memory of the log-probabilities where that is free: nothing else is read now."""
+        if self._probs is None:
+            self._probs = self.log_probs.exp_()
+        return self._probs
+
+
 @fused
 def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy of rows with a target.
@@ -100,11 +135,16 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tenso
     Returns:
         Scalar sum in nats; squared norm of its gradient; the gradient times ``scale``: softmax less one-hot.
     """
+    return last_cross_entropy(Softmax(logits), targets, scale)
+
+
+@torch.no_grad()
+def last_cross_entropy(softmax: Softmax, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`cross_entropy` of rows whose softmax others have read; nobody may after this."""
     known = (targets != IGNORED).unsqueeze(1)
     chosen = targets.clamp_min(0).unsqueeze(1)
-    log_probs = logits.log_softmax(-1)
-    value = -log_probs.gather(1, chosen).masked_fill(~known, 0.0).sum()
-    gradient = log_probs.exp_()
+    value = -softmax.log_probs.gather(1, chosen).masked_fill(~known, 0.0).sum()
+    gradient = softmax.last_probs()
     gradient.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=gradient.dtype))
     norms = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).masked_fill(~known, 0.0)
     return value, norms.square().sum(), gradient.mul_(known * scale)

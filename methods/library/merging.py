@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from methods.library.chunk import Members, Side
+from methods.library.closed_form import Softmax
 
 Merge = Literal["bayesian", "observed", "product", "mean_log"]
 LOG_FLOOR = math.log(1e-8)
@@ -114,7 +115,9 @@ class Merged:
 
     def __init__(self, side: Members, groups: int, how: Merge, temperature: float = 1.0) -> None:
         self._side, self._temperature = side, temperature
-        self._log_probs = (side.logits if temperature == 1.0 else side.logits / temperature).log_softmax(-1)
+        shared = side.softmax if temperature == 1.0 else None
+        self._softmax = shared or Softmax(side.logits if temperature == 1.0 else side.logits / temperature)
+        self._is_shared, self._log_probs = shared is not None, self._softmax.log_probs
         alone = side.row.numel() == groups
         self._is_rows, self._is_product = alone and side.in_order, how == "product" and not alone
         self._is_mean = how == "mean_log" and not alone
@@ -137,15 +140,14 @@ class Merged:
                 self.log_masses += clamped.new_zeros(groups).index_add_(0, side.group, clamped).unsqueeze(-1)
 
     def to_masses(self) -> Tensor:
-        """[groups, vocabulary]: the masses, in the memory of ``log_masses``, which are gone then."""
-        self._masses = self.log_masses.exp_()
+        """[groups, vocabulary]: the masses, not to be written to; ``log_masses`` may be gone then."""
+        self._masses = self._probs() if self._is_rows else self.log_masses.exp_()
         return self._masses
 
     def at_logits(self, gradient: Tensor) -> Tensor:
         """[rows, vocabulary]: the gradient at the logits of one at the log-masses. All is overwritten: it ends here."""
         if self._is_rows:
-            gradient.sub_(self._made_masses().mul_(gradient.sum(-1, keepdim=True)))
-            spread = gradient
+            spread = gradient.sub_(self._times_probs(gradient.sum(-1, keepdim=True)))
         elif self._is_product:
             centred = gradient.sub_(self._made_masses().mul_(gradient.sum(-1, keepdim=True)))  # its rows add up to 0
             of_members = centred.index_select(0, self._side.group)
@@ -153,7 +155,7 @@ class Merged:
         elif self._is_mean:
             of_members = gradient.div_(self._sizes).index_select(0, self._side.group)
             spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
-            spread.sub_(self._log_probs.exp_().mul_(spread.sum(-1, keepdim=True)))
+            spread.sub_(self._times_probs(spread.sum(-1, keepdim=True)))
         else:
             spread = self._through_members(gradient)
         return spread if self._temperature == 1.0 else spread.div_(self._temperature)
@@ -165,9 +167,16 @@ class Merged:
         index, total = self._side.row, gradient.sum(-1)
         of_token = self._others.mul(self._realised >= LOG_FLOOR).mul_(total[self._side.group])
         of_row = total.new_zeros(len(self._log_probs)).index_add_(0, self._own, total).index_add_(0, index, of_token)
-        spread = self._log_probs.exp_().mul_(of_row.neg().unsqueeze(-1))
+        spread = self._times_probs(of_row.neg().unsqueeze(-1))
         spread.index_add_(0, self._own, gradient)
         return spread.index_put_((index, self._ids), of_token, accumulate=True)
+
+    def _times_probs(self, factor: Tensor) -> Tensor:
+        """[rows, vocabulary], factors [rows, 1] times the rows' probabilities, which are gone then if not shared."""
+        return self._probs() * factor if self._is_shared else self._probs().mul_(factor)
+
+    def _probs(self) -> Tensor:
+        return self._softmax.probs if self._is_shared else self._softmax.last_probs()
 
     def _zeros(self, rows: int) -> Tensor:
         return self._log_probs.new_zeros(rows, self._log_probs.shape[-1])
