@@ -50,7 +50,7 @@ from common import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.base.device import chunk_room, rows_in
+from harness.base.device import chunk_room, keep_freed_memory, rows_in
 from harness.data.batches import Collator
 from harness.data.chunk_memory import row_bytes
 from harness.data.rows import Example
@@ -276,6 +276,7 @@ def our_training(
 ) -> tuple[Distiller, Callable[[], LossParts]]:
     """What :func:`our_step` trains, and the step."""
     setting = inputs.setting
+    keep_freed_memory()  # as trainings do
     taught = [method for method in methods if method.teacher in ROLE_OF_KIND]
     live: dict[str, nn.Module] = {}
     heads: dict[str, Head] = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from harness.base.compilation import keep_compiled
-from harness.base.device import pass_over_libraries
+from harness.base.device import keep_freed_memory, pass_over_libraries
 from harness.base.identity import environment
 from harness.base.progress import Progress
 from harness.base.ranks import RankLostError, Ranks
@@ -88,6 +88,7 @@ class Runner:
         """
         check_stop_after(seconds, self.ranks.world)
         pass_over_libraries()
+        keep_freed_memory()
         if seconds is None:
             self._make(by_seed=False)
             return

@@ -21,6 +21,7 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from harness.base.compilation import Recompilations
+from harness.base.device import keep_freed_memory
 from harness.base.errors import HarnessError
 from harness.base.ranks import world_size
 from harness.data.batches import Batch, Collator
@@ -333,6 +334,7 @@ def train(
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
         DoesNotFitError: a step does not fit into memory, however small its pieces.
     """
+    keep_freed_memory()
     marker, room = CheckpointMarker(), room or Room(collator)
     if collator.packing:
         check_packing(distiller.student)
