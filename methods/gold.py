@@ -306,7 +306,8 @@ def _hybrid(
     unmatched = unmatched and not as_rest
     value, bound = torch.zeros_like(kept), torch.zeros_like(kept)
     # the gradient at the matched columns and then at the others: columns are put in order once, at the end
-    gradient, matched = torch.zeros_like(ours), columns.student_matched.numel()
+    gradient = torch.empty_like(ours) if weights[0] != 0 and unmatched else torch.zeros_like(ours)
+    matched = columns.student_matched.numel()
     shared = theirs.index_select(1, columns.teacher_matched)
     masses = shared.exp()
     covered = masses.sum(-1)
@@ -325,7 +326,7 @@ def _hybrid(
         distance, signs, error = distance_by(sort, masses, rest)
         value += weights[1] * distance
         bound, total = weights[1] * error, covered + rest.sum(-1)
-        gradient[:, matched:] = counting(masses.mul_(signs), weights[1])
+        torch.mul(counting(masses, weights[1]), signs, out=gradient[:, matched:])
     else:
         total = theirs.exp().sum(-1)
     share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)

@@ -71,6 +71,7 @@ class DistillationTrainer(LateLog):
         self._room, self._sampler, self._looks = room, sampler, looks
         self._draws_share = draws_share
         self._order: Any = None
+        keep_freed_memory()
         super().__init__(*args, **kwargs)
         if (self.is_fsdp_enabled and not self.args.fsdp) or self.is_deepspeed_enabled:
             name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
@@ -334,7 +335,6 @@ def train(
         DivergedError: a loss, a gradient norm or the weights that came out are no numbers.
         DoesNotFitError: a step does not fit into memory, however small its pieces.
     """
-    keep_freed_memory()
     marker, room = CheckpointMarker(), room or Room(collator)
     if collator.packing:
         check_packing(distiller.student)

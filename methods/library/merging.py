@@ -147,15 +147,16 @@ class Merged:
     def at_logits(self, gradient: Tensor) -> Tensor:
         """[rows, vocabulary]: the gradient at the logits of one at the log-masses. All is overwritten: it ends here."""
         if self._is_rows:
-            spread = gradient.sub_(self._times_probs(gradient.sum(-1, keepdim=True)))
+            spread = gradient.addcmul_(self._made_masses(), gradient.sum(-1, keepdim=True), value=-1)
         elif self._is_product:
-            centred = gradient.sub_(self._made_masses().mul_(gradient.sum(-1, keepdim=True)))  # its rows add up to 0
+            total = gradient.sum(-1, keepdim=True)
+            centred = gradient.addcmul_(self._made_masses(), total, value=-1)  # its rows add up to 0
             of_members = centred.index_select(0, self._side.group)
             spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
         elif self._is_mean:
             of_members = gradient.div_(self._sizes).index_select(0, self._side.group)
             spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
-            spread.sub_(self._times_probs(spread.sum(-1, keepdim=True)))
+            spread.addcmul_(self._probs(), spread.sum(-1, keepdim=True), value=-1)
         else:
             spread = self._through_members(gradient)
         return spread if self._temperature == 1.0 else spread.div_(self._temperature)
@@ -167,15 +168,13 @@ class Merged:
         index, total = self._side.row, gradient.sum(-1)
         of_token = self._others.mul(self._realised >= LOG_FLOOR).mul_(total[self._side.group])
         of_row = total.new_zeros(len(self._log_probs)).index_add_(0, self._own, total).index_add_(0, index, of_token)
-        spread = self._times_probs(of_row.neg().unsqueeze(-1))
+        share = of_row.neg().unsqueeze(-1)
+        spread = self._probs() * share if self._is_shared else self._probs().mul_(share)
         spread.index_add_(0, self._own, gradient)
         return spread.index_put_((index, self._ids), of_token, accumulate=True)
 
-    def _times_probs(self, factor: Tensor) -> Tensor:
-        """[rows, vocabulary], factors [rows, 1] times the rows' probabilities, which are gone then if not shared."""
-        return self._probs() * factor if self._is_shared else self._probs().mul_(factor)
-
     def _probs(self) -> Tensor:
+        """[rows, vocabulary], of the rows; to be overwritten if nobody shares them."""
         return self._softmax.probs if self._is_shared else self._softmax.last_probs()
 
     def _zeros(self, rows: int) -> Tensor:

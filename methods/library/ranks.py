@@ -49,11 +49,11 @@ def compare_ranks(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     for start in range(0, rows, step):
         block = slice(start, start + step)
         masses = torch.cat([student[block], teacher[block]], 1)
-        unknown = masses.sum(-1).isnan()
-        if any_unknown := bool(unknown.any()):  # bits of what is no number have no order
+        unknown = masses.isnan().any(-1) if bool(masses.max().isnan()) else None
+        if unknown is not None:  # bits of what is no number have no order
             masses[unknown] = 0.0
         found, at_masses = _compare(masses, ours)
-        if any_unknown:
+        if unknown is not None:
             found[unknown] = at_masses[unknown] = torch.nan
         distance[block], signs[block] = found, at_masses[:, :ours]
     return distance, signs
@@ -69,11 +69,13 @@ def _compare(masses: Tensor, ours: int) -> tuple[Tensor, Tensor]:
     rows, columns = masses.shape
     places, bins = _places(masses, ours)
     held = torch.bincount(places.view(-1), minlength=2 * rows * bins).view(2, rows, bins)
-    more = 2 * ours - columns - (held[0] - held[1]).cumsum(-1)
-    larger, smaller = more >= held[1], more <= -held[0]
-    table = larger.to(masses.dtype).sub_(smaller.to(masses.dtype))
-    is_open = ~(larger | smaller)
-    table = torch.stack([table, -table]).masked_fill_(is_open, _DOUBT)
+    more = (held[1] - held[0]).cumsum(-1).add_(2 * ours - columns)
+    are_smaller, may_be_smaller = more + held[0] <= 0, more < held[1]
+    table = torch.empty(2, rows, bins, dtype=masses.dtype)
+    torch.mul(are_smaller, 2.0, out=table[1]).sub_(1)
+    torch.neg(table[1], out=table[0])
+    is_open = may_be_smaller & ~are_smaller
+    table.masked_fill_(is_open, _DOUBT)
     signs = table.view(-1).index_select(0, places.view(-1)).view(masses.shape)
     if bool(is_open.any()):
         _settle(masses, places, signs, held, more)
@@ -85,13 +87,16 @@ def _places(masses: Tensor, ours: int) -> tuple[Tensor, int]:
     """The bin of each mass, shaped like them, and bins a row: side by side, row by row, in one count."""
     kind, (rows, columns) = _INTEGERS[masses.dtype], masses.shape
     low, high, least = torch.stack([*masses.aminmax(), masses.new_tensor(LEAST)]).view(kind).tolist()
-    low, high = max(low, least), max(high, least)
+    bits = masses.view(kind)
+    if low < least:
+        low, high, bits = least, max(high, least), bits.clamp_min(least)
     shift = max((high - low).bit_length() - max(columns, 2**15).bit_length() + 4, 0)
-    bins = ((high - low) >> shift) + 1
-    places = (masses.view(kind) - low).bitwise_right_shift_(shift).clamp_min_(0)
-    first = torch.arange(2 * rows, dtype=kind).mul_(bins).view(2, rows, 1)
-    places[:, :ours] += first[0]
-    places[:, ours:] += first[1]
+    first, last = low >> shift, high >> shift
+    bins = last - first + 1
+    places = bits >> shift
+    starts = torch.arange(2 * rows, dtype=kind).mul_(bins).sub_(first).view(2, rows, 1)
+    places[:, :ours] += starts[0]
+    places[:, ours:] += starts[1]
     return places, bins
 
 
