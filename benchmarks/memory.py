@@ -181,8 +181,8 @@ def walked(inputs: Inputs, method: Method) -> Walked:
             ChunkWalk.run = kept  # type: ignore[method-assign]
     columns = {"same": setting.student_size, "cross": setting.teacher_size}[role]
     columns_a_row = columns * inputs.tokens[role] / inputs.tokens[STUDENT]
-    into = method.held_by_kernels if Need.HIDDEN in method.needs else None  # such a loss has no kernels of its own
-    by_torch = cast(Method, SimpleNamespace(held=method.held, held_by_kernels=into, needs=method.needs))
+    into = method.held_into if Need.HIDDEN in method.needs else None  # such a loss has no kernels of its own
+    by_torch = cast(Method, SimpleNamespace(held=method.held, held_into=into, needs=method.needs))
     return Walked(
         max(stop - start for start, stop in chunks),
         len(chunks),

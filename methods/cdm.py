@@ -107,7 +107,7 @@ class CDM(Method[CDMOptions]):
         return Held(4 if means else 2.3, 1.5, 1.5e3 * self.options.k)
 
     @property
-    def held_by_kernels(self) -> Held | None:
+    def held_into(self) -> Held | None:
         plain = not self._released and self.options.pieces != "mean"
         return Held(0, 0, 3.1e3 * self.options.k) if plain else None
 
@@ -225,7 +225,7 @@ class CDM(Method[CDMOptions]):
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """Of the logits only the columns compared are read, and of the gradient only theirs is written."""
         kernels = mapped_for(upstream, chunk.teacher.logits)
-        if kernels is None or self.held_by_kernels is None:
+        if kernels is None or self.held_into is None:
             return None
         found = self._found(chunk)
         student = kernels.MappedSide(chunk.student.logits, chunk.student.index, found.ours, found.to_teacher)

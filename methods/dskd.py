@@ -83,8 +83,8 @@ class DSKD(Method[DSKDOptions]):
         return Held(2.5, 0.5)
 
     @property
-    def held_by_kernels(self) -> Held | None:
-        """Without any: :meth:`loss_into` runs by torch."""
+    def held_into(self) -> Held | None:
+        """Without kernels: :meth:`loss_into` runs by torch."""
         return Held(0.5, 0.5)
 
     @property

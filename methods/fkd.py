@@ -31,7 +31,7 @@ class FKD(Method[SoftenedOptions]):
         return Held(2.1, 2.1)
 
     @property
-    def held_by_kernels(self) -> Held:
+    def held_into(self) -> Held:
         return Held(0, 0)
 
     def align(self, response: AlignedResponse) -> Groups:

@@ -157,7 +157,7 @@ class GOLD(Method[GOLDOptions]):
         return Held(6.7, 4.2, 7.2e5) if self.options.counts else Held(5, 2, 3e4)
 
     @property
-    def held_by_kernels(self) -> Held | None:
+    def held_into(self) -> Held | None:
         options = self.options
         plain = options.temperatures == (1.0, 1.0) and self._floor == LOG_FLOOR
         plain = plain and options.positions == "all" and options.merge in ("bayesian", "observed")
@@ -216,7 +216,7 @@ class GOLD(Method[GOLDOptions]):
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         options, sort = self.options, self.options.sort_of(upstream)
         kernels = kernels_for(upstream, chunk.teacher.logits)
-        if kernels is None or self.held_by_kernels is None:
+        if kernels is None or self.held_into is None:
             return None
         sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.response_groups if self._released else 1
         hybrid = self._hybrid_of(kernels, upstream, chunk.teacher.logits)

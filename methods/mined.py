@@ -79,7 +79,7 @@ class MinED(Method[MinEDOptions]):
         return Held(0.1, 7.1) if self._released else Held(2.6, 0.6, 3e4)
 
     @property
-    def held_by_kernels(self) -> Held | None:
+    def held_into(self) -> Held | None:
         return None if self._released else Held(0, 1)
 
     @property
@@ -163,7 +163,7 @@ class MinED(Method[MinEDOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         kernels = divergence_for(upstream, chunk.teacher.logits)
-        if kernels is None or self.held_by_kernels is None:
+        if kernels is None or self.held_into is None:
             return None
         tau, student, teacher = self.options.temperature, chunk.student, chunk.teacher
         first, theirs, same = self._same_tokens(chunk)  # a group has one student token, and each token is in one

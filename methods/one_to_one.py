@@ -35,7 +35,7 @@ class OneToOne(Method[OneToOneOptions]):
         return Held(1.8, 0.6, 4e4)
 
     @property
-    def held_by_kernels(self) -> Held | None:
+    def held_into(self) -> Held | None:
         return Held(0, 0) if self.options.top_k is None else None
 
     def prepare(self, pair: TokenizerPair) -> None:
@@ -66,7 +66,7 @@ class OneToOne(Method[OneToOneOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         kernels = divergence_for(upstream, chunk.teacher.logits)
-        if kernels is None or self.held_by_kernels is None:
+        if kernels is None or self.held_into is None:
             return None
         tau, (ours, theirs), partners = self.options.temperature, chunk.members(), self.partners.on(upstream.device)
         student = kernels.softened(ours.logits, ours.row, tau, known=partners["ours"])

@@ -70,7 +70,7 @@ class ULD(Method[ULDOptions]):
         return Held(3.1, 1.5, 2e4) if self.options.sort == "top_k" else Held(3.2, 4.6, 2e4)
 
     @property
-    def held_by_kernels(self) -> Held | None:
+    def held_into(self) -> Held | None:
         plain = self.options.temperatures == (1.0, 1.0) and self.options.merge in ("bayesian", "observed")
         return Held(0, 0, self.options.bytes_of_counts) if plain and self.options.sorts_by_kernels else None
 
@@ -86,7 +86,7 @@ class ULD(Method[ULDOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         kernels, sort = kernels_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
-        if kernels is None or self.held_by_kernels is None:
+        if kernels is None or self.held_into is None:
             return None
         sides = raw_sides(kernels, chunk, lse)
         sums = compare_into(

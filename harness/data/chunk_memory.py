@@ -24,15 +24,15 @@ def row_bytes(vocabulary: int, terms: Sequence[tuple[Method, float]], itemsize: 
     held = 0.0
     most = float(2 * itemsize * vocabulary if by_kernels else given + _bytes(_CROSS_ENTROPY, vocabulary, 0))
     for method, columns in terms:
-        kernels = method.held_by_kernels if by_kernels else None
+        into = method.held_into if by_kernels else None
         if Need.ROW_SCALARS in method.needs:  # behind the cross-entropy, or of either side before it: no term waits
             ours, theirs = 4 * method.held.student * vocabulary, (itemsize + 4 * method.held.teacher) * columns
             begun = 2 * itemsize * vocabulary if by_kernels else given + 4 * vocabulary
             most = max(most, theirs, held + begun + ours)
             continue
         begun = (2 * itemsize if by_kernels else itemsize) * vocabulary  # the gradient of the cross-entropy is there
-        if kernels is not None:
-            peak = begun + itemsize * columns + _bytes(kernels, vocabulary, columns)
+        if into is not None:
+            peak = begun + itemsize * columns + _bytes(into, vocabulary, columns)
         else:
             peak = begun + 4 * low * vocabulary + (itemsize + 4 * low) * columns
             peak += _bytes(method.held, vocabulary, columns)

@@ -268,8 +268,8 @@ class Method(ABC, Generic[O_co]):
         return Held(12, 12)
 
     @property
-    def held_by_kernels(self) -> Held | None:
-        """The same of :meth:`loss_into`; None where these options have no kernels."""
+    def held_into(self) -> Held | None:
+        """The same of :meth:`loss_into`, beside the gradient that it adds to; None where it takes none of these."""
         return None
 
     @property

@@ -15,31 +15,29 @@ from torch import Tensor
 _ROWS_AT_ONCE = 16
 
 
-def log_totals(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """[rows]: log of the sum of the exponentials of each row of ``logits / temperature``, some rows at a time."""
-    parts = torch.split(logits, _ROWS_AT_ONCE)
-    return torch.cat([(part if temperature == 1.0 else part / temperature).logsumexp(-1) for part in parts])
+def log_totals(logits: Tensor) -> Tensor:
+    """[rows]: log of the sum of the exponentials of each row of logits, some rows at a time."""
+    return torch.cat([part.logsumexp(-1) for part in torch.split(logits, _ROWS_AT_ONCE)])
 
 
 def log_probs_at(
     logits: Tensor,
     entries: tuple[Tensor, Tensor],
     block: tuple[Tensor, Tensor],
-    temperature: float = 1.0,
     raw: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``logits / temperature`` at some places, as its ``log_softmax(-1)`` has them.
+    """Log-probabilities of rows of logits at some places, as ``log_softmax(-1)`` has them.
 
     Args:
         logits: [rows, vocabulary].
         entries: row and column of each, int64 [n].
         block: rows, int64 [m], and columns that are read of each of them, int64 [c].
-        raw: read ``logits / temperature`` itself.
+        raw: read the logits themselves.
 
     Returns:
         [n] and [m, c].
     """
-    found: tuple[Tensor, Tensor] = _Read.apply(logits, temperature, raw, *entries, *block)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor] = _Read.apply(logits, raw, *entries, *block)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -47,13 +45,12 @@ class _Read(torch.autograd.Function):
     """The gradient of log p(c) at the logits is that of the entry itself less the row's distribution."""
 
     @staticmethod  # Any: torch's context, which takes what is put on it
-    def forward(ctx: Any, logits: Tensor, temperature: float, raw: bool, *places: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, raw: bool, *places: Tensor) -> tuple[Tensor, Tensor]:
         row, column, rows, columns = places
-        totals = torch.zeros_like(logits[:, 0]) if raw else log_totals(logits, temperature)
+        totals = torch.zeros_like(logits[:, 0]) if raw else log_totals(logits)
         ctx.save_for_backward(logits, totals, *places)
-        ctx.temperature, ctx.raw = temperature, raw
-        block = logits[rows[:, None], columns]
-        return logits[row, column] / temperature - totals[row], block.div_(temperature).sub_(totals[rows, None])
+        ctx.raw = raw
+        return logits[row, column] - totals[row], logits[rows[:, None], columns].sub_(totals[rows, None])
 
     @staticmethod  # Any: as above
     def backward(ctx: Any, of_entries: Tensor, of_block: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,13 +59,13 @@ class _Read(torch.autograd.Function):
             gradient = torch.zeros_like(logits)
         else:
             of_rows = torch.zeros_like(totals).index_add_(0, row, of_entries).index_add_(0, rows, of_block.sum(-1))
-            gradient = (logits / ctx.temperature).sub_(totals[:, None]).exp_().mul_(of_rows.neg()[:, None])
+            gradient = (logits - totals[:, None]).exp_().mul_(of_rows.neg()[:, None])
         gradient.index_put_((row, column), of_entries, accumulate=True)
         parts = (torch.split(each, _ROWS_AT_ONCE) for each in (rows, of_block))
         for numbers, part in zip(*parts, strict=True):
             spread = part.new_zeros(len(part), gradient.shape[1]).index_add_(1, columns, part)
             gradient.index_add_(0, numbers, spread)
-        return gradient.div_(ctx.temperature), *[None] * 6
+        return gradient, *[None] * 5
 
 
 RowFunction = Callable[[Tensor, slice], Tensor]

@@ -339,7 +339,7 @@ class Coster:
 
 def kd_traffic(method: Method) -> float:
     """Bytes read and written on a GPU for one logit of a method's term, on either side."""
-    has_kernels = method.held_by_kernels is not None and Need.HIDDEN not in method.needs
+    has_kernels = method.held_into is not None and Need.HIDDEN not in method.needs  # those of hidden rows have none
     if not method.sorts:
         return KERNEL_TRAFFIC if has_kernels else KD_TRAFFIC
     sort = getattr(method.options, "sort", "top_k")
