@@ -174,7 +174,7 @@ class GroupComparison:
         made = torch.empty if counted else torch.zeros  # here and below: what kernels write is not filled before
         self.total = torch.empty(self.groups, dtype=torch.float32, device=self.device)
         self.area, self.bound = made(2, self.groups, dtype=torch.float64, device=self.device)
-        self.slope = self.part_slope = self.number_slope = torch.empty(0, device=self.device)
+        self.slots = self.slope = self.part_slope = self.number_slope = torch.empty(0, device=self.device)
         if counted:
             self._count(rest, exact)
 
@@ -183,9 +183,9 @@ class GroupComparison:
         ends = edges(torch.float32, self.device)
         self.slope = torch.empty(self.groups, BINS, device=self.device)
         shape = (2, self.groups if exact else 0, 3, SLOTS)
-        slots, next_slots = torch.empty(shape, dtype=torch.int32, device=self.device)
+        self.slots, next_slots = torch.empty(shape, dtype=torch.int32, device=self.device)
         counting.slopes_kernel[(self.groups,)](
-            *self._counts(), ends, self.slope, self.area, self.bound, slots, *rest, BINS, EXACT=exact, BLOCK=1024,
+            *self._counts(), ends, self.slope, self.area, self.bound, self.slots, *rest, BINS, EXACT=exact, BLOCK=1024,
             num_warps=WARPS,
         )  # fmt: skip
         if not exact:
@@ -196,11 +196,11 @@ class GroupComparison:
         self.number_slope = parts[0].view(torch.float32)
         cut, lower_cut = counting.CUT.value, counting.PART_CUT.value
         for given, of_next, numbers, made in (
-            (slots, next_slots, False, self.part_slope), (next_slots, slots, True, self.number_slope)
+            (self.slots, next_slots, False, self.part_slope), (next_slots, self.slots, True, self.number_slope)
         ):  # fmt: skip
             counting.count_parts_kernel[self.groups, self.programs, 2](
-                *self._both(parts), self.slope, self.part_slope, RESTRICTED=self.flags["HYBRID"], NUMBERS=numbers,
-                BLOCK=BLOCK // 2, num_warps=WARPS,
+                *self._both(parts), given, self.slope, self.part_slope, RESTRICTED=self.flags["HYBRID"],
+                NUMBERS=numbers, BLOCK=BLOCK // 2, num_warps=WARPS,
             )  # fmt: skip
             counting.part_slopes_kernel[(self.groups,)](
                 parts[0], parts[1], given, made, self.area, self.bound, of_next,
@@ -242,9 +242,9 @@ class GroupComparison:
         sums = torch.empty(5, self.programs, self.groups, dtype=torch.float32, device=self.device)
         kernel.values_kernel[self.groups, self.programs](
             student.logits, teacher.logits, student.rows, teacher.rows, student.lse, teacher.lse, student.joint,
-            teacher.joint, self.partner, self.teacher_partner, self.slope, self.part_slope, self.number_slope, sums,
-            student.logits.shape[1], teacher.logits.shape[1], student.logits.stride(0), teacher.logits.stride(0),
-            BINS, *self.weights, **self.flags,
+            teacher.joint, self.partner, self.teacher_partner, self.slots, self.slope, self.part_slope,
+            self.number_slope, sums, student.logits.shape[1], teacher.logits.shape[1], student.logits.stride(0),
+            teacher.logits.stride(0), BINS, *self.weights, **self.flags,
         )  # fmt: skip
         found = torch.empty(3, dtype=torch.float64, device=self.device)
         grouping.finish_kernel[(1,)](
@@ -269,8 +269,8 @@ class GroupComparison:
         norm = torch.empty(self.programs, count, dtype=torch.float32, device=self.device)
         kernel.gradient_kernel[count, self.programs](
             student.logits, teacher.logits, group, teacher.rows, student.lse, teacher.lse, student.joint,
-            teacher.joint, self.partner, self.slope, self.part_slope, self.number_slope, passed, own, of_token,
-            upstream, norm, student.logits.shape[1], student.logits.stride(0), teacher.logits.stride(0), BINS,
+            teacher.joint, self.partner, self.slots, self.slope, self.part_slope, self.number_slope, passed, own,
+            of_token, upstream, norm, student.logits.shape[1], student.logits.stride(0), teacher.logits.stride(0), BINS,
             *self.weights, scale, **self.flags,
         )  # fmt: skip
         return norm.sum()

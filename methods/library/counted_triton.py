@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from methods.library.counting_triton import PARTS_, SLOTS_, slope_of
+from methods.library.counting_triton import PARTS_, SLOTS_, has_slots, slope_of
 from methods.library.groups_triton import LOG_FLOOR
 
 
@@ -100,7 +100,7 @@ def _jsd(s, t, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.conste
 
 @triton.jit
 def _student_parts(
-    z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, part_row, number_row, matched_weight,
+    z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, part_row, number_row, refined, matched_weight,
     rest_weight, HYBRID: tl.constexpr, COUNTED: tl.constexpr, EXACT: tl.constexpr, BETA: tl.constexpr, LOG_OURS:
     tl.constexpr, LOG_THEIRS: tl.constexpr,
 ):  # fmt: skip
@@ -120,7 +120,7 @@ def _student_parts(
         value = tl.where(matched, matched_weight * of_jsd, 0.0)
         at_matched = tl.where(matched, matched_weight * at_jsd, 0.0)
     if COUNTED:
-        found = slope_of(mass, slope_row, part_row, number_row, rest, EXACT)
+        found = slope_of(mass, slope_row, part_row, number_row, refined, rest, EXACT)
         at_rest = tl.where(rest, rest_weight * found * mass, 0.0)
     return value, at_matched, at_rest
 
@@ -128,9 +128,9 @@ def _student_parts(
 @triton.jit
 def values_kernel(
     student, teacher, student_rows, teacher_rows, student_lse, teacher_lse, student_joint, teacher_joint,
-    partner, teacher_partner, slope, part_slope, number_slope, sums, columns_s, columns_t, stride_s, stride_t, bins,
-    matched_weight, rest_weight, HYBRID: tl.constexpr, COUNTED: tl.constexpr, EXACT: tl.constexpr, BETA: tl.constexpr,
-    LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
+    partner, teacher_partner, slots, slope, part_slope, number_slope, sums, columns_s, columns_t, stride_s, stride_t,
+    bins, matched_weight, rest_weight, HYBRID: tl.constexpr, COUNTED: tl.constexpr, EXACT: tl.constexpr, BETA:
+    tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums over some of a group's columns, to [5, programs, groups]: the matched value and its gradient, that of the
     rest, the teacher's share of the area, coverage."""
@@ -140,8 +140,9 @@ def values_kernel(
     shift = tl.load(student_joint + group) - tl.load(student_lse + row)
     of_other = tl.load(teacher_lse + other)
     teacher_shift = tl.load(teacher_joint + group) - of_other
-    slots = group * (SLOTS_ * PARTS_)
-    slope_row, part_row, number_row = slope + group * bins, part_slope + slots, number_slope + slots
+    parts = group * (SLOTS_ * PARTS_)
+    slope_row, part_row, number_row = slope + group * bins, part_slope + parts, number_slope + parts
+    refined = has_slots(slots, group) if EXACT else False
     teacher_row = teacher + other * stride_t
     values = tl.zeros((BLOCK,), tl.float32)
     matched = tl.zeros((BLOCK,), tl.float32)
@@ -151,8 +152,8 @@ def values_kernel(
         inside = at < columns_s
         z = tl.load(student + row * stride_s + at, mask=inside, other=-float("inf")).to(tl.float32)
         v, g, r = _student_parts(
-            z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, part_row, number_row, matched_weight,
-            rest_weight, HYBRID, COUNTED, EXACT, BETA, LOG_OURS, LOG_THEIRS,
+            z, at, inside, shift, teacher_row, teacher_shift, partner, slope_row, part_row, number_row, refined,
+            matched_weight, rest_weight, HYBRID, COUNTED, EXACT, BETA, LOG_OURS, LOG_THEIRS,
         )  # fmt: skip
         values += v
         matched += g
@@ -174,7 +175,7 @@ def values_kernel(
         if COUNTED:
             mass = tl.exp(z + teacher_shift)
             of_teacher += tl.where(
-                rest, rest_weight * mass * slope_of(mass, slope_row, part_row, number_row, rest, EXACT), 0.0
+                rest, rest_weight * mass * slope_of(mass, slope_row, part_row, number_row, refined, rest, EXACT), 0.0
             )
     tl.store(place + 3 * apart, tl.sum(of_teacher, 0))
     tl.store(place + 4 * apart, tl.sum(shares, 0))
@@ -183,9 +184,9 @@ def values_kernel(
 @triton.jit
 def gradient_kernel(
     student, teacher, group_of_row, teacher_rows, student_lse, teacher_lse, student_joint, teacher_joint,
-    partner, slope, part_slope, number_slope, of_row, tokens, of_token, upstream, norm, columns_s, stride_s, stride_t,
-    bins, matched_weight, rest_weight, scale, HYBRID: tl.constexpr, COUNTED: tl.constexpr, EXACT: tl.constexpr, BETA:
-    tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
+    partner, slots, slope, part_slope, number_slope, of_row, tokens, of_token, upstream, norm, columns_s, stride_s,
+    stride_t, bins, matched_weight, rest_weight, scale, HYBRID: tl.constexpr, COUNTED: tl.constexpr, EXACT:
+    tl.constexpr, BETA: tl.constexpr, LOG_OURS: tl.constexpr, LOG_THEIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add a row's gradient at some columns to what is there; its squared norm goes to [programs, rows].
 
@@ -199,7 +200,8 @@ def gradient_kernel(
     token, own = tl.load(tokens + row) - 1, tl.load(of_token + row)
     lse = tl.load(student_lse + row)
     kept = tl.maximum(group, 0).to(tl.int64)
-    slots = kept * (SLOTS_ * PARTS_)
+    parts = kept * (SLOTS_ * PARTS_)
+    refined = has_slots(slots, kept) if EXACT else False
     other = tl.load(teacher_rows + kept)
     shift = tl.load(student_joint + kept) - lse
     teacher_shift = tl.load(teacher_joint + kept) - tl.load(teacher_lse + other)
@@ -213,8 +215,8 @@ def gradient_kernel(
             if group >= 0:
                 _, g, r = _student_parts(
                     z, at, inside, shift, teacher + other * stride_t, teacher_shift, partner, slope + kept * bins,
-                    part_slope + slots, number_slope + slots, matched_weight, rest_weight, HYBRID, COUNTED, EXACT, BETA,
-                    LOG_OURS, LOG_THEIRS,
+                    part_slope + parts, number_slope + parts, refined, matched_weight, rest_weight, HYBRID, COUNTED,
+                    EXACT, BETA, LOG_OURS, LOG_THEIRS,
                 )  # fmt: skip
                 gradient += g + r
             squares += gradient * gradient

@@ -48,13 +48,24 @@ def part_of(mass, slope, LOWEST: tl.constexpr):
 
 
 @triton.jit
-def slope_of(mass, slope_row, part_row, number_row, wanted, EXACT: tl.constexpr):
-    """The derivative of the distance at each mass, where it is wanted, else 0."""
+def slope_of(mass, slope_row, part_row, number_row, refined, wanted, EXACT: tl.constexpr):
+    """The derivative of the distance at each mass, where it is wanted, else 0.
+
+    Args:
+        refined: whether any bin of the row has a slot.
+    """
     slope = tl.load(slope_row + place(mass), mask=wanted, other=0.0)
-    if EXACT:
-        slope = _finer(mass, slope, part_row, PART_CUT)
-        slope = _finer(mass, slope, number_row, 0)
+    if EXACT:  # noqa: SIM102 - decided when this is compiled, unlike the other one
+        if refined:
+            slope = _finer(mass, slope, part_row, PART_CUT)
+            slope = _finer(mass, slope, number_row, 0)
     return slope
+
+
+@triton.jit
+def has_slots(slots, group):
+    """Whether any bin of a group has a slot: nothing of a group without them is counted again."""
+    return tl.load(slots + group * (3 * SLOTS_)) >= 0
 
 
 @triton.jit
@@ -172,17 +183,18 @@ def _count_shared(
 @triton.jit
 def count_parts_kernel(
     ours, theirs, our_rows, their_rows, our_lse, their_lse, our_joint, their_joint, our_partner, their_partner,
-    our_counts, their_counts, our_columns, their_columns, our_stride, their_stride, bins, slope, part_slope, RESTRICTED:
-    tl.constexpr, NUMBERS: tl.constexpr, BLOCK: tl.constexpr,
+    our_counts, their_counts, our_columns, their_columns, our_stride, their_stride, bins, slots, slope, part_slope,
+    RESTRICTED: tl.constexpr, NUMBERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Masses of both sides' groups in the parts of bins that have a slot, or, as numbers, in those of parts that have
     one."""
-    if tl.program_id(2) == 0:
+    refined = has_slots(slots, tl.program_id(0).to(tl.int64))
+    if refined & (tl.program_id(2) == 0):
         _count_parts(
             ours, our_rows, our_lse, our_joint, our_partner, our_counts, our_columns, our_stride, bins, slope,
             part_slope, RESTRICTED, NUMBERS, BLOCK,
         )  # fmt: skip
-    else:
+    elif refined:
         _count_parts(
             theirs, their_rows, their_lse, their_joint, their_partner, their_counts, their_columns, their_stride, bins,
             slope, part_slope, RESTRICTED, NUMBERS, BLOCK,

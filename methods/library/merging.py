@@ -108,40 +108,56 @@ class Merged:
 
     A row's log-probabilities log p = z - logsumexp(z) pass a gradient G on as G - p · sum(G). G of a row that stays is
     the group's own; G of another member's row is the group's sum at its own token, 0 where the floor holds.
-
-    Attributes:
-        log_masses: [groups, vocabulary].
     """
 
     def __init__(self, side: Members, groups: int, how: Merge, temperature: float = 1.0) -> None:
-        self._side, self._temperature = side, temperature
+        self._side, self._groups, self._temperature = side, groups, temperature
         shared = side.softmax if temperature == 1.0 else None
         self._softmax = shared or Softmax(side.logits if temperature == 1.0 else side.logits / temperature)
         self._is_shared, self._log_probs = shared is not None, self._softmax.log_probs
-        alone = side.row.numel() == groups
-        self._is_rows, self._is_product = alone and side.in_order, how == "product" and not alone
-        self._is_mean = how == "mean_log" and not alone
+        self._is_alone = side.row.numel() == groups  # each member is a group
+        self._is_rows = self._is_alone and side.in_order
+        self._is_product = how == "product" and not self._is_alone
+        self._is_mean = how == "mean_log" and not self._is_alone
+        self._log_masses: Tensor | None = None
         self._masses: Tensor | None = None
-        if self._is_rows:
-            self.log_masses = self._log_probs
-        elif self._is_product or self._is_mean:
-            rows = self._log_probs.index_select(0, side.row)
-            total = self._zeros(groups).index_add_(0, side.group, rows)
-            self._sizes = total.new_zeros(groups).index_add_(0, side.group, torch.ones_like(rows[:, 0])).unsqueeze(-1)
-            self.log_masses = total.log_softmax(-1) if self._is_product else total.div_(self._sizes)
-        else:
-            kept = torch.arange(groups, device=side.group.device) if alone else kept_members(side.group, groups, how)
+        if not (self._is_rows or self._is_product or self._is_mean):
+            device = side.group.device
+            kept = torch.arange(groups, device=device) if self._is_alone else kept_members(side.group, groups, how)
             self._own, self._ids = side.row[kept], side.tokens.clamp_min(0)
             self._realised = self._log_probs[side.row, self._ids]
             self._others = torch.ones_like(self._realised).index_fill_(0, kept, 0.0)
-            self.log_masses = self._log_probs.index_select(0, self._own)
-            if not alone:
-                clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
-                self.log_masses += clamped.new_zeros(groups).index_add_(0, side.group, clamped).unsqueeze(-1)
+
+    @property
+    def log_masses(self) -> Tensor:
+        """[groups, vocabulary]."""
+        if self._log_masses is None:
+            self._log_masses = self._merge()
+        return self._log_masses
+
+    def _merge(self) -> Tensor:
+        side, groups = self._side, self._groups
+        if self._is_rows:
+            return self._log_probs
+        if self._is_product or self._is_mean:
+            rows = self._log_probs.index_select(0, side.row)
+            total = self._zeros(groups).index_add_(0, side.group, rows)
+            self._sizes = total.new_zeros(groups).index_add_(0, side.group, torch.ones_like(rows[:, 0])).unsqueeze(-1)
+            return total.log_softmax(-1) if self._is_product else total.div_(self._sizes)
+        log_masses = self._log_probs.index_select(0, self._own)
+        if not self._is_alone:
+            clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
+            log_masses += clamped.new_zeros(groups).index_add_(0, side.group, clamped).unsqueeze(-1)
+        return log_masses
 
     def to_masses(self) -> Tensor:
-        """[groups, vocabulary]: the masses, not to be written to; ``log_masses`` may be gone then."""
-        self._masses = self._probs() if self._is_rows else self.log_masses.exp_()
+        """[groups, vocabulary]: the masses, not to be written to; ``log_masses`` are gone then."""
+        if self._is_rows:
+            self._masses = self._probs()
+        elif self._is_alone:
+            self._masses = self._probs().index_select(0, self._own)
+        else:
+            self._masses = self.log_masses.exp_()
         return self._masses
 
     def at_logits(self, gradient: Tensor) -> Tensor:

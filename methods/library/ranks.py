@@ -90,7 +90,7 @@ def _places(masses: Tensor, ours: int) -> tuple[Tensor, int]:
     bits = masses.view(kind)
     if low < least:
         low, high, bits = least, max(high, least), bits.clamp_min(least)
-    shift = max((high - low).bit_length() - max(columns, 2**15).bit_length() + 4, 0)
+    shift = max((high - low).bit_length() - max(columns, 2**14).bit_length() + 4, 0)
     first, last = low >> shift, high >> shift
     bins = last - first + 1
     places = bits >> shift

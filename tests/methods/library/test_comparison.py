@@ -183,3 +183,22 @@ def test_distances_of_all_shapes(columns_s: int, columns_t: int, spread: float, 
     if not exact or columns_s != columns_t:  # of equal rows more bins are in doubt than have slots
         assert float(found.bound) == pytest.approx(float(bound.double().sum()), rel=1e-2, abs=1e-5)
     assert (upstream - p * (signs - (signs * p).sum(-1, keepdim=True))).abs().sum(-1).max() < 1e-3
+
+
+def test_rows_that_are_counted_again_stand_beside_rows_that_are_not() -> None:
+    """The second pair of rows crosses within a bin, which is told apart by numbers; the others' signs are known."""
+    student, teacher = torch.full((3, 64), -60.0), torch.full((3, 64), -60.0)
+    student[0, :2], teacher[0, :2] = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0])
+    student[1, :3], teacher[1, :3] = torch.tensor([1.0, 1 + 2e-6, 0.9]), torch.tensor([1 + 1e-6, 1 - 1e-6, 0.9])
+    student[2, :3], teacher[2, :3] = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 2.0, 4.0])
+    alone = torch.arange(3)
+    sides = [kernels.Raw(z, alone, alone, torch.zeros_like(alone), comparison.log_sum_exp(z))
+             for z in (student, teacher)]  # fmt: skip
+    made = comparison.GroupComparison(*comparison.keep(*sides, 3, "bayesian"), exact=True)
+    assert (made.slots[:, 0, 0] >= 0).tolist() == [False, True, False]
+    p, q = (side.double().softmax(-1).float() for side in (student, teacher))
+    distance, signs, _ = counted_l1_parts(p, q, exact=True)
+    assert float(made.values()[0]) == pytest.approx(float(distance.double().sum()), rel=1e-5)
+    upstream = torch.zeros_like(student)
+    made.add_gradient(upstream, 1.0)
+    torch.testing.assert_close(upstream, p * (signs - (signs * p).sum(-1, keepdim=True)), rtol=1e-4, atol=1e-7)
