@@ -160,6 +160,11 @@ class Merged:
             self._masses = self.log_masses.exp_()
         return self._masses
 
+    def forget(self) -> None:
+        """Let log-masses go that :meth:`at_logits` does not need: nobody reads them any more."""
+        if not self._is_product:
+            self._log_masses = None
+
     def at_logits(self, gradient: Tensor) -> Tensor:
         """[rows, vocabulary]: the gradient at the logits of one at the log-masses. All is overwritten: it ends here."""
         if self._is_rows:
