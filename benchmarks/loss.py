@@ -276,7 +276,6 @@ def our_training(
 ) -> tuple[Distiller, Callable[[], LossParts]]:
     """What :func:`our_step` trains, and the step."""
     setting = inputs.setting
-    keep_freed_memory()  # as trainings do
     taught = [method for method in methods if method.teacher in ROLE_OF_KIND]
     live: dict[str, nn.Module] = {}
     heads: dict[str, Head] = {}
@@ -437,6 +436,7 @@ def measure(setting: Setting, name: str, profiled: bool = False) -> dict[str, An
     Args:
         profiled: add what :func:`profile` says.
     """
+    keep_freed_memory()  # as our trainings do; here for peers too, since it is no part of a loss
     torch.manual_seed(0)
     inputs = _inputs(replace(setting, text_like=TEXT_LIKE in name))
     notes: dict[str, Any] = {}

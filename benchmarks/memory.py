@@ -151,7 +151,7 @@ class Walked(NamedTuple):
         rows: of the student's in the largest chunk.
         chunks: how many.
         bytes: the most that was held at once above the gradient of the head.
-        promised: bytes a row, by the method's own word.
+        promised: bytes a row, by the methods' own word.
     """
 
     rows: int
@@ -160,9 +160,9 @@ class Walked(NamedTuple):
     promised: float
 
 
-def walked(inputs: Inputs, method: Method) -> Walked:
+def walked(inputs: Inputs, *methods: Method) -> Walked:
     """One walk over all rows; inputs in bfloat16 are walked over as on a GPU."""
-    setting, role = inputs.setting, ROLE_OF_KIND[method.teacher]
+    setting = inputs.setting
     low, kept, held = setting.dtype.itemsize < 4, ChunkWalk.run, HeldBytes()
     chunks: list[tuple[int, int]] = []
 
@@ -172,22 +172,25 @@ def walked(inputs: Inputs, method: Method) -> Walked:
             return kept(walk, *given)
 
     with as_on_a_gpu() if low else nullcontext():
-        _, step = our_training(inputs, [method])
+        _, step = our_training(inputs, methods)
         step()  # what is made once
         ChunkWalk.run = counted  # type: ignore[method-assign]
         try:
             step()
         finally:
             ChunkWalk.run = kept  # type: ignore[method-assign]
-    columns = {"same": setting.student_size, "cross": setting.teacher_size}[role]
-    columns_a_row = columns * inputs.tokens[role] / inputs.tokens[STUDENT]
-    into = method.held_into if Need.HIDDEN in method.needs else None  # such a loss has no kernels of its own
-    by_torch = cast(Method, SimpleNamespace(held=method.held, held_into=into, needs=method.needs))
+    columns = {"same": setting.student_size, "cross": setting.teacher_size}
+    terms = []
+    for method in methods:
+        role = ROLE_OF_KIND[method.teacher]
+        into = method.held_into if Need.HIDDEN in method.needs else None  # such a loss has no kernels of its own
+        by_torch = cast(Method, SimpleNamespace(held=method.held, held_into=into, needs=method.needs))
+        terms.append((by_torch, columns[role] * inputs.tokens[role] / inputs.tokens[STUDENT]))
     return Walked(
         max(stop - start for start, stop in chunks),
         len(chunks),
         held.peak - 4 * setting.student_size * setting.student_width,
-        row_bytes(setting.student_size, [(by_torch, columns_a_row)], setting.dtype.itemsize, low),
+        row_bytes(setting.student_size, terms, setting.dtype.itemsize, low),
     )
 
 

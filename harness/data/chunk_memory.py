@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from methods.base import Held, Method, Need
 
 _CROSS_ENTROPY = Held(1.5, 0)  # by torch: log-probabilities, which become the gradient, and that for the head's product
+_SOFTMAX = Held(2, 0)  # by torch: what the first loss in closed form makes, and the cross-entropy reads at the end
 _ENTROPY = 2  # matrices of either side, for the entropies that some methods align by
 
 
@@ -23,6 +24,7 @@ def row_bytes(vocabulary: int, terms: Sequence[tuple[Method, float]], itemsize: 
     given = (itemsize + 4 * low) * vocabulary  # logits as they are, and as losses by torch take them
     held = 0.0
     most = float(2 * itemsize * vocabulary if by_kernels else given + _bytes(_CROSS_ENTROPY, vocabulary, 0))
+    shared = Held(0, 0)
     for method, columns in terms:
         into = method.held_into if by_kernels else None
         if Need.ROW_SCALARS in method.needs:  # behind the cross-entropy, or of either side before it: no term waits
@@ -36,10 +38,11 @@ def row_bytes(vocabulary: int, terms: Sequence[tuple[Method, float]], itemsize: 
         else:
             peak = begun + 4 * low * vocabulary + (itemsize + 4 * low) * columns
             peak += _bytes(method.held, vocabulary, columns)
-        most = max(most, held + peak)
+        most = max(most, held + peak + _bytes(shared, vocabulary, 0))
         if not by_kernels:  # gradients of terms wait for that of the cross-entropy
             held += 4 * vocabulary
             most = max(most, held + given + _bytes(_CROSS_ENTROPY, vocabulary, 0))
+            shared = _SOFTMAX  # a first term leaves it to the others
         if Need.ENTROPY in method.needs and not by_kernels:
             most = max(most, (itemsize + 4 * low + 4 * _ENTROPY) * max(vocabulary, columns))
     return most

@@ -51,6 +51,17 @@ def test_a_loss_holds_what_it_promises(form: str, memory: Any, inputs: Any) -> N
     assert 0.5 < share <= 1, share
 
 
+@pytest.mark.parametrize("names", [["uld", "fkd"], ["gold", "fkd"], ["uld", "fkd", "rkd"], ["fkd", "gold", "rkd"]])
+def test_losses_together_hold_what_they_promise_on_a_cpu(names: list[str], memory: Any, tmp_path: Path) -> None:
+    """Where they share a softmax, which the cross-entropy reads last."""
+    texts = {"tokens": 40, "length": 40, "chunk_rows": 48, "dtype": torch.float32}
+    inputs = memory.inputs_of(tmp_path, 2400, 1600, **texts)
+    options = SMALL | {"gold": {"unmatched": "rest"}}
+    found = memory.walked(inputs, *(registered()[name](**options.get(name, {})) for name in names))
+    share = found.bytes / (found.rows * found.promised)
+    assert 0.5 < share <= 1, share
+
+
 def test_a_loss_that_holds_more_than_it_promises_is_noticed(memory: Any, inputs: Any) -> None:
     method = registered()["fkd"]()
     kind = type("Greedy", (type(method),), {"held": Held(1, 1)})

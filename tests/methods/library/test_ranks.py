@@ -82,6 +82,19 @@ def test_vocabularies(
     check(p, q)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.1])
+@pytest.mark.parametrize("columns_t", [3000, 2900, 3100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_that_are_nearly_equal(noise: float, columns_t: int, dtype: torch.dtype) -> None:
+    """Of which counts leave nearly all in doubt, or much of it; with ties, and zeros of either sign."""
+    generator = torch.Generator().manual_seed(2)
+    p = softmax(40, 3000, 3, 0, dtype)
+    p[:, ::5], p[:, 1::10], p[0, ::50] = p[:, 1::5], 0.0, -0.0
+    q = p[:, torch.randperm(3000, generator=generator)]
+    q = q * (1 + noise * torch.randn(q.shape, generator=generator, dtype=dtype)).clamp_min(0)
+    check(p, torch.nn.functional.pad(q, (0, max(columns_t - 3000, 0)))[:, :columns_t])
+
+
 def test_a_distance_far_below_the_rounding_of_a_sum_is_found() -> None:
     """Two masses trade 1e-8 of them, which no sum of a row in float32 shows; else both rows hold the same."""
     p = softmax(3, 5000, 3, 0)
