@@ -326,7 +326,7 @@ def _hybrid(
         distance, signs, error = distance_by(sort, masses, rest)
         value += weights[1] * distance
         bound, total = weights[1] * error, covered + rest.sum(-1)
-        torch.mul(counting(masses, weights[1]), signs, out=gradient[:, matched:])
+        gradient[:, matched:] = counting(masses.mul_(signs), weights[1])
     else:
         total = theirs.exp().sum(-1)
     share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)
