@@ -30,8 +30,8 @@ TASKS = ("countdown", "gsm8k", "dolly", "codem")
 #
 # For what training does: FACTOR times the noise that record.py observed for the row on TASK, and no less than FLOOR.
 # Everything is made with one thread. Noise is the largest of micro-batches, chunks, a training with two threads, and of
-# teachers, warm start and student all made by two processes, and all made with another instruction set (SSE4 in place
-# of AVX-512), which is the most that another CPU of this kind changes. Where a loss is smooth it stays below 4e-6,
+# teachers, warm start and student all made by two processes, all made with another instruction set (SSE4 in place of
+# AVX-512), and all tasks made by a processor of another maker. Where a loss is smooth it stays below 4e-6 on TASK, and
 # FLOOR is 7 times that; where it ranks or warps (ULD, CDM, GOLD), a tie that falls the other way is seen: 2e-4 of CDM's
 # KD part, 1.4e-3 of its gradient norm. A constant that is 1 % off moves some quantity by more than that, the least by
 # 4e-5 (the weight of released MinED, whose KD part is 1 % of the loss).
@@ -160,10 +160,10 @@ def recorded() -> dict[str, Any]:
     return read
 
 
-def write_recorded(cells: Mapping[str, Trajectory], noise: Noise) -> None:
-    """Nine digits of each value, two of noise, with the environment that made them."""
+def write_recorded(cells: Mapping[str, Trajectory], noise: Noise, made_by: Mapping[str, object] | None = None) -> None:
+    """Nine digits of each value, two of noise, with the environment that made them, this one if none is given."""
     rounded = {
         cell: {quantity: [float(f"{value:.9g}") for value in values] for quantity, values in trajectory.items()}
         for cell, trajectory in cells.items()
     }
-    write_json(RECORDED, {"environment": environment(), "noise": noise, "cells": rounded})
+    write_json(RECORDED, {"environment": made_by or environment(), "noise": noise, "cells": rounded})
