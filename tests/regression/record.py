@@ -2,7 +2,8 @@
 
 Also measures the noise that tolerances must allow, row by row: the largest relative deviation between trainings that
 should be the same. ``python -m tests.regression.record --noise``, on a processor of another kind with code that still
-makes what is recorded, adds to it what that processor makes of all tasks; the cells stay as they are.
+makes what is recorded, adds to it what that processor makes of all tasks; the cells stay as they are. To record again
+begins without that, so that the other processor has to follow.
 """
 
 from __future__ import annotations
