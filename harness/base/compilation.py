@@ -1,4 +1,4 @@
-"""What torch compiled in this process: where it is kept, how long it took, and why it was compiled once more."""
+"""What torch and numba compiled in this process: where it is kept, how long it took, why it was compiled once more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "NUMBA_CACHE_DIR": "numba"}
 SETTLED = 8
 """Optimiser steps in which kinds of chunks come up for the first time."""
 
@@ -23,8 +23,10 @@ def keep_compiled(folder: Path) -> None:
 
 
 def compile_seconds() -> float:
-    """Seconds that this process has spent in ``torch.compile``, what was found in a cache included."""
-    return float(sum(_taken()))
+    """Seconds that this process has spent in ``torch.compile``, what was found in a cache included, and in numba."""
+    loops: Any = sys.modules.get("methods.library.jit")
+    by_numba = loops.spent.duration if loops is not None and loops.spent.done else 0.0
+    return float(sum(_taken()) + by_numba)
 
 
 def _taken() -> list[float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,21 @@ def test_compiled_code_is_kept_in_the_store_unless_the_environment_says_where(
 
     assert cache_dir() == str(tmp_path / CACHES["TORCHINDUCTOR_CACHE_DIR"])
     assert __import__("os").environ["TRITON_CACHE_DIR"] == "elsewhere"
+
+
+def test_loops_of_the_cpu_are_compiled_once_for_all_processes_of_a_store(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from harness.base.compilation import compile_seconds, keep_compiled
+keep_compiled(Path({str(tmp_path)!r}))
+import torch
+from methods.library.ranks import compare_ranks
+compare_ranks(torch.rand(2, 8), torch.rand(2, 9))
+print(compile_seconds())
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in CACHES}
+    run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)
+    first, second = (float(run().stdout) for _ in range(2))
+    assert first > 0
+    assert second == 0
+    assert {path.suffix for path in (tmp_path / "numba").rglob("*.nb?")} == {".nbi", ".nbc"}

@@ -76,7 +76,6 @@ def test_any_masses(ours: list[float], theirs: list[float], dtype: torch.dtype, 
 def test_vocabularies(
     rows: int, columns_s: int, columns_t: int, spread_s: float, spread_t: float, dtype: torch.dtype
 ) -> None:
-    """In one block of rows and in several."""
     p, q = softmax(rows, columns_s, spread_s, 0, dtype), softmax(rows, columns_t, spread_t, 1, dtype)
     p[:, ::7] = 0
     check(p, q)
@@ -114,6 +113,19 @@ def test_any_layout_and_no_rows() -> None:
         check(ours, theirs)
     distance, signs = compare_ranks(p[:0], q[:0])
     assert (distance.shape, signs.shape) == ((0,), (0, 600))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_threads_share_rows_out_and_change_no_bit(rows: int) -> None:
+    p, q = softmax(rows, 300, 3, 0), softmax(rows, 200, 3, 1)
+    wanted, before = compare_ranks(p, q), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = compare_ranks(p, q)
+    finally:
+        torch.set_num_threads(before)
+    for part, of_one_thread in zip(found, wanted, strict=True):
+        assert torch.equal(part, of_one_thread)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
