@@ -521,8 +521,8 @@ def merging(setting: Setting, groups: int, ours: bool) -> dict[str, Any]:
 
         def step() -> tuple[Tensor, Tensor]:
             merged = Merged(Members(logits, index, group, own, True), groups, "bayesian")
-            masses = merged.log_masses.exp()
-            return masses, merged.at_logits(masses * upstream)
+            masses = merged.masses()
+            return masses, merged.at_logits((None, masses * upstream))
 
     else:
         logits.requires_grad_()

@@ -34,7 +34,7 @@ from harness.plan.objectives import ROLE_OF_KIND
 from harness.training import chunk_walk
 from harness.training.chunk_walk import ChunkWalk
 from methods.base import Method, Need, TeacherKind, registered
-from methods.library import divergences
+from methods.library import cpu_loops
 from methods.library.closed_form import cross_entropy
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -135,13 +135,13 @@ class Standing:
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Within, a walk takes the way that it takes on a GPU where a method has no kernels."""
-    kept = chunk_walk.kernels_for, divergences._sorts_in_numpy
+    kept = chunk_walk.kernels_for, cpu_loops.enabled
     chunk_walk.kernels_for = lambda *_: Standing  # type: ignore[assignment]
-    divergences._sorts_in_numpy = lambda _: False
+    cpu_loops.enabled = False
     try:
         yield
     finally:
-        chunk_walk.kernels_for, divergences._sorts_in_numpy = kept
+        chunk_walk.kernels_for, cpu_loops.enabled = kept
 
 
 class Walked(NamedTuple):

@@ -75,9 +75,8 @@ class Columns(NamedTuple):
 
     Attributes:
         student_of_teacher: [V_teacher], partner of each of the teacher's columns, -1 where there is none.
-        student_matched, teacher_matched: [matched], pairs in the order of the teacher's ids.
+        student_matched, teacher_matched: [matched], pairs in the order of the student's ids.
         student_rest, teacher_rest: the columns without a partner, padding among them.
-        student_place: [V_student], where each of the student's columns stands among the matched ones and then the rest.
     """
 
     student_of_teacher: Tensor
@@ -85,7 +84,6 @@ class Columns(NamedTuple):
     teacher_matched: Tensor
     student_rest: Tensor
     teacher_rest: Tensor
-    student_place: Tensor
 
     @classmethod
     def of(cls, student_of_teacher: Tensor, student_width: int, teacher_width: int) -> Columns:
@@ -94,12 +92,11 @@ class Columns(NamedTuple):
         known = student_of_teacher[:teacher_width]
         partner[: known.numel()] = known.where(known < student_width, UNMAPPED)
         teacher_matched = (partner != UNMAPPED).nonzero().squeeze(1)
-        student_matched = partner[teacher_matched]
+        student_matched, order = partner[teacher_matched].sort()
         alone = torch.ones(student_width, dtype=torch.bool, device=partner.device).index_fill(0, student_matched, False)
         teacher_rest = (partner == UNMAPPED).nonzero().squeeze(1)
         student_rest = alone.nonzero().squeeze(1)
-        place = torch.cat([student_matched, student_rest]).argsort()
-        return cls(partner, student_matched, teacher_matched, student_rest, teacher_rest, place)
+        return cls(partner, student_matched, teacher_matched[order], student_rest, teacher_rest)
 
 
 class GOLDOptions(SortOptions, TemperatureOptions, OnPolicyOptions):
@@ -292,62 +289,51 @@ def _hybrid(
     as_rest: bool,
 ) -> _Hybrid:
     """The loss of a chunk's groups. A part whose weight is 0 is not computed."""
-    merged = Merged(student, groups, how, temperatures[0])
-    ours, theirs = merged.log_masses, Merged(teacher, groups, how, temperatures[1]).log_masses
-    kept = torch.ones_like(ours[:, 0])
+    ours, theirs = (Merged(side, groups, how, tau) for side, tau in zip((student, teacher), temperatures, strict=True))
+    student_matched, teacher_matched = columns.student_matched, columns.teacher_matched
+    shared = theirs.masses(teacher_matched)
+    covered = shared.sum(-1)
+    kept = torch.ones_like(covered)
     if only_disagreements:  # the likeliest token differs; one without a partner from every other
-        kept *= columns.student_of_teacher[theirs.argmax(-1)] != ours.argmax(-1)
+        kept *= columns.student_of_teacher[theirs.masses().argmax(-1)] != ours.masses().argmax(-1)
+    value, bound = torch.zeros_like(covered), torch.zeros_like(covered)
+    gradients: list[tuple[Tensor | None, Tensor]] = []
 
-    def counting(gradient: Tensor, weight: float) -> Tensor:
-        """A part's gradient with its weight, of the groups that count."""
-        return gradient.mul_((weight * kept).unsqueeze(-1)) if only_disagreements or weight != 1 else gradient
+    def add(part: tuple[Tensor, Tensor], of: Tensor, weight: float) -> None:
+        """A part's distances and its gradient of the groups that count, with its weight."""
+        distance, gradient = part
+        value.add_(distance, alpha=weight)
+        weighted = gradient.mul_((weight * kept).unsqueeze(-1)) if only_disagreements or weight != 1 else gradient
+        gradients.append((of, weighted))
 
-    unmatched = weights[1] != 0 and columns.student_rest.numel() > 0 and columns.teacher_rest.numel() > 0
-    unmatched = unmatched and not as_rest
-    value, bound = torch.zeros_like(kept), torch.zeros_like(kept)
-    # the gradient at the matched columns and then at the others: columns are put in order once, at the end
-    gradient = torch.empty_like(ours) if weights[0] != 0 and unmatched else torch.zeros_like(ours)
-    matched = columns.student_matched.numel()
-    shared = theirs.index_select(1, columns.teacher_matched)
-    masses = shared.exp()
-    covered = masses.sum(-1)
     if weights[0] != 0:
-        student_shared = ours.index_select(1, columns.student_matched)
-        distance, at_shared = generalized_jsd_parts(student_shared, shared, beta, floor, masses)
-        value += weights[0] * distance
-        gradient[:, :matched] = counting(at_shared, weights[0])
+        logs = ours.log_masses(student_matched), theirs.log_masses(teacher_matched)
+        add(generalized_jsd_parts(*logs, beta, floor, shared), student_matched, weights[0])
     if as_rest and weights[1] != 0:
-        distance, at_rest = _rest_jsd(ours.index_select(1, columns.student_matched), covered, beta)
-        value += weights[1] * distance
-        gradient[:, :matched] += counting(at_rest, weights[1])
-    if unmatched:
-        masses = ours.index_select(1, columns.student_rest).exp_()
-        rest = theirs.index_select(1, columns.teacher_rest).exp_()
+        add(_rest_jsd(ours.masses(student_matched), covered, beta), student_matched, weights[1])
+    if not as_rest and weights[1] != 0 and columns.student_rest.numel() > 0 and columns.teacher_rest.numel() > 0:
+        masses, rest = ours.masses(columns.student_rest), theirs.masses(columns.teacher_rest)
         distance, signs, error = distance_by(sort, masses, rest)
-        value += weights[1] * distance
+        add((distance, masses.mul_(signs)), columns.student_rest, weights[1])
         bound, total = weights[1] * error, covered + rest.sum(-1)
-        gradient[:, matched:] = counting(masses.mul_(signs), weights[1])
     else:
-        total = theirs.exp().sum(-1)
+        total = theirs.masses().sum(-1)
     share = covered / total.clamp_min(torch.finfo(covered.dtype).tiny)
-    del ours, theirs  # the gradient is twice there for a moment
-    merged.forget()
-    gradient = gradient.index_select(1, columns.student_place)
-    gradient = merged.at_logits(gradient)
+    gradient = ours.at_logits(*gradients) if gradients else torch.zeros_like(student.logits)
     return _Hybrid((value * kept).sum(), gradient, (share * kept).sum(), kept.sum(), (bound * kept).sum())
 
 
-def _rest_jsd(student: Tensor, covered: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def _rest_jsd(masses: Tensor, covered: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """The part of the GJSD of what the shared tokens leave of 1, 1e-8 at least.
 
     Args:
-        student: log-masses [groups, shared].
+        masses: [groups, shared], of the student; overwritten.
         covered: [groups], the teacher's mass of the shared tokens.
 
     Returns:
-        [groups], and its gradient at ``student``.
+        [groups], and its gradient at the logs of the masses.
     """
-    masses, least = student.exp(), math.exp(LOG_FLOOR)
+    least = math.exp(LOG_FLOOR)
     rest = 1 - masses.sum(-1, keepdim=True)
     left, given = (side.clamp_min(least).log() for side in (rest, 1 - covered.unsqueeze(-1)))
     value, at_rest = generalized_jsd_parts(left, given, beta, -math.inf)

@@ -108,6 +108,6 @@ def _distance(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the sorted distances of all groups, its gradient at the student's logits, and the bound of its error."""
     ours = Merged(student, groups, how, temperatures[0])
-    p, q = ours.to_masses(), Merged(teacher, groups, how, temperatures[1]).to_masses()
+    p, q = ours.masses(), Merged(teacher, groups, how, temperatures[1]).masses()
     distance, signs, bound = distance_by(sort, p, q)
-    return distance.sum(), ours.at_logits(signs.mul_(p)), bound.sum()
+    return distance.sum(), ours.at_logits((None, signs.mul_(p))), bound.sum()

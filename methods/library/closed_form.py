@@ -16,6 +16,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from methods.library.columns import take
+
 IGNORED = -100
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,33 +96,40 @@ def with_gradient(logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
 
 
 class Softmax:
-    """Log-probabilities and probabilities [rows, vocabulary] of logits, for all losses that read them: made once.
+    """Probabilities [rows, vocabulary] of logits, made once for all losses that read them, and what their logs need.
 
-    Nobody writes to them, but for whoever comes last.
+    log p = (z - max z) + log max p, so that no pass over the vocabulary is for the normaliser alone. Nobody writes to
+    the probabilities, but for whoever comes last.
     """
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits.detach()
-        self._log_probs: Tensor | None = None
         self._probs: Tensor | None = None
-
-    @property
-    def log_probs(self) -> Tensor:
-        if self._log_probs is None:
-            self._log_probs = self._logits.log_softmax(-1)
-        return self._log_probs
+        self._ends: tuple[Tensor, Tensor] | None = None
 
     @property
     def probs(self) -> Tensor:
         if self._probs is None:
-            self._probs = self.log_probs.exp()
+            self._probs = self._logits.softmax(-1)
         return self._probs
 
-    def last_probs(self) -> Tensor:
-        """The probabilities, in the memory of the log-probabilities where that is free: nothing else is read now."""
-        if self._probs is None:
-            self._probs = self.log_probs.exp_()
-        return self._probs
+    def log_probs(self, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+        """[rows, columns], to be overwritten; of all where none are named, int64."""
+        top, of_top = (take(each, rows) for each in self._tops())
+        taken = take(self._logits, rows, columns)
+        centred = taken - top if rows is None and columns is None else taken.sub_(top)
+        return centred.add_(of_top)
+
+    def log_probs_at(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """[n], of a token of each row, int64 [n] both."""
+        top, of_top = self._tops()
+        return self._logits[rows, tokens] - top[rows, 0] + of_top[rows, 0]
+
+    def _tops(self) -> tuple[Tensor, Tensor]:
+        """[rows, 1] each: the largest logits, and the logs of their probabilities."""
+        if self._ends is None:
+            self._ends = self._logits.amax(-1, keepdim=True), self.probs.amax(-1, keepdim=True).log()
+        return self._ends
 
 
 @fused
@@ -143,8 +152,9 @@ def last_cross_entropy(softmax: Softmax, targets: Tensor, scale: Tensor) -> tupl
     """:func:`cross_entropy` of rows whose softmax others have read; nobody may after this."""
     known = (targets != IGNORED).unsqueeze(1)
     chosen = targets.clamp_min(0).unsqueeze(1)
-    value = -softmax.log_probs.gather(1, chosen).masked_fill(~known, 0.0).sum()
-    gradient = softmax.last_probs()
+    rows = torch.arange(len(chosen), device=chosen.device)
+    value = -softmax.log_probs_at(rows, chosen[:, 0]).masked_fill(~known[:, 0], 0.0).sum()
+    gradient = softmax.probs
     gradient.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=gradient.dtype))
     norms = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).masked_fill(~known, 0.0)
     return value, norms.square().sum(), gradient.mul_(known * scale)

@@ -7,15 +7,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from methods.library.counted import counted_l1_parts, edges
+from methods.library.cpu_loops import run_on
 from methods.library.ranks import compare_ranks
 
 
@@ -76,8 +75,8 @@ def generalized_jsd_parts(
     Returns:
         [rows], and the gradient [rows, columns].
     """
-    above = None if floor == -math.inf else student.clone().ge_(floor)  # ones, since masks are slow on a CPU
-    s, t = student.clamp_min_(floor), teacher.clamp_min_(floor)
+    s = student if floor == -math.inf else student.clamp_min(floor)
+    t = teacher.clamp_min_(floor)
     if beta == 0:
         gradient = _floored(t, masses, floor).neg_()
         value = s.sub_(t).mul_(gradient).sum(-1)
@@ -93,7 +92,9 @@ def generalized_jsd_parts(
         ours = s.exp()
         gradient = s.sub_(mixture).mul_(ours).mul_(1 - beta)
         value += gradient.sum(-1)
-    return value, gradient if above is None else gradient.mul_(above)
+    if floor != -math.inf:
+        gradient.mul_(student.ge_(floor))  # ones, since masks are slow on a CPU
+    return value, gradient
 
 
 def _floored(log_masses: Tensor, masses: Tensor | None, floor: float) -> Tensor:
@@ -219,12 +220,12 @@ def sorted_l1_parts(student: Tensor, teacher: Tensor, top_k: int | None = None) 
     """
     shorter = min(student.shape[-1], teacher.shape[-1])
     exact = top_k is None or top_k >= shorter
-    if exact and _sorts_in_numpy(student) and teacher.dtype == student.dtype:
+    if exact and run_on(student, teacher) and teacher.dtype == student.dtype:
         value, at_masses = compare_ranks(student, teacher)
         return value, at_masses, torch.zeros_like(value)
     ranks = shorter if exact or top_k is None else top_k
     ordered, place = _largest(student, ranks)
-    reference = _largest_values(teacher, ranks)
+    reference, _ = _largest(teacher, ranks)
     difference = ordered - reference
     left, right = _rest(student, ordered, place), _rest(teacher, reference)
     rest = left - right  # where the order is complete, one of the two is 0
@@ -253,49 +254,8 @@ def _rest(values: Tensor, largest: Tensor, place: Tensor | None = None) -> Tenso
 
 def _largest(values: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
     """The ``ranks`` largest of each row in descending order, and where they stand, int64; without gradient."""
-    if _sorts_in_numpy(values):
-        ordered, place = _packed_largest(values.numpy(), ranks)
-        return torch.from_numpy(ordered), torch.from_numpy(place)
     if 2 * ranks < values.shape[-1]:
         found = values.topk(ranks, -1)
         return found.values, found.indices
     everything = values.sort(-1, descending=True)
     return everything.values[:, :ranks], everything.indices[:, :ranks]
-
-
-def _largest_values(values: Tensor, ranks: int) -> Tensor:
-    """The ``ranks`` largest of each row in descending order, without gradient."""
-    if not _sorts_in_numpy(values):
-        return _largest(values, ranks)[0]
-    rows, first = values.numpy(), values.shape[-1] - ranks
-    if first > ranks:  # else a sort of all is faster than setting few aside first
-        rows = np.partition(rows, first, axis=-1)[:, first:]
-    return torch.from_numpy(np.sort(rows, axis=-1)[:, -ranks:][:, ::-1].copy())
-
-
-def _sorts_in_numpy(values: Tensor) -> bool:
-    """On the CPU numpy's vectorised sort is ten times as fast as torch's."""
-    eager = not torch.compiler.is_compiling()
-    return eager and values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-
-
-def _packed_largest(values: npt.NDArray[Any], ranks: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """As :func:`_largest`. Bits of a float32 that is not negative order like an integer: with the column below them in
-    one int64, a sort of keys alone gives values and places, three times as fast as one of places.
-    """
-    columns = values.shape[-1]
-    if values.dtype != np.float32:
-        place = np.argsort(-values, axis=-1, kind="stable")[:, :ranks]
-        return np.take_along_axis(values, place, -1), np.ascontiguousarray(place)
-    keys = (_TOP - np.ascontiguousarray(values).view(np.int32)).astype(np.int64)  # descending
-    keys <<= 32
-    keys |= np.arange(columns)
-    if ranks < columns:
-        keys.partition(ranks, axis=-1)
-        keys = keys[:, :ranks]
-    keys.sort(axis=-1)
-    ordered = (_TOP - (keys >> 32).astype(np.int32)).view(np.float32)
-    return ordered, keys & 0xFFFFFFFF
-
-
-_TOP = np.int32(np.iinfo(np.int32).max)

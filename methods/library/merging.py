@@ -21,6 +21,7 @@ which losses run on. Tests hold the two equal.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from methods.library.chunk import Members, Side
 from methods.library.closed_form import Softmax
+from methods.library.columns import add, take
 
 Merge = Literal["bayesian", "observed", "product", "mean_log"]
 LOG_FLOOR = math.log(1e-8)
@@ -104,7 +106,8 @@ def first_places(group: Tensor, groups: int) -> Tensor:
 
 
 class Merged:
-    """:func:`merge` in closed form: the same log-masses, and how a gradient at them goes back to the logits. No graph.
+    """:func:`merge` in closed form: the same masses, all or of some columns, and how a gradient at their logs goes back
+    to the logits. No graph.
 
     A row's log-probabilities log p = z - logsumexp(z) pass a gradient G on as G - p · sum(G). G of a row that stays is
     the group's own; G of another member's row is the group's sum at its own token, 0 where the floor holds.
@@ -114,89 +117,93 @@ class Merged:
         self._side, self._groups, self._temperature = side, groups, temperature
         shared = side.softmax if temperature == 1.0 else None
         self._softmax = shared or Softmax(side.logits if temperature == 1.0 else side.logits / temperature)
-        self._is_shared, self._log_probs = shared is not None, self._softmax.log_probs
+        self._is_shared = shared is not None
         self._is_alone = side.row.numel() == groups  # each member is a group
-        self._is_rows = self._is_alone and side.in_order
-        self._is_product = how == "product" and not self._is_alone
-        self._is_mean = how == "mean_log" and not self._is_alone
-        self._log_masses: Tensor | None = None
-        self._masses: Tensor | None = None
-        if not (self._is_rows or self._is_product or self._is_mean):
-            device = side.group.device
-            kept = torch.arange(groups, device=device) if self._is_alone else kept_members(side.group, groups, how)
+        self._is_joint = how in ("product", "mean_log") and not self._is_alone
+        self._own: Tensor | None = None
+        """The row that each group keeps; None where these are the rows in their order."""
+        if self._is_joint:
+            self._joint = self._joined(how)
+        elif not (self._is_alone and side.in_order):
+            kept = torch.arange(groups, device=side.group.device)
+            kept = kept if self._is_alone else kept_members(side.group, groups, how)
             self._own, self._ids = side.row[kept], side.tokens.clamp_min(0)
-            self._realised = self._log_probs[side.row, self._ids]
+            self._realised = self._softmax.log_probs_at(side.row, self._ids)
             self._others = torch.ones_like(self._realised).index_fill_(0, kept, 0.0)
 
-    @property
-    def log_masses(self) -> Tensor:
-        """[groups, vocabulary]."""
-        if self._log_masses is None:
-            self._log_masses = self._merge()
-        return self._log_masses
+    def _joined(self, how: Merge) -> Tensor:
+        """Log-masses of groups whose members' rows all count."""
+        side, rows = self._side, self._softmax.log_probs(self._side.row)
+        total = self._zeros(self._groups).index_add_(0, side.group, rows)
+        self._sizes = total.new_zeros(self._groups).index_add_(0, side.group, torch.ones_like(rows[:, 0])).unsqueeze(-1)
+        self._is_normal = how == "product"
+        return total.log_softmax(-1) if self._is_normal else total.div_(self._sizes)
 
-    def _merge(self) -> Tensor:
-        side, groups = self._side, self._groups
-        if self._is_rows:
-            return self._log_probs
-        if self._is_product or self._is_mean:
-            rows = self._log_probs.index_select(0, side.row)
-            total = self._zeros(groups).index_add_(0, side.group, rows)
-            self._sizes = total.new_zeros(groups).index_add_(0, side.group, torch.ones_like(rows[:, 0])).unsqueeze(-1)
-            return total.log_softmax(-1) if self._is_product else total.div_(self._sizes)
-        log_masses = self._log_probs.index_select(0, self._own)
-        if not self._is_alone:
-            clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
-            log_masses += clamped.new_zeros(groups).index_add_(0, side.group, clamped).unsqueeze(-1)
-        return log_masses
+    def log_masses(self, columns: Tensor | None = None) -> Tensor:
+        """[groups, columns], to be overwritten; of all where none are named, int64."""
+        if self._is_joint:
+            return self._joint.clone() if columns is None else take(self._joint, columns=columns)
+        found = self._softmax.log_probs(self._own, columns)
+        return found if self._is_alone else found.add_(self._others_realised())
 
-    def to_masses(self) -> Tensor:
-        """[groups, vocabulary]: the masses, not to be written to; ``log_masses`` are gone then."""
-        if self._is_rows:
-            self._masses = self._probs()
-        elif self._is_alone:
-            self._masses = self._probs().index_select(0, self._own)
-        else:
-            self._masses = self.log_masses.exp_()
-        return self._masses
+    def masses(self, columns: Tensor | None = None) -> Tensor:
+        """[groups, columns]: their exponentials. Of named columns they may be overwritten."""
+        if self._is_joint:
+            return self.log_masses(columns).exp_()
+        found = take(self._softmax.probs, self._own, columns)
+        return found if self._is_alone else found.mul_(self._others_realised().exp_())
 
-    def forget(self) -> None:
-        """Let log-masses go that :meth:`at_logits` does not need: nobody reads them any more."""
-        if not self._is_product:
-            self._log_masses = None
+    def _others_realised(self) -> Tensor:
+        """[groups, 1]: the sum of the log-probabilities of each group's other tokens."""
+        clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
+        return clamped.new_zeros(self._groups).index_add_(0, self._side.group, clamped).unsqueeze(-1)
 
-    def at_logits(self, gradient: Tensor) -> Tensor:
-        """[rows, vocabulary]: the gradient at the logits of one at the log-masses. All is overwritten: it ends here."""
-        if self._is_rows:
-            spread = gradient.addcmul_(self._made_masses(), gradient.sum(-1, keepdim=True), value=-1)
-        elif self._is_product:
-            total = gradient.sum(-1, keepdim=True)
-            centred = gradient.addcmul_(self._made_masses(), total, value=-1)  # its rows add up to 0
-            of_members = centred.index_select(0, self._side.group)
-            spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
-        elif self._is_mean:
-            of_members = gradient.div_(self._sizes).index_select(0, self._side.group)
-            spread = self._zeros(len(self._log_probs)).index_add_(0, self._side.row, of_members)
-            spread.addcmul_(self._probs(), spread.sum(-1, keepdim=True), value=-1)
-        else:
-            spread = self._through_members(gradient)
+    def at_logits(self, *gradients: tuple[Tensor | None, Tensor]) -> Tensor:
+        """[rows, vocabulary]: the gradient at the logits of one at the log-masses.
+
+        Args:
+            gradients: [groups, columns], each with its columns, int64, or None for all; what no one names has none.
+                All is overwritten: it ends here.
+        """
+        spread = self._through_joint(gradients) if self._is_joint else self._through_rows(gradients)
         return spread if self._temperature == 1.0 else spread.div_(self._temperature)
 
-    def _made_masses(self) -> Tensor:
-        return self.to_masses() if self._masses is None else self._masses
+    def _through_joint(self, gradients: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+        gradient = self._zeros(self._groups)
+        for columns, part in gradients:
+            add(gradient, None, columns, part)
+        if self._is_normal:  # then each of its rows adds up to 0
+            gradient.addcmul_(self._joint.exp_(), gradient.sum(-1, keepdim=True), value=-1)
+        else:
+            gradient.div_(self._sizes)
+        of_members = gradient.index_select(0, self._side.group)
+        spread = self._zeros(len(self._side.logits)).index_add_(0, self._side.row, of_members)
+        return spread if self._is_normal else self._centred(spread, spread.sum(-1))
 
-    def _through_members(self, gradient: Tensor) -> Tensor:
-        index, total = self._side.row, gradient.sum(-1)
-        of_token = self._others.mul(self._realised >= LOG_FLOOR).mul_(total[self._side.group])
-        of_row = total.new_zeros(len(self._log_probs)).index_add_(0, self._own, total).index_add_(0, index, of_token)
-        share = of_row.neg().unsqueeze(-1)
-        spread = self._probs() * share if self._is_shared else self._probs().mul_(share)
-        spread.index_add_(0, self._own, gradient)
-        return spread.index_put_((index, self._ids), of_token, accumulate=True)
+    def _through_rows(self, gradients: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+        total = torch.stack([part.sum(-1) for _, part in gradients]).sum(0)
+        if self._own is None:
+            (columns, first), *others = gradients
+            if columns is None and not others:
+                return self._centred(first, total)
+            spread = self._scaled(total.neg())
+        else:
+            of_token = self._others.mul(self._realised >= LOG_FLOOR).mul_(total[self._side.group])
+            of_row = total.new_zeros(len(self._side.logits)).index_add_(0, self._own, total)
+            spread = self._scaled(of_row.index_add_(0, self._side.row, of_token).neg_())
+            spread.index_put_((self._side.row, self._ids), of_token, accumulate=True)
+        for columns, part in gradients:
+            add(spread, self._own, columns, part)
+        return spread
 
-    def _probs(self) -> Tensor:
-        """[rows, vocabulary], of the rows; to be overwritten if nobody shares them."""
-        return self._softmax.probs if self._is_shared else self._softmax.last_probs()
+    def _centred(self, gradient: Tensor, total: Tensor) -> Tensor:
+        """The gradient of each row, less its sum's share in each column."""
+        return gradient.addcmul_(self._softmax.probs, total.unsqueeze(-1), value=-1)
+
+    def _scaled(self, factor: Tensor) -> Tensor:
+        """The probabilities of each row times its factor."""
+        probs, factor = self._softmax.probs, factor.unsqueeze(-1)
+        return probs * factor if self._is_shared else probs.mul_(factor)
 
     def _zeros(self, rows: int) -> Tensor:
-        return self._log_probs.new_zeros(rows, self._log_probs.shape[-1])
+        return self._softmax.probs.new_zeros(rows, self._side.logits.shape[-1])

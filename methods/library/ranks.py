@@ -16,14 +16,14 @@ and the largest mass. Unlike those of counted.py they need no edges: nothing is 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from methods.library.cpu_loops import in_threads
 
 LEAST = 2.0**-64
 """Smaller masses share a bin, or zeros would leave the others few."""
@@ -57,13 +57,5 @@ def compare_ranks(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         sides = p[part].numpy(), q[part].numpy(), bits_p[part], bits_q[part]
         compare(*sides, distance[part], signs[part].numpy(), least, bins)
 
-    threads = min(torch.get_num_threads(), rows)
-    edges = [rows * thread // max(threads, 1) for thread in range(threads + 1)]
-    parts = [slice(*each) for each in pairwise(edges)]
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(of, parts))
-    else:
-        for part in parts:
-            of(part)
+    in_threads(rows, ours + theirs, of)
     return torch.from_numpy(distance).to(p.dtype), signs

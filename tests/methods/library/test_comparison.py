@@ -92,7 +92,7 @@ def plainly(
     """Value, gradient, bound and coverage from masses in float64, and counted as if they were float32."""
     sides = [Members(side.logits.double(), *side[1:]) for side in (student, teacher)]
     merged = Merged(sides[0], groups, how)
-    ours, theirs = merged.log_masses, Merged(sides[1], groups, how).log_masses
+    ours, theirs = merged.log_masses(), Merged(sides[1], groups, how).log_masses()
     weights, gradient = (0.0, 1.0), torch.zeros_like(ours)
     value, covered = ours.new_zeros(groups), ours.new_zeros(groups)
     rest = [torch.arange(side.shape[1]) for side in (ours, theirs)]
@@ -110,7 +110,7 @@ def plainly(
     distance, signs, bound = counted_l1_parts(*(m.float() for m in masses), exact)
     value += weights[1] * distance.double()
     gradient[:, rest[0]] = weights[1] * signs.double() * masses[0]
-    return value.sum(), merged.at_logits(gradient), weights[1] * bound.double().sum(), covered.sum()
+    return value.sum(), merged.at_logits((None, gradient)), weights[1] * bound.double().sum(), covered.sum()
 
 
 @DTYPES

@@ -161,8 +161,19 @@ def test_the_graph_does_not_grow_with_the_groups(how: Merge) -> None:
 @pytest.mark.parametrize("tau", [1.0, 2.0])
 @pytest.mark.parametrize("sizes", [[1, 1, 1], [1, 3, 2, 1], [20, 1]])
 @pytest.mark.parametrize("in_order", [False, True])
-def test_the_closed_form_is_what_autograd_finds(how: Merge, tau: float, sizes: list[int], in_order: bool) -> None:
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("in_loops", [False, True])
+def test_the_closed_form_is_what_autograd_finds(
+    how: Merge,
+    tau: float,
+    sizes: list[int],
+    in_order: bool,
+    in_parts: bool,
+    in_loops: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With rows between the groups' members or without, and realised tokens below the floor."""
+    monkeypatch.setattr("methods.library.cpu_loops.enabled", in_loops)
     made = random_side(sizes, scale=12.0)
     if in_order:
         rows = made.logits.detach()[made.index].requires_grad_()
@@ -174,5 +185,13 @@ def test_the_closed_form_is_what_autograd_finds(how: Merge, tau: float, sizes: l
     (gradient,) = torch.autograd.grad((expected * weights).sum(), made.logits)
     members = Members(made.logits.detach(), made.index, made.group, made.tokens, in_order)
     merged = Merged(members, len(sizes), how, tau)
-    torch.testing.assert_close(merged.log_masses, expected.detach(), rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(merged.at_logits(weights.clone()), gradient, rtol=1e-11, atol=1e-12)
+    columns = torch.randperm(expected.shape[1], generator=torch.Generator().manual_seed(6))
+    for some in (None, columns[:3]):
+        of_some = expected.detach() if some is None else expected.detach()[:, some]
+        torch.testing.assert_close(merged.log_masses(some), of_some, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(merged.masses(some), of_some.exp(), rtol=1e-13, atol=1e-300)
+    parts = [(None, weights.clone())]
+    if in_parts:  # a column may have a share in several
+        parts = [(part, (weights / 2)[:, part]) for part in (columns[:3], columns[3:])] + [(None, weights / 2)]
+    found = merged.at_logits(*parts)
+    torch.testing.assert_close(found, gradient, rtol=1e-11, atol=1e-12)

@@ -1,0 +1,51 @@
+"""Some columns of some rows of a matrix: read, and added to. On a CPU at once, with no copy of whole rows between."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.library.cpu_loops import in_threads, run_on
+
+
+def take(matrix: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+    """[rows, columns] of a matrix; the matrix itself where neither is given.
+
+    Args:
+        matrix: without gradient.
+        rows, columns: int64, their numbers; None for all.
+    """
+    if columns is None:
+        return matrix if rows is None else matrix.index_select(0, rows)
+    if not run_on(matrix):
+        taken = matrix.index_select(1, columns)
+        return taken if rows is None else taken.index_select(0, rows)
+    from methods.library import columns_numba  # compiles, which `harness plan` need not wait for
+
+    row = torch.arange(len(matrix)) if rows is None else rows
+    taken = matrix.new_empty(len(row), len(columns))
+    source, of_row, of_column, made = (each.numpy() for each in (matrix, row, columns, taken))
+    in_threads(len(row), len(columns), lambda part: columns_numba.take(source, of_row[part], of_column, made[part]))
+    return taken
+
+
+def add(matrix: Tensor, rows: Tensor | None, columns: Tensor | None, values: Tensor) -> None:
+    """``matrix[rows][:, columns] += values``.
+
+    Args:
+        matrix: without gradient, written.
+        rows, columns: int64, their numbers, each once; None for all.
+        values: [rows, columns].
+    """
+    if columns is None:
+        matrix.add_(values) if rows is None else matrix.index_add_(0, rows, values)
+    elif run_on(matrix):
+        from methods.library import columns_numba  # compiles, which `harness plan` need not wait for
+
+        row = torch.arange(len(matrix)) if rows is None else rows
+        into, of_row, of_column, given = (each.numpy() for each in (matrix, row, columns, values))
+        in_threads(len(row), len(columns), lambda part: columns_numba.add(into, of_row[part], of_column, given[part]))
+    elif rows is None:
+        matrix.index_add_(1, columns, values)
+    else:
+        matrix.index_add_(0, rows, values.new_zeros(len(rows), matrix.shape[1]).index_copy_(1, columns, values))
