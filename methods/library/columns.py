@@ -14,6 +14,9 @@ def take(matrix: Tensor, rows: Tensor | None = None, columns: Tensor | None = No
     Args:
         matrix: without gradient.
         rows, columns: int64, their numbers; None for all.
+
+    Raises:
+        IndexError: the matrix has no such row or column.
     """
     if columns is None:
         return matrix if rows is None else matrix.index_select(0, rows)
@@ -22,10 +25,10 @@ def take(matrix: Tensor, rows: Tensor | None = None, columns: Tensor | None = No
         return taken if rows is None else taken.index_select(0, rows)
     from methods.library import columns_numba  # compiles, which `harness plan` need not wait for
 
-    row = torch.arange(len(matrix)) if rows is None else rows
-    taken = matrix.new_empty(len(row), len(columns))
-    source, of_row, of_column, made = (each.numpy() for each in (matrix, row, columns, taken))
-    in_threads(len(row), len(columns), lambda part: columns_numba.take(source, of_row[part], of_column, made[part]))
+    rows, columns = _known(rows, len(matrix)), _known(columns, matrix.shape[1])
+    taken = matrix.new_empty(len(rows), len(columns))
+    source, row, column, made = (each.numpy() for each in (matrix, rows, columns, taken))
+    in_threads(len(row), len(column), lambda part: columns_numba.take(source, row[part], column, made[part]))
     return taken
 
 
@@ -36,16 +39,28 @@ def add(matrix: Tensor, rows: Tensor | None, columns: Tensor | None, values: Ten
         matrix: without gradient, written.
         rows, columns: int64, their numbers, each once; None for all.
         values: [rows, columns].
+
+    Raises:
+        IndexError: the matrix has no such row or column.
     """
     if columns is None:
         matrix.add_(values) if rows is None else matrix.index_add_(0, rows, values)
     elif run_on(matrix):
         from methods.library import columns_numba  # compiles, which `harness plan` need not wait for
 
-        row = torch.arange(len(matrix)) if rows is None else rows
-        into, of_row, of_column, given = (each.numpy() for each in (matrix, row, columns, values))
-        in_threads(len(row), len(columns), lambda part: columns_numba.add(into, of_row[part], of_column, given[part]))
+        rows, columns = _known(rows, len(matrix)), _known(columns, matrix.shape[1])
+        into, row, column, given = (each.numpy() for each in (matrix, rows, columns, values))
+        in_threads(len(row), len(column), lambda part: columns_numba.add(into, row[part], column, given[part]))
     elif rows is None:
         matrix.index_add_(1, columns, values)
     else:
         matrix.index_add_(0, rows, values.new_zeros(len(rows), matrix.shape[1]).index_copy_(1, columns, values))
+
+
+def _known(numbers: Tensor | None, size: int) -> Tensor:
+    """The numbers, all where none are named: loops do not look whether they are within a matrix."""
+    if numbers is None:
+        return torch.arange(size)
+    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+        raise IndexError(f"rows or columns {int(numbers.min())} to {int(numbers.max())} of a matrix that has {size}")
+    return numbers

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from methods.library.jit import compiled
-from methods.library.ranks import Array
+from methods.library.jit import Array, compiled
 
 
 @compiled

@@ -225,7 +225,7 @@ def sorted_l1_parts(student: Tensor, teacher: Tensor, top_k: int | None = None) 
         return value, at_masses, torch.zeros_like(value)
     ranks = shorter if exact or top_k is None else top_k
     ordered, place = _largest(student, ranks)
-    reference, _ = _largest(teacher, ranks)
+    reference = _largest(teacher, ranks)[0]
     difference = ordered - reference
     left, right = _rest(student, ordered, place), _rest(teacher, reference)
     rest = left - right  # where the order is complete, one of the two is 0

@@ -16,10 +16,7 @@ and the largest mass. Unlike those of counted.py they need no edges: nothing is 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,8 +27,6 @@ LEAST = 2.0**-64
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _MASSES_A_BIN = 5  # and twice as many, by the powers of two that bins are wide
 _BINS = 2**11, 2**16  # fewer save nothing; more have no uint16
-
-Array = npt.NDArray[Any]
 
 
 def compare_ranks(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from methods.library.jit import compiled, part, part_in_any_order
-from methods.library.ranks import Array
+from methods.library.jit import Array, compiled, part, part_in_any_order
 
 _OPEN = 0.0
 """Stands for the sign of a bin whose masses may have either."""

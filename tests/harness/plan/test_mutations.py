@@ -94,7 +94,7 @@ PLACES = [
     Place("lora_alpha=lora.alpha", "lora_alpha=lora.rank", ROWS | {"teacher"}, methods=SAME | CROSS),
     Place("self.soft_cap * torch.tanh(logits / self.soft_cap)", "torch.tanh(logits / self.soft_cap)", ALL),
     # losses
-    Place("value = -softmax.log_probs.gather(1, chosen)", "value = softmax.log_probs.gather(1, chosen)", ALL),
+    Place("value = -softmax.log_probs_at(rows", "value = softmax.log_probs_at(rows", ALL),
     Place("return temperature**2 * value, gradient", "return temperature * value, gradient", CELL,
           methods=SAME | {"one_to_one"}),
     Place('"forward" if self._released else "reverse"', '"forward" if self._released else "forward"', CELL,
