@@ -642,8 +642,10 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--student-size", type=int, help="columns of the student's logits, in place of the preset's")
     parser.add_argument("--teacher-size", type=int)
     parser.add_argument("--top-k", type=int, help="ranks that the ways with top_k compare; by default 1024")
-    parser.add_argument("--seconds", type=float, default=2.0, help="about how long one way is repeated")
+    parser.add_argument("--seconds", type=float, help="after which a way is not repeated; by default 10, on a GPU 2")
     arguments = parsed(parser)
+    if arguments.seconds is None:  # five calls each on a CPU, peers too: memory that is new makes the first ones slow
+        arguments.seconds = 2.0 if arguments.device == "cuda" else 10.0
     if arguments.compile is None:
         arguments.compile = arguments.device == "cuda"
     return arguments
