@@ -295,12 +295,12 @@ def _hybrid(
     covered = shared.sum(-1)
     kept = torch.ones_like(covered)
     if only_disagreements:  # the likeliest token differs; one without a partner from every other
-        kept *= columns.student_of_teacher[theirs.masses().argmax(-1)] != ours.masses().argmax(-1)
+        kept *= columns.student_of_teacher[theirs.likeliest()] != ours.likeliest()
     value, bound = torch.zeros_like(covered), torch.zeros_like(covered)
     gradients: list[tuple[Tensor | None, Tensor]] = []
 
-    def add(part: tuple[Tensor, Tensor], of: Tensor, weight: float) -> None:
-        """A part's distances and its gradient of the groups that count, with its weight."""
+    def include(part: tuple[Tensor, Tensor], of: Tensor, weight: float) -> None:
+        """A part with its weight: distances, of which some may not count in the end, and their gradient."""
         distance, gradient = part
         value.add_(distance, alpha=weight)
         weighted = gradient.mul_((weight * kept).unsqueeze(-1)) if only_disagreements or weight != 1 else gradient
@@ -308,13 +308,13 @@ def _hybrid(
 
     if weights[0] != 0:
         logs = ours.log_masses(student_matched), theirs.log_masses(teacher_matched)
-        add(generalized_jsd_parts(*logs, beta, floor, shared), student_matched, weights[0])
+        include(generalized_jsd_parts(*logs, beta, floor, shared), student_matched, weights[0])
     if as_rest and weights[1] != 0:
-        add(_rest_jsd(ours.masses(student_matched), covered, beta), student_matched, weights[1])
+        include(_rest_jsd(ours.masses(student_matched), covered, beta), student_matched, weights[1])
     if not as_rest and weights[1] != 0 and columns.student_rest.numel() > 0 and columns.teacher_rest.numel() > 0:
         masses, rest = ours.masses(columns.student_rest), theirs.masses(columns.teacher_rest)
         distance, signs, error = distance_by(sort, masses, rest)
-        add((distance, masses.mul_(signs)), columns.student_rest, weights[1])
+        include((distance, masses.mul_(signs)), columns.student_rest, weights[1])
         bound, total = weights[1] * error, covered + rest.sum(-1)
     else:
         total = theirs.masses().sum(-1)

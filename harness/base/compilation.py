@@ -16,7 +16,8 @@ SETTLED = 8
 def keep_compiled(folder: Path) -> None:
     """Let this process, and those that it starts, look for compiled code in a folder, and put it there.
 
-    A folder that the environment names already stays. Entries are found by a digest of code, versions and device.
+    A folder that the environment names already stays. Entries are found by a digest of code, versions and device, of
+    loops for the CPU by one of their sources (methods/library/jit.py).
     """
     for variable, name in CACHES.items():
         os.environ.setdefault(variable, str((folder / name).absolute()))

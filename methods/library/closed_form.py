@@ -98,7 +98,7 @@ def with_gradient(logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
 class Softmax:
     """Probabilities [rows, vocabulary] of logits, made once for all losses that read them, and what their logs need.
 
-    log p = (z - max z) + log max p, so that no pass over the vocabulary is for the normaliser alone. Nobody writes to
+    log p = (z - max z) + log max p, so that logs are made of those columns only that somebody reads. Nobody writes to
     the probabilities, but for whoever comes last.
     """
 
@@ -150,14 +150,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tenso
 @torch.no_grad()
 def last_cross_entropy(softmax: Softmax, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`cross_entropy` of rows whose softmax others have read; nobody may after this."""
-    known = (targets != IGNORED).unsqueeze(1)
-    chosen = targets.clamp_min(0).unsqueeze(1)
-    rows = torch.arange(len(chosen), device=chosen.device)
-    value = -softmax.log_probs_at(rows, chosen[:, 0]).masked_fill(~known[:, 0], 0.0).sum()
+    known, chosen = targets != IGNORED, targets.clamp_min(0)
+    rows = torch.arange(len(targets), device=targets.device)
+    value = -softmax.log_probs_at(rows, chosen).masked_fill(~known, 0.0).sum()
     gradient = softmax.probs
-    gradient.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=gradient.dtype))
-    norms = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).masked_fill(~known, 0.0)
-    return value, norms.square().sum(), gradient.mul_(known * scale)
+    gradient.scatter_add_(1, chosen.unsqueeze(1), torch.full_like(gradient[:, :1], -1))
+    norms = torch.linalg.vector_norm(gradient, dim=-1).masked_fill(~known, 0.0)
+    return value, norms.square().sum(), gradient.mul_((known * scale).unsqueeze(1))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def take(matrix: Tensor, rows: Tensor | None = None, columns: Tensor | None = No
 
     rows, columns = _known(rows, len(matrix)), _known(columns, matrix.shape[1])
     taken = matrix.new_empty(len(rows), len(columns))
-    source, row, column, made = (each.numpy() for each in (matrix, rows, columns, taken))
+    source, row, column, made = (each.contiguous().numpy() for each in (matrix, rows, columns, taken))
     in_threads(len(row), len(column), lambda part: columns_numba.take(source, row[part], column, made[part]))
     return taken
 
@@ -45,11 +45,11 @@ def add(matrix: Tensor, rows: Tensor | None, columns: Tensor | None, values: Ten
     """
     if columns is None:
         matrix.add_(values) if rows is None else matrix.index_add_(0, rows, values)
-    elif run_on(matrix):
+    elif run_on(matrix) and matrix.is_contiguous():
         from methods.library import columns_numba  # compiles, which `harness plan` need not wait for
 
         rows, columns = _known(rows, len(matrix)), _known(columns, matrix.shape[1])
-        into, row, column, given = (each.numpy() for each in (matrix, rows, columns, values))
+        into, row, column, given = (each.contiguous().numpy() for each in (matrix, rows, columns, values))
         in_threads(len(row), len(column), lambda part: columns_numba.add(into, row[part], column, given[part]))
     elif rows is None:
         matrix.index_add_(1, columns, values)

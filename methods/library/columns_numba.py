@@ -5,7 +5,7 @@ from __future__ import annotations
 from methods.library.jit import Array, compiled
 
 
-@compiled
+@compiled("void(T[:, ::1], i8[::1], i8[::1], T[:, ::1])")
 def take(matrix: Array, rows: Array, columns: Array, taken: Array) -> None:
     """Write ``matrix[rows][:, columns]``."""
     for k in range(len(rows)):
@@ -14,7 +14,7 @@ def take(matrix: Array, rows: Array, columns: Array, taken: Array) -> None:
             into[column] = row[columns[column]]
 
 
-@compiled
+@compiled("void(T[:, ::1], i8[::1], i8[::1], T[:, ::1])")
 def add(matrix: Array, rows: Array, columns: Array, values: Array) -> None:
     """``matrix[rows][:, columns] += values``, where nothing is named twice."""
     for k in range(len(rows)):

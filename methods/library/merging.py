@@ -115,8 +115,9 @@ class Merged:
 
     def __init__(self, side: Members, groups: int, how: Merge, temperature: float = 1.0) -> None:
         self._side, self._groups, self._temperature = side, groups, temperature
+        self._logits = side.logits if temperature == 1.0 else side.logits / temperature
         shared = side.softmax if temperature == 1.0 else None
-        self._softmax = shared or Softmax(side.logits if temperature == 1.0 else side.logits / temperature)
+        self._softmax = shared or Softmax(self._logits)
         self._is_shared = shared is not None
         self._is_alone = side.row.numel() == groups  # each member is a group
         self._is_joint = how in ("product", "mean_log") and not self._is_alone
@@ -133,7 +134,7 @@ class Merged:
 
     def _joined(self, how: Merge) -> Tensor:
         """Log-masses of groups whose members' rows all count."""
-        side, rows = self._side, self._softmax.log_probs(self._side.row)
+        side, rows = self._side, self._logits.index_select(0, self._side.row).log_softmax(-1)
         total = self._zeros(self._groups).index_add_(0, side.group, rows)
         self._sizes = total.new_zeros(self._groups).index_add_(0, side.group, torch.ones_like(rows[:, 0])).unsqueeze(-1)
         self._is_normal = how == "product"
@@ -147,11 +148,15 @@ class Merged:
         return found if self._is_alone else found.add_(self._others_realised())
 
     def masses(self, columns: Tensor | None = None) -> Tensor:
-        """[groups, columns]: their exponentials. Of named columns they may be overwritten."""
+        """[groups, columns]: their exponentials; others may read them too where no columns are named."""
         if self._is_joint:
             return self.log_masses(columns).exp_()
         found = take(self._softmax.probs, self._own, columns)
         return found if self._is_alone else found.mul_(self._others_realised().exp_())
+
+    def likeliest(self) -> Tensor:
+        """int64 [groups]: the column of the largest mass, which may be too small for a float."""
+        return (self._joint if self._is_joint else take(self._softmax.probs, self._own)).argmax(-1)
 
     def _others_realised(self) -> Tensor:
         """[groups, 1]: the sum of the log-probabilities of each group's other tokens."""
@@ -163,7 +168,7 @@ class Merged:
 
         Args:
             gradients: [groups, columns], each with its columns, int64, or None for all; what no one names has none.
-                All is overwritten: it ends here.
+                All is overwritten, masses too: nothing is read after this.
         """
         spread = self._through_joint(gradients) if self._is_joint else self._through_rows(gradients)
         return spread if self._temperature == 1.0 else spread.div_(self._temperature)
@@ -206,4 +211,4 @@ class Merged:
         return probs * factor if self._is_shared else probs.mul_(factor)
 
     def _zeros(self, rows: int) -> Tensor:
-        return self._softmax.probs.new_zeros(rows, self._side.logits.shape[-1])
+        return self._logits.new_zeros(rows, self._logits.shape[-1])

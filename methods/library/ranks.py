@@ -25,7 +25,7 @@ from methods.library.cpu_loops import in_threads
 LEAST = 2.0**-64
 """Smaller masses share a bin, or zeros would leave the others few."""
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
-_MASSES_A_BIN = 5  # and twice as many, by the powers of two that bins are wide
+_MASSES_A_BIN = 5  # at least, if all bins had as many; up to twice, since a bin is a power of two wide
 _BINS = 2**11, 2**16  # fewer save nothing; more have no uint16
 
 
@@ -37,7 +37,7 @@ def compare_ranks(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Distance [rows]; [rows, V_s], at each mass the sign of the difference in its rank, 1 beyond the teacher's last
-        rank. Both NaN for a row with a mass that is no number.
+        rank. Both NaN for a row with a mass that is no number, or with infinite ones on both sides.
     """
     from methods.library.ranks_numba import compare  # compiles, which `harness plan` need not wait for
 

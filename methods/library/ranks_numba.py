@@ -17,9 +17,10 @@ _DIGIT = 8
 """Bits that a pass of a sort orders by."""
 _LOWEST = (1 << _DIGIT) - 1
 _AT_ONCE = 64
+"""Signs that are looked through without a branch."""
 
 
-@compiled
+@compiled("void(T[:, ::1], T[:, ::1], B[:, ::1], B[:, ::1], f8[::1], T[:, ::1], i8, i8)")
 def compare(
     p: Array, q: Array, bits_p: Array, bits_q: Array, distance: Array, signs: Array, least: int, bins: int
 ) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,19 +67,39 @@ def test_compiled_code_is_kept_in_the_store_unless_the_environment_says_where(
     assert __import__("os").environ["TRITON_CACHE_DIR"] == "elsewhere"
 
 
-def test_loops_of_the_cpu_are_compiled_once_for_all_processes_of_a_store(tmp_path: Path) -> None:
-    code = f"""
+RANKS = """
+import sys
 from pathlib import Path
 from harness.base.compilation import compile_seconds, keep_compiled
-keep_compiled(Path({str(tmp_path)!r}))
+keep_compiled(Path(sys.argv[1]))
 import torch
 from methods.library.ranks import compare_ranks
-compare_ranks(torch.rand(2, 8), torch.rand(2, 9))
+for name in sys.argv[2:]:
+    one, other = torch.tensor([[0.5, 0.5], [0.75, 0.25]], dtype=getattr(torch, name)).split(1)
+    assert float(compare_ranks(one, other)[0]) == 0.5
 print(compile_seconds())
 """
+
+
+def measure_ranks(store: Path, *dtypes: str) -> subprocess.Popen[str]:
+    """A process that compares masses with a store's loops, and prints how long it has compiled."""
     clean = {name: value for name, value in os.environ.items() if name not in CACHES}
-    run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)
-    first, second = (float(run().stdout) for _ in range(2))
-    assert first > 0
-    assert second == 0
-    assert {path.suffix for path in (tmp_path / "numba").rglob("*.nb?")} == {".nbi", ".nbc"}
+    asked = [sys.executable, "-c", RANKS, str(store), *dtypes]
+    return subprocess.Popen(asked, env=clean, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_loops_of_the_cpu_are_compiled_once_for_all_processes_of_a_store(tmp_path: Path) -> None:
+    """Two that compile at once take turns, and leave what both made; what is broken is made anew, and told."""
+    both = [measure_ranks(tmp_path, dtype) for dtype in ("float32", "float64")]
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert all(float(out) > 0 for out, _ in outputs)
+    out, _ = measure_ranks(tmp_path, "float32", "float64").communicate()
+    assert float(out) == 0
+    kept = [*(tmp_path / CACHES["NUMBA_CACHE_DIR"]).rglob("*.nbc")]
+    assert len(kept) == 2
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:1000])
+    out, told = measure_ranks(tmp_path, "float32").communicate()
+    assert float(out) > 0
+    assert "compiled without" in told

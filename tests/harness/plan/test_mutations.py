@@ -114,6 +114,10 @@ PLACES = [
           methods={"uld", "gold", "sampled"}),
     Place("self._realised.clamp_min(LOG_FLOOR).mul_(", "self._realised.mul_(", CELL,
           methods={"uld", "gold", "sampled"}),
+    Place("sign = 1.0 if ahead >= theirs else", "sign = 1.0 if ahead > theirs else", CELL,
+          methods={"uld", "gold", "sampled"}),
+    Place("row[columns[column]] += given[column]", "row[columns[column]] -= given[column]", CELL,
+          methods={"uld", "gold", "sampled"}),
     # prompts
     Place('_PREAMBLE = "Below is an instruction that describes a task"', '_PREAMBLE = "Below is a task"', ALL,
           DOLLY | CODEM),

@@ -158,6 +158,21 @@ def test_the_graph_does_not_grow_with_the_groups(how: Merge) -> None:
 
 
 @EVERY
+@pytest.mark.parametrize("members", [1, 2, 12])
+def test_the_likeliest_token_is_known_of_masses_that_are_no_longer_floats(how: Merge, members: int) -> None:
+    """A dozen tokens of 1e-8 leave 1e-88 of a group's masses in float32: nothing."""
+    logits = torch.zeros(2 * members, 8)
+    logits[:, 0] = -17.5  # of the tokens that were realised
+    kept = [members - 1, 2 * members - 1] if how != "observed" else [0, members]
+    logits[kept] = torch.tensor([[0.0, 1, 2, 3, 4, 9, 6, 7], [0.0, 1, 2, 9, 4, 5, 6, 7]])
+    group, tokens = torch.arange(2).repeat_interleave(members), torch.zeros(2 * members, dtype=torch.int64)
+    merged = Merged(Members(logits, torch.arange(2 * members), group, tokens, True), 2, how)
+    assert merged.likeliest().tolist() == [5, 3]
+    vanished = not merged.masses().any()
+    assert vanished == (members == 12 and how in ("bayesian", "observed"))
+
+
+@EVERY
 @pytest.mark.parametrize("tau", [1.0, 2.0])
 @pytest.mark.parametrize("sizes", [[1, 1, 1], [1, 3, 2, 1], [20, 1]])
 @pytest.mark.parametrize("in_order", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from methods.library import cpu_loops
 from methods.library.ranks import compare_ranks
 
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-13}
@@ -116,14 +119,17 @@ def test_any_layout_and_no_rows() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
-def test_threads_share_rows_out_and_change_no_bit(rows: int) -> None:
+def test_threads_share_rows_out_and_change_no_bit(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("methods.library.cpu_loops._ENTRIES", 1)
     p, q = softmax(rows, 300, 3, 0), softmax(rows, 200, 3, 1)
     wanted, before = compare_ranks(p, q), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        found = compare_ranks(p, q)
+        with patch.object(cpu_loops, "ThreadPoolExecutor", wraps=cpu_loops.ThreadPoolExecutor) as pool:
+            found = compare_ranks(p, q)
     finally:
         torch.set_num_threads(before)
+    assert [call.args for call in pool.call_args_list] == ([(min(rows, 3),)] if rows > 1 else [])
     for part, of_one_thread in zip(found, wanted, strict=True):
         assert torch.equal(part, of_one_thread)
 
