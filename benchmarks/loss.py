@@ -64,10 +64,11 @@ from harness.training.objective import LossParts, Objective
 from methods.base import Members, Method, registered
 from methods.base import Rows as RowKind
 from methods.gold import GOLDOptions
-from methods.library import kernels
+from methods.library import columns, kernels
 from methods.library.alignment import pair_positions
 from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import Merged
+from methods.library.ranks import compare_ranks
 from methods.library.vocabulary import TokenizerPair
 
 OURS: dict[str, dict[str, dict[str, Any]]] = {
@@ -448,6 +449,8 @@ def measure(setting: Setting, name: str, profiled: bool = False) -> dict[str, An
         roles = {ROLE_OF_KIND[method.teacher] for method in methods if method.teacher in ROLE_OF_KIND}
         step = our_step(inputs, methods, COMPILED in name)
         kernels.enabled = PLAIN not in name
+        if setting.device == "cpu":
+            compile_loops()
     found: list[Any] = []
     spent: Cost = cost(lambda: found.append(step()) or found.clear(), setting.device, setting.budget)
     if name not in PEERS:
@@ -466,6 +469,13 @@ def measure(setting: Setting, name: str, profiled: bool = False) -> dict[str, An
         "moved": (2 * logits[0] + logits[1]) * setting.dtype.itemsize,
         **notes,
     }
+
+
+def compile_loops() -> None:
+    """Have numba compile what losses run on a CPU: its compiler's memory is a process's, not a loss's."""
+    some, first = torch.rand(2, 8), torch.arange(2)
+    compare_ranks(some, some)
+    columns.add(some, first, first, columns.take(some, first, first))
 
 
 def profile(step: Callable[[], Any], device: str) -> str:
