@@ -131,6 +131,9 @@ class Merged:
             self._own, self._ids = side.row[kept], side.tokens.clamp_min(0)
             self._realised = self._softmax.log_probs_at(side.row, self._ids)
             self._others = torch.ones_like(self._realised).index_fill_(0, kept, 0.0)
+            clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
+            self._added = clamped.new_zeros(groups).index_add_(0, side.group, clamped).unsqueeze(-1)
+            """[groups, 1]: the sum of the log-probabilities of each group's other tokens."""
 
     def _joined(self, how: Merge) -> Tensor:
         """Log-masses of groups whose members' rows all count."""
@@ -145,23 +148,18 @@ class Merged:
         if self._is_joint:
             return self._joint.clone() if columns is None else take(self._joint, columns=columns)
         found = self._softmax.log_probs(self._own, columns)
-        return found if self._is_alone else found.add_(self._others_realised())
+        return found if self._is_alone else found.add_(self._added)
 
     def masses(self, columns: Tensor | None = None) -> Tensor:
         """[groups, columns]: their exponentials; others may read them too where no columns are named."""
         if self._is_joint:
             return self.log_masses(columns).exp_()
         found = take(self._softmax.probs, self._own, columns)
-        return found if self._is_alone else found.mul_(self._others_realised().exp_())
+        return found if self._is_alone else found.mul_(self._added.exp())
 
     def likeliest(self) -> Tensor:
         """int64 [groups]: the column of the largest mass, which may be too small for a float."""
         return (self._joint if self._is_joint else take(self._softmax.probs, self._own)).argmax(-1)
-
-    def _others_realised(self) -> Tensor:
-        """[groups, 1]: the sum of the log-probabilities of each group's other tokens."""
-        clamped = self._realised.clamp_min(LOG_FLOOR).mul_(self._others)
-        return clamped.new_zeros(self._groups).index_add_(0, self._side.group, clamped).unsqueeze(-1)
 
     def at_logits(self, *gradients: tuple[Tensor | None, Tensor]) -> Tensor:
         """[rows, vocabulary]: the gradient at the logits of one at the log-masses.
