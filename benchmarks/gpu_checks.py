@@ -348,8 +348,13 @@ def passed(made: Bench, dtype: torch.dtype, graphs: LayerGraphs | None) -> tuple
 
 
 def trained(method: str, steps: int, **settings: Any) -> tuple[list[dict[str, float]], Counter[str]]:
-    """A tiny training on the GPU: its steps, and how often which line waited for the GPU."""
-    options = {"sort": "counted"} if method in ("uld", "gold") else {}
+    """A tiny training on the GPU: its steps, and how often which line waited for the GPU.
+
+    Args:
+        settings: of the training, or of the method's samples.
+    """
+    options: dict[str, Any] = {"sort": "counted"} if method in ("uld", "gold") else {}
+    options |= {key: settings.pop(key) for key in [*settings] if key.startswith("rollout")}
     made = bench(registered()[method](**options), dtype=torch.float32)
     live = {} if made.teacher is None else {made.role: made.teacher.to("cuda")}
     made.student.to("cuda")
@@ -390,11 +395,21 @@ def check_waits(device: str) -> Found:
         yield f"{method}: waits a step ({where})", (many.total() - few.total()) / 8, WAITS.get(method, 0.0)
 
 
+def check_samples(device: str) -> Found:
+    """A training on the student's own responses, drawn in slots, in the precision that a GPU trains in."""
+    if device == "cpu":
+        return
+    for precision in ("float32", "bfloat16"):
+        steps = trained("gold", 4, rollout_share=1.0, rollout_tokens=16, precision=precision)[0]
+        yield f"{precision}: steps without a number", float(sum(not math.isfinite(s["loss"]) for s in steps)), 0.0
+
+
 CHECKS: dict[str, Callable[[str], Found]] = {
     "edit distances": check_edit_distances,
     "warping": check_warping,
     "cdm": check_cdm,
     "waits": check_waits,
+    "samples": check_samples,
     "counted": check_counted,
     "losses": check_losses,
     "kernels": check_kernels,

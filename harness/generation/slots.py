@@ -273,15 +273,18 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Fill slots from column 0 on; keys, values: [slots given, heads, tokens, width]."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        self.keys[slots, :, : keys.shape[2]] = keys
-        self.values[slots, :, : values.shape[2]] = values
+        self._write((slots, slice(None), slice(keys.shape[2])), keys, values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys[self.slot, :, self.position[:, 0]] = key_states[:, :, 0]
-        self.values[self.slot, :, self.position[:, 0]] = value_states[:, :, 0]
+        self._write((self.slot, slice(None), self.position[:, 0]), key_states[:, :, 0], value_states[:, :, 0])
         return self.keys, self.values
+
+    def _write(self, where: tuple[Any, ...], keys: Tensor, values: Tensor) -> None:  # Any: what tensors are indexed by
+        """Put keys and values where they belong; under autocast a token's may be less precise than a prompt's."""
+        self.keys[where] = keys.to(self.keys.dtype)
+        self.values[where] = values.to(self.values.dtype)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.columns, 0

@@ -86,6 +86,19 @@ def test_greedy_answers_are_those_of_plain_generate(model: Any, side: TextSide) 
     assert {answer.stop for answer in found} >= {"stop string"}
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_keys_and_values_may_differ_in_precision_as_under_autocast(model: Any, side: TextSide, size: int) -> None:
+    """Float32 weights in bfloat16: values of a prompt's tokens are float32, as rotated keys are, later ones bfloat16.
+
+    Logits are bfloat16 and may be level, so that another shape of the same sums may choose another token.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = generate(model, side, REQUESTS, new_tokens=NEW, batch_size=1, decoding="batch")
+        found = generate(model, side, REQUESTS, new_tokens=NEW, batch_size=size, decoding="slots")
+    same = sum(ours.output == theirs.output for ours, theirs in zip(found, expected, strict=True))
+    assert same >= len(REQUESTS) // 3
+
+
 def test_samples_are_those_of_the_batch_that_grows_and_shrinks(side: TextSide) -> None:
     model = tiny.model("llama", len(side.vocabulary))
     requests = [replace(request, id=f"{request.id}#{seed}", seed=seed) for seed in (1, 2) for request in REQUESTS]
