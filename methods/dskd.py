@@ -124,9 +124,10 @@ class DSKD(Method[DSKDOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """Without a kernel, but also without float32 logits of the whole response."""
-        with torch.enable_grad():
+        with torch.enable_grad():  # for the maps, and for the hidden rows
             parts = self._parts(chunk, upstream, scale)
-        return LossSums(parts.of_rows + parts.in_student, parts.diagnostics, squared_norm=parts.squared_norm)
+            kd = parts.of_rows + parts.in_student
+        return LossSums(kd, parts.diagnostics, squared_norm=parts.squared_norm)
 
     def _parts(self, chunk: AlignedChunk, upstream: Tensor, scale: float) -> _Parts:
         """Adds ``scale`` times the gradient at the student's logits to ``upstream``."""

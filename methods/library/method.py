@@ -350,7 +350,8 @@ class Method(ABC, Generic[O_co]):
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         """As :meth:`loss`, by a kernel that adds ``scale`` times the gradient to ``upstream``.
 
-        None where the method has no such form, as by default; then :meth:`loss` is asked. It runs without a graph.
+        None where the method has no such form, as by default; then :meth:`loss` is asked. It runs without a graph: a
+        loss that reaches more than the logits makes one for the sum that it returns.
 
         Args:
             chunk: logits as the heads give them, in bfloat16 too.
