@@ -145,7 +145,7 @@ def with_tokenizers(folder: Path) -> Path:
 
 
 def taught(setting: Setting, name: str, compiled: bool = False, rounded: bool = False) -> tuple[float, Tensor]:
-    """KD of a batch, or CE, and float64 on the CPU the gradient of the student's head.
+    """KD of a batch, or CE, and float64 on the CPU the gradient of the student's rows and head, side by side.
 
     Args:
         rounded: whether hidden rows and heads are rounded to bfloat16 first, whatever their dtype.
@@ -156,7 +156,8 @@ def taught(setting: Setting, name: str, compiled: bool = False, rounded: bool = 
         inputs._make = lambda role: tuple(made.bfloat16().to(setting.dtype) for made in make(role))
     distiller, step = our_training(inputs, methods_of(name), compiled)
     parts = step()
-    gradient = distiller.student.lm_head.weight.grad.double().cpu()
+    student = distiller.student
+    gradient = torch.cat([each.grad.double().cpu().flatten() for each in (student.hidden, student.lm_head.weight)])
     return float(parts.kd.sum() if parts.kd.numel() else parts.ce), gradient
 
 

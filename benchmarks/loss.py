@@ -579,7 +579,7 @@ _WIDTHS = {"student_width": 896, "teacher_width": 3072}
 PRESETS = {
     "cpu": Preset(
         # as many rows as train.chunk_rows: auto takes on a CPU for these vocabularies
-        {"tokens": 512, "length": 128, "student_size": 20_000, "teacher_size": 16_000, "chunk_rows": 256}
+        {"tokens": 512, "length": 128, "student_size": 20_000, "teacher_size": 16_000, "chunk_rows": 932}
         | {"student_width": 128, "teacher_width": 256},
         tokens=(64, 256, 1024),
         length=(128, 256, 512, 1024),

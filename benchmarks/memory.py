@@ -122,14 +122,14 @@ class Standing:
         return torch.cat([rows.float().logsumexp(-1) for rows in logits.split(8)])
 
     @staticmethod
-    def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         upstream, sums = torch.empty_like(logits), []
         for rows, of_rows, out in zip(logits.split(8), targets.split(8), upstream.split(8), strict=True):
             value, norm, gradient = cross_entropy(rows.float(), of_rows, scale)
             sums.append(torch.stack([value, norm]))
             out.copy_(gradient)
         value, norm = torch.stack(sums).sum(0)
-        return value, norm, upstream
+        return value, norm, upstream, Standing.log_sum_exp(logits)
 
 
 @contextmanager

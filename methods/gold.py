@@ -54,9 +54,10 @@ from methods.base import (
 )
 from methods.library.alignment import AlignedResponse, Groups, group_bytes
 from methods.library.closed_form import fused
+from methods.library.compared import Columns
 from methods.library.divergences import Sort, SortOptions, distance_by, generalized_jsd_parts, sort_error
-from methods.library.kernels import compare_into, kernels_for, raw_sides
-from methods.library.maps import UNMAPPED, exact_map
+from methods.library.kernels import comparison_for
+from methods.library.maps import exact_map
 from methods.library.merging import LOG_FLOOR, Merge, Merged
 from methods.library.projection import weighted_map
 from methods.library.vocabulary import TokenizerPair
@@ -68,35 +69,6 @@ _RELEASED: dict[str, Any] = {
     "matched_weight": None,
     "unmatched_weight": None,
 }
-
-
-class Columns(NamedTuple):
-    """Which columns of the logits are compared with which, for logits of given widths. All int64.
-
-    Attributes:
-        student_of_teacher: [V_teacher], partner of each of the teacher's columns, -1 where there is none.
-        student_matched, teacher_matched: [matched], pairs in the order of the student's ids.
-        student_rest, teacher_rest: the columns without a partner, padding among them.
-    """
-
-    student_of_teacher: Tensor
-    student_matched: Tensor
-    teacher_matched: Tensor
-    student_rest: Tensor
-    teacher_rest: Tensor
-
-    @classmethod
-    def of(cls, student_of_teacher: Tensor, student_width: int, teacher_width: int) -> Columns:
-        """Split the columns of logits by a map of the vocabularies, which may be wider or narrower than they are."""
-        partner = torch.full((teacher_width,), UNMAPPED, device=student_of_teacher.device)
-        known = student_of_teacher[:teacher_width]
-        partner[: known.numel()] = known.where(known < student_width, UNMAPPED)
-        teacher_matched = (partner != UNMAPPED).nonzero().squeeze(1)
-        student_matched, order = partner[teacher_matched].sort()
-        alone = torch.ones(student_width, dtype=torch.bool, device=partner.device).index_fill(0, student_matched, False)
-        teacher_rest = (partner == UNMAPPED).nonzero().squeeze(1)
-        student_rest = alone.nonzero().squeeze(1)
-        return cls(partner, student_matched, teacher_matched[order], student_rest, teacher_rest)
 
 
 class GOLDOptions(SortOptions, TemperatureOptions, OnPolicyOptions):
@@ -212,13 +184,13 @@ class GOLD(Method[GOLDOptions]):
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
         options, sort = self.options, self.options.sort_of(upstream)
-        kernels = kernels_for(upstream, chunk.teacher.logits)
-        if kernels is None or self.held_into is None:
+        kernels = comparison_for(upstream, chunk.teacher.logits)
+        if kernels is None or self.held_into is None or not kernels.takes(sort.is_exact, options.beta):
             return None
-        sides, share = raw_sides(kernels, chunk, lse), 1 / chunk.response_groups if self._released else 1
+        share = 1 / chunk.response_groups if self._released else 1
         hybrid = self._hybrid_of(kernels, upstream, chunk.teacher.logits)
-        sums = compare_into(
-            kernels, *sides, chunk.groups, options.merge, hybrid, upstream, scale * share, exact=sort.is_exact
+        sums = kernels.compare_into(
+            *chunk.members(), lse, chunk.groups, options.merge, hybrid, upstream, scale * share, exact=sort.is_exact
         )
         diagnostics: dict[str, tuple[Tensor, Tensor | None]] = {
             "teacher mass covered": (sums.covered, torch.full_like(sums.covered, chunk.groups))
@@ -234,11 +206,7 @@ class GOLD(Method[GOLDOptions]):
         key = student.shape[-1], teacher.shape[-1], student.device
         if key not in self._hybrids:
             columns = self._columns_of(student, teacher)
-            partner = torch.full(key[:1], UNMAPPED, dtype=torch.int32, device=student.device)
-            partner[columns.student_matched] = columns.teacher_matched.int()
-            rest = columns.student_rest.numel(), columns.teacher_rest.numel()
-            made = partner, columns.student_of_teacher.int(), rest, self._weights(columns), self.options.beta
-            self._hybrids[key] = kernels.Hybrid(*made)
+            self._hybrids[key] = kernels.hybrid_of(columns, self._weights(columns), self.options.beta)
         return self._hybrids[key]
 
     def _weights(self, columns: Columns) -> tuple[float, float]:

@@ -37,7 +37,7 @@ from methods.base import (
 from methods.library.alignment import AlignedResponse, Groups, group_bytes, pair_positions
 from methods.library.closed_form import fused
 from methods.library.divergences import Sort, SortOptions, distance_by, sort_error
-from methods.library.kernels import compare_into, kernels_for, raw_sides
+from methods.library.kernels import comparison_for
 from methods.library.merging import Merge, Merged
 
 
@@ -85,12 +85,11 @@ class ULD(Method[ULDOptions]):
         return LossSums.closed(chunk.student.logits, value, gradient, sort_error(bound, chunk.groups, sort))
 
     def loss_into(self, chunk: AlignedChunk, lse: Tensor, upstream: Tensor, scale: float) -> LossSums | None:
-        kernels, sort = kernels_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
-        if kernels is None or self.held_into is None:
+        kernels, sort = comparison_for(upstream, chunk.teacher.logits), self.options.sort_of(upstream)
+        if kernels is None or self.held_into is None or not kernels.takes(sort.is_exact):
             return None
-        sides = raw_sides(kernels, chunk, lse)
-        sums = compare_into(
-            kernels, *sides, chunk.groups, self.options.merge, None, upstream, scale, exact=sort.is_exact
+        sums = kernels.compare_into(
+            *chunk.members(), lse, chunk.groups, self.options.merge, None, upstream, scale, exact=sort.is_exact
         )
         return LossSums(
             sums.value, sort_error(sums.bound, chunk.groups, sort, by_kernels=True), squared_norm=sums.squared_norm

@@ -56,8 +56,8 @@ def chunk_rows(
     """How many rows of logits exist at once; results don't depend on it.
 
     ``auto`` takes as many as :func:`chunk_room` holds, and on a GPU a quarter of the free memory: more rows make no
-    product faster. On a CPU the logits of all models together get 128 MiB, between 32 and 256 rows: fewer would read
-    the heads' weights too often, more would leave the caches.
+    product faster. On a CPU the logits of all models together get 128 MiB, between 32 and 1024 rows: fewer would
+    read the heads' weights too often, and more make no product faster there either.
 
     Args:
         wanted: a recipe's ``chunk_rows``.
@@ -71,7 +71,7 @@ def chunk_rows(
         return wanted
     room = chunk_room(head)
     if on.type != "cuda":
-        cached = min(max(_CPU_LOGITS // (4 * sum(vocabularies)), 32), 256)
+        cached = min(max(_CPU_LOGITS // (4 * sum(vocabularies)), 32), 1024)
         return max(min(cached, int(room / row_bytes)), 8)
     free = max(_free_bytes(on) - reserved, 0)
     return rows_in(min(free / 4, room), row_bytes)

@@ -19,14 +19,7 @@ from harness.training.objective import LossParts, Objective
 from harness.training.rollout_share import ACCEPTED, accepted, follows_acceptance
 from harness.training.row_scalars import ReadResponse, ReadRows, in_blocks
 from methods.base import AlignedChunk, Hidden, LossSums, Method, Need, Side
-from methods.library.closed_form import (
-    Softmax,
-    add_smoothing,
-    compiling,
-    cross_entropy,
-    is_compiling,
-    last_cross_entropy,
-)
+from methods.library.closed_form import add_smoothing, compiling, cross_entropy
 from methods.library.kernels import kernels_for
 
 
@@ -166,8 +159,7 @@ class ChunkWalk:
         found: list[tuple[Tensor, float]] = []
         upstream = lse = None
         if kernels is not None:  # what has a kernel adds to the gradient of the cross-entropy
-            lse = kernels.log_sum_exp(logits)
-            ce, norm, upstream = kernels.cross_entropy(logits, targets, scale, lse)
+            ce, norm, upstream, lse = kernels.cross_entropy(logits, targets, scale)
         for k in range(len(self.objective.terms)):
             by_response = self.batch.terms[k].responses is not None
             chunk = None if by_response else self._aligned(k, number, logits, targets, teachers)
@@ -179,9 +171,7 @@ class ChunkWalk:
             elif gradient is not None:
                 found.append((gradient, share))
             del chunk, gradient  # the next teacher's logits need the room
-        if full.softmax is not None:
-            ce, norm, upstream = last_cross_entropy(full.softmax, targets, scale)
-        elif upstream is None:
+        if upstream is None:
             ce, norm, upstream = cross_entropy(full.logits.detach(), targets, scale)
         total.ce.append(ce)
         total.ce_gradient.append(norm)
@@ -336,12 +326,6 @@ class _Leaves:
         return widened(self.raw.detach()).requires_grad_()
 
     @cached_property
-    def softmax(self) -> Softmax | None:
-        """What the cross-entropy and losses in closed form share on a CPU; kernels and compiled ones read logits."""
-        is_shared = self.raw.device.type == "cpu" and kernels_for(self.raw) is None and not is_compiling()
-        return Softmax(self.logits) if is_shared else None
-
-    @cached_property
     def hidden(self) -> Tensor:
         """[rows, hidden]."""
         return widened(self._rows.detach()).requires_grad_()
@@ -370,7 +354,7 @@ def _by_torch(method: Method, chunk: AlignedChunk, full: _Leaves) -> AlignedChun
     """A chunk as losses without kernels take it."""
     chunk = _with_hidden(method, chunk, full)
     student, teacher = chunk.student.with_logits(full.logits), chunk.teacher.with_logits(widened(chunk.teacher.logits))
-    return replace(chunk, student=student.sharing(full.softmax), teacher=teacher)
+    return replace(chunk, student=student, teacher=teacher)
 
 
 def _with_hidden(method: Method, chunk: AlignedChunk, full: _Leaves) -> AlignedChunk:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.library.alignment import Groups, IntArray
-from methods.library.closed_form import IGNORED, Softmax, with_gradient
+from methods.library.closed_form import IGNORED, with_gradient
 from methods.library.reading import RowFunction, added, blocks, by_rows
 
 
@@ -46,18 +46,13 @@ class LossSums:
 
 
 class Members(NamedTuple):
-    """What :class:`Side` holds of groups, as a loss in closed form takes it.
-
-    Attributes:
-        softmax: of the logits, where other losses read it too.
-    """
+    """What :class:`Side` holds of groups, as a loss in closed form takes it."""
 
     logits: Tensor
     row: Tensor
     group: Tensor
     tokens: Tensor
     in_order: bool
-    softmax: Softmax | None = None
 
 
 class OutputHead(Protocol):
@@ -161,7 +156,6 @@ class Side:
         self._log_probs: dict[float, Tensor] = {}
         self._hidden: Hidden | None = None
         self._source: RowSource | None = None
-        self._softmax: Softmax | None = None
 
     def read(self, function: RowFunction) -> Tensor:
         """[rows, c]: a few numbers of each row, differentiable, without logits of all rows at once.
@@ -228,12 +222,6 @@ class Side:
         made._hidden = self._hidden
         return made
 
-    def sharing(self, softmax: Softmax | None) -> Side:
-        """The same, for losses in closed form with a softmax of these logits that others read too."""
-        made = self.with_logits(self.logits)
-        made._softmax = softmax
-        return made
-
     def with_hidden(self, hidden: Hidden) -> Side:
         """The same with the hidden rows that the logits were made of."""
         made = self.with_logits(self.logits)
@@ -246,7 +234,7 @@ class Side:
 
     def members(self) -> Members:
         """The rows and their groups as tensors, without gradient."""
-        return Members(self.logits.detach(), self.index, self.group, self.tokens, self.in_order, self._softmax)
+        return Members(self.logits.detach(), self.index, self.group, self.tokens, self.in_order)
 
     def spread(self, gradient: Tensor) -> Tensor:
         """[rows, vocabulary]: the gradient at the logits of one at :meth:`paired_logits`, or at their first columns."""

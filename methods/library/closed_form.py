@@ -36,11 +36,6 @@ def compiling(wanted: bool) -> Iterator[None]:
         _compiling = before
 
 
-def is_compiling() -> bool:
-    """Whether :func:`fused` functions run compiled here."""
-    return _compiling
-
-
 def fused(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: the function runs through ``torch.compile`` inside of :func:`compiling`, else as it stands."""
 
@@ -96,10 +91,10 @@ def with_gradient(logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
 
 
 class Softmax:
-    """Probabilities [rows, vocabulary] of logits, made once for all losses that read them, and what their logs need.
+    """Probabilities [rows, vocabulary] of logits, made once, and what their logs need.
 
-    log p = (z - max z) + log max p, so that logs are made of those columns only that somebody reads. Nobody writes to
-    the probabilities, but for whoever comes last.
+    log p = (z - max z) + log max p, so that logs are made of those columns only that somebody reads. Whoever
+    comes last may write to the probabilities.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -144,12 +139,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tenso
     Returns:
         Scalar sum in nats; squared norm of its gradient; the gradient times ``scale``: softmax less one-hot.
     """
-    return last_cross_entropy(Softmax(logits), targets, scale)
-
-
-@torch.no_grad()
-def last_cross_entropy(softmax: Softmax, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`cross_entropy` of rows whose softmax others have read; nobody may after this."""
+    softmax = Softmax(logits)
     known, chosen = targets != IGNORED, targets.clamp_min(0)
     rows = torch.arange(len(targets), device=targets.device)
     value = -softmax.log_probs_at(rows, chosen).masked_fill(~known, 0.0).sum()

@@ -15,8 +15,11 @@ from torch import Tensor
 from methods.library import counted_triton as kernel
 from methods.library import counting_triton as counting
 from methods.library import groups_triton as grouping
+from methods.library.chunk import Members
+from methods.library.compared import Columns, Sums
 from methods.library.counted import edges
 from methods.library.counting_triton import BINS, PARTS, SLOTS
+from methods.library.maps import UNMAPPED
 from methods.library.merging import Merge
 
 BLOCK = 4096
@@ -51,16 +54,17 @@ def entropy(logits: Tensor) -> Tensor:
     return out
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As closed_form.cross_entropy, of logits as the head gives them; the gradient has their dtype.
+def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As closed_form.cross_entropy, with :func:`log_sum_exp` last, of logits as the head gives them.
+
+    The gradient has their dtype.
 
     Args:
         logits: [rows, vocabulary], float32 or lower, columns side by side.
         targets: int64 [rows], -100 where a row has none.
         scale: float32 scalar, on the device.
-        lse: float32 [rows], :func:`log_sum_exp`.
     """
-    rows, columns = logits.shape
+    (rows, columns), lse = logits.shape, log_sum_exp(logits)
     upstream = torch.empty(rows, columns, dtype=logits.dtype, device=logits.device)
     found = torch.empty(2, rows, dtype=torch.float32, device=logits.device)
     if rows:
@@ -69,7 +73,21 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor, lse: Tensor) -
             num_warps=WARPS,
         )  # fmt: skip
     value, norm = found.sum(-1)
-    return value, norm, upstream
+    return value, norm, upstream, lse
+
+
+class Raw(NamedTuple):
+    """One side's rows of a chunk, without gradient, and their groups; as :class:`methods.base.Members`.
+
+    Attributes:
+        lse: float32 [rows], log of the sum of each row's exponentials.
+    """
+
+    logits: Tensor
+    row: Tensor
+    group: Tensor
+    tokens: Tensor
+    lse: Tensor
 
 
 class Kept(NamedTuple):
@@ -97,12 +115,8 @@ class Kept(NamedTuple):
     keeps_first: bool
 
 
-def keep(student: Any, teacher: Any, groups: int, how: Merge) -> tuple[Kept, Kept]:
-    """What ``merging.Merged`` keeps of both sides' groups, each of which has a member of either.
-
-    Args:
-        student, teacher: ``kernels.Raw``.
-    """
+def keep(student: Raw, teacher: Raw, groups: int, how: Merge) -> tuple[Kept, Kept]:
+    """What ``merging.Merged`` keeps of both sides' groups, each of which has a member of either."""
     sides, device, keeps_first = (student, teacher), student.row.device, how == "observed"
     members = student.row.numel(), teacher.row.numel()
     apart = groups + -groups % 4  # so that both sides' numbers begin where kernels like it
@@ -140,6 +154,47 @@ class Hybrid(NamedTuple):
     rest: tuple[int, int]
     weights: tuple[float, float]
     beta: float
+
+
+def takes(exact: bool, beta: float = 0.0) -> bool:
+    """Whether :func:`compare_into` has such distances, and shared columns with this β of the GJSD: all of them."""
+    return True
+
+
+def hybrid_of(columns: Columns, weights: tuple[float, float], beta: float) -> Hybrid:
+    """What is compared column by column: GOLD's parts, with their weights."""
+    rest = columns.student_rest.numel(), columns.teacher_rest.numel()
+    size = columns.student_matched.numel() + rest[0]
+    partner = torch.full((size,), UNMAPPED, dtype=torch.int32, device=columns.student_matched.device)
+    partner[columns.student_matched] = columns.teacher_matched.int()
+    return Hybrid(partner, columns.student_of_teacher.int(), rest, weights, beta)
+
+
+def compare_into(
+    student: Members,
+    teacher: Members,
+    lse: Tensor,
+    groups: int,
+    how: Merge,
+    hybrid: Hybrid | None,
+    upstream: Tensor,
+    scale: float,
+    exact: bool = False,
+) -> Sums:
+    """Counted distance of merged groups, and GOLD's matched part; its gradient is added to ``upstream``.
+
+    Args:
+        lse: float32 [rows], of the student's, as :func:`cross_entropy` gives it.
+        how: "bayesian" or "observed", see merging.py.
+        hybrid: columns that are compared one by one, or None.
+        upstream: [rows, vocabulary], at the student's logits.
+        scale: factor of the gradient.
+        exact: whether what counting leaves in doubt is counted again, by all bits of the masses.
+    """
+    sides = Raw(*student[:4], lse), Raw(*teacher[:4], log_sum_exp(teacher.logits))
+    made = GroupComparison(*keep(*sides, groups, how), hybrid, exact)
+    value, bound, covered = made.values()
+    return Sums(value, bound, covered, made.add_gradient(upstream, scale))
 
 
 class GroupComparison:

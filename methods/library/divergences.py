@@ -156,15 +156,17 @@ class SortOptions(BaseModel):
 
 
 def sort_error(
-    bound: Tensor, groups: int, sort: Sort, by_kernels: bool = False
+    bound: Tensor | None, groups: int, sort: Sort, by_kernels: bool = False
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """The diagnostic of a sort that is not exact: the most by which KD may be too small, per group.
 
     Args:
+        bound: of all groups; None: it is exact.
         by_kernels: whether masses were counted by kernels, which have room for so many bins in doubt, no more.
     """
-    is_exact = sort.is_exact and not by_kernels
-    return {} if is_exact else {"sort error at most": (bound, torch.full_like(bound, groups))}
+    if bound is None or (sort.is_exact and not by_kernels):
+        return {}
+    return {"sort error at most": (bound, torch.full_like(bound, groups))}
 
 
 def distance_by(sort: Sort, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -16,17 +17,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 from numba.core import event
 
 Array = npt.NDArray[Any]
+Real = float | np.floating[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 spent = event.TimingListener()
 """Of this process's compilations; what was kept from an earlier one is none."""
 event.register("numba:compile", spent)
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_AT_ONCE = {"contract"}
+"""A product and a sum in one instruction, rounded once."""
 _one_at_a_time = threading.Lock()
 
 
@@ -49,7 +54,10 @@ class Compiled:
         if kind not in self._made:
             with _one_at_a_time:
                 if kind not in self._made:
-                    self._made[kind] = self._compiled(self._signature.replace("T", f"f{kind}").replace("B", f"i{kind}"))
+                    of_kind = re.sub(
+                        r"\b[TB]\b", lambda found: {"T": "f", "B": "i"}[found[0]] + str(kind), self._signature
+                    )
+                    self._made[kind] = self._compiled(of_kind)
         self._made[kind](*arguments)
 
     def _compiled(self, signature: str) -> Callable[..., Any]:
@@ -79,13 +87,13 @@ def compiled(signature: str) -> Callable[[Callable[..., Any]], Compiled]:
 
 def part(function: F) -> F:
     """Decorator: a part of a compiled function."""
-    made: F = numba.njit(**_OPTIONS)(function)
+    made: F = numba.njit(fastmath=_AT_ONCE, **_OPTIONS)(function)
     return made
 
 
 def part_in_any_order(function: F) -> F:
     """Decorator: a part whose sums may be added in any order, so that several terms are added at once."""
-    made: F = numba.njit(fastmath={"reassoc", "nsz"}, **_OPTIONS)(function)
+    made: F = numba.njit(fastmath=_AT_ONCE | {"reassoc", "nsz"}, **_OPTIONS)(function)
     return made
 
 

@@ -1,6 +1,7 @@
-"""Where Triton is, and what the losses do with its kernels (comparison.py).
+"""Which kernels the losses have: Triton's on a GPU (comparison.py), loops that numba compiles on a CPU.
 
-A kernel reads logits as the head gives them, in bfloat16 too, and adds a loss's gradient to what is there already.
+A kernel reads logits as the head gives them, in bfloat16 too on a GPU, and adds a loss's gradient to what is there
+already.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from methods.library.chunk import AlignedChunk
-from methods.library.merging import Merge
+from methods.library import cpu_loops
 
 enabled = True
 """Whether losses may use kernels; benchmarks compare both."""
@@ -40,19 +40,55 @@ def _kernels() -> ModuleType:
     return comparison
 
 
-def kernels_for(*logits: Tensor) -> Any | None:
-    """The kernels for these logits, a module; None where they would not run on one of them."""
-    return _kernels() if enabled and all(_fit(each) for each in logits) else None
+def kernels_for(logits: Tensor) -> Any | None:
+    """The kernels for rows of logits: comparison.py, or rows_cpu.py; None where they would not run on these."""
+    if not enabled:
+        return None
+    if _fit(logits):
+        return _kernels()
+    return _loops_of_rows() if _fits_loops(logits) else None
+
+
+def comparison_for(student: Tensor, teacher: Tensor) -> Any | None:
+    """The kernels for groups of rows of both sides, comparison.py or comparison_cpu.py, or None."""
+    if not enabled:
+        return None
+    if _fit(student) and _fit(teacher):
+        return _kernels()
+    return _loops_of_groups() if _fits_loops(student) and _fits_loops(teacher) else None
 
 
 def run_on(device: torch.device) -> bool:
-    """Whether a device has kernels for the logits of models."""
+    """Whether a device has Triton's kernels for the logits of models."""
     return enabled and device.type == "cuda" and _kernels() is not None
+
+
+def loops_run_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device has loops for logits of a dtype."""
+    return enabled and cpu_loops.enabled and device.type == "cpu" and dtype is torch.float32
 
 
 def _fit(logits: Tensor) -> bool:
     known = logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return logits.device.type == "cuda" and known and logits.stride(-1) == 1
+
+
+@cache
+def _loops_of_rows() -> ModuleType:
+    from methods.library import rows_cpu
+
+    return rows_cpu
+
+
+@cache
+def _loops_of_groups() -> ModuleType:
+    from methods.library import comparison_cpu
+
+    return comparison_cpu
+
+
+def _fits_loops(logits: Tensor) -> bool:
+    return loops_run_on(logits.device, logits.dtype) and cpu_loops.run_on(logits) and logits.is_contiguous()
 
 
 def divergence_for(*logits: Tensor) -> Any | None:
@@ -89,64 +125,3 @@ def _mapped() -> ModuleType:
     from methods.library import mapped_triton
 
     return mapped_triton
-
-
-class Raw(NamedTuple):
-    """One side's rows of a chunk, without gradient, and their groups; as :class:`methods.base.Members`.
-
-    Attributes:
-        lse: float32 [rows], log of the sum of each row's exponentials.
-    """
-
-    logits: Tensor
-    row: Tensor
-    group: Tensor
-    tokens: Tensor
-    lse: Tensor
-
-
-class Sums(NamedTuple):
-    """Sums over the groups of a chunk, scalars.
-
-    Attributes:
-        value: of the distances.
-        bound: the most by which ``value`` is too small.
-        covered: the teacher's probability on shared columns.
-        squared_norm: of the gradient at the student's logits.
-    """
-
-    value: Tensor
-    bound: Tensor
-    covered: Tensor
-    squared_norm: Tensor
-
-
-def raw_sides(kernels: Any, chunk: AlignedChunk, lse: Tensor) -> tuple[Raw, Raw]:
-    """Both sides of a chunk for :func:`compare_into`, the student's rows with the sums that are known."""
-    ours, theirs = chunk.members()
-    return Raw(*ours[:4], lse), Raw(*theirs[:4], kernels.log_sum_exp(theirs.logits))
-
-
-def compare_into(
-    kernels: Any,
-    student: Raw,
-    teacher: Raw,
-    groups: int,
-    how: Merge,
-    hybrid: Any,
-    upstream: Tensor,
-    scale: float,
-    exact: bool = False,
-) -> Sums:
-    """Counted distance of merged groups, and GOLD's matched part; its gradient is added to ``upstream``.
-
-    Args:
-        how: "bayesian" or "observed", see merging.py.
-        hybrid: columns that are compared one by one, ``comparison.Hybrid``, or None.
-        upstream: [rows, vocabulary], at the student's logits.
-        scale: factor of the gradient.
-        exact: whether what counting leaves in doubt is counted again, by all bits of the masses.
-    """
-    made = kernels.GroupComparison(*kernels.keep(student, teacher, groups, how), hybrid, exact)
-    value, bound, covered = made.values()
-    return Sums(value, bound, covered, made.add_gradient(upstream, scale))

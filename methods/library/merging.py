@@ -116,9 +116,7 @@ class Merged:
     def __init__(self, side: Members, groups: int, how: Merge, temperature: float = 1.0) -> None:
         self._side, self._groups, self._temperature = side, groups, temperature
         self._logits = side.logits if temperature == 1.0 else side.logits / temperature
-        shared = side.softmax if temperature == 1.0 else None
-        self._softmax = shared or Softmax(self._logits)
-        self._is_shared = shared is not None
+        self._softmax = Softmax(self._logits)
         self._is_alone = side.row.numel() == groups  # each member is a group
         self._is_joint = how in ("product", "mean_log") and not self._is_alone
         self._own: Tensor | None = None
@@ -205,8 +203,7 @@ class Merged:
 
     def _scaled(self, factor: Tensor) -> Tensor:
         """The probabilities of each row times its factor."""
-        probs, factor = self._softmax.probs, factor.unsqueeze(-1)
-        return probs * factor if self._is_shared else probs.mul_(factor)
+        return self._softmax.probs.mul_(factor.unsqueeze(-1))
 
     def _zeros(self, rows: int) -> Tensor:
         return self._logits.new_zeros(rows, self._logits.shape[-1])

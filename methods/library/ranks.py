@@ -29,6 +29,16 @@ _MASSES_A_BIN = 5  # at least, if all bins had as many; up to twice, since a bin
 _BINS = 2**11, 2**16  # fewer save nothing; more have no uint16
 
 
+def least_bits(dtype: torch.dtype) -> int:
+    """The bits of :data:`LEAST`."""
+    return int(torch.tensor(LEAST, dtype=dtype).view(_INTEGERS[dtype]))
+
+
+def bins_of(ours: int, theirs: int) -> int:
+    """The most that the bits of a row are shared out among, by the columns of both sides."""
+    return min(max(max(ours, theirs) // _MASSES_A_BIN, _BINS[0]), _BINS[1])
+
+
 def compare_ranks(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """The sorted L1 distance of masses and its gradient, as divergences.sorted_l1 defines it.
 
@@ -42,11 +52,10 @@ def compare_ranks(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     from methods.library.ranks_numba import compare  # compiles, which `harness plan` need not wait for
 
     kind, (rows, ours), theirs = _INTEGERS[student.dtype], student.shape, teacher.shape[1]
+    least, bins = least_bits(student.dtype), bins_of(ours, theirs)
     p, q = student.contiguous(), teacher.contiguous()
     bits_p, bits_q = p.view(kind).numpy(), q.view(kind).numpy()
     distance, signs = np.empty(rows), torch.empty_like(p)
-    least = int(p.new_tensor(LEAST).view(kind))
-    bins = min(max(max(ours, theirs) // _MASSES_A_BIN, _BINS[0]), _BINS[1])
 
     def of(part: slice) -> None:
         sides = p[part].numpy(), q[part].numpy(), bits_p[part], bits_q[part]

@@ -16,6 +16,8 @@ _OPEN = 0.0
 _DIGIT = 8
 """Bits that a pass of a sort orders by."""
 _LOWEST = (1 << _DIGIT) - 1
+_FEW = 32
+"""Masses that are put in order one after the other."""
 _AT_ONCE = 64
 """Signs that are looked through without a branch."""
 
@@ -34,21 +36,37 @@ def compare(
         least: bits that those of smaller masses count as.
         bins: the most that a row's bits are shared out among, 2**16 at most.
     """
-    held, sign_of = np.zeros((2, bins), np.int32), np.empty((2, bins), p.dtype)
-    bins_p, bins_q = np.empty(p.shape[1], np.uint16), np.empty(q.shape[1], np.uint16)
-    signs_q = np.empty(q.shape[1], q.dtype)
+    space = space_of_rows(p, q, bins)
     for row in range(len(p)):
-        high = _count(bits_p[row], bits_q[row], least, bins_p, bins_q, held)
-        is_open = _decide(held, sign_of)
-        total = _look_up(bins_p, sign_of[0], p[row], signs[row]) + _look_up(bins_q, sign_of[1], q[row], signs_q)
-        if np.isnan(total):
-            signs[row] = np.nan
-        elif is_open:
-            keys_p, order_p = _descending(bits_p[row], _in_doubt(signs[row]), high)
-            keys_q, order_q = _descending(bits_q[row], _in_doubt(signs_q), high)
-            total += _settle(p[row], keys_p, order_p, keys_q, held, sign_of[0], signs[row])
-            total += _settle(q[row], keys_q, order_q, keys_p, held[::-1], sign_of[1], signs_q)
-        distance[row] = total
+        distance[row] = compare_row(p[row], q[row], bits_p[row], bits_q[row], signs[row], space, least)
+
+
+@part
+def space_of_rows(p: Array, q: Array, bins: int) -> tuple[Array, ...]:
+    """What :func:`compare_row` needs for such rows: counts and signs of bins, the bin of each mass, signs at q."""
+    held, ahead, sign_of = np.zeros((2, bins), np.int32), np.empty(bins, np.int32), np.empty((2, bins), p.dtype)
+    ours, theirs = p.shape[-1], q.shape[-1]
+    return held, ahead, sign_of, np.empty(ours, np.uint16), np.empty(theirs, np.uint16), np.empty(theirs, q.dtype)
+
+
+@part
+def compare_row(
+    p: Array, q: Array, bits_p: Array, bits_q: Array, signs: Array, space: tuple[Array, ...], least: int
+) -> float:
+    """Write the signs at p; the distance."""
+    held, ahead, sign_of, bins_p, bins_q, signs_q = space
+    high = _count(bits_p, bits_q, least, bins_p, bins_q, held)
+    _decide(held, ahead, sign_of)
+    in_doubt = _open(sign_of[0])
+    total = _look_up(bins_p, sign_of[0], p, signs) + _look_up(bins_q, sign_of[1], q, signs_q)
+    if np.isnan(total):
+        signs[:] = np.nan
+    elif len(in_doubt) > 0:
+        keys_p, order_p = _descending(bits_p, _open(signs), high)
+        keys_q, order_q = _descending(bits_q, _open(signs_q), high)
+        total += _settle(p, keys_p, order_p, keys_q, held, ahead, in_doubt, 1, signs)
+        total += _settle(q, keys_q, order_q, keys_p, held[::-1], ahead, in_doubt, -1, signs_q)
+    return total
 
 
 @part
@@ -90,16 +108,16 @@ def _add(bins: Array, held: Array) -> None:
 
 
 @part
-def _decide(held: Array, sign_of: Array) -> bool:
-    """The signs of what each bin holds, of both sides; whether one is open."""
-    ahead, is_open = 0, False  # so many more of p lie above
+def _decide(held: Array, ahead: Array, sign_of: Array) -> None:
+    """Write how many more of p than of q lie above each bin, and the signs of what it holds, of both sides."""
+    more = 0
     for k in range(held.shape[1] - 1, -1, -1):
-        ours, theirs = held[0, k], held[1, k]
-        sign = 1.0 if ahead >= theirs else -1.0 if ahead + ours <= 0 else _OPEN
+        ahead[k] = more
+        more += held[0, k] - held[1, k]
+    for k in range(len(ahead)):  # no branch: which way it goes nobody can tell
+        above, below = ahead[k] >= held[1, k], ahead[k] + held[0, k] <= 0
+        sign = np.float32(above) - np.float32(below & (not above))
         sign_of[0, k], sign_of[1, k] = sign, -sign
-        is_open |= sign == _OPEN
-        ahead += ours - theirs
-    return is_open
 
 
 @part_in_any_order
@@ -114,8 +132,8 @@ def _look_up(bins: Array, sign_of: Array, masses: Array, signs: Array) -> float:
 
 
 @part
-def _in_doubt(signs: Array) -> Array:
-    """int32, the columns that have no sign."""
+def _open(signs: Array) -> Array:
+    """int32, those that have no sign."""
     found, count, whole = np.empty(len(signs), np.int32), 0, len(signs) // _AT_ONCE * _AT_ONCE
     for start in range(0, whole, _AT_ONCE):
         some = np.int32(0)
@@ -142,6 +160,9 @@ def _descending(bits: Array, columns: Array, high: int) -> tuple[Array, Array]:
     keys, order = np.empty(len(columns), bits.dtype), columns
     for k in range(len(columns)):
         keys[k] = high - max(bits[columns[k]], 0)  # of a zero without a sign
+    if len(keys) <= _FEW:
+        _insert(keys, order)
+        return keys, order
     starts, digit = np.empty((1 << _DIGIT) + 1, np.int32), 0
     other_keys, other_order = np.empty_like(keys), np.empty_like(order)
     while digit < 63 and (high >> digit) > 0:
@@ -160,8 +181,27 @@ def _descending(bits: Array, columns: Array, high: int) -> tuple[Array, Array]:
 
 
 @part
+def _insert(keys: Array, order: Array) -> None:
+    """Put keys in order, and with them the columns: one after the other, which is the fastest for a few."""
+    for k in range(1, len(keys)):
+        key, column, at = keys[k], order[k], k
+        while at > 0 and keys[at - 1] > key:
+            keys[at], order[at] = keys[at - 1], order[at - 1]
+            at -= 1
+        keys[at], order[at] = key, column
+
+
+@part
 def _settle(
-    masses: Array, keys: Array, order: Array, other_keys: Array, held: Array, sign_of: Array, signs: Array
+    masses: Array,
+    keys: Array,
+    order: Array,
+    other_keys: Array,
+    held: Array,
+    ahead: Array,
+    in_doubt: Array,
+    way: int,
+    signs: Array,
 ) -> float:
     """Give a side's masses in doubt their signs; the sum of both's products.
 
@@ -170,22 +210,22 @@ def _settle(
         keys, order: of those in doubt, see :func:`_descending`.
         other_keys: the other side's.
         held: masses of each bin, of this side and of the other.
-        sign_of: what is known of each bin.
+        ahead: so many more of p lie above each bin.
+        in_doubt: bins without a sign.
+        way: 1 for p, -1 for q.
         signs: of the row, written.
     """
-    total, ahead, first, first_other = 0.0, 0, 0, 0
-    for k in range(held.shape[1] - 1, -1, -1):
+    total, first, first_other = 0.0, 0, 0
+    for k in in_doubt[::-1]:
         ours, others = held[0, k], held[1, k]
-        if sign_of[k] == _OPEN:
-            for place in range(ours):
-                rank = ahead + place  # among the other side's of this bin
-                sign = 1.0 if rank >= others else -1.0
-                if 0 <= rank < others:
-                    key, other = keys[first + place], other_keys[first_other + rank]
-                    sign = 1.0 if other > key else -1.0 if other < key else 0.0
-                column = order[first + place]
-                signs[column] = sign
-                total += sign * np.float64(masses[column])
-            first, first_other = first + ours, first_other + others
-        ahead += ours - others
+        for place in range(ours):
+            rank = way * ahead[k] + place  # among the other side's of this bin
+            sign = 1.0 if rank >= others else -1.0
+            if 0 <= rank < others:
+                key, other = keys[first + place], other_keys[first_other + rank]
+                sign = 1.0 if other > key else -1.0 if other < key else 0.0
+            column = order[first + place]
+            signs[column] = sign
+            total += sign * np.float64(masses[column])
+        first, first_other = first + ours, first_other + others
     return total

@@ -18,6 +18,7 @@ import harness
 from harness import api, cli, verbs
 from harness.base.errors import HarnessError
 from tests.conftest import Command
+from tests.harness.broken import replace_loss
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_failures_are_rows_and_not_exceptions(
 ) -> None:
     from methods.uld import ULD
 
-    monkeypatch.setattr(ULD, "loss", lambda self, chunk: 1 / 0)
+    replace_loss(monkeypatch, ULD, lambda self, chunk: 1 / 0)
     run = api.run(api.load_recipe(recipe_file, tasks=["dolly"]), runs=tmp_path)
     assert [failure.reason.partition(" (")[0] for failure in run.failures] == ["ZeroDivisionError: division by zero"]
     assert api.open_run(run.folder).failures == run.failures

@@ -95,6 +95,9 @@ PLACES = [
     Place("self.soft_cap * torch.tanh(logits / self.soft_cap)", "torch.tanh(logits / self.soft_cap)", ALL),
     # losses
     Place("value = -softmax.log_probs_at(rows", "value = softmax.log_probs_at(rows", ALL),
+    Place("gradient[target] -= np.float32(total)", "gradient[target] += np.float32(total)", ALL),
+    Place("found[row, 0] = lse[row] - logits", "found[row, 0] = lse[row] + logits", ALL),
+    Place("r = x * _TWOS - n", "r = x * _TWOS + n", ALL),
     Place("return temperature**2 * value, gradient", "return temperature * value, gradient", CELL,
           methods=SAME | {"one_to_one"}),
     Place('"forward" if self._released else "reverse"', '"forward" if self._released else "forward"', CELL,
@@ -114,8 +117,8 @@ PLACES = [
           methods={"uld", "gold", "sampled"}),
     Place("self._realised.clamp_min(LOG_FLOOR).mul_(", "self._realised.mul_(", CELL,
           methods={"uld", "gold", "sampled"}),
-    Place("sign = 1.0 if ahead >= theirs else", "sign = 1.0 if ahead > theirs else", CELL,
-          methods={"uld", "gold", "sampled"}),
+    Place("ahead[k] >= held[1, k]", "ahead[k] > held[1, k]", CELL, methods={"uld", "gold", "sampled"}),
+    Place("gradient[k] - total * probs[k]", "gradient[k] + total * probs[k]", CELL, methods={"uld", "gold", "sampled"}),
     Place("row[columns[column]] += given[column]", "row[columns[column]] -= given[column]", CELL,
           methods={"uld", "gold", "sampled"}),
     # prompts

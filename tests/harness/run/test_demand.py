@@ -13,6 +13,7 @@ import pytest
 from harness.results.kept import REBUILT, REBUILT_NOTE
 from methods.uld import ULD
 from tests.conftest import Done
+from tests.harness.broken import replace_loss
 from tests.harness.run.place import Place
 
 
@@ -101,7 +102,7 @@ def test_damaged_answers_are_generated_again_when_scores_are_missing(place: Plac
 def test_a_failing_method_is_a_row_and_is_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["methods=[sft,uld]", "method_options.uld.kd_weight=0.6"]
     with monkeypatch.context() as patch:
-        patch.setattr(ULD, "loss", lambda self, chunk: 1 / 0)
+        replace_loss(patch, ULD, lambda self, chunk: 1 / 0)
         done = place.run(*asked)
     assert done.code == 1
     table = place.table(done)
@@ -126,7 +127,7 @@ def test_a_failure_may_say_anything(place: Place, monkeypatch: pytest.MonkeyPatc
     def loss(self: ULD, chunk: Any) -> Any:
         raise RuntimeError("[/tmp/x] shape [batch, length]\nsecond line | pipe")
 
-    monkeypatch.setattr(ULD, "loss", loss)
+    replace_loss(monkeypatch, ULD, loss)
     done = place.run("methods=[uld]", "method_options.uld.kd_weight=0.61")
     assert done.code == 1
     assert "[/tmp/x] shape [batch, length]" in done.out

@@ -16,6 +16,7 @@ from harness.training.traces import Tracer
 from methods.base import AlignedChunk, LossSums
 from methods.mined import MinED
 from methods.uld import ULD
+from tests.harness.broken import replace_loss
 from tests.harness.run.place import Place
 
 
@@ -33,7 +34,7 @@ def test_a_training_is_not_lost_over_its_traces(place: Place, monkeypatch: pytes
 
 def test_a_training_that_diverges_is_a_failure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken model still answers something, and gets a score that looks like one."""
-    monkeypatch.setattr(ULD, "loss", lambda self, chunk: LossSums(kd=chunk.student.logits.sum() * float("nan")))
+    replace_loss(monkeypatch, ULD, lambda self, chunk: LossSums(kd=chunk.student.logits.sum() * float("nan")))
     done = place.run("methods=[uld]", "method_options.uld.kd_weight=0.63")
     assert done.code == 1
     assert place.table(done)["uld"]["dolly.rouge_l.status"] == "failed"
@@ -53,8 +54,8 @@ def test_a_row_that_does_not_fit_into_memory_says_so_and_the_others_go_on(
 
         return loss
 
-    monkeypatch.setattr(ULD, "loss", within(0, ULD.loss))
-    monkeypatch.setattr(MinED, "loss", within(12, MinED.loss))
+    replace_loss(monkeypatch, ULD, within(0, ULD.loss))
+    replace_loss(monkeypatch, MinED, within(12, MinED.loss))
     weights = [f"method_options.{name}.kd_weight=0.63" for name in ("uld", "mined")]
     done = place.run("methods=[uld,mined]", "seeds=[7]", "evaluation.bits_per_byte=false", *weights)
     assert done.code == 1

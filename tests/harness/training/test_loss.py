@@ -258,7 +258,7 @@ def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     large = [151_936, 32_064]
     assert chunk_rows(7, 1e9, [50_000], gpu) == 7
-    assert chunk_rows("auto", 4e3, [400], cpu) == 256
+    assert chunk_rows("auto", 4e3, [400], cpu) == 1024
     assert chunk_rows("auto", 1e6, [49_152, 262_144], cpu) == 107  # 128 MiB / (4 bytes * 311,296)
     assert chunk_rows("auto", 1e6, [2_000_000], cpu) == 32
     assert chunk_rows("auto", 1e7, large, cpu) == 103  # 0.96 GiB / 10 MB

@@ -21,8 +21,9 @@ if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRE
 from methods.base import Members, Method
 from methods.fkd import FKD
 from methods.gold import GOLD
-from methods.library import comparison, kernels
+from methods.library import comparison
 from methods.library.closed_form import cross_entropy
+from methods.library.compared import Columns
 from methods.library.counted import counted_l1_parts
 from methods.library.divergences import generalized_jsd_parts
 from methods.library.merging import LOG_FLOOR, Merge, Merged, kept_members
@@ -56,11 +57,12 @@ def test_log_sum_exp(columns: int, dtype: torch.dtype) -> None:
 def test_cross_entropy(dtype: torch.dtype) -> None:
     made, targets = logits(6, 150, 0, dtype), torch.tensor([3, -100, 149, 0, 64, -100])
     scale = torch.tensor(0.25)
-    value, norm, upstream = comparison.cross_entropy(made, targets, scale, comparison.log_sum_exp(made))
+    value, norm, upstream, lse = comparison.cross_entropy(made, targets, scale)
     wanted = cross_entropy(made.double(), targets, scale.double())
     torch.testing.assert_close(value.double(), wanted[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(norm.double(), wanted[1], rtol=1e-6, atol=1e-6)
     assert upstream.dtype == dtype
+    assert torch.equal(lse, comparison.log_sum_exp(made))
     torch.testing.assert_close(upstream.double(), wanted[2], **tolerance(dtype))
 
 
@@ -130,8 +132,8 @@ def test_comparison(
         columns[::2] = torch.randperm(150, generator=torch.Generator().manual_seed(5))[:45]
     upstream = logits(len(student.logits), 150, 9, torch.float32).to(dtype)
     before = upstream.clone()
-    raw = [kernels.Raw(*side[:4], comparison.log_sum_exp(side.logits)) for side in (student, teacher)]
-    found = kernels.compare_into(comparison, *raw, groups, how, shared(columns, hybrid), upstream, 0.5, exact)
+    lse = comparison.log_sum_exp(student.logits)
+    found = comparison.compare_into(student, teacher, lse, groups, how, shared(columns, hybrid), upstream, 0.5, exact)
     value, gradient, bound, covered = plainly(student, teacher, groups, how, columns, hybrid or 0.0, exact)
     assert float(found.value) == pytest.approx(float(value), rel=1e-5, abs=1e-6)
     assert float(found.bound) == pytest.approx(float(bound), rel=1e-3, abs=1e-6)
@@ -143,11 +145,7 @@ def test_comparison(
 def shared(columns: Tensor | None, beta: float | None) -> comparison.Hybrid | None:
     if columns is None or beta is None:
         return None
-    partner = torch.full((150,), -1, dtype=torch.int32)
-    (matched,) = (columns >= 0).nonzero(as_tuple=True)
-    partner[columns[matched]] = matched.int()
-    rest = 150 - len(matched), len(columns) - len(matched)
-    return comparison.Hybrid(partner, columns.int(), rest, (0.6, 0.4), beta)
+    return comparison.hybrid_of(Columns.of(columns, 150, len(columns)), (0.6, 0.4), beta)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +171,10 @@ def test_distances_of_all_shapes(columns_s: int, columns_t: int, spread: float, 
     student, teacher = logits(4, columns_s, 0, torch.float32, spread), logits(4, columns_t, 1, torch.float32, spread)
     if columns_s == columns_t:
         student = teacher
-    sides = [kernels.Raw(z, torch.arange(4), torch.arange(4), torch.zeros(4, dtype=torch.int64),
-                         comparison.log_sum_exp(z)) for z in (student, teacher)]  # fmt: skip
-    upstream = torch.zeros(4, columns_s)
-    found = kernels.compare_into(comparison, *sides, 4, "bayesian", None, upstream, 1.0, exact)
+    alone = torch.arange(4)
+    sides = (Members(z, alone, alone, torch.zeros_like(alone), True) for z in (student, teacher))
+    upstream, lse = torch.zeros(4, columns_s), comparison.log_sum_exp(student)
+    found = comparison.compare_into(*sides, lse, 4, "bayesian", None, upstream, 1.0, exact)
     p, q = (side.double().softmax(-1).float() for side in (student, teacher))
     distance, signs, bound = counted_l1_parts(p, q, exact)
     assert float(found.value) == pytest.approx(float(distance.double().sum()), abs=2e-5)
@@ -192,7 +190,7 @@ def test_rows_that_are_counted_again_stand_beside_rows_that_are_not() -> None:
     student[1, :3], teacher[1, :3] = torch.tensor([1.0, 1 + 2e-6, 0.9]), torch.tensor([1 + 1e-6, 1 - 1e-6, 0.9])
     student[2, :3], teacher[2, :3] = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 2.0, 4.0])
     alone = torch.arange(3)
-    sides = [kernels.Raw(z, alone, alone, torch.zeros_like(alone), comparison.log_sum_exp(z))
+    sides = [comparison.Raw(z, alone, alone, torch.zeros_like(alone), comparison.log_sum_exp(z))
              for z in (student, teacher)]  # fmt: skip
     made = comparison.GroupComparison(*comparison.keep(*sides, 3, "bayesian"), exact=True)
     assert (made.slots[:, 0, 0] >= 0).tolist() == [False, True, False]

@@ -1,0 +1,47 @@
+"""What all losses do with rows of logits on a CPU, by loops that numba compiles: as Triton's kernels (comparison.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.library.cpu_loops import in_threads
+
+
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """float32 [rows], of logits float32 [rows, columns]."""
+    from methods.library import rows_numba  # compiles, which `harness plan` need not wait for
+
+    lse = logits.new_empty(len(logits))
+    given, made = logits.numpy(), lse.numpy()
+    in_threads(len(logits), logits.shape[1], lambda part: rows_numba.log_sum_exp(given[part], made[part]))
+    return lse
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """float32 [rows], in nats, of the distributions that logits stand for."""
+    log_probs = logits.log_softmax(-1)
+    return -log_probs.exp().mul_(log_probs).sum(-1)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As closed_form.cross_entropy, with :func:`log_sum_exp` last.
+
+    Args:
+        logits: float32 [rows, vocabulary].
+        targets: int64 [rows], -100 where a row has none.
+        scale: scalar.
+    """
+    from methods.library import rows_numba  # as above
+
+    upstream, lse = torch.empty_like(logits), logits.new_empty(len(logits))
+    sums, share = torch.empty(len(logits), 2, dtype=torch.float64), float(scale)
+    given = [each.numpy() for each in (logits, targets, upstream, lse, sums)]
+
+    def of(part: slice) -> None:
+        z, chosen, gradient, total, found = (each[part] for each in given)
+        rows_numba.cross_entropy(z, chosen, share, gradient, total, found)
+
+    in_threads(len(logits), logits.shape[1], of)
+    value, norm = sums.sum(0).to(logits.dtype)
+    return value, norm, upstream, lse
