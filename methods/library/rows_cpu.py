@@ -1,4 +1,4 @@
-"""What all losses do with rows of logits on a CPU, by loops that numba compiles: as Triton's kernels (comparison.py)."""
+"""What all losses do with rows of logits on a CPU, in loops that numba compiles: as Triton kernels (comparison.py)."""
 
 from __future__ import annotations
 
