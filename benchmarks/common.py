@@ -13,6 +13,7 @@ import random
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -234,11 +235,16 @@ def cost(call: Callable[[], Any], device: str, budget: float = 10.0, most: int =
 
 
 class Place:
-    """Where a measurement runs: on a GPU in this process, on the CPU in a fresh one, whose peak memory is its own."""
+    """Where a measurement runs: on a GPU in this process, on the CPU in a fresh one, whose peak memory is its own.
+
+    Such processes find the loops that an earlier one compiled.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
         if device == "cpu":
+            self.loops = tempfile.TemporaryDirectory()
+            os.environ.setdefault("NUMBA_CACHE_DIR", self.loops.name)
             self.context = multiprocessing.get_context("forkserver")
             self.context.set_forkserver_preload(["harness.training.trainer", "trl.experimental.gold.gold_trainer"])
 

@@ -64,7 +64,7 @@ from harness.training.objective import LossParts, Objective
 from methods.base import Members, Method, registered
 from methods.base import Rows as RowKind
 from methods.gold import GOLDOptions
-from methods.library import columns, kernels
+from methods.library import columns, comparison_cpu, kernels, rows_cpu
 from methods.library.alignment import pair_positions
 from methods.library.maps import UNMAPPED, exact_map
 from methods.library.merging import Merged
@@ -450,7 +450,7 @@ def measure(setting: Setting, name: str, profiled: bool = False) -> dict[str, An
         step = our_step(inputs, methods, COMPILED in name)
         kernels.enabled = PLAIN not in name
         if setting.device == "cpu":
-            compile_loops()
+            load_loops()
     found: list[Any] = []
     spent: Cost = cost(lambda: found.append(step()) or found.clear(), setting.device, setting.budget)
     if name not in PEERS:
@@ -471,11 +471,14 @@ def measure(setting: Setting, name: str, profiled: bool = False) -> dict[str, An
     }
 
 
-def compile_loops() -> None:
-    """Have numba compile what losses run on a CPU: its compiler's memory is a process's, not a loss's."""
+def load_loops() -> None:
+    """Have numba load what losses run on a CPU: its memory is a process's, not a loss's."""
     some, first = torch.rand(2, 8), torch.arange(2)
     compare_ranks(some, some)
     columns.add(some, first, first, columns.take(some, first, first))
+    *_, upstream, lse = rows_cpu.cross_entropy(some, first, torch.tensor(1.0))
+    rows = Members(some, first, first, first, True)
+    comparison_cpu.compare_into(rows, rows, lse, 2, "bayesian", None, upstream, 1.0)
 
 
 def profile(step: Callable[[], Any], device: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from methods.library.jit import Array, Real, compiled, part, part_in_any_order
 from methods.library.merging import LOG_FLOOR
 from methods.library.ranks_numba import compare_row, space_of_rows
-from methods.library.rows_numba import BLOCK, ONE, exponentials, largest, log_sum_exp_of, scale_by
+from methods.library.rows_numba import BLOCK, ONE, exponentials, largest, log_sum_exp, scale_by
 
 _FLOOR, _LEAST = np.float32(LOG_FLOOR), np.float32(math.exp(LOG_FLOOR))
 _SIDE = "Tuple((T[:, ::1], T[::1], i8[::1], i8[::1], i8[::1]))"
@@ -63,7 +63,7 @@ def compare(
         other_kept = other_start if keeps_first else other_stop - 1
         for member in range(other_start, other_stop):
             if member != other_kept:
-                other_lse[other_rows[member]] = log_sum_exp_of(other_logits[other_rows[member]], reference, powers)
+                other_lse[other_rows[member]] = log_sum_exp(other_logits[other_rows[member]], reference, powers)
         joint, row = _joint(ours, start, stop, kept), rows[kept]
         other_joint, other_z = _joint(theirs, other_start, other_stop, other_kept), other_logits[other_rows[other_kept]]
         value, covered, passed = _compare_rows(

@@ -8,16 +8,6 @@ from torch import Tensor
 from methods.library.cpu_loops import in_threads
 
 
-def log_sum_exp(logits: Tensor) -> Tensor:
-    """float32 [rows], of logits float32 [rows, columns]."""
-    from methods.library import rows_numba  # compiles, which `harness plan` need not wait for
-
-    lse = logits.new_empty(len(logits))
-    given, made = logits.numpy(), lse.numpy()
-    in_threads(len(logits), logits.shape[1], lambda part: rows_numba.log_sum_exp(given[part], made[part]))
-    return lse
-
-
 def entropy(logits: Tensor) -> Tensor:
     """float32 [rows], in nats, of the distributions that logits stand for."""
     log_probs = logits.log_softmax(-1)
@@ -25,14 +15,14 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As closed_form.cross_entropy, with :func:`log_sum_exp` last.
+    """As closed_form.cross_entropy, with the log of the sum of each row's exponentials last, float32 [rows].
 
     Args:
         logits: float32 [rows, vocabulary].
         targets: int64 [rows], -100 where a row has none.
         scale: scalar.
     """
-    from methods.library import rows_numba  # as above
+    from methods.library import rows_numba  # compiles, which `harness plan` need not wait for
 
     upstream, lse = torch.empty_like(logits), logits.new_empty(len(logits))
     sums, share = torch.empty(len(logits), 2, dtype=torch.float64), float(scale)

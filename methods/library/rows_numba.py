@@ -27,14 +27,6 @@ BLOCK = 2048
 """Entries that are handled at once: what is made of them stays in the first cache."""
 
 
-@compiled("void(T[:, ::1], T[::1])")
-def log_sum_exp(logits: Array, lse: Array) -> None:
-    """Write the log of the sum of each row's exponentials."""
-    made, powers = np.empty(logits.shape[1], np.float32), np.empty(BLOCK, np.int32)
-    for row in range(len(logits)):
-        lse[row] = log_sum_exp_of(logits[row], made, powers)
-
-
 @compiled("void(T[:, ::1], i8[::1], f8, T[:, ::1], T[::1], f8[:, ::1])")
 def cross_entropy(logits: Array, targets: Array, scale: float, upstream: Array, lse: Array, found: Array) -> None:
     """Write each row's cross-entropy with the squared norm of its gradient, and the gradient times ``scale``.
@@ -42,7 +34,7 @@ def cross_entropy(logits: Array, targets: Array, scale: float, upstream: Array, 
     Args:
         targets: below 0 where a row has none.
         upstream: [rows, vocabulary], written.
-        lse: as :func:`log_sum_exp` writes it.
+        lse: [rows], written.
         found: [rows, 2], written.
     """
     powers = np.empty(BLOCK, np.int32)
@@ -63,7 +55,7 @@ def cross_entropy(logits: Array, targets: Array, scale: float, upstream: Array, 
 
 
 @part
-def log_sum_exp_of(logits: Array, made: Array, powers: Array) -> Real:
+def log_sum_exp(logits: Array, made: Array, powers: Array) -> Real:
     """Of a row.
 
     Args:

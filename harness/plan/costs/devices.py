@@ -30,7 +30,7 @@ CE_TRAFFIC = 8.0
 KERNEL_TRAFFIC = 15.0
 KD_TRAFFIC = 60.0
 COUNTED_TRAFFIC = 25.0
-RECOUNTED_TRAFFIC = 75.0
+RECOUNTED_TRAFFIC = 55.0
 SORT_TRAFFIC = 240.0
 """The same for a logit of a distillation term that takes softmaxes, by kernels and without; of one that counts masses,
 once or again by all their bits; and of one that sorts.

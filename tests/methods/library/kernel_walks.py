@@ -1,4 +1,4 @@
-"""The trainer's walk over chunks with Triton's kernels beside the same without, in Triton's interpreter."""
+"""The trainer's walk over chunks with Triton's kernels beside the same by torch, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from methods.base import Method
-from methods.library import kernels
+from methods.library import cpu_loops, kernels
 from tests.harness.training.test_loss import walked
 from tests.methods import contract
 
@@ -24,7 +24,9 @@ def compare_walks(
     """
     made = contract.bench(method, dtype=torch.float32)
     walk, rows, weights = walked(made)
-    plain, (of_rows, of_weight) = walk.run(rows, weights, [True, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_loops, "enabled", False)
+        plain, (of_rows, of_weight) = walk.run(rows, weights, [True, True])
     monkeypatch.setattr(kernels, "_fit", lambda logits: logits.dtype in (torch.float32, torch.bfloat16))
     with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
         parts, (kernel_rows, kernel_weight) = walk.run(rows, weights, [True, True])

@@ -334,7 +334,8 @@ LOSSES = {
 def test_seconds_of_losses_are_near_those_of_a_measured_run(name: str) -> None:
     """By the run's own operations, rows and vocabularies; the same-tokenizer teacher's is the student's.
 
-    A host that launches too slowly for its GPU, as MinED's did, is not in it.
+    A host that launches too slowly for its GPU, as MinED's and strict 1:1's do, is not in it: then kernels' seconds are
+    what is reckoned.
     """
     (row,) = (each for each in results("gpu-h200.json")["methods"] if each["name"] == name)
     method, rows = LOSSES[name], row["student_tokens"]
@@ -345,7 +346,7 @@ def test_seconds_of_losses_are_near_those_of_a_measured_run(name: str) -> None:
         traffic += kd_traffic(method) * (rows * 151_936 + theirs[1] * width)
         cpu = rows * method.align_seconds * method.aligns_on_device  # others were aligned before
     found = Cost(flops=row["flops"], traffic=traffic, cpu=cpu).seconds(H200)
-    assert 0.6 < found / row["seconds"] < 1.5
+    assert 0.7 * row.get("kernel_seconds", row["seconds"]) < found < 1.4 * row["seconds"]
 
 
 @pytest.mark.parametrize("name", ["slots", "slots, auto", "slots, float32", "sampled, slots"])
