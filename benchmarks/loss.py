@@ -50,7 +50,7 @@ from common import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.base.device import chunk_room, keep_freed_memory, rows_in
+from harness.base.device import chunk_room, chunk_rows, keep_freed_memory, rows_in
 from harness.data.batches import Collator
 from harness.data.chunk_memory import row_bytes
 from harness.data.rows import Example
@@ -308,14 +308,15 @@ def our_training(
 
 
 def _chunk_rows(setting: Setting, terms: Sequence[Term]) -> int:
-    """The setting's, or as many as ``train.chunk_rows: auto`` would take on a GPU at most."""
-    on = torch.device(setting.device)
-    if on.type != "cuda":
-        return setting.chunk_rows
+    """The setting's, or as many as ``train.chunk_rows: auto`` would take, on a GPU at most."""
+    on, head = torch.device(setting.device), 4 * setting.student_size * setting.student_width
     widths = {"same": setting.student_size, "cross": setting.teacher_size}
     taught = [(term.method, float(widths[term.teacher])) for term in terms]
-    a_row = row_bytes(setting.student_size, taught, setting.dtype.itemsize, kernels.run_on(on))
-    return min(setting.chunk_rows, rows_in(chunk_room(4 * setting.student_size * setting.student_width), a_row))
+    a_row = row_bytes(setting.student_size, taught, setting.dtype.itemsize, kernels.works_on(on, setting.dtype))
+    if on.type == "cuda":
+        return min(setting.chunk_rows, rows_in(chunk_room(head), a_row))
+    columns_of = [setting.student_size, *(widths[term.teacher] for term in terms)]
+    return min(setting.chunk_rows, chunk_rows("auto", a_row, columns_of, on, head))
 
 
 def _rows(examples: Sequence[TokenizedExample], hidden: Tensor, role: str) -> dict[str, Tensor]:
@@ -581,7 +582,7 @@ _H100 = {"tokens": 3996, "length": 500, "student_size": 151_936, "teacher_size":
 _WIDTHS = {"student_width": 896, "teacher_width": 3072}
 PRESETS = {
     "cpu": Preset(
-        # as many rows as train.chunk_rows: auto takes on a CPU for these vocabularies
+        # rows whose logits are 128 MiB, which train.chunk_rows: auto takes on a CPU where a loss has room for so many
         {"tokens": 512, "length": 128, "student_size": 20_000, "teacher_size": 16_000, "chunk_rows": 932}
         | {"student_width": 128, "teacher_width": 256},
         tokens=(64, 256, 1024),
@@ -764,7 +765,7 @@ class Bench:
         other = max((row["teacher_tokens"].get("cross", 0) for row in done), default=0)
         print(
             f"{tokens:,} student and {other:,} teacher response tokens, vocabularies {setting.student_size:,} and "
-            f"{setting.teacher_size:,}, widths {setting.student_width} and {setting.teacher_width}, chunks of "
+            f"{setting.teacher_size:,}, widths {setting.student_width} and {setting.teacher_width}, chunks of at most "
             f"{setting.chunk_rows} rows; forward, backward, heads and all gradients\n"
         )
         base = rows.get("cross-entropy", {}).get("seconds")

@@ -184,13 +184,15 @@ def walked(inputs: Inputs, *methods: Method) -> Walked:
     for method in methods:
         role = ROLE_OF_KIND[method.teacher]
         into = method.held_into if Need.HIDDEN in method.needs else None  # such a loss has no kernels of its own
-        by_torch = cast(Method, SimpleNamespace(held=method.held, held_into=into, needs=method.needs))
+        by_loops = method.held_by_loops
+        promises = SimpleNamespace(held=method.held, held_into=into, held_by_loops=by_loops, needs=method.needs)
+        by_torch = cast(Method, promises)
         terms.append((by_torch, columns[role] * inputs.tokens[role] / inputs.tokens[STUDENT]))
     return Walked(
         max(stop - start for start, stop in chunks),
         len(chunks),
         held.peak - 4 * setting.student_size * setting.student_width,
-        row_bytes(setting.student_size, terms, setting.dtype.itemsize, low),
+        row_bytes(setting.student_size, terms, setting.dtype.itemsize, "kernels" if low else "loops"),
     )
 
 

@@ -88,6 +88,10 @@ class DSKD(Method[DSKDOptions]):
         return Held(0.5, 0.5)
 
     @property
+    def held_by_loops(self) -> Held | None:
+        return self.held_into
+
+    @property
     def own_learning_rate(self) -> float | None:
         return self.options.projector_learning_rate
 

@@ -134,6 +134,11 @@ class GOLD(Method[GOLDOptions]):
         return Held(0, 0, options.bytes_of_counts) if plain else None
 
     @property
+    def held_by_loops(self) -> Held | None:
+        has_loops = self.held_into is not None and self.options.sort in ("auto", "exact") and self.options.beta == 0
+        return Held(0, 0) if has_loops else None
+
+    @property
     def rows(self) -> Rows:
         return Rows.AFTER if self.options.merge == "observed" else Rows.PREDICTING
 

@@ -74,6 +74,10 @@ class ULD(Method[ULDOptions]):
         plain = self.options.temperatures == (1.0, 1.0) and self.options.merge in ("bayesian", "observed")
         return Held(0, 0, self.options.bytes_of_counts) if plain and self.options.sorts_by_kernels else None
 
+    @property
+    def held_by_loops(self) -> Held | None:
+        return Held(0, 0) if self.held_into is not None and self.options.sort in ("auto", "exact") else None
+
     def align(self, response: AlignedResponse) -> Groups:
         if self.options.pairing == "bytes":
             return group_bytes(response.student_ends, response.teacher_ends)

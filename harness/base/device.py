@@ -57,7 +57,8 @@ def chunk_rows(
 
     ``auto`` takes as many as :func:`chunk_room` holds, and on a GPU a quarter of the free memory: more rows make no
     product faster. On a CPU the logits of all models together get 128 MiB, between 32 and 1024 rows: fewer would
-    read the heads' weights too often, and more make no product faster there either.
+    read the heads' weights too often, and more make no product faster there either. Where a loss has no room for
+    so many, fewer, but 8 at least.
 
     Args:
         wanted: a recipe's ``chunk_rows``.

@@ -5,45 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from methods.base import Held, Method, Need
+from methods.library.kernels import By
 
 _CROSS_ENTROPY = Held(1.5, 0)  # by torch: log-probabilities, which become the gradient, and that for the head's product
 _ENTROPY = 2  # matrices of either side, for the entropies that some methods align by
 
 
-def row_bytes(
-    vocabulary: int, terms: Sequence[tuple[Method, float]], itemsize: int, by_kernels: bool, all_torch: bool = False
-) -> float:
+def row_bytes(vocabulary: int, terms: Sequence[tuple[Method, float]], itemsize: int, by: By) -> float:
     """Bytes that a chunk holds at its peak for each row of the student's.
 
     Args:
         vocabulary: columns of the student's logits.
         terms: methods, each with the columns of its teacher's logits times the teacher's rows to one of the student's.
         itemsize: bytes of a logit as heads give it.
-        by_kernels: whether there are kernels for the logits, of which the cross-entropy's is the first.
-        all_torch: whether methods are counted without kernels of theirs: those of a CPU do not take all options.
+        by: what works on the logits; kernels, and a CPU's loops, begin with the cross-entropy.
     """
+    begins = by != "torch"
     low = itemsize < 4
     given = (itemsize + 4 * low) * vocabulary  # logits as they are, and as losses by torch take them
     held = 0.0
-    most = float(2 * itemsize * vocabulary if by_kernels else given + _bytes(_CROSS_ENTROPY, vocabulary, 0))
+    most = float(2 * itemsize * vocabulary if begins else given + _bytes(_CROSS_ENTROPY, vocabulary, 0))
     for method, columns in terms:
-        into = method.held_into if by_kernels and not all_torch else None
+        into = {"kernels": method.held_into, "loops": method.held_by_loops, "torch": None}[by]
         if Need.ROW_SCALARS in method.needs:  # behind the cross-entropy, or of either side before it: no term waits
             ours, theirs = 4 * method.held.student * vocabulary, (itemsize + 4 * method.held.teacher) * columns
-            begun = 2 * itemsize * vocabulary if by_kernels else given + 4 * vocabulary
+            begun = 2 * itemsize * vocabulary if begins else given + 4 * vocabulary
             most = max(most, theirs, held + begun + ours)
             continue
-        begun = (2 * itemsize if by_kernels else itemsize) * vocabulary  # the gradient of the cross-entropy is there
+        begun = (2 * itemsize if begins else itemsize) * vocabulary  # the gradient of the cross-entropy is there
         if into is not None:
             peak = begun + itemsize * columns + _bytes(into, vocabulary, columns)
         else:
             peak = begun + 4 * low * vocabulary + (itemsize + 4 * low) * columns
             peak += _bytes(method.held, vocabulary, columns)
         most = max(most, held + peak)
-        if not by_kernels:  # gradients of terms wait for that of the cross-entropy
+        if not begins:  # gradients of terms wait for that of the cross-entropy
             held += 4 * vocabulary
             most = max(most, held + given + _bytes(_CROSS_ENTROPY, vocabulary, 0))
-        if Need.ENTROPY in method.needs and (all_torch or not by_kernels):
+        if Need.ENTROPY in method.needs and by != "kernels":
             most = max(most, (itemsize + 4 * low + 4 * _ENTROPY) * max(vocabulary, columns))
     return most
 

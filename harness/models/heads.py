@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.base.errors import HarnessError
+from methods.library.closed_form import entropy
 from methods.library.kernels import kernels_for
 
 if TYPE_CHECKING:
@@ -188,11 +189,7 @@ def entropies(head: Head, rows: Tensor, chunk_rows: int) -> Tensor:
     for start in range(0, len(rows), chunk_rows):
         logits = head.logits(rows[start : start + chunk_rows])
         kernels = kernels_for(logits)
-        if kernels is not None:
-            found.append(kernels.entropy(logits))
-            continue
-        log_probs = widened(logits).log_softmax(-1)
-        found.append(-log_probs.exp().mul_(log_probs).sum(-1))
+        found.append(entropy(widened(logits)) if kernels is None else kernels.entropy(logits))
     return torch.cat(found).double()
 
 

@@ -29,7 +29,7 @@ from harness.training.room import Room
 from harness.training.selection import bits_per_byte_of
 from harness.training.sharding import sharers
 from harness.training.trainer import train
-from methods.library.kernels import loops_run_on, run_on
+from methods.library.kernels import works_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,12 +150,11 @@ def _chunk_rows(
         for term in objective.terms
     ]
     dtype = torch.bfloat16 if compute_dtype(training.precision) == "bfloat16" else torch.float32
-    on_cpu = loops_run_on(on, dtype)
     # Gradients and the optimiser's two moments, of which each process that shares the weights has its part.
     later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return chunk_rows(
         training.chunk_rows,
-        row_bytes(head.shape[0], terms, dtype.itemsize, run_on(on) or on_cpu, all_torch=on_cpu),
+        row_bytes(head.shape[0], terms, dtype.itemsize, works_on(on, dtype)),
         [head.shape[0], *widths.values()],
         on,
         4 * head.numel() * head.requires_grad,

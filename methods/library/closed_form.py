@@ -149,6 +149,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tenso
     return value, norms.square().sum(), gradient.mul_((known * scale).unsqueeze(1))
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """[rows], in nats, of the distributions that logits [rows, vocabulary] stand for."""
+    log_probs = logits.log_softmax(-1)
+    return -log_probs.exp().mul_(log_probs).sum(-1)
+
+
 @torch.no_grad()
 def add_smoothing(logits: Tensor, targets: Tensor, gradient: Tensor, scale: Tensor) -> Tensor:
     """What smoothed targets (1 - ε) one-hot + ε / V add to the cross-entropy, for ε = 1: Σ (z_target - mean z).

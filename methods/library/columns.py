@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.library.cpu_loops import in_threads, run_on
+from methods.library.cpu_loops import in_threads, run_on, within
 
 
 def take(matrix: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
@@ -58,9 +58,8 @@ def add(matrix: Tensor, rows: Tensor | None, columns: Tensor | None, values: Ten
 
 
 def _known(numbers: Tensor | None, size: int) -> Tensor:
-    """The numbers, all where none are named: loops do not look whether they are within a matrix."""
+    """The numbers, all where none are named."""
     if numbers is None:
         return torch.arange(size)
-    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
-        raise IndexError(f"rows or columns {int(numbers.min())} to {int(numbers.max())} of a matrix that has {size}")
+    within(numbers, size, "rows or columns")
     return numbers

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from methods.library.chunk import Members
 from methods.library.compared import Columns, Sums
-from methods.library.cpu_loops import in_threads
+from methods.library.cpu_loops import in_threads, within
 from methods.library.maps import UNMAPPED
-from methods.library.merging import Merge, first_places
+from methods.library.merging import LOG_FLOOR, Merge, first_places
 from methods.library.ranks import bins_of, least_bits
 
 
@@ -90,7 +90,17 @@ def compare_into(
 
     def of(part: slice) -> None:
         comparison_numba.compare(
-            into, *sides, parts, weights, hybrid is None, how == "observed", scale, sort, sums[part], part.start
+            into,
+            *sides,
+            parts,
+            weights,
+            LOG_FLOOR,
+            hybrid is None,
+            how == "observed",
+            scale,
+            sort,
+            sums[part],
+            part.start,
         )
 
     in_threads(groups, sum(sizes), of)
@@ -99,6 +109,8 @@ def compare_into(
 
 
 def _of(side: Members, lse: Tensor, groups: int) -> tuple[object, ...]:
-    """A side as loops take it."""
+    """A side as loops take it, which do not look whether a row or a token is there."""
+    within(side.row, len(side.logits), "rows")
+    within(side.tokens.clamp_min(0), side.logits.shape[1], "tokens")
     starts = torch.cat([first_places(side.group, groups), side.group.new_tensor([side.group.numel()])])
     return tuple(each.contiguous().numpy() for each in (side.logits, lse, side.row, side.tokens, starts))

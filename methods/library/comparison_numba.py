@@ -1,6 +1,7 @@
 """What comparison_cpu.py does with groups of rows, compiled by numba: one row at a time, so that it stays in a cache.
 
-Rows are float32. Of a row with an entry that is no number, nothing is a number.
+Rows are float32. Of a row with an entry that is no number, nothing is a number. Nothing here looks whether it is within
+an array.
 """
 
 from __future__ import annotations
@@ -11,18 +12,16 @@ from typing import Any
 import numpy as np
 
 from methods.library.jit import Array, Real, compiled, part, part_in_any_order
-from methods.library.merging import LOG_FLOOR
 from methods.library.ranks_numba import compare_row, space_of_rows
-from methods.library.rows_numba import BLOCK, ONE, exponentials, largest, log_sum_exp, scale_by
+from methods.library.rows_numba import BLOCK, exponentials, largest, log_sum_exp, scale_by
 
-_FLOOR, _LEAST = np.float32(LOG_FLOOR), np.float32(math.exp(LOG_FLOOR))
 _SIDE = "Tuple((T[:, ::1], T[::1], i8[::1], i8[::1], i8[::1]))"
 """Logits, their log-sum-exps, and of groups: the row and the token of each member, and where each group's begin."""
 
 
 @compiled(
-    f"void(T[:, ::1], {_SIDE}, {_SIDE}, Tuple((T[::1], u4[::1], u4[::1], u4[::1])), UniTuple(f8, 2), b1, b1, f8, "
-    "UniTuple(i8, 2), f8[:, ::1], i8)"
+    f"void(T[:, ::1], {_SIDE}, {_SIDE}, Tuple((T[::1], u4[::1], u4[::1], u4[::1])), UniTuple(f8, 2), f8, b1, b1, "
+    "f8, UniTuple(i8, 2), f8[:, ::1], i8)"
 )
 def compare(
     upstream: Array,
@@ -30,6 +29,7 @@ def compare(
     theirs: tuple[Array, ...],
     columns: tuple[Array, ...],
     weights: tuple[float, float],
+    floor: float,
     all_by_rank: bool,
     keeps_first: bool,
     scale: float,
@@ -45,6 +45,7 @@ def compare(
             number of the teacher's columns where it has none; those that are compared by rank, of either side. Whole
             numbers without a sign, for which numba does not look whether they count from the end.
         weights: of what is compared one by one and by rank.
+        floor: see merging.py, ``LOG_FLOOR``.
         all_by_rank: in place of columns.
         keeps_first: whether a group keeps its first member's row, or its last one's.
         sort: the least bits and the bins, see ranks_numba.py.
@@ -55,7 +56,7 @@ def compare(
     logits, lse, rows, tokens, starts = ours
     other_logits, other_lse, other_rows, _, other_starts = theirs
     space = _space(logits.shape[1], other_logits.shape[1], columns, all_by_rank, sort[1])
-    probs, gradient, powers, reference = space[0], space[1], space[2], space[3]
+    made, gradient, powers, reference = space[0], space[1], space[2], space[3]
     for number in range(len(found) - 1, -1, -1):  # the last rows may be in a cache yet
         start, stop = starts[first + number], starts[first + number + 1]
         kept = start if keeps_first else stop - 1
@@ -64,16 +65,16 @@ def compare(
         for member in range(other_start, other_stop):
             if member != other_kept:
                 other_lse[other_rows[member]] = log_sum_exp(other_logits[other_rows[member]], reference, powers)
-        joint, row = _joint(ours, start, stop, kept), rows[kept]
-        other_joint, other_z = _joint(theirs, other_start, other_stop, other_kept), other_logits[other_rows[other_kept]]
-        value, covered, passed = _compare_rows(
-            logits[row], lse[row], joint, other_z, other_joint, columns, weights, all_by_rank, sort[0], space
+        joints = _joint(ours, start, stop, kept, floor), _joint(theirs, other_start, other_stop, other_kept, floor)
+        row, other = rows[kept], other_rows[other_kept]
+        value, covered, passed, total = _compare_rows(
+            logits[row], other_logits[other], joints, columns, weights, floor, all_by_rank, sort[0], space
         )
-        squares = _add_centred(gradient, probs, np.float32(passed), np.float32(scale), upstream[row])
+        squares = _add_centred(gradient, made, np.float32(passed / total), np.float32(scale), upstream[row])
         for member in range(start, stop):
             if member != kept:
                 at = rows[member], max(tokens[member], 0)
-                squares += _through_token(logits, lse, at, passed, scale, probs, powers, upstream)
+                squares += _through_token(logits, lse, at, floor, passed, scale, made, powers, upstream)
         found[number, 0], found[number, 1], found[number, 2] = value, covered, squares
 
 
@@ -82,70 +83,71 @@ def compare(
 
 @part
 def _space(width: int, other_width: int, columns: tuple[Array, ...], all_by_rank: bool, bins: int) -> tuple[Any, ...]:
-    """Of a row: the student's probabilities, the gradient at the logs of its masses, powers of two, the teacher's
+    """Of a row: the student's exponentials, the gradient at the logs of its masses, powers of two, the teacher's
     exponentials and shared masses; masses that are compared by rank, of either side, the signs, and what ranks need."""
-    probs, gradient, powers = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(BLOCK, np.int32)
-    reference, masses = np.empty(other_width, np.float32), np.zeros(other_width + 1, np.float32)
+    made, gradient, powers = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(BLOCK, np.int32)
+    reference, masses = np.empty(other_width, np.float32), np.zeros(0 if all_by_rank else other_width + 1, np.float32)
     p = gradient if all_by_rank else np.empty(len(columns[2]), np.float32)
     q = np.empty(other_width if all_by_rank else len(columns[3]), np.float32)
-    return probs, gradient, powers, reference, masses, p, q, np.empty_like(p), space_of_rows(p, q, bins)
+    return made, gradient, powers, reference, masses, p, q, np.empty_like(p), space_of_rows(p, q, bins)
 
 
 @part
 def _compare_rows(
     logits: Array,
-    lse: Real,
-    joint: Real,
     others: Array,
-    other_joint: Real,
+    joints: tuple[Real, Real],
     columns: tuple[Array, ...],
     weights: tuple[Real, Real],
+    floor: Real,
     all_by_rank: bool,
     least: int,
     space: tuple[Any, ...],
-) -> tuple[Real, Real, Real]:
-    """The distance of two rows as groups keep them, the teacher's probability on shared columns, the gradient's sum.
+) -> tuple[Real, Real, Real, Real]:
+    """The distance of two rows as groups keep them, the teacher's probability on shared columns, the gradient's sum,
+    and the sum of the student's exponentials.
 
-    The student's probabilities and the gradient at the logs of its masses are in ``space``.
+    These exponentials and the gradient at the logs of its masses are in ``space``. Both sides are treated alike, so
+    that what is equal stays equal.
 
     Args:
         logits, others: of student and teacher.
-        joint, other_joint: the log-probability of what both groups have beside.
+        joints: the log-probability of what either's group has beside.
     """
     shared, partner, my_rest, its_rest = columns
-    probs, gradient, powers, reference, masses, p, q, signs, of_ranks = space
-    top = largest(others)
-    exponentials(logits, lse, probs, powers)
-    total = exponentials(others, top, reference, powers)
-    to_masses = np.float32(math.exp(other_joint) / total)
+    made, gradient, powers, reference, masses, p, q, signs, of_ranks = space
+    top, other_top = largest(logits), largest(others)
+    total, other_total = exponentials(logits, top, made, powers), exponentials(others, other_top, reference, powers)
+    to_masses = np.float32(math.exp(joints[1]) / other_total)
     value: Real = 0.0
     covered: Real = 0.0
     passed: Real = 0.0
     if not all_by_rank:
-        shift = np.float32(other_joint - top - math.log(total))
-        on_shared, of_teacher = _shared_masses(others, shift, reference, to_masses, shared, masses)
+        shift = joints[1] - other_top - math.log(other_total)
+        on_shared, of_teacher = _shared_masses(others, shift, floor, reference, to_masses, shared, masses)
         _partners(masses, partner, gradient)
-        of_student, passed = _towards(logits, np.float32(joint - lse), gradient, np.float32(weights[0]))
-        value, covered = weights[0] * (of_teacher - of_student), on_shared / total
+        shift = joints[0] - top - math.log(total)
+        of_student, passed = _towards(logits, shift, floor, gradient, np.float32(weights[0]))
+        value, covered = weights[0] * (of_teacher - of_student), on_shared / other_total
     if len(p) > 0:
-        _pick(probs, np.float32(math.exp(joint)), my_rest, all_by_rank, p)
+        _pick(made, np.float32(math.exp(joints[0]) / total), my_rest, all_by_rank, p)
         _pick(reference, to_masses, its_rest, all_by_rank, q)
         value += weights[1] * compare_row(p, q, p.view(np.int32), q.view(np.int32), signs, of_ranks, least)
         passed += scale_by(p, signs, np.float32(weights[1]))
         if not all_by_rank:
             _scatter(p, my_rest, gradient)
-    return value, covered, passed
+    return value, covered, passed, total
 
 
 @part
-def _joint(side: tuple[Array, ...], start: int, stop: int, kept: int) -> Real:
+def _joint(side: tuple[Array, ...], start: int, stop: int, kept: int, floor: Real) -> Real:
     """The log-probability of the tokens of a group's other members, each at least the floor."""
     logits, lse, rows, tokens, _ = side
     total: Real = 0.0
     for member in range(start, stop):
         if member != kept:
             realised = logits[rows[member], max(tokens[member], 0)] - lse[rows[member]]
-            total += _FLOOR if realised < _FLOOR else realised
+            total += floor if realised < floor else realised
     return total
 
 
@@ -154,9 +156,10 @@ def _through_token(
     logits: Array,
     lse: Array,
     at: tuple[int, int],
+    floor: Real,
     passed: Real,
     scale: Real,
-    probs: Array,
+    made: Array,
     powers: Array,
     upstream: Array,
 ) -> Real:
@@ -167,16 +170,16 @@ def _through_token(
         passed: the sum of the gradient at the logs of the group's masses.
     """
     row, token = at
-    if logits[row, token] - lse[row] < _FLOOR:
+    if logits[row, token] - lse[row] < floor:
         return 0.0
-    exponentials(logits[row], lse[row], probs, powers)
-    probs[token] -= ONE
-    return _subtract(probs, np.float32(passed), np.float32(scale), upstream[row])
+    total = exponentials(logits[row], largest(logits[row]), made, powers)
+    made[token] -= np.float32(total)
+    return _subtract(made, np.float32(passed / total), np.float32(scale), upstream[row])
 
 
 @part_in_any_order
 def _shared_masses(
-    logits: Array, shift: Real, made: Array, factor: Real, shared: Array, masses: Array
+    logits: Array, shift: Real, floor: Real, made: Array, factor: Real, shared: Array, masses: Array
 ) -> tuple[Real, Real]:
     """Write the teacher's masses of shared columns, 0 of others; their exponentials' sum, and Σ m log m.
 
@@ -186,13 +189,14 @@ def _shared_masses(
         shared: 1 for a column with a partner, else 0.
         masses: written, at least the floor; one entry more is left alone.
     """
+    add, least_log, least = np.float32(shift), np.float32(floor), np.float32(math.exp(floor))
     covered, value = 0.0, 0.0
     for k in range(len(made)):
-        mass, log = made[k] * factor, logits[k] + shift
-        mass = shared[k] * (_LEAST if mass < _LEAST else mass)
+        mass, log = made[k] * factor, logits[k] + add
+        mass = shared[k] * (least if mass < least else mass)
         masses[k] = mass
         covered += np.float64(shared[k] * made[k])
-        value += np.float64(mass * (_FLOOR if log < _FLOOR else log))
+        value += np.float64(mass * (least_log if log < least_log else log))
     return covered, value
 
 
@@ -204,18 +208,19 @@ def _partners(masses: Array, partner: Array, made: Array) -> None:
 
 
 @part_in_any_order
-def _towards(logits: Array, shift: Real, masses: Array, weight: Real) -> tuple[Real, Real]:
+def _towards(logits: Array, shift: Real, floor: Real, masses: Array, weight: Real) -> tuple[Real, Real]:
     """What a student says of the masses of its columns' partners, Σ m log s; the gradient's sum.
 
     Args:
         shift: what makes logits logs of a group's masses.
         masses: overwritten by the gradient at those logs, with its weight.
     """
+    add, least_log = np.float32(shift), np.float32(floor)
     value, total = 0.0, np.float32(0)
     for k in range(len(masses)):
-        mass, log = masses[k], logits[k] + shift
-        value += np.float64(mass * (_FLOOR if log < _FLOOR else log))
-        given = np.float32(0) if log < _FLOOR else -weight * mass
+        mass, log = masses[k], logits[k] + add
+        value += np.float64(mass * (least_log if log < least_log else log))
+        given = np.float32(0) if log < least_log else -weight * mass
         masses[k] = given
         total += given
     return value, np.float64(total)
@@ -225,15 +230,15 @@ def _towards(logits: Array, shift: Real, masses: Array, weight: Real) -> tuple[R
 
 
 @part_in_any_order
-def _add_centred(gradient: Array, probs: Array, total: Real, scale: Real, upstream: Array) -> Real:
+def _add_centred(gradient: Array, made: Array, factor: Real, scale: Real, upstream: Array) -> Real:
     """Add ``scale`` times the gradient at logits of one at log-probabilities; the sum of its squares, unscaled.
 
     Args:
-        total: of the gradient.
+        made: exponentials, which ``factor`` makes probabilities times the gradient's sum.
     """
     squares = np.float32(0)
     for k in range(len(gradient)):
-        given = gradient[k] - total * probs[k]
+        given = gradient[k] - factor * made[k]
         squares += given * given
         upstream[k] += scale * given
     return squares

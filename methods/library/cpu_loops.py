@@ -22,6 +22,12 @@ def run_on(*matrices: Tensor) -> bool:
     return enabled and eager and all(each.device.type == "cpu" and each.dtype in known for each in matrices)
 
 
+def within(numbers: Tensor, size: int, what: str) -> None:
+    """Raises IndexError where numbers are not from 0 to ``size`` - 1: loops do not look."""
+    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+        raise IndexError(f"{what} {int(numbers.min())} to {int(numbers.max())}, of which there are {size}")
+
+
 def in_threads(rows: int, columns: int, function: Callable[[slice], object]) -> None:
     """Give each of torch's threads some of the rows: few matrices are worth all of them."""
     threads = min(torch.get_num_threads(), rows, rows * columns // _ENTRIES + 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,14 +58,16 @@ def comparison_for(student: Tensor, teacher: Tensor) -> Any | None:
     return _loops_of_groups() if _fits_loops(student) and _fits_loops(teacher) else None
 
 
-def run_on(device: torch.device) -> bool:
-    """Whether a device has Triton's kernels for the logits of models."""
-    return enabled and device.type == "cuda" and _kernels() is not None
+By = Literal["kernels", "loops", "torch"]
+"""What works on rows of logits."""
 
 
-def loops_run_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a device has loops for logits of a dtype."""
-    return enabled and cpu_loops.enabled and device.type == "cpu" and dtype is torch.float32
+def works_on(device: torch.device, dtype: torch.dtype) -> By:
+    """Triton's kernels, a CPU's loops, or torch alone, on logits of a dtype."""
+    if enabled and device.type == "cuda" and _kernels() is not None:
+        return "kernels"
+    loops = enabled and cpu_loops.enabled and device.type == "cpu" and dtype is torch.float32
+    return "loops" if loops else "torch"
 
 
 def _fit(logits: Tensor) -> bool:
@@ -88,7 +90,7 @@ def _loops_of_groups() -> ModuleType:
 
 
 def _fits_loops(logits: Tensor) -> bool:
-    return loops_run_on(logits.device, logits.dtype) and cpu_loops.run_on(logits) and logits.is_contiguous()
+    return cpu_loops.run_on(logits) and logits.dtype is torch.float32 and logits.is_contiguous()
 
 
 def divergence_for(*logits: Tensor) -> Any | None:

@@ -273,6 +273,11 @@ class Method(ABC, Generic[O_co]):
         return None
 
     @property
+    def held_by_loops(self) -> Held | None:
+        """The same on a CPU, by loops."""
+        return None
+
+    @property
     def align_seconds(self) -> float:
         """What :meth:`align` and mapping take on the CPU for one response token, for a plan's costs."""
         return 0.0

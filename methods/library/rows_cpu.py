@@ -5,13 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.library.cpu_loops import in_threads
+from methods.library.closed_form import IGNORED, entropy
+from methods.library.cpu_loops import in_threads, within
 
-
-def entropy(logits: Tensor) -> Tensor:
-    """float32 [rows], in nats, of the distributions that logits stand for."""
-    log_probs = logits.log_softmax(-1)
-    return -log_probs.exp().mul_(log_probs).sum(-1)
+__all__ = ["cross_entropy", "entropy"]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -21,9 +18,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tenso
         logits: float32 [rows, vocabulary].
         targets: int64 [rows], -100 where a row has none.
         scale: scalar.
+
+    Raises:
+        IndexError: a target that the vocabulary does not have.
     """
     from methods.library import rows_numba  # compiles, which `harness plan` need not wait for
 
+    within(targets.where(targets != IGNORED, 0), logits.shape[1], "targets")
     upstream, lse = torch.empty_like(logits), logits.new_empty(len(logits))
     sums, share = torch.empty(len(logits), 2, dtype=torch.float64), float(scale)
     given = [each.numpy() for each in (logits, targets, upstream, lse, sums)]

@@ -1,6 +1,7 @@
 """What rows_cpu.py does with rows of logits, compiled by numba: one row at a time, so that it stays in a cache.
 
-Rows are float32. Of a row with an entry that is no number, nothing is a number.
+Rows are float32. Of a row with an entry that is no number, nothing is a number, but for a row without a target, whose
+gradient is 0. Nothing here looks whether it is within an array.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 from methods.library.jit import Array, Real, compiled, part, part_in_any_order
 
-ONE = np.float32(1)
+_ONE = np.float32(1)
 _LOWEST = np.float32(-87)
 """What is below has this one's exponential, 2e-38: floats hold hardly any that are smaller."""
 _WHOLE = np.float32(1.5 * 2**23)
@@ -47,7 +48,7 @@ def cross_entropy(logits: Array, targets: Array, scale: float, upstream: Array, 
             found[row] = 0
             continue
         gradient[target] -= np.float32(total)  # before squares are added up, which would hide a small difference
-        found[row, 0] = lse[row] - logits[row, target]
+        found[row, 0] = np.float64(top - logits[row, target]) + math.log(total)
         found[row, 1] = _scale(gradient, np.float32(scale / total)) / np.float64(total) ** 2
 
 
@@ -67,7 +68,7 @@ def log_sum_exp(logits: Array, made: Array, powers: Array) -> Real:
 
 @part
 def largest(logits: Array) -> Real:
-    """The largest of a row; no number where one of them is none."""
+    """The largest of a row; no number where an entry is none, unless that has a sign, which the exponentials tell."""
     bits, most = logits.view(np.int32), np.int32(-(2**31))
     flipped = np.int32(2**31 - 1)
     for k in range(len(bits)):  # as whole numbers they are compared many at once; those below 0 run the other way
@@ -90,7 +91,7 @@ def exponentials(logits: Array, less: Real, made: Array, powers: Array) -> Real:
     for start in range(0, len(logits), BLOCK):
         out = made[start : start + BLOCK]
         _mantissas(logits[start : start + BLOCK], less, out, powers)
-        total += np.float64(scale_by(out, powers.view(np.float32), ONE))
+        total += np.float64(scale_by(out, powers.view(np.float32), _ONE))
     return total
 
 
@@ -102,7 +103,7 @@ def _mantissas(logits: Array, less: Real, made: Array, powers: Array) -> None:
         x = _LOWEST if x < _LOWEST else x
         n = (x * _TWOS + _WHOLE) - _WHOLE
         r = x * _TWOS - n  # one instruction, which rounds once
-        made[k] = ((((((_P6 * r + _P5) * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r) + ONE
+        made[k] = ((((((_P6 * r + _P5) * r + _P4) * r + _P3) * r + _P2) * r + _P1) * r) + _ONE
         powers[k] = (np.int32(n) + _BIAS) << _MANTISSA
 
 

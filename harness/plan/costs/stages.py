@@ -259,7 +259,7 @@ class Coster:
         """Rows of a chunk on a GPU that has room, and the bytes that each takes."""
         parts = objective.taught if objective else ()
         terms = [(part.method, float(self.shapes[part.role].vocabulary)) for part in parts]
-        of_row = row_bytes(shape.vocabulary, terms, _width(training), by_kernels=True)
+        of_row = row_bytes(shape.vocabulary, terms, _width(training), "kernels")
         head = 0 if training.lora else 4 * shape.head
         asked = training.chunk_rows
         return float(rows_in(chunk_room(head), of_row) if asked == "auto" else asked), of_row

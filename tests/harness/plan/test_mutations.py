@@ -96,7 +96,7 @@ PLACES = [
     # losses
     Place("value = -softmax.log_probs_at(rows", "value = softmax.log_probs_at(rows", ALL),
     Place("gradient[target] -= np.float32(total)", "gradient[target] += np.float32(total)", ALL),
-    Place("found[row, 0] = lse[row] - logits", "found[row, 0] = lse[row] + logits", ALL),
+    Place("np.float64(top - logits[row, target])", "np.float64(top + logits[row, target])", ALL),
     Place("r = x * _TWOS - n", "r = x * _TWOS + n", ALL),
     Place("return temperature**2 * value, gradient", "return temperature * value, gradient", CELL,
           methods=SAME | {"one_to_one"}),
@@ -118,7 +118,7 @@ PLACES = [
     Place("self._realised.clamp_min(LOG_FLOOR).mul_(", "self._realised.mul_(", CELL,
           methods={"uld", "gold", "sampled"}),
     Place("ahead[k] >= held[1, k]", "ahead[k] > held[1, k]", CELL, methods={"uld", "gold", "sampled"}),
-    Place("gradient[k] - total * probs[k]", "gradient[k] + total * probs[k]", CELL, methods={"uld", "gold", "sampled"}),
+    Place("gradient[k] - factor * made[k]", "gradient[k] + factor * made[k]", CELL, methods={"uld", "gold", "sampled"}),
     Place("row[columns[column]] += given[column]", "row[columns[column]] -= given[column]", CELL,
           methods={"uld", "gold", "sampled"}),
     # prompts

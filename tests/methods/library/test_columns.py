@@ -74,8 +74,8 @@ def test_other_layouts_are_taken_as_they_are() -> None:
 def test_what_is_not_there_is_an_error(wrong: int) -> None:
     matrix, known, unknown = torch.zeros(6, 6), torch.tensor([0, 1]), torch.tensor([0, wrong])
     for row, column in ((known, unknown), (unknown, known)):
-        with pytest.raises(IndexError, match="of a matrix that has 6"):
+        with pytest.raises(IndexError, match="of which there are 6"):
             take(matrix, row, column)
-        with pytest.raises(IndexError, match="of a matrix that has 6"):
+        with pytest.raises(IndexError, match="of which there are 6"):
             add(matrix, row, column, torch.ones(2, 2))
     assert not matrix.any()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,8 +262,58 @@ def test_a_vocabulary_of_262_144() -> None:
 
 
 @pytest.mark.parametrize("share", [None, 0.5])
-def test_equal_sides_zeros_and_what_is_smaller_than_a_float(share: float | None) -> None:
-    """Rows whose masses are tied, or vanish: 0 apart where both are the same, and no gradient worth the name."""
+@pytest.mark.parametrize("columns", [50, 1000, 5000])
+@pytest.mark.parametrize("offset", [0.0, 20.0, 1000.0])
+def test_equal_sides_are_level_to_the_last_bit(share: float | None, columns: int, offset: float) -> None:
+    logits = normal(6, columns, 4.0, columns) + offset
+    pairs = None if share is None else (torch.arange(columns // 2), torch.arange(columns // 2))
+    case = Case.of(logits, logits.clone(), ([1, 1, 1, 1], [1, 1, 1, 1]), "bayesian", pairs, (0.0, 1.0))
+    value, gradient, _, norm = case.found()
+    assert (float(value), float(gradient.norm()), float(norm)) == (0, 0, 0)
+
+
+def test_a_member_below_the_floor_counts_as_the_floor() -> None:
+    """Its probability is e^-40; the group's masses are 1e-8 of its last row, and nothing passes through its row."""
+    students, teachers = normal(4, 30, 1.0, 0), normal(4, 30, 1.0, 1)
+    students[1, 7] = teachers[1, 7] = -40.0
+    case = Case.of(students, teachers, ([2], [2]))
+    case.student.tokens.fill_(7)
+    case.teacher.tokens.fill_(7)
+    value, gradient, _ = case.truth()
+    found = case.found(scale=1e8)
+    assert float(found[0]) == pytest.approx(float(value), rel=1e-4)
+    assert float(found[3].sqrt()) == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert torch.equal(found[1][1], torch.zeros(30))
+
+
+@pytest.mark.parametrize("target", [10, -1])
+def test_what_a_vocabulary_does_not_have_is_an_error(target: int) -> None:
+    with pytest.raises(IndexError, match="targets"):
+        rows_cpu.cross_entropy(normal(2, 10, 1.0, 0), torch.tensor([1, target]), torch.tensor(1.0))
+    case = Case.of(normal(4, 10, 1.0, 0), normal(4, 8, 1.0, 1), ([2], [2]))
+    case.student.tokens[0] = 10
+    with pytest.raises(IndexError, match="tokens"):
+        case.found()
+    case.student.tokens[0], case.teacher.index[0] = 0, 4
+    with pytest.raises(IndexError, match="rows"):
+        case.found()
+
+
+def test_loops_hold_no_number_of_another_file() -> None:
+    """What is compiled is kept by a digest of the loops' own sources."""
+    folder = Path(rows_cpu.__file__).parent
+    for path in folder.glob("*_numba.py"):
+        ours = {
+            node.module
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("methods", "harness"))
+        }
+        assert {name for name in ours if not name.endswith("_numba")} <= {"methods.library.jit"}, path.name
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_zeros_and_what_is_smaller_than_a_float(share: float | None) -> None:
+    """Rows whose masses are tied, or vanish: 0 apart where both are the same."""
     logits = torch.full((6, 12), -200.0)
     logits[1, :3], logits[2, :6] = torch.tensor([0.0, -1.0, -95.0]), 0.0
     logits[3] = -torch.inf
@@ -271,8 +323,13 @@ def test_equal_sides_zeros_and_what_is_smaller_than_a_float(share: float | None)
     value, gradient, _, norm = case.found()
     assert float(value) == pytest.approx(0, abs=1e-6)
     assert gradient.isfinite().all()
-    assert norm.isfinite()
-    assert gradient.sum(-1).abs().max() < 1e-5
+    rows = torch.softmax(logits[1:5], -1)
+    at_shared = -rows[:, :6].clamp_min(1e-8) if share else torch.zeros(4, 6)
+    wanted = torch.cat([at_shared, torch.zeros(4, 6)], -1)
+    wanted[logits[1:5] - logits[1:5].logsumexp(-1, keepdim=True) < LOG_FLOOR] = 0
+    wanted -= rows * wanted.sum(-1, keepdim=True)
+    torch.testing.assert_close(gradient[1:5], wanted, rtol=1e-5, atol=1e-6)
+    assert float(norm) == pytest.approx(float(gradient.square().sum()), rel=1e-5, abs=1e-9)
 
 
 def test_groups_of_many_unlikely_tokens_have_masses_that_vanish() -> None:
