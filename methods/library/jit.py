@@ -86,14 +86,19 @@ def compiled(signature: str) -> Callable[[Callable[..., Any]], Compiled]:
 
 
 def part(function: F) -> F:
-    """Decorator: a part of a compiled function."""
-    made: F = numba.njit(fastmath=_AT_ONCE, **_OPTIONS)(function)
+    """Decorator: a part of a compiled function.
+
+    It becomes a piece of what calls it. As a function of its own it would be there twice, compiled alone and with its
+    caller, of which a process that compiles may run the one and a process that loads the other: sums would be rounded
+    in another order.
+    """
+    made: F = numba.njit(fastmath=_AT_ONCE, forceinline=True, **_OPTIONS)(function)
     return made
 
 
 def part_in_any_order(function: F) -> F:
     """Decorator: a part whose sums may be added in any order, so that several terms are added at once."""
-    made: F = numba.njit(fastmath=_AT_ONCE | {"reassoc", "nsz"}, **_OPTIONS)(function)
+    made: F = numba.njit(fastmath=_AT_ONCE | {"reassoc", "nsz"}, forceinline=True, **_OPTIONS)(function)
     return made
 
 

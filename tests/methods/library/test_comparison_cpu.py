@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from tests.harness.training.test_loss import walked
 from tests.methods import contract
 
 Weights = tuple[float, float]
+ROOT = Path(__file__).parents[3]
 
 
 def close(found: Tensor, wanted: Tensor, logits: Tensor) -> None:
@@ -90,6 +94,27 @@ def test_what_is_no_number_stays_none(fault: float) -> None:
     assert upstream[1].isnan().all()
     assert upstream[[0, 2]].isfinite().all()
     assert lse.isnan().tolist() == [False, True, False]
+
+
+_HASHED = """
+import hashlib, torch
+from methods.library import rows_cpu
+torch.manual_seed(0)
+made = rows_cpu.cross_entropy(3 * torch.randn(60, 1000), torch.zeros(60, dtype=torch.int64), torch.tensor(1.0))
+print(hashlib.sha256(b"".join(each.numpy().tobytes() for each in made)).hexdigest())
+"""
+
+
+def test_a_process_that_loads_rounds_as_the_one_that_compiled(tmp_path: Path) -> None:
+    """To the last bit: a training may go on in another process."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _HASHED]
+    compiled, loaded = (
+        subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert list(tmp_path.glob("*/*/*.nbc"))
+    assert loaded == compiled
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------
