@@ -22,6 +22,7 @@ from harness.training.objective import Objective
 from methods.base import Method
 from methods.fkd import FKD
 from methods.gold import GOLD
+from methods.library import cpu_loops
 from methods.library.closed_form import compiling, fused
 from methods.one_to_one import OneToOne
 from methods.rkd import RKD
@@ -215,11 +216,15 @@ def test_gradients_of_a_bf16_head_are_added_up_in_float32() -> None:
 )
 @pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.nightly)])
 def test_compiled_losses_are_the_eager_ones(
-    method: Method, precision: torch.dtype, recwarn: pytest.WarningsRecorder
+    method: Method, precision: torch.dtype, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On chunks of several sizes; without a break in the graph, and nothing fell back to eager."""
+    """On chunks of several sizes; without a break in the graph, and nothing fell back to eager.
+
+    Without a CPU's loops, which take what they can before a compiler sees it.
+    """
     import torch._dynamo.utils
 
+    monkeypatch.setattr(cpu_loops, "enabled", False)
     torch._dynamo.reset()
     made = contract.bench(method, dtype=torch.float32)
     walk, rows, weights = walked(made)
