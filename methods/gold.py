@@ -135,7 +135,7 @@ class GOLD(Method[GOLDOptions]):
 
     @property
     def held_by_loops(self) -> Held | None:
-        has_loops = self.held_into is not None and self.options.sort in ("auto", "exact") and self.options.beta == 0
+        has_loops = self.held_into is not None and self.options.sorts_by_loops and self.options.beta == 0
         return Held(0, 0) if has_loops else None
 
     @property

@@ -76,7 +76,7 @@ class ULD(Method[ULDOptions]):
 
     @property
     def held_by_loops(self) -> Held | None:
-        return Held(0, 0) if self.held_into is not None and self.options.sort in ("auto", "exact") else None
+        return Held(0, 0) if self.held_into is not None and self.options.sorts_by_loops else None
 
     def align(self, response: AlignedResponse) -> Groups:
         if self.options.pairing == "bytes":

@@ -41,6 +41,13 @@ class Columns(NamedTuple):
     student_rest: Tensor
     teacher_rest: Tensor
 
+    def partners(self, missing: int) -> Tensor:
+        """int32 [V_student], the teacher's column of each of the student's, ``missing`` where it has none."""
+        size = self.student_matched.numel() + self.student_rest.numel()
+        partner = torch.full((size,), missing, dtype=torch.int32, device=self.student_matched.device)
+        partner[self.student_matched] = self.teacher_matched.int()
+        return partner
+
     @classmethod
     def of(cls, student_of_teacher: Tensor, student_width: int, teacher_width: int) -> Columns:
         """Split the columns of logits by a map of the vocabularies, which may be wider or narrower than they are."""

@@ -164,10 +164,7 @@ def takes(exact: bool, beta: float = 0.0) -> bool:
 def hybrid_of(columns: Columns, weights: tuple[float, float], beta: float) -> Hybrid:
     """What is compared column by column: GOLD's parts, with their weights."""
     rest = columns.student_rest.numel(), columns.teacher_rest.numel()
-    size = columns.student_matched.numel() + rest[0]
-    partner = torch.full((size,), UNMAPPED, dtype=torch.int32, device=columns.student_matched.device)
-    partner[columns.student_matched] = columns.teacher_matched.int()
-    return Hybrid(partner, columns.student_of_teacher.int(), rest, weights, beta)
+    return Hybrid(columns.partners(UNMAPPED), columns.student_of_teacher.int(), rest, weights, beta)
 
 
 def compare_into(

@@ -48,13 +48,11 @@ def takes(exact: bool, beta: float = 0.0) -> bool:
 
 def hybrid_of(columns: Columns, weights: tuple[float, float], beta: float) -> SharedColumns:
     """What is compared column by column: GOLD's parts, with their weights; of a weight 0 no rest."""
-    teacher_size = columns.student_of_teacher.numel()
+    known = columns.student_of_teacher
     rest = [columns.student_rest.int(), columns.teacher_rest.int()]
-    partner = torch.full((columns.student_matched.numel() + rest[0].numel(),), teacher_size, dtype=torch.int32)
-    partner[columns.student_matched] = columns.teacher_matched.int()
     if weights[1] == 0 or min(each.numel() for each in rest) == 0:
         rest = [each[:0] for each in rest]
-    return SharedColumns((columns.student_of_teacher != UNMAPPED).float(), partner, rest[0], rest[1], weights)
+    return SharedColumns((known != UNMAPPED).float(), columns.partners(known.numel()), rest[0], rest[1], weights)
 
 
 def compare_into(

@@ -142,6 +142,11 @@ class SortOptions(BaseModel):
         return self.sort != "top_k"
 
     @property
+    def sorts_by_loops(self) -> bool:
+        """Whether a CPU's loops compare what these options compare: all ranks."""
+        return self.sort in ("auto", "exact")
+
+    @property
     def bytes_of_counts(self) -> float:
         """Of a row, by kernels: bins of both sides and slopes; where exact, what is in doubt is counted again."""
         return 3.9e5 if self.sort == "exact" else 1.4e5

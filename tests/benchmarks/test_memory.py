@@ -53,7 +53,7 @@ def test_a_loss_holds_what_it_promises(form: str, memory: Any, inputs: Any) -> N
 
 @pytest.mark.parametrize("names", [["uld", "fkd"], ["gold", "fkd"], ["uld", "fkd", "rkd"], ["fkd", "gold", "rkd"]])
 def test_losses_together_hold_what_they_promise_on_a_cpu(names: list[str], memory: Any, tmp_path: Path) -> None:
-    """Where they share a softmax, which the cross-entropy reads last."""
+    """Where loops begin with the cross-entropy, and losses add to its gradient."""
     texts = {"tokens": 40, "length": 40, "chunk_rows": 48, "dtype": torch.float32}
     inputs = memory.inputs_of(tmp_path, 2400, 1600, **texts)
     options = SMALL | {"gold": {"unmatched": "rest"}}
