@@ -39,7 +39,7 @@ from methods.base import (
     TeacherKind,
     register,
 )
-from methods.library.alignment import AlignedResponse, Groups, IntArray, first_members, group_bytes
+from methods.library.alignment import AlignedResponse, Groups, IntArray, PairedTokens, first_members, group_bytes
 from methods.library.cdm_released import maps_of_response, released_groups, released_loss, turned
 from methods.library.contextual import (
     MASKED,
@@ -56,7 +56,7 @@ from methods.library.divergences import forward_kl, reverse_kl
 from methods.library.kernels import mapped_for
 from methods.library.maps import UNMAPPED, VocabularyMap, exact_map, stored_map, without
 from methods.library.vocabulary import TokenizerPair
-from methods.library.warping import EditCosts, EditDistances, link_groups, path_notes, warp_all
+from methods.library.warping import ALONE, APART, EditCosts, EditDistances, link_groups, path_notes, warp_all
 from methods.library.warping_device import DeviceCosts
 
 _CAVEATS = {
@@ -169,9 +169,16 @@ class CDM(Method[CDMOptions]):
             paths = warp_all([self.costs.weighted(response) for response in responses])
         return [self._by_path(*path, response) for path, response in zip(paths, responses, strict=True)]
 
+    def pair_all(self, responses: Sequence[AlignedResponse]) -> PairedTokens | None:
+        """None where means of pieces are compared: chunks are closed under these, and the host lays chunks."""
+        pieces = "mean" if self._released else self.options.pieces
+        if pieces == "mean" or not any(stays_on_device(response.student_entropy) for response in responses):
+            return None
+        return self._device_costs.pairs(responses, firsts=pieces == "first")
+
     def _by_bytes(self, response: AlignedResponse) -> Groups:
         groups = group_bytes(response.student_ends, response.teacher_ends)
-        pairs = {"aligned 1-1": (float(groups.only_one_to_one().count), float(response.student_ids.size))}
+        pairs = {ALONE: (float(groups.only_one_to_one().count), float(response.student_ids.size))}
         return replace(groups, notes=pairs) if self._released else self._compared(groups, pairs)
 
     def _by_path(self, teacher: IntArray, student: IntArray, response: AlignedResponse) -> Groups:
@@ -181,7 +188,7 @@ class CDM(Method[CDMOptions]):
         theirs = first_members(groups.teacher_index, groups.teacher_group)
         starts = [np.concatenate([[0], ends])[:-1] for ends in (response.student_ends, response.teacher_ends)]
         apart = np.sum(starts[0][ours] != starts[1][theirs])
-        notes["pieces that start apart"] = (float(apart), float(groups.count))
+        notes[APART] = (float(apart), float(groups.count))
         return groups
 
     def _compared(self, groups: Groups, notes: dict[str, tuple[float, float]]) -> Groups:
@@ -206,7 +213,7 @@ class CDM(Method[CDMOptions]):
             _columns(chunk.student, student), _columns(chunk.teacher, teacher), masked, found.theirs.shape[-1]
         )
         covered = mass(chunk.teacher.logits, chunk.teacher.index, found.theirs, found.to_student)
-        return LossSums(kd, coverage(masked, covered))
+        return LossSums(kd, coverage(masked, covered, chunk.paired))
 
     def survey(self, chunk: AlignedChunk) -> tuple[Tensor, Tensor]:
         """Of the released form: int64 [groups, k], the likeliest tokens of student and teacher."""
@@ -231,14 +238,15 @@ class CDM(Method[CDMOptions]):
         student = kernels.MappedSide(chunk.student.logits, chunk.student.index, found.ours, found.to_teacher)
         teacher = kernels.MappedSide(chunk.teacher.logits, chunk.teacher.index, found.theirs, found.to_student)
         sums = kernels.add_mapped(student, teacher, self.options.temperature, MASKED, upstream, scale)
-        columns = found.theirs.numel() + found.ours.numel()
-        diagnostics = shares(sums.masked, columns, sums.mass, len(found.ours))
+        shape = len(found.ours), found.theirs.shape[1] + found.ours.shape[1]
+        diagnostics = shares(sums.masked, shape, sums.mass, chunk.paired)
         return LossSums(sums.value, diagnostics, squared_norm=sums.squared_norm)
 
     def _found(self, chunk: AlignedChunk) -> _Found:
         ours = _paired(chunk.student, likeliest(chunk.student.logits, self.to_teacher, self.options.k))
         theirs = _paired(chunk.teacher, likeliest(chunk.teacher.logits, self.to_student, self.options.k))
-        to_student, to_teacher = contextual(theirs, ours, self.to_student, self.to_teacher, self.options.theta)
+        directions = self.to_student, self.to_teacher
+        to_student, to_teacher = contextual(theirs, ours, *directions, self.options.theta, chunk.paired)
         return _Found(theirs, to_student, ours, to_teacher)
 
     def _divergence(self, student: Tensor, teacher: Tensor, masked: Tensor, k: int) -> Tensor:

@@ -26,7 +26,7 @@ from harness.data.chunks import (
 from harness.data.terms import AlignedExample, Term
 from harness.data.tokens import STUDENT, SideTokens, TokenizedExample
 from methods.base import Method, Need, Rows
-from methods.library.alignment import AlignedResponse, Groups, IntArray
+from methods.library.alignment import AlignedResponse, Groups, IntArray, PairedTokens
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Unaligned:
         Args:
             student, teachers: float64 [rows], entropies of the batch's rows, of each teacher by role.
         """
-        placed = []
+        placed: list[Sequence[Groups] | PairedTokens] = []
         for number, (term, parts) in enumerate(zip(terms, self.groups, strict=True)):
             asked: list[AlignedResponse] = []
             if any(isinstance(part, AlignedResponse) for part in parts):
@@ -114,6 +114,10 @@ class Unaligned:
                     ours = of_student[first[0] : first[0] + part.student_ids.size]
                     theirs = of_teacher[first[1] : first[1] + part.teacher_ids.size]
                     asked.append(replace(part, student_entropy=ours, teacher_entropy=theirs))
+            pairs = term.method.pair_all(asked) if len(asked) == len(parts) else None
+            if pairs is not None:
+                placed.append(pairs)
+                continue
             made = iter(term.method.align_all(asked))
             placed.append([next(made) if isinstance(part, AlignedResponse) else part for part in parts])
         return self.layout.place(placed)

@@ -12,7 +12,7 @@ import torch
 
 from harness.data.tokens import SideTokens
 from methods.base import Rows
-from methods.library.alignment import Groups, IntArray
+from methods.library.alignment import Groups, IntArray, PairedTokens
 
 Responses = Literal["any", "apart", "whole"]
 
@@ -67,6 +67,9 @@ class TermBatch(OnDevice):
         teacher_weight: float64 [teacher members] or None, see :class:`Groups`.
         notes: what the alignment says of itself, summed over the batch.
         responses: (start, stop) of the student rows of each response, where the slices are theirs.
+        partners, paired: int64 and bool [rows], where pairs were made on the device: the teacher's row beside each of
+            the student's, any where it has none, and whether it has one. Each row then is a group of its own, and a
+            chunk's last slice is of ``partners``.
     """
 
     student_index: torch.Tensor
@@ -80,8 +83,15 @@ class TermBatch(OnDevice):
     groups: int
     within: list[tuple[int, int]]
     teacher_weight: torch.Tensor | None = None
-    notes: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: dict[str, tuple[float, float]] | dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     responses: list[tuple[int, int]] | None = None
+    partners: torch.Tensor | None = None
+    paired: torch.Tensor | None = None
+
+    def of_teacher(self, number: int, rows: torch.Tensor) -> torch.Tensor:
+        """Of the teacher's rows, or of numbers of them, those that a chunk reads."""
+        start, stop = self.slices[number][3]
+        return rows[start:stop] if self.partners is None else rows.index_select(0, self.partners[start:stop])
 
     def pieces(self, number: int) -> list[int]:
         """The chunks of a response, where it begins with this one and has groups; else none."""
@@ -115,22 +125,74 @@ class Layout:
     responses: Responses
     teacher_starts: tuple[IntArray | None, ...]
 
-    def place(self, groups: Sequence[Sequence[Groups]]) -> tuple[list[tuple[int, int]], list[TermBatch]]:
+    def place(self, groups: Sequence[Sequence[Groups] | PairedTokens]) -> tuple[list[tuple[int, int]], list[TermBatch]]:
         """Chunks of the batch and the groups of each term in them; ``groups[k][i]`` are term k's of example i."""
-        terms = [self._join(number, parts) for number, parts in enumerate(groups)]
-        bounding = [term for term, starts in zip(terms, self.teacher_starts, strict=True) if starts is None]
+        joined = {k: self._join(k, parts) for k, parts in enumerate(groups) if not isinstance(parts, PairedTokens)}
+        bounding = [term for k, term in joined.items() if self.teacher_starts[k] is None]
         chunks = chunk_bounds(self.starts, bounding, self.chunk_rows, self.responses)
-        responses, placed = _bounds(self.starts), []
         of_chunks = [int(np.searchsorted(self.starts, start, side="right")) - 1 for start, _ in chunks]
-        own = zip(terms, groups, self.student_tokens, self.teacher_tokens, self.teacher_starts, strict=True)
-        for term, parts, ours, theirs, starts in own:
-            counts = [(number, part.count) for number, part in enumerate(parts)]
-            if starts is None:
-                placed.append(slice_term(term, chunks, [counts[number] for number in of_chunks], ours, theirs))
+        placed = []
+        for k, parts in enumerate(groups):
+            if isinstance(parts, PairedTokens):
+                placed.append(self._pair(k, parts, chunks, of_chunks))
             else:
-                made = slice_term(term, responses, counts, ours, theirs, _bounds(starts))
-                placed.append(replace(made, responses=responses))
+                counts = [(number, part.count) for number, part in enumerate(parts)]
+                placed.append(self._slice(k, joined[k], chunks, [counts[number] for number in of_chunks], counts))
         return chunks, placed
+
+    def _slice(
+        self,
+        term: int,
+        groups: Groups,
+        chunks: Sequence[tuple[int, int]],
+        of_chunks: list[tuple[int, int]],
+        of_responses: list[tuple[int, int]],
+    ) -> TermBatch:
+        """The groups of one term by chunk, or by response where it reads numbers of rows.
+
+        Args:
+            of_chunks, of_responses: as ``within`` of :class:`TermBatch`, of either.
+        """
+        tokens, starts = (self.student_tokens[term], self.teacher_tokens[term]), self.teacher_starts[term]
+        if starts is None:
+            return slice_term(groups, chunks, of_chunks, *tokens)
+        responses = _bounds(self.starts)
+        return replace(slice_term(groups, responses, of_responses, *tokens, _bounds(starts)), responses=responses)
+
+    def _pair(
+        self, term: int, pairs: PairedTokens, chunks: Sequence[tuple[int, int]], of_chunks: Sequence[int]
+    ) -> TermBatch:
+        """The pairs of one term: how many a chunk has is not known here, so each row has room for one."""
+        sizes, device = [len(each) for each in pairs.partners], pairs.partners[0].device
+
+        def there(array: IntArray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        own = zip(sizes, self.student_shift[term], strict=True)
+        rows = there(np.concatenate([np.arange(size) + shift for size, shift in own]))
+        found = torch.cat(pairs.partners)
+        taught = found + there(np.repeat(self.teacher_shift[term], sizes))
+        partners = torch.zeros(int(self.starts[-1]), dtype=torch.int64, device=device)
+        paired = partners.bool().index_copy(0, rows, found >= 0)
+        partners = partners.index_copy(0, rows, taught.where(found >= 0, 0))
+        of_chunk = there(np.concatenate([np.arange(stop - start) for start, stop in chunks]))
+        student_tokens = there(self.student_tokens[term]).masked_fill(~paired, -100)
+        teacher_tokens = there(self.teacher_tokens[term]).index_select(0, partners).masked_fill(~paired, -100)
+        return TermBatch(
+            of_chunk,
+            of_chunk,
+            of_chunk,
+            of_chunk,
+            student_tokens,
+            teacher_tokens,
+            [(bounds, bounds, bounds, bounds) for bounds in chunks],
+            [(True, True) for _ in chunks],
+            len(partners),
+            [(number, stop - start) for number, (start, stop) in zip(of_chunks, chunks, strict=True)],
+            notes=dict(sorted(pairs.notes.items())),
+            partners=partners,
+            paired=paired,
+        )
 
     def _join(self, term: int, parts: Sequence[Groups]) -> Groups:
         """The groups of one term over the whole batch, members as row numbers of the batch."""

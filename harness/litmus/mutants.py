@@ -71,7 +71,7 @@ def mutants_of(method: Method) -> Iterator[Mutant]:
 
 
 def _aligned(change: Callable[[Groups], Groups]) -> Changed:
-    """Other groups than the method makes, whichever of its two forms is asked."""
+    """Other groups than the method makes, whichever of its forms is asked: pairs that stay on a device are none."""
 
     def changes(method: Method) -> dict[str, Any]:
         def prepare(self: Method, pair: TokenizerPair) -> None:
@@ -84,7 +84,7 @@ def _aligned(change: Callable[[Groups], Groups]) -> Changed:
         def align_all(self: Method, responses: Sequence[AlignedResponse]) -> list[Groups]:
             return [change(groups) for groups in method.align_all(responses)]
 
-        return {"prepare": prepare, "align": align, "align_all": align_all}
+        return {"prepare": prepare, "align": align, "align_all": align_all, "pair_all": Method.pair_all}
 
     return changes
 

@@ -55,6 +55,8 @@ class BatchSums:
     def _sum(self, values: Sequence[Tensor]) -> Tensor:
         return torch.stack([*values]).double().sum() if values else self._number(0.0)
 
-    def _number(self, value: float) -> Tensor:
-        """A scalar that is filled in on the device: a copy from the host would wait for all that runs there."""
+    def _number(self, value: float | Tensor) -> Tensor:
+        """A scalar that is there or is filled in on the device: a copy from the host would wait for all that runs."""
+        if isinstance(value, Tensor):
+            return value
         return torch.full((), value, dtype=torch.float64, device=self.device)

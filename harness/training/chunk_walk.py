@@ -264,13 +264,13 @@ class ChunkWalk:
         self, k: int, number: int, logits: Tensor, targets: Tensor, teachers: dict[str, Head]
     ) -> AlignedChunk | None:
         """One term's groups of one chunk over logits as the heads give them; None where the chunk has no group."""
-        term = self.objective.terms[k]
-        *_, span, rows = self.batch.terms[k].slices[number]
+        term, groups = self.objective.terms[k], self.batch.terms[k]
+        *_, span, rows = groups.slices[number]
         if span[0] == span[1]:
             return None
         if term.teacher in teachers:
             with torch.no_grad():
-                head, taught = teachers[term.teacher], self.teacher_rows[term.teacher][slice(*rows)]
+                head, taught = teachers[term.teacher], groups.of_teacher(number, self.teacher_rows[term.teacher])
                 teacher_logits = head.logits(taught.to(head.weight.dtype))
         else:  # nobody teaches: the student's own
             first = self.batch.chunks[number][0]
@@ -279,14 +279,14 @@ class ChunkWalk:
         if Need.HIDDEN in term.method.needs:
             read = self.batch.teachers[term.teacher].read
             assert read is not None
-            hidden = Hidden(widened(taught), head, read[slice(*rows)])
+            hidden = Hidden(widened(taught), head, groups.of_teacher(number, read))
             chunk = replace(chunk, teacher=chunk.teacher.with_hidden(hidden))
         return chunk
 
     def _of(self, k: int, number: int, logits: Tensor, targets: Tensor, teacher_logits: Tensor) -> AlignedChunk:
         """One term's groups of one chunk, or of one response where they are cut by response."""
         term, groups = self.objective.terms[k], self.batch.terms[k]
-        student_members, teacher_members, span, rows = groups.slices[number]
+        student_members, teacher_members, span, _ = groups.slices[number]
         in_order = groups.in_order[number]
         student = Side(
             logits,
@@ -298,14 +298,15 @@ class ChunkWalk:
         )
         teacher = Side(
             teacher_logits,
-            self.batch.teachers[term.teacher].targets[slice(*rows)],
+            groups.of_teacher(number, self.batch.teachers[term.teacher].targets),
             groups.teacher_index[slice(*teacher_members)],
             groups.teacher_group[slice(*teacher_members)],
             groups.teacher_tokens[slice(*teacher_members)],
             in_order[1],
             None if groups.teacher_weight is None else groups.teacher_weight[slice(*teacher_members)],
         )
-        return AlignedChunk(student, teacher, span[1] - span[0], groups.within[number][1], self._known.get(k))
+        paired = None if groups.paired is None else groups.paired[slice(*span)]
+        return AlignedChunk(student, teacher, span[1] - span[0], groups.within[number][1], self._known.get(k), paired)
 
 
 class _Leaves:

@@ -23,6 +23,8 @@ from harness.data.terms import align
 from harness.data.tokens import STUDENT, SideTokens
 from harness.training.contract_bench import Bench, StoppedError, bench, run
 from methods.base import Method, Need, Rows, TeacherKind, find
+from methods.library.alignment import AlignedResponse
+from methods.library.maps import UNMAPPED
 from methods.library.vocabulary import TokenizerPair, Vocabulary
 
 
@@ -152,7 +154,10 @@ def _loss_and_gradient(made: Bench, batches: Sequence[Batch], divisors: Sequence
 
 
 def a_batch_aligns_like_its_responses(method: Method) -> None:
-    """``align_all`` gives what ``align`` gives, with random entropies where it reads them; one token is a response."""
+    """``align_all`` gives what ``align`` gives, with random entropies where it reads them; one token is a response.
+
+    So does ``pair_all``, of a method that has it, where the models are.
+    """
     made = bench(method)
     random = np.random.default_rng(0)
     responses = [aligned.example.aligned(made.role) for aligned in made.examples]
@@ -170,6 +175,24 @@ def a_batch_aligns_like_its_responses(method: Method) -> None:
     for number, (whole, response) in enumerate(zip(method.align_all(responses), responses, strict=True)):
         _promise(_same(whole, method.align(response)), f"response {number} is aligned otherwise in a batch")
     _promise(method.align_all([]) == [], "no responses are not aligned to no groups")
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    pairs = method.pair_all([_with_tensors(response, on) for response in responses])
+    if pairs is None:
+        return
+    for number, (found, response) in enumerate(zip(pairs.partners, responses, strict=True)):
+        groups, partners = method.align(response), np.full(len(response.student_ids), UNMAPPED)
+        partners[groups.student_index] = groups.teacher_index
+        alone = len(groups.student_index) == len(groups.teacher_index) == groups.count
+        _promise(alone, f"response {number} is paired, but has groups of several tokens")
+        _promise(np.array_equal(found.cpu().numpy(), partners), f"response {number} is paired otherwise than aligned")
+
+
+def _with_tensors(response: AlignedResponse, device: str) -> AlignedResponse:
+    """With its entropies on a device."""
+    ours, theirs = (
+        torch.as_tensor(each, device=device) for each in (response.student_entropy, response.teacher_entropy)
+    )
+    return replace(response, student_entropy=ours, teacher_entropy=theirs)
 
 
 def nothing_is_changed(method: Method) -> None:

@@ -145,10 +145,12 @@ def _chunk_rows(
     heads = {role: Head.of(each) for role, each in teachers.live.items()} | teachers.heads
     widths = {role: each.weight.shape[0] for role, each in heads.items()}
     tokens = {role: sum(each.example.sides[role].response.size for each in examples) for role in (STUDENT, *widths)}
-    terms = [
-        (term.method, widths.get(term.teacher, head.shape[0]) * tokens.get(term.teacher, 0) / max(tokens[STUDENT], 1))
-        for term in objective.terms
-    ]
+    terms = []
+    for method, role in ((term.method, term.teacher) for term in objective.terms):
+        rows = tokens.get(role, 0) / max(tokens[STUDENT], 1)
+        if method.aligns_on_device and on.type != "cpu":
+            rows = max(rows, 1.0)  # pairs that are made there: a teacher's row beside each of the student's
+        terms.append((method, widths.get(role, head.shape[0]) * rows))
     dtype = torch.bfloat16 if compute_dtype(training.precision) == "bfloat16" else torch.float32
     # Gradients and the optimiser's two moments, of which each process that shares the weights has its part.
     later = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

@@ -66,7 +66,8 @@ def accepted(chunk: AlignedChunk, top: int = TOP) -> tuple[Tensor, Tensor]:
         each.group.new_zeros(chunk.groups).index_add(0, each.group, ones(each.group))
         for each in (chunk.student, chunk.teacher)
     ]
-    alone = ((members[0] == 1) & (members[1] == 1)).index_select(0, side.group)
+    whole = (members[0] == 1) & (members[1] == 1)
+    alone = (whole if chunk.paired is None else whole & chunk.paired).index_select(0, side.group)
     logits = side.paired_logits()
     own = logits.gather(1, side.tokens.clamp_min(0)[:, None])
     likely = (logits > own).sum(-1) < top

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,20 @@ class AlignedResponse:
     student_entropy: npt.NDArray[np.float64] | Tensor | None = None
     teacher_entropy: npt.NDArray[np.float64] | Tensor | None = None
     reward: float | None = None
+
+
+class PairedTokens(NamedTuple):
+    """Groups of one token on each side, of a batch of responses, on the device where they were found: no host counts.
+
+    A token of either side is in one pair at most.
+
+    Attributes:
+        partners: for each response, int64 [n]: the teacher token of each student token, -1 for none.
+        notes: as of :class:`Groups`, summed over the batch; float64 scalars.
+    """
+
+    partners: list[Tensor]
+    notes: Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)

@@ -103,16 +103,34 @@ def stays_on_device(where: Any) -> bool:
     return isinstance(where, Tensor) and where.device.type != "cpu"
 
 
-def contextual(theirs: Tensor, ours: Tensor, ahead: Direction, back: Direction, theta: float) -> tuple[Tensor, Tensor]:
+def contextual(
+    theirs: Tensor, ours: Tensor, ahead: Direction, back: Direction, theta: float, asked: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """int64 [positions, k] each: partner of each teacher and of each student token at its position; -1 for none.
 
     One-to-one in either direction. Static partners stand. The others take the nearest of the position's tokens of the
     other side that are free, nearest pairs first, equals in the order of source and then target.
+
+    Args:
+        theirs, ours: int64 [positions, k], ids.
+        asked: bool [positions], which count: in others no token has a partner. None: all do.
     """
+    found = _partners(theirs, ours, ahead, back, theta, asked)
+    if asked is None:
+        return found
+    to_student, to_teacher = (each.masked_fill(~asked[:, None], UNMAPPED) for each in found)
+    return to_student, to_teacher
+
+
+def _partners(
+    theirs: Tensor, ours: Tensor, ahead: Direction, back: Direction, theta: float, asked: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`contextual`, and anything where nobody asks."""
     to_student, to_teacher = _static_one_to_one(theirs, ahead), _static_one_to_one(ours, back)
     kernels = warping_for(theirs) if stays_on_device(theirs) else None
     if kernels is not None:
-        kernels.add_nearest(theirs, ours, to_student, to_teacher, ahead.texts.tables.on(theirs.device), theta)
+        texts = ahead.texts.tables.on(theirs.device)
+        kernels.add_nearest(theirs, ours, to_student, to_teacher, texts, theta, asked)
         return to_student, to_teacher
     there = to_student == UNMAPPED, ~_among(ours, to_student)  # source tokens that seek, target tokens that are free
     back_again = ~_among(theirs, to_teacher), to_teacher == UNMAPPED
@@ -277,16 +295,25 @@ def mass(logits: Tensor, rows: Tensor, ids: Tensor, partners: Tensor) -> Tensor:
     return total
 
 
-def coverage(masked: Tensor, mass: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+def coverage(masked: Tensor, mass: Tensor, asked: Tensor | None = None) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Share of masked columns, bool [positions, columns], and the teacher's probability on its mapped tokens."""
-    return shares(masked.sum().to(mass.dtype), masked.numel(), mass, len(masked))
+    return shares(masked.sum(), (len(masked), masked.shape[1]), mass, asked)
 
 
-def shares(masked: Tensor, columns: int, mass: Tensor, positions: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """The same of sums that are known."""
-    compared = mass.new_full((), positions)
+def shares(
+    masked: Tensor, shape: tuple[int, int], mass: Tensor, asked: Tensor | None
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """The same of sums that are known.
+
+    Args:
+        masked: scalar, columns that are masked at any position.
+        shape: positions, and columns of each.
+        asked: as of :func:`contextual`; a position that doesn't count is masked whole.
+    """
+    positions, columns = shape
+    compared = mass.new_full((), positions) if asked is None else asked.sum().to(mass.dtype)
     return {
-        "columns masked": (masked, mass.new_full((), columns)),
+        "columns masked": (masked.to(mass.dtype) - columns * (positions - compared), columns * compared),
         "teacher mass covered": (mass, compared),
         "aligned positions": (compared, None),
     }

@@ -69,7 +69,7 @@ def mapped_kernel(
     value = tl.sum(tl.where(inside, q * (log_q - log_p), 0.0), 0)
     first = tl.where(known, temperature * (tl.exp(log_p) - q), 0.0)
     likely = tl.load(teacher + column, mask=known, other=-float("inf")).to(tl.float32)
-    mass = tl.sum(tl.exp(likely - tl.load(teacher_lse + other_row)), 0)
+    mass = tl.sum(tl.where(known, tl.exp(likely - tl.load(teacher_lse + other_row)), 0.0), 0)
     missing = tl.sum((inside & (partner < 0)).to(tl.float32), 0)
 
     inside, column, mapped = _columns(ours, to_teacher, position, our_k, at)
@@ -87,7 +87,8 @@ def mapped_kernel(
     tl.debug_barrier()
     _add(upstream, column, counted, second, scale)
     squares = first * first + second * second
-    for number in range(our_k):  # a column may be a partner and one of the student's own k
+    looked = our_k * tl.max(known.to(tl.int32), 0)  # at nothing where no column has a partner
+    for number in range(looked):  # a column may be a partner and one of the student's own k
         both = known & (partner == tl.load(ours + position * our_k + number))
         squares += tl.where(both, 2.0 * first * tl.load(own + position * our_k + number), 0.0)
     tl.store(sums + position, temperature * temperature * (value + reverse))

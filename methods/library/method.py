@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from methods.library.alignment import AlignedResponse, Groups
+from methods.library.alignment import AlignedResponse, Groups, PairedTokens
 from methods.library.chunk import AlignedChunk, LossSums, OutputHead
 from methods.library.rollout_share import RolloutShare
 from methods.library.vocabulary import TokenizerPair
@@ -181,7 +181,8 @@ class Method(ABC, Generic[O_co]):
         fidelities_differ: whether ``fidelity: released`` computes something else than ``described``.
         released_rows, released_normalize: what :attr:`rows` and :attr:`normalize` are with ``fidelity: released``; an
             empty text leaves the latter to the options.
-        aligns_on_device: whether :meth:`align_all` takes entropies as tensors on a device that is not the CPU.
+        aligns_on_device: whether :meth:`align_all` and :meth:`pair_all` take entropies as tensors on a device that is
+            not the CPU.
         sorts: whether the loss sorts whole distributions, which a plan's costs reckon with.
         projectors: matrices from one model's width to the other's that are trained, which a plan's memory reckons with.
         tunes: what `harness tune` tries: options with the values of a grid, `kd_share` for kd_weight as a share of both
@@ -325,6 +326,18 @@ class Method(ABC, Generic[O_co]):
     def align_all(self, responses: Sequence[AlignedResponse]) -> list[Groups]:
         """:meth:`align` for a batch; a method that aligns many responses in less time than one by one overrides it."""
         return [self.align(response) for response in responses]
+
+    def pair_all(self, responses: Sequence[AlignedResponse]) -> PairedTokens | None:
+        """The groups of :meth:`align_all` where all are of one token a side and made on the models' device.
+
+        So no step waits for them, and the loss sees a group a row, of which :attr:`AlignedChunk.paired` says which
+        there are. None where the method has no such form, as by default, or for these responses; then
+        :meth:`align_all` is asked. Only of methods with ``Need.ENTROPY``, and without ``Need.ONE_RESPONSE``.
+
+        Args:
+            responses: one or more.
+        """
+        return None
 
     @abstractmethod
     def loss(self, chunk: AlignedChunk) -> LossSums:

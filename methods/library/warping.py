@@ -22,6 +22,8 @@ from methods.library.vocabulary import TokenKind, Vocabulary
 FloatArray = npt.NDArray[np.float64]
 Path = tuple[IntArray, IntArray]
 """Links of a warping path: teacher tokens and student tokens, int64 [links] each."""
+ALONE, CONFIRMED, APART = "aligned 1-1", "links that bytes confirm", "pieces that start apart"
+"""How a path's notes are called: student tokens that are linked 1-1; links, and compared pieces' starts, by bytes."""
 _CELLS_AT_ONCE = 1 << 24
 """Most cells that the tables of one batch have together, but for a single larger one: 64 MiB where int32 holds them."""
 
@@ -211,9 +213,7 @@ def confirmed_links(
     teacher: IntArray, student: IntArray, student_ends: IntArray, teacher_ends: IntArray
 ) -> npt.NDArray[np.bool_]:
     """bool [links]: whether a path's link joins two tokens of one group of the alignment by bytes."""
-    groups = group_bytes(student_ends, teacher_ends)
-    of_student = _groups_of(groups.student_index, groups.student_group, student_ends.size)
-    of_teacher = _groups_of(groups.teacher_index, groups.teacher_group, teacher_ends.size)
+    of_student, of_teacher = groups_by_bytes(student_ends, teacher_ends)
     confirmed: npt.NDArray[np.bool_] = (of_student[student] == of_teacher[teacher]) & (of_student[student] >= 0)
     return confirmed
 
@@ -223,9 +223,18 @@ def path_notes(teacher: IntArray, student: IntArray, response: AlignedResponse) 
     alone = link_groups(teacher, student).only_one_to_one().count
     confirmed = confirmed_links(teacher, student, response.student_ends, response.teacher_ends)
     return {
-        "aligned 1-1": (float(alone), float(response.student_ids.size)),
-        "links that bytes confirm": (float(confirmed.sum()), float(confirmed.size)),
+        ALONE: (float(alone), float(response.student_ids.size)),
+        CONFIRMED: (float(confirmed.sum()), float(confirmed.size)),
     }
+
+
+def groups_by_bytes(student_ends: IntArray, teacher_ends: IntArray) -> tuple[IntArray, IntArray]:
+    """int64 [n], [m]: the group of each token in the alignment by bytes, -1 where it is in none."""
+    groups = group_bytes(student_ends, teacher_ends)
+    return (
+        _groups_of(groups.student_index, groups.student_group, student_ends.size),
+        _groups_of(groups.teacher_index, groups.teacher_group, teacher_ends.size),
+    )
 
 
 def _groups_of(index: IntArray, group: IntArray, size: int) -> IntArray:

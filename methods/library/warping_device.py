@@ -1,23 +1,24 @@
 """Dynamic time warping where the entropies are: costs, programme and the way back on one device, for a whole batch.
 
-The same paths as :func:`methods.library.warping.warp_all` finds on the host. Of a step only the links come to the host,
-in one copy: from them the chunks are laid.
+The same paths as :func:`methods.library.warping.warp_all` finds on the host. Where only single tokens are compared, the
+pairs stay on the device too. Pieces of several tokens come to the host, in one copy: from them the chunks are laid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from methods.library.alignment import AlignedResponse
+from methods.library.alignment import AlignedResponse, PairedTokens
 from methods.library.edit_distance import TextTable, edit_distances
 from methods.library.kernels import warping_for
 from methods.library.maps import UNMAPPED
-from methods.library.warping import EditCosts, Path, alike
+from methods.library.warping import ALONE, APART, CONFIRMED, EditCosts, Path, alike, groups_by_bytes
 
 _EMPTY = np.zeros(0, dtype=np.int64)
 
@@ -36,14 +37,44 @@ class DeviceCosts:
     def paths(self, responses: Sequence[AlignedResponse]) -> list[Path]:
         """The cheapest path of each response, its costs weighted by both models' entropies, tensors on one device."""
         found: list[Path] = [(_EMPTY, _EMPTY)] * len(responses)
-        for part in alike([(each.teacher_ids.size, each.student_ids.size) for each in responses]):
-            chosen = [responses[number] for number in part]
-            for number, path in zip(part, self._paths(chosen), strict=True):
-                found[number] = path
+        for part, cells, wide in self._tables_of(responses):
+            for number, path in zip(part, cells.cpu().numpy(), strict=True):
+                found[number] = _links(path, wide)
         return found
 
-    def _paths(self, responses: Sequence[AlignedResponse]) -> list[Path]:
-        """As :meth:`paths`, of responses that share one table."""
+    def pairs(self, responses: Sequence[AlignedResponse], firsts: bool) -> PairedTokens:
+        """What the paths pair, one token with one; the host learns nothing of it.
+
+        Args:
+            responses: one or more, as of :meth:`paths`.
+            firsts: whether the first tokens of a piece of several are a pair; else such a piece has none.
+        """
+        device = torch.as_tensor(responses[0].student_entropy).device
+        partners = [torch.full((each.student_ids.size,), UNMAPPED, device=device) for each in responses]
+        counts = torch.zeros(5, dtype=torch.int64, device=device)
+        for part, cells, wide in self._tables_of(responses):
+            links = _Links.of(cells, wide)
+            alone = links.begins & links.ends
+            pairs = links.begins if firsts else alone
+            table = torch.full((len(part), wide + 1), UNMAPPED, device=device)
+            table.scatter_(1, links.student.where(pairs, wide), links.teacher)  # what is no pair goes behind the end
+            for number, row in zip(part, table, strict=True):
+                partners[number] = row[: responses[number].student_ids.size]
+            confirmed, apart = links.beside_bytes([responses[number] for number in part])
+            noted = [alone, confirmed, links.known, apart & pairs, pairs]
+            counts = counts + torch.stack([each.sum() for each in noted])
+        ones, confirmed, known, apart, compared = counts.double().unbind()
+        tokens = torch.full_like(ones, sum(each.student_ids.size for each in responses))
+        return PairedTokens(partners, {ALONE: (ones, tokens), CONFIRMED: (confirmed, known), APART: (apart, compared)})
+
+    def _tables_of(self, responses: Sequence[AlignedResponse]) -> Iterator[tuple[list[int], Tensor, int]]:
+        """Numbers of responses that share a table, the cells of their paths in it (:func:`warp_cells`), its width."""
+        for part in alike([(each.teacher_ids.size, each.student_ids.size) for each in responses]):
+            cells, wide = self._cells([responses[number] for number in part])
+            yield part, cells, wide
+
+    def _cells(self, responses: Sequence[AlignedResponse]) -> tuple[Tensor, int]:
+        """Of responses that share one table."""
         ours = [torch.as_tensor(each.student_entropy) for each in responses]
         theirs = [torch.as_tensor(each.teacher_entropy) for each in responses]
         device = ours[0].device
@@ -51,8 +82,7 @@ class DeviceCosts:
         rows, columns = (torch.tensor(side).to(device, non_blocking=True) for side in sizes)
         costs = self._between(responses, device)
         costs *= padded_weights(theirs, rows).unsqueeze(2) * padded_weights(ours, columns).unsqueeze(1)
-        cells = warp_cells(costs, rows, columns).cpu().numpy()
-        return [_links(path, costs.shape[2]) for path in cells]
+        return warp_cells(costs, rows, columns), costs.shape[2]
 
     def _between(self, responses: Sequence[AlignedResponse], device: torch.device) -> Tensor:
         """int64 [responses, m, n]: edit distances of all tokens; each pair of ids is measured once in the batch."""
@@ -68,15 +98,54 @@ class DeviceCosts:
             padded = torch.nn.utils.rnn.pad_sequence(places, batch_first=True).to(device, non_blocking=True)
             sides.append((unique, longest, padded))
         (theirs, their_longest, their_place), (ours, our_longest, our_place) = sides
-        left = torch.from_numpy(np.repeat(theirs, ours.size)).to(device, non_blocking=True)
-        right = torch.from_numpy(np.tile(ours, theirs.size)).to(device, non_blocking=True)
-        distances = edit_distances(*self._tables, left, right, (their_longest, our_longest))
-        between = distances.view(theirs.size, ours.size)
+        # the tokens alone are copied: of each with each there are millions
         special = self._costs.student_of_special[theirs]
-        if (special != UNMAPPED).any():
-            same = torch.from_numpy(special[:, None] == ours).to(device, non_blocking=True)
-            between = between.masked_fill(same, 0)
-        return between[their_place.unsqueeze(2), our_place.unsqueeze(1)]
+        left, same, right = (torch.from_numpy(ids).to(device, non_blocking=True) for ids in (theirs, special, ours))
+        shape = len(left), len(right)
+        pairs = left.unsqueeze(1).expand(shape).flatten(), right.expand(shape).flatten()
+        distances = edit_distances(*self._tables, *pairs, (their_longest, our_longest)).view(shape)
+        distances = distances.masked_fill(same.unsqueeze(1) == right, 0)  # UNMAPPED is no token
+        return distances[their_place.unsqueeze(2), our_place.unsqueeze(1)]
+
+
+class _Links(NamedTuple):
+    """The links of paths, each from its last one back to its first; behind that anything.
+
+    Attributes:
+        teacher, student: int64 [responses, links], the tokens that are linked.
+        known: bool [responses, links], which there are.
+        begins, ends: bool [responses, links], which begin and end a piece, as of :func:`~warping.link_groups`.
+    """
+
+    teacher: Tensor
+    student: Tensor
+    known: Tensor
+    begins: Tensor
+    ends: Tensor
+
+    @classmethod
+    def of(cls, cells: Tensor, wide: int) -> _Links:
+        """From the cells of :func:`warp_cells` in tables of this width."""
+        teacher, student = cells // wide, cells % wide
+        known = torch.arange(cells.shape[1], device=cells.device) <= (cells > 0).sum(1, keepdim=True)
+        apart = (teacher[:, 1:] != teacher[:, :-1]) & (student[:, 1:] != student[:, :-1]) | ~known[:, 1:]
+        edge = known.new_ones(len(known), 1)
+        return cls(teacher, student, known, known & torch.cat([apart, edge], 1), known & torch.cat([edge, apart], 1))
+
+    def beside_bytes(self, responses: Sequence[AlignedResponse]) -> tuple[Tensor, Tensor]:
+        """bool [responses, links] each: links of tokens in one group by bytes, and of tokens that begin apart."""
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for each in responses:
+            ends = each.student_ends, each.teacher_ends
+            for side, groups, own in zip(sides, groups_by_bytes(*ends), ends, strict=True):
+                side.append(torch.from_numpy(np.stack([groups, np.concatenate([[0], own[:-1]])], axis=1)))
+        found = []
+        for side, tokens in zip(sides, (self.student, self.teacher), strict=True):
+            padded = torch.nn.utils.rnn.pad_sequence(side, batch_first=True).to(tokens.device, non_blocking=True)
+            found.append(padded.gather(1, tokens.unsqueeze(2).expand(-1, -1, 2)).unbind(2))
+        (our_group, our_start), (their_group, their_start) = found
+        same = self.known & (our_group == their_group) & (our_group >= 0)
+        return same, self.known & (our_start != their_start)
 
 
 def padded_weights(entropies: Sequence[Tensor], sizes: Tensor) -> Tensor:

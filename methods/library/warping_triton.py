@@ -249,21 +249,27 @@ def _list(
 @triton.jit
 def nearest_kernel(
     source, target, to_target, to_source, free, sets, target_sets, points, source_starts, target_starts, source_longer,
-    target_longer, longer, many_longer, pairs, distances, theta, high, wide, BLOCK: tl.constexpr, LISTED: tl.constexpr,
+    target_longer, longer, many_longer, pairs, distances, theta, asked, high, wide,
+    BLOCK: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
-    """A position a program: its pairs that may be near listed, measured, and chosen from in either direction."""
+    """A position a program: its pairs that may be near listed, measured, and chosen from in either direction.
+
+    Args:
+        asked: int32 [positions], 1 where that is wanted, else 0: such a position has no source token.
+    """
     position = tl.program_id(0).to(tl.int64)
     source, to_target = source + position * high, to_target + position * high
     target, to_source = target + position * wide, to_source + position * wide
     free_target = free + position * (high + wide)
     free_source = free_target + wide
     pairs, distances = pairs + position * high * wide, distances + position * high * wide
-    _look(target, to_target, free_target, wide, high, BLOCK)
-    _look(source, to_source, free_source, high, wide, BLOCK)
+    rows = high * tl.load(asked + position)
+    _look(target, to_target, free_target, wide, rows, BLOCK)
+    _look(source, to_source, free_source, rows, wide, BLOCK)
     tl.debug_barrier()
     found = _list(
         source, target, to_target, to_source, free_target, free_source, pairs, sets, target_sets, source_starts,
-        target_starts, theta, high, wide, LISTED,
+        target_starts, theta, rows, wide, LISTED,
     )  # fmt: skip
     tl.debug_barrier()
     _measure(
@@ -306,7 +312,13 @@ def edit_distances(
 
 
 def add_nearest(
-    source: Tensor, target: Tensor, to_target: Tensor, to_source: Tensor, texts: Mapping[str, Tensor], theta: float
+    source: Tensor,
+    target: Tensor,
+    to_target: Tensor,
+    to_source: Tensor,
+    texts: Mapping[str, Tensor],
+    theta: float,
+    asked: Tensor | None = None,
 ) -> None:
     """As near_tokens.nearest_partners, written where a partner is missing.
 
@@ -314,17 +326,19 @@ def add_nearest(
         source, target: int64 [positions, k_source] and [positions, k_target], ids.
         to_target, to_source: int64, like the ids, the partner of each; -1 for none.
         texts: tables of near_tokens.PairTexts.
+        asked: bool [positions], where partners are wanted; None: everywhere.
     """
     positions, high, wide = *source.shape, target.shape[1]
     device, sizes = source.device, (positions, high, wide)
     free = torch.empty(positions, high + wide, dtype=torch.int32, device=device)
     pairs = torch.empty(sizes, dtype=torch.int32, device=device)
     distances = torch.empty(sizes, dtype=torch.float64, device=device)
+    wanted = torch.ones(positions, dtype=torch.int32, device=device) if asked is None else asked.int()
     if pairs.numel():
         nearest_kernel[(positions,)](
             source, target, to_target, to_source, free, texts["source_sets"], texts["target_sets"], texts["points"],
             texts["source_starts"], texts["target_starts"], texts["source_longer"], texts["target_longer"],
-            texts["longer"], texts["longer"].shape[1], pairs, distances, _number(theta, device), high, wide,
+            texts["longer"], texts["longer"].shape[1], pairs, distances, _number(theta, device), wanted, high, wide,
             BLOCK=PAIRS, LISTED=LISTED, num_warps=4,
         )  # fmt: skip
 

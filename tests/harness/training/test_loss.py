@@ -39,22 +39,25 @@ COMPILED = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 def walked(made: contract.Bench, **settings: Any) -> tuple[ChunkWalk, Tensor, list[Tensor]]:
     """A walk over the bench's batch, hidden rows of the student, and the head's weight."""
     batch = made.batch(chunk_rows=20)
-    divisors = made.objective.divisors(batch.counts)
-    distiller = made.distiller()
-    with torch.no_grad():
-        hidden = hidden_states(made.student, batch.input_ids, batch.attention_mask, batch.position_ids)
-        rows = hidden.flatten(0, 1).index_select(0, batch.row_index)
-        teacher_rows = {
-            role: distiller._teacher_rows(role, part, batch.padded_behind)
-            for role, part in batch.teachers.items()
-            if made.teacher is not None  # else nobody teaches
-        }
-        if batch.unaligned is not None:
-            batch = distiller._align(batch, rows, teacher_rows)
-    head = Head.of(made.student)
+    rows, teacher_rows = rows_of(made, batch)
+    if batch.unaligned is not None:
+        batch = made.distiller()._align(batch, rows, teacher_rows)
+    return walk_over(made, batch, teacher_rows, **settings), rows, [Head.of(made.student).weight.detach()]
+
+
+@torch.no_grad()
+def rows_of(made: contract.Bench, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hidden rows of a batch: of the student, and of its teacher by role where somebody teaches."""
+    hidden = hidden_states(made.student, batch.input_ids, batch.attention_mask, batch.position_ids)
+    teachers = batch.teachers.items() if made.teacher is not None else ()
+    of_teacher = {role: made.distiller()._teacher_rows(role, part, batch.padded_behind) for role, part in teachers}
+    return hidden.flatten(0, 1).index_select(0, batch.row_index), of_teacher
+
+
+def walk_over(made: contract.Bench, batch: Batch, teacher_rows: dict[str, Tensor], **settings: Any) -> ChunkWalk:
     heads = {made.role: Head.of(made.teacher)} if made.teacher is not None else {}
-    walk = ChunkWalk(made.objective, head, heads, teacher_rows, batch, divisors, **settings)
-    return walk, rows, [head.weight.detach()]
+    divisors = made.objective.divisors(batch.counts)
+    return ChunkWalk(made.objective, Head.of(made.student), heads, teacher_rows, batch, divisors, **settings)
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.models.heads import Head
 from harness.recipe.schema import Training
 from harness.training.trainer import train
 from methods.base import Method
@@ -22,7 +23,7 @@ from methods.library import kernels
 from methods.library.alignment import AlignedResponse
 from methods.uld import ULD
 from tests.fake_gpu import GPU, FakeGpu, kernels_that_do_nothing, put
-from tests.harness.training.test_loss import walked
+from tests.harness.training.test_loss import rows_of, walk_over, walked
 from tests.methods import contract
 from tests.methods.test_contract import METHODS
 
@@ -87,9 +88,28 @@ def test_a_chunk_waits_for_nothing(method: Method, with_kernels: bool, monkeypat
     assert 0.5 * most <= waits <= most, gpu.waits
 
 
+@pytest.mark.parametrize("pieces", ["one_to_one", "first"])
+def test_a_micro_batch_that_aligns_at_the_step_waits_for_nothing(pieces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entropies, paths and pairs, the chunks that they are laid in, and the loss over these."""
+    made = contract.bench(CDM(pieces=pieces), dtype=torch.float32)
+    batch, gpu = made.batch(chunk_rows=20), FakeGpu()
+    rows, teacher_rows = rows_of(made, batch)
+    head = Head.of(made.student).weight.detach()
+    with kernels_that_do_nothing(gpu, monkeypatch), gpu:
+        rows, teacher_rows = put(rows), {role: put(each) for role, each in teacher_rows.items()}
+        for _ in range(2):  # tables of the vocabularies are copied by the first
+            gpu.waits.clear()
+            aligned = made.distiller()._align(batch.to(GPU, non_blocking=True), rows, teacher_rows)
+            parts, _ = walk_over(made, aligned, teacher_rows).run(rows, [put(head)], [True, True])
+    assert aligned.terms[0].paired is not None
+    assert aligned.terms[0].paired.device == parts.loss.device == GPU
+    assert gpu.launches["warp_kernel"] == 2
+    assert not gpu.waits
+
+
 def test_the_paths_of_a_batch_are_waited_for_once() -> None:
-    """From them the chunks are laid, on the host. The same groups as there."""
-    method = CDM()
+    """Where pieces of several tokens are compared: the host lays chunks closed under them. The same groups as there."""
+    method = CDM(pieces="mean")
     made = contract.bench(method, dtype=torch.float32)
     random, on_host, on_gpu, gpu = np.random.default_rng(0), [], [], FakeGpu()
     for example in made.examples:

@@ -56,6 +56,31 @@ def test_loss_and_gradient(in_order: bool, k: int, theta: float, monkeypatch: py
         torch.testing.assert_close(found.diagnostics[name], numbers, rtol=1e-5, atol=1e-6, check_dtype=False)
 
 
+def test_rows_without_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of them counts, where the teacher's are no numbers either; their gradient is what it was."""
+    made, method = chunk(9, pair=toy(3)), CDM(k=8, theta=0.6, temperature=2.0)
+    method.prepare(toy(3))
+    paired = torch.arange(9) % 3 != 1
+    made.teacher.logits[~paired] = torch.nan
+    made = replace(made, paired=paired)
+    wanted = method.loss(made)
+    (gradient,) = torch.autograd.grad(wanted.kd, made.student.logits)
+    sides = (side.with_logits(side.logits.detach().float()) for side in (made.student, made.teacher))
+    raw = replace(made, **dict(zip(("student", "teacher"), sides, strict=True)))
+    monkeypatch.setattr("methods.cdm.mapped_for", lambda *logits: mapped_triton)
+    upstream = torch.ones(made.student.logits.shape)
+    with torch.no_grad():
+        found = method.loss_into(raw, raw.student.logits.logsumexp(-1), upstream, 0.5)
+    assert found is not None
+    assert found.squared_norm is not None
+    assert float(found.kd) == pytest.approx(float(wanted.kd.detach()), rel=1e-5)
+    torch.testing.assert_close(upstream - 1, 0.5 * gradient.float(), rtol=1e-4, atol=1e-6)
+    assert bool((upstream[~paired] == 1).all())
+    assert float(found.squared_norm) == pytest.approx(float(gradient.square().sum()), rel=1e-4)
+    for name, numbers in wanted.diagnostics.items():
+        torch.testing.assert_close(found.diagnostics[name], numbers, rtol=1e-5, atol=1e-6, check_dtype=False)
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_walk(precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     compare_walks(CDM(k=20), precision, monkeypatch)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from methods.cdm import CDM
 from methods.library import warping
 from methods.library.alignment import AlignedResponse
 from methods.library.vocabulary import Vocabulary
@@ -19,9 +20,10 @@ from tests import tiny
 
 STUDENT, TEACHER = (Vocabulary.of(tiny.tokenizer(f).backend_tokenizer, f, (2,)) for f in ("byte_level", "unigram"))
 COSTS = EditCosts(STUDENT, TEACHER)
+SEEDS = st.integers(0, 2**31)
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5), st.integers(0, 2**31))
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5), SEEDS)
 @settings(max_examples=150, deadline=None)
 def test_paths_of_any_tables(shapes: list[tuple[int, int]], seed: int) -> None:
     """Small costs, so that many cells are equal; what pads a table must not matter."""
@@ -73,6 +75,35 @@ def test_paths_of_responses(monkeypatch: pytest.MonkeyPatch, cells_at_once: int)
     for found, wanted in zip(DeviceCosts(COSTS).paths(asked), warp_all(tables), strict=True):
         for side, other in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(side, other)
+
+
+@pytest.mark.parametrize("pieces", ["one_to_one", "first"])
+@given(sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5), seed=SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_pairs_of_responses(pieces: str, sizes: list[tuple[int, int]], seed: int) -> None:
+    """Those of the groups that a host makes of the same paths, and their notes; bytes that both sides share or not."""
+    generator = np.random.default_rng(seed)
+    method = CDM(pieces=pieces)
+    method.costs = COSTS
+    asked, groups = [], []
+    for n, m in sizes:
+        entropy = generator.random(n) * 5, generator.random(m) * 5
+        each = replace(
+            response(generator, n, m),
+            student_ends=np.sort(generator.integers(1, 12, n)),
+            teacher_ends=np.sort(generator.integers(1, 12, m)),
+        )
+        groups.append(method.align(replace(each, student_entropy=entropy[0], teacher_entropy=entropy[1])))
+        ours, theirs = (torch.from_numpy(side) for side in entropy)
+        asked.append(replace(each, student_entropy=ours, teacher_entropy=theirs))
+    found = DeviceCosts(COSTS).pairs(asked, firsts=pieces == "first")
+    for partners, wanted, (n, _) in zip(found.partners, groups, sizes, strict=True):
+        expected = np.full(n, -1)
+        expected[wanted.student_index] = wanted.teacher_index
+        assert partners.tolist() == expected.tolist()
+    notes = {name: tuple(map(float, pair)) for name, pair in found.notes.items()}
+    assert notes == {name: tuple(np.sum([each.notes[name] for each in groups], axis=0)) for name in notes}
+    assert notes.keys() == groups[0].notes.keys()
 
 
 def test_special_tokens_of_one_meaning_cost_nothing() -> None:

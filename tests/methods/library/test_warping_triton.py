@@ -78,4 +78,8 @@ def test_nearest_partners(theta: float, kind: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("methods.library.contextual.warping_for", lambda numbers: warping_triton)
     found = contextual(theirs, ours, method.to_student, method.to_teacher, theta)
     assert all(map(torch.equal, found, wanted))
+    asked = torch.tensor([True, False, True])
+    some = contextual(theirs, ours, method.to_student, method.to_teacher, theta, asked)
+    for partners, of_all in zip(some, wanted, strict=True):
+        assert partners.tolist() == of_all.masked_fill(~asked[:, None], -1).tolist()
     assert (found[0] != -1).sum() > (static != -1).sum()
