@@ -38,7 +38,7 @@ from methods.library import contextual, kernels
 from methods.library.closed_form import compiling
 from methods.library.counted import counted_l1_parts
 from methods.library.edit_distance import TextTable, edit_distances
-from methods.library.warping import EditCosts, entropy_weights, warp_all
+from methods.library.warping import EditCosts, entropy_weights, link_groups, warp_all
 from methods.library.warping_device import DeviceCosts
 
 Found = Iterator[tuple[str, float, float]]
@@ -239,7 +239,7 @@ def check_edit_distances(device: str) -> Found:
 
 
 def check_warping(device: str) -> Found:
-    """Paths on the device against the host's."""
+    """Paths on the device against the host's, and the pairs that are made of them there."""
     with tempfile.TemporaryDirectory() as name:
         inputs = Inputs(small("cpu", torch.float32, with_tokenizers(Path(name))))
     pair = inputs.pair("cross")
@@ -252,12 +252,21 @@ def check_warping(device: str) -> Found:
         tables.append(costs.costs(each.student_ids, each.teacher_ids) * weights)
         entropy = {"student_entropy": ours, "teacher_entropy": theirs}
         asked.append(replace(each, **{key: torch.from_numpy(value).to(device) for key, value in entropy.items()}))
+    paths = warp_all(tables)
     found = DeviceCosts(costs).paths(asked)
     wrong = sum(
         not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-        for one, other in zip(found, warp_all(tables), strict=True)
+        for one, other in zip(found, paths, strict=True)
     )
     yield f"paths of {len(asked)} responses that differ", float(wrong), 0.0
+    partners = DeviceCosts(costs).pairs(asked, firsts=False).partners
+    wanted = [link_groups(*path).only_one_to_one() for path in paths]
+    pairs = [dict(zip(each.student_index.tolist(), each.teacher_index.tolist(), strict=True)) for each in wanted]
+    wrong = sum(
+        [of_each.get(token, -1) for token in range(len(each))] != each.tolist()
+        for each, of_each in zip(partners, pairs, strict=True)
+    )
+    yield f"pairs of {len(asked)} responses that differ", float(wrong), 0.0
 
 
 def check_cdm(device: str) -> Found:
@@ -382,10 +391,6 @@ def trained(method: str, steps: int, **settings: Any) -> tuple[list[dict[str, fl
     return done.steps, Counter(f"{Path(one.filename).name}:{one.lineno}" for one in waits)
 
 
-WAITS = {"cdm": 2.0}
-"""Of a step, by method; the others have none. CDM's paths come back to the host, once for responses of like lengths."""
-
-
 def check_waits(device: str) -> Found:
     """How often an optimiser step waits for the GPU, with the lines where it does; after the first ones."""
     if device == "cpu":
@@ -393,7 +398,7 @@ def check_waits(device: str) -> Found:
     for method in ("sft", "fkd", "gold", "cdm"):
         few, many = (trained(method, steps, cuda_graphs="on")[1] for steps in (8, 16))
         where = ", ".join(f"{line} {count / 8:g}" for line, count in (many - few).most_common(8))
-        yield f"{method}: waits a step ({where})", (many.total() - few.total()) / 8, WAITS.get(method, 0.0)
+        yield f"{method}: waits a step ({where})", (many.total() - few.total()) / 8, 0.0
 
 
 def check_samples(device: str) -> Found:
