@@ -35,6 +35,7 @@ from harness.training.graphs import GpuRecorder, LayerGraphs
 from methods import cdm
 from methods.base import registered
 from methods.library import contextual, kernels
+from methods.library.alignment import IntArray
 from methods.library.closed_form import compiling
 from methods.library.counted import counted_l1_parts
 from methods.library.edit_distance import TextTable, edit_distances
@@ -259,14 +260,19 @@ def check_warping(device: str) -> Found:
         for one, other in zip(found, paths, strict=True)
     )
     yield f"paths of {len(asked)} responses that differ", float(wrong), 0.0
-    partners = DeviceCosts(costs).pairs(asked, firsts=False).partners
-    wanted = [link_groups(*path).only_one_to_one() for path in paths]
-    pairs = [dict(zip(each.student_index.tolist(), each.teacher_index.tolist(), strict=True)) for each in wanted]
-    wrong = sum(
-        [of_each.get(token, -1) for token in range(len(each))] != each.tolist()
-        for each, of_each in zip(partners, pairs, strict=True)
-    )
-    yield f"pairs of {len(asked)} responses that differ", float(wrong), 0.0
+    for firsts in (False, True):
+        partners = DeviceCosts(costs).pairs(asked, firsts).partners
+        wrong = sum(each.tolist() != paired(*path, firsts) for each, path in zip(partners, paths, strict=True))
+        yield f"{'first' if firsts else 'single'} pairs of {len(asked)} responses that differ", float(wrong), 0.0
+
+
+def paired(teacher: IntArray, student: IntArray, firsts: bool) -> list[int]:
+    """For each student token of a path the teacher token that it makes a pair with, alone or first; -1 for none."""
+    partners = np.full(int(student.max()) + 1, -1)
+    for ours, theirs in zip(*link_groups(teacher, student).to_lists(), strict=True):
+        if firsts or len(ours) == len(theirs) == 1:
+            partners[ours[0]] = theirs[0]
+    return [int(each) for each in partners]
 
 
 def check_cdm(device: str) -> Found:

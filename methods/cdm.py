@@ -112,6 +112,11 @@ class CDM(Method[CDMOptions]):
         return Held(0, 0, 3.1e3 * self.options.k) if plain else None
 
     @property
+    def pairs_on_device(self) -> bool:
+        """Not pieces of several tokens: chunks are closed under them, and the host lays chunks."""
+        return self.options.alignment == "dtw" and not self._released and self.options.pieces != "mean"
+
+    @property
     def zero_at_identity(self) -> bool:
         return not self._released  # τ on one side only: the released term has no zero
 
@@ -170,11 +175,9 @@ class CDM(Method[CDMOptions]):
         return [self._by_path(*path, response) for path, response in zip(paths, responses, strict=True)]
 
     def pair_all(self, responses: Sequence[AlignedResponse]) -> PairedTokens | None:
-        """None where means of pieces are compared: chunks are closed under these, and the host lays chunks."""
-        pieces = "mean" if self._released else self.options.pieces
-        if pieces == "mean" or not any(stays_on_device(response.student_entropy) for response in responses):
+        if not self.pairs_on_device or not any(stays_on_device(response.student_entropy) for response in responses):
             return None
-        return self._device_costs.pairs(responses, firsts=pieces == "first")
+        return self._device_costs.pairs(responses, firsts=self.options.pieces == "first")
 
     def _by_bytes(self, response: AlignedResponse) -> Groups:
         groups = group_bytes(response.student_ends, response.teacher_ends)

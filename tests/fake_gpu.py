@@ -3,6 +3,7 @@
 Tensors in CPU memory say that they are on a GPU, so that code goes the way that it goes there. A CPU waits for nothing:
 waits are known by name, as torch's own switch knows them (``torch.cuda.set_sync_debug_mode``), operations whose result
 has a shape that depends on values, values that are read, and copies between host and device that nobody lets overlap.
+Beyond that switch: copies to a GPU from memory that is not page-locked, which a driver may let the host wait for.
 Triton's kernels, where they are asked for, are launched and do nothing; what they would write is 0.
 """
 
@@ -52,6 +53,10 @@ class OnGpu(Tensor):
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
 
 
+class Pinned(Tensor):
+    """In memory that plays page-locked; what is computed of one is not."""
+
+
 def put(value: Any) -> Any:  # Any: a tensor stays one
     return value.as_subclass(OnGpu) if isinstance(value, Tensor) else value
 
@@ -96,13 +101,16 @@ class FakeGpu(TorchFunctionMode):
         places = [torch.device(leaf) for leaf in leaves if isinstance(leaf, torch.device) or _is_name(leaf)]
         from_gpu, to_gpu = any(isinstance(leaf, OnGpu) for leaf in leaves), GPU in places
         to_host = HOST in places or func is Tensor.cpu
+        pinned = any(isinstance(leaf, Pinned) for leaf in leaves)
         args, kwargs = tree_map(_in_memory, (args, kwargs))
         before, self._within = self._within, from_gpu or to_gpu
         try:
             from_it = from_gpu and (to_host or func is Tensor.tolist)
             to_it = (to_gpu and not from_gpu and func in _COPIES) or (from_gpu and func is Tensor.new_tensor)
+            if func is Tensor.pin_memory:
+                return args[0].as_subclass(Pinned)
             if from_it or to_it:
-                self._copied(func, kwargs)
+                self._copied(func, kwargs, pinned or from_it)
             if from_gpu and func is Tensor.numpy:
                 raise TypeError("can't convert a tensor on a GPU to numpy")
             if func in _FILLED:  # kernels that do nothing must not leave numbers that break a look-up
@@ -114,8 +122,9 @@ class FakeGpu(TorchFunctionMode):
             return found.as_subclass(Tensor)
         return tree_map(put, found) if to_gpu else found
 
-    def _copied(self, func: Any, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("non_blocking"):
+    def _copied(self, func: Any, kwargs: dict[str, Any], overlaps: bool) -> None:
+        """A copy that may overlap with what runs, if it is let."""
+        if overlaps and kwargs.get("non_blocking"):
             self.launch("copy")
         else:
             self.wait(getattr(func, "__name__", str(func)))
@@ -130,6 +139,8 @@ def _is_name(leaf: Any) -> bool:
 
 
 def _in_memory(leaf: Any) -> Any:
+    if isinstance(leaf, Pinned):
+        return leaf.as_subclass(Tensor)
     return HOST if isinstance(leaf, torch.device) and leaf == GPU else leaf
 
 

@@ -156,6 +156,10 @@ class Collator:
         for method in (term.method for term in terms):
             if Need.ENTROPY in method.needs and method.normalize == "rows":
                 raise ValueError(f"{method.name} aligns at the step: the window's number of groups is not known before")
+            clash = method.needs & {Need.ONE_RESPONSE, Need.ROW_SCALARS}
+            if method.pairs_on_device and clash:
+                asked = " and ".join(sorted(need.value for need in clash))
+                raise ValueError(f"{method.name} pairs tokens on the device, where it can't ask for {asked} too")
         self.roles = frozenset(term.teacher for term in terms)
         self.hidden = frozenset(term.teacher for term in terms if Need.HIDDEN in term.method.needs)
         self.windows = {

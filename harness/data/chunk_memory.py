@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from methods.base import Held, Method, Need
 from methods.library.kernels import By
 
@@ -45,6 +47,16 @@ def row_bytes(vocabulary: int, terms: Sequence[tuple[Method, float]], itemsize: 
         if Need.ENTROPY in method.needs and by != "kernels":
             most = max(most, (itemsize + 4 * low + 4 * _ENTROPY) * max(vocabulary, columns))
     return most
+
+
+def teacher_rows_beside(method: Method, ratio: float, on: torch.device) -> float:
+    """The teacher's rows that a chunk holds for each of the student's.
+
+    Args:
+        ratio: the teacher's tokens of a response to the student's.
+        on: where the loss is computed. Pairs that are made there have a teacher's row beside each of the student's.
+    """
+    return max(ratio, 1.0) if method.pairs_on_device and on.type != "cpu" else ratio
 
 
 def _bytes(held: Held, vocabulary: int, columns: float) -> float:

@@ -13,6 +13,7 @@ import torch
 from harness.data.tokens import SideTokens
 from methods.base import Rows
 from methods.library.alignment import Groups, IntArray, PairedTokens
+from methods.library.transfers import sent
 
 Responses = Literal["any", "apart", "whole"]
 
@@ -28,6 +29,10 @@ class OnDevice:
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def sent(self, device: torch.device) -> Any:
+        """A copy on a device, for which no host waits: see :func:`methods.library.transfers.sent`."""
+        return self._with(lambda tensor: sent(tensor, device))
 
     def pin_memory(self) -> Any:
         """A copy in page-locked memory, from where a GPU reads while it computes."""
@@ -62,14 +67,14 @@ class TermBatch(OnDevice):
         slices: for each chunk, (student members, teacher members, groups, teacher rows) as (start, stop) pairs; for
             each response of a term that reads numbers of rows.
         in_order: for each of them, whether (student, teacher) members are its rows in their order.
-        groups: number of groups.
+        groups: number of groups, or of those that there may be where pairs were made on the device.
         within: for each chunk, the number of the response of its first row, and how many groups that has.
         teacher_weight: float64 [teacher members] or None, see :class:`Groups`.
         notes: what the alignment says of itself, summed over the batch.
         responses: (start, stop) of the student rows of each response, where the slices are theirs.
-        partners, paired: int64 and bool [rows], where pairs were made on the device: the teacher's row beside each of
-            the student's, any where it has none, and whether it has one. Each row then is a group of its own, and a
-            chunk's last slice is of ``partners``.
+        partners, paired: int64 and bool [members], where pairs were made on the device: the teacher's row beside each
+            token of the student's, any where it has none, and whether it has one. Each token then is a member, and a
+            group, of its own, and the last of a chunk's slices is of ``partners``.
     """
 
     student_index: torch.Tensor
@@ -126,7 +131,11 @@ class Layout:
     teacher_starts: tuple[IntArray | None, ...]
 
     def place(self, groups: Sequence[Sequence[Groups] | PairedTokens]) -> tuple[list[tuple[int, int]], list[TermBatch]]:
-        """Chunks of the batch and the groups of each term in them; ``groups[k][i]`` are term k's of example i."""
+        """Chunks of the batch and the groups of each term in them.
+
+        Args:
+            groups: of each term, its pairs, or the groups of each example.
+        """
         joined = {k: self._join(k, parts) for k, parts in enumerate(groups) if not isinstance(parts, PairedTokens)}
         bounding = [term for k, term in joined.items() if self.teacher_starts[k] is None]
         chunks = chunk_bounds(self.starts, bounding, self.chunk_rows, self.responses)
@@ -162,33 +171,35 @@ class Layout:
     def _pair(
         self, term: int, pairs: PairedTokens, chunks: Sequence[tuple[int, int]], of_chunks: Sequence[int]
     ) -> TermBatch:
-        """The pairs of one term: how many a chunk has is not known here, so each row has room for one."""
+        """The pairs of one term: how many a chunk has is not known here, so each token of the student's may be one."""
         sizes, device = [len(each) for each in pairs.partners], pairs.partners[0].device
-
-        def there(array: IntArray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
         own = zip(sizes, self.student_shift[term], strict=True)
-        rows = there(np.concatenate([np.arange(size) + shift for size, shift in own]))
+        rows = np.concatenate([np.arange(size) + shift for size, shift in own])
         found = torch.cat(pairs.partners)
-        taught = found + there(np.repeat(self.teacher_shift[term], sizes))
-        partners = torch.zeros(int(self.starts[-1]), dtype=torch.int64, device=device)
-        paired = partners.bool().index_copy(0, rows, found >= 0)
-        partners = partners.index_copy(0, rows, taught.where(found >= 0, 0))
-        of_chunk = there(np.concatenate([np.arange(stop - start) for start, stop in chunks]))
-        student_tokens = there(self.student_tokens[term]).masked_fill(~paired, -100)
-        teacher_tokens = there(self.teacher_tokens[term]).index_select(0, partners).masked_fill(~paired, -100)
+        paired = found >= 0
+        taught = found + sent(torch.from_numpy(np.repeat(self.teacher_shift[term], sizes)), device)
+        partners = taught.where(paired, 0)
+        starts = np.asarray([start for start, _ in chunks])
+        bounds = np.searchsorted(rows, [*starts, int(self.starts[-1])]).tolist()
+        spans = list(pairwise(bounds))
+        counts = [stop - start for start, stop in spans]
+        index = rows - np.repeat(starts, counts)
+        number = sent(torch.from_numpy(np.concatenate([np.arange(count) for count in counts])), device)
+        in_order = [
+            (_is_range(index[slice(*span)], stop - start), True)
+            for span, (start, stop) in zip(spans, chunks, strict=True)
+        ]
         return TermBatch(
-            of_chunk,
-            of_chunk,
-            of_chunk,
-            of_chunk,
-            student_tokens,
-            teacher_tokens,
-            [(bounds, bounds, bounds, bounds) for bounds in chunks],
-            [(True, True) for _ in chunks],
-            len(partners),
-            [(number, stop - start) for number, (start, stop) in zip(of_chunks, chunks, strict=True)],
+            sent(torch.from_numpy(index), device),
+            number,
+            number,
+            number,
+            sent(torch.from_numpy(self.student_tokens[term][rows]), device),
+            sent(torch.from_numpy(self.teacher_tokens[term]), device).index_select(0, partners),
+            [(span, span, span, span) for span in spans],
+            in_order,
+            len(rows),
+            list(zip(of_chunks, counts, strict=True)),
             notes=dict(sorted(pairs.notes.items())),
             partners=partners,
             paired=paired,

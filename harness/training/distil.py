@@ -13,7 +13,7 @@ import torch
 
 from harness.base.device import chunk_rows, compiles, compute_dtype
 from harness.data.batches import Batch, Collator
-from harness.data.chunk_memory import row_bytes
+from harness.data.chunk_memory import row_bytes, teacher_rows_beside
 from harness.data.teacher_rows import StoredRows
 from harness.data.templates import TextSide
 from harness.data.terms import AlignedExample
@@ -147,9 +147,7 @@ def _chunk_rows(
     tokens = {role: sum(each.example.sides[role].response.size for each in examples) for role in (STUDENT, *widths)}
     terms = []
     for method, role in ((term.method, term.teacher) for term in objective.terms):
-        rows = tokens.get(role, 0) / max(tokens[STUDENT], 1)
-        if method.aligns_on_device and on.type != "cpu":
-            rows = max(rows, 1.0)  # pairs that are made there: a teacher's row beside each of the student's
+        rows = teacher_rows_beside(method, tokens.get(role, 0) / max(tokens[STUDENT], 1), on)
         terms.append((method, widths.get(role, head.shape[0]) * rows))
     dtype = torch.bfloat16 if compute_dtype(training.precision) == "bfloat16" else torch.float32
     # Gradients and the optimiser's two moments, of which each process that shares the weights has its part.

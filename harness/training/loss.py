@@ -101,10 +101,7 @@ class Distiller(nn.Module):
         asked &= teacher_rows.keys()  # a sampled batch has only the teachers that score it
         teachers = {role: entropies(self._teachers[1][role], teacher_rows[role], size) for role in asked}
         chunks, terms = batch.unaligned.place(self.objective.terms, student, teachers)
-        device = rows.device
-        return replace(
-            batch, chunks=chunks, terms=[term.to(device, non_blocking=True) for term in terms], unaligned=None
-        )
+        return replace(batch, chunks=chunks, terms=[term.sent(rows.device) for term in terms], unaligned=None)
 
     def _student_rows(self, batch: Batch) -> Tensor:
         """[rows, hidden], of those that go through the head."""

@@ -43,7 +43,7 @@ class AlignedResponse:
 
 
 class PairedTokens(NamedTuple):
-    """Groups of one token on each side, of a batch of responses, on the device where they were found: no host counts.
+    """Groups of one token on each side of a batch of responses, on the device where they were found.
 
     A token of either side is in one pair at most.
 

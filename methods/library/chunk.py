@@ -269,8 +269,8 @@ class AlignedChunk:
         within: number of groups in the response of the chunk, where the method asks for ``Need.ONE_RESPONSE``; None:
             all of them are in the chunk.
         known: what a survey says of the response, see ``Need.SURVEY``; None: the chunk is all of it.
-        paired: bool [groups], which groups there are, where :meth:`Method.pair_all` made them: then each row of the
-            student is one, beside a row of the teacher, and of those that are none nothing counts. None: all are.
+        paired: bool [groups], which groups there are, where :meth:`Method.pair_all` made them: then each member of the
+            student's is a group beside a row of the teacher, and of those that are none nothing counts. None: all are.
     """
 
     student: Side

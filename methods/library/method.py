@@ -227,6 +227,15 @@ class Method(ABC, Generic[O_co]):
         return 1
 
     @property
+    def pairs_on_device(self) -> bool:
+        """Whether :meth:`pair_all` pairs tokens where the models are on a device that is not the CPU.
+
+        With ``Need.ENTROPY`` alone, and not for losses that must know how many groups a response has or that read
+        numbers of rows (``Need.ONE_RESPONSE``, ``Need.ROW_SCALARS``).
+        """
+        return False
+
+    @property
     def answers_of(self) -> str:
         """Role of the teacher ("same", "cross") whose own answers stand in for references; empty where none's do."""
         return ""
@@ -330,9 +339,8 @@ class Method(ABC, Generic[O_co]):
     def pair_all(self, responses: Sequence[AlignedResponse]) -> PairedTokens | None:
         """The groups of :meth:`align_all` where all are of one token a side and made on the models' device.
 
-        So no step waits for them, and the loss sees a group a row, of which :attr:`AlignedChunk.paired` says which
-        there are. None where the method has no such form, as by default, or for these responses; then
-        :meth:`align_all` is asked. Only of methods with ``Need.ENTROPY``, and without ``Need.ONE_RESPONSE``.
+        So no step waits for them, and the loss sees a group for each token of the student's, of which
+        :attr:`AlignedChunk.paired` says which there are. None where :meth:`align_all` is to be asked, as by default.
 
         Args:
             responses: one or more.

@@ -18,6 +18,7 @@ from methods.library.alignment import AlignedResponse, PairedTokens
 from methods.library.edit_distance import TextTable, edit_distances
 from methods.library.kernels import warping_for
 from methods.library.maps import UNMAPPED
+from methods.library.transfers import sent
 from methods.library.warping import ALONE, APART, CONFIRMED, EditCosts, Path, alike, groups_by_bytes
 
 _EMPTY = np.zeros(0, dtype=np.int64)
@@ -79,7 +80,7 @@ class DeviceCosts:
         theirs = [torch.as_tensor(each.teacher_entropy) for each in responses]
         device = ours[0].device
         sizes = [[each.numel() for each in side] for side in (theirs, ours)]
-        rows, columns = (torch.tensor(side).to(device, non_blocking=True) for side in sizes)
+        rows, columns = (sent(torch.tensor(side), device) for side in sizes)
         costs = self._between(responses, device)
         costs *= padded_weights(theirs, rows).unsqueeze(2) * padded_weights(ours, columns).unsqueeze(1)
         return warp_cells(costs, rows, columns), costs.shape[2]
@@ -95,12 +96,12 @@ class DeviceCosts:
             longest = int(table.tables.on(torch.device("cpu"))["lengths"][torch.from_numpy(unique)].max())
             bounds = np.cumsum([each.size for each in lists])[:-1]
             places = [torch.from_numpy(part) for part in np.split(place, bounds)]
-            padded = torch.nn.utils.rnn.pad_sequence(places, batch_first=True).to(device, non_blocking=True)
+            padded = sent(torch.nn.utils.rnn.pad_sequence(places, batch_first=True), device)
             sides.append((unique, longest, padded))
         (theirs, their_longest, their_place), (ours, our_longest, our_place) = sides
         # the tokens alone are copied: of each with each there are millions
         special = self._costs.student_of_special[theirs]
-        left, same, right = (torch.from_numpy(ids).to(device, non_blocking=True) for ids in (theirs, special, ours))
+        left, same, right = (sent(torch.from_numpy(ids), device) for ids in (theirs, special, ours))
         shape = len(left), len(right)
         pairs = left.unsqueeze(1).expand(shape).flatten(), right.expand(shape).flatten()
         distances = edit_distances(*self._tables, *pairs, (their_longest, our_longest)).view(shape)
@@ -133,7 +134,9 @@ class _Links(NamedTuple):
         return cls(teacher, student, known, known & torch.cat([apart, edge], 1), known & torch.cat([edge, apart], 1))
 
     def beside_bytes(self, responses: Sequence[AlignedResponse]) -> tuple[Tensor, Tensor]:
-        """bool [responses, links] each: links of tokens in one group by bytes, and of tokens that begin apart."""
+        """bool [responses, links]: links of tokens in one group by bytes; and, anything behind a path, of tokens that
+        begin apart.
+        """
         sides: tuple[list[Tensor], list[Tensor]] = ([], [])
         for each in responses:
             ends = each.student_ends, each.teacher_ends
@@ -141,11 +144,11 @@ class _Links(NamedTuple):
                 side.append(torch.from_numpy(np.stack([groups, np.concatenate([[0], own[:-1]])], axis=1)))
         found = []
         for side, tokens in zip(sides, (self.student, self.teacher), strict=True):
-            padded = torch.nn.utils.rnn.pad_sequence(side, batch_first=True).to(tokens.device, non_blocking=True)
+            padded = sent(torch.nn.utils.rnn.pad_sequence(side, batch_first=True), tokens.device)
             found.append(padded.gather(1, tokens.unsqueeze(2).expand(-1, -1, 2)).unbind(2))
         (our_group, our_start), (their_group, their_start) = found
         same = self.known & (our_group == their_group) & (our_group >= 0)
-        return same, self.known & (our_start != their_start)
+        return same, our_start != their_start
 
 
 def padded_weights(entropies: Sequence[Tensor], sizes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from methods.fkd import FKD
 
 # Options that lead through code of their own, by method.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "cdm": [{"alignment": "bytes"}, {"pieces": "first"}, {"pieces": "mean"}],
     "grpo": [{"beta": 0.5, "normalize": "samples"}],
     "gold": [
         {"merge": "observed"},

@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.data.batches import Batch
+from harness.data.batches import Batch, Collator
+from harness.data.chunk_memory import teacher_rows_beside
 from harness.data.terms import AlignedExample, Term, align
+from harness.data.tokens import STUDENT
+from harness.litmus.mutants import mutants_of
 from harness.training.contract import (
     BrokenPromiseError,
     a_batch_aligns_like_its_responses,
@@ -22,10 +25,12 @@ from harness.training.contract import (
 from harness.training.loss import Distiller
 from harness.training.objective import LossParts, Objective
 from harness.training.rollout_share import accepted
-from methods.base import AlignedChunk, Side
+from methods.alm import ALM
+from methods.base import AlignedChunk, LossSums, Method, Need, Side
 from methods.cdm import CDM
 from methods.fkd import FKD
 from methods.library.alignment import AlignedResponse, PairedTokens
+from methods.library.vocabulary import TokenizerPair
 from methods.library.warping_device import DeviceCosts
 from tests.methods import contract
 from tests.methods.test_cdm import PAIR, chunk
@@ -100,17 +105,21 @@ def test_a_response_may_have_no_token_of_one_side(monkeypatch: pytest.MonkeyPatc
 def test_beside_a_teacher_whose_groups_are_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """dual(fkd, cdm): one term's groups, the other's pairs, in the same chunks."""
     made, other = contract.bench(CDM()), contract.bench(FKD())
+    distiller, examples = both(made, other)
+    compare(distiller, made.batch(examples, chunk_rows=8), monkeypatch)
+
+
+def both(made: contract.Bench, other: contract.Bench) -> tuple[Distiller, list[AlignedExample]]:
+    """Two benches' terms in the first one's objective."""
     assert made.teacher is not None
     assert other.teacher is not None
-    terms = (Term(other.method, "same", 0.4), Term(made.method, "cross", 0.3))
+    terms = (Term(other.method, other.role, 0.4), Term(made.method, made.role, 0.3))
     examples: list[AlignedExample] = []
     for ours, theirs in zip(made.examples, other.examples, strict=True):
         both = replace(ours.example, sides={**ours.example.sides, **theirs.example.sides})
         examples.append(align(both, terms))
-    made.objective = Objective("dual(fkd, cdm)", 0.5, terms)
-    teachers = {"same": other.teacher, "cross": made.teacher}
-    distiller = Distiller(made.student, made.objective, teachers)
-    compare(distiller, made.batch(examples, chunk_rows=8), monkeypatch)
+    made.objective = Objective("both", 0.5, terms)
+    return Distiller(made.student, made.objective, {other.role: other.teacher, made.role: made.teacher}), examples
 
 
 @PIECES
@@ -118,6 +127,74 @@ def test_batching_does_not_matter(pieces: str, monkeypatch: pytest.MonkeyPatch) 
     with on_device(monkeypatch) as made:
         batching_does_not_matter(CDM(pieces=pieces))
     assert made
+
+
+@pytest.mark.parametrize("window", [FKD(), FKD(fidelity="released"), ALM()], ids=lambda method: method.rows.value)
+def test_beside_a_term_of_other_rows(window: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the prompt, or behind the response, are no pair; a chunk of none but these is passed over."""
+    made, other = contract.bench(CDM()), contract.bench(window)
+    distiller, examples = both(made, other)
+    handed: dict[str, list[AlignedChunk]] = {"host": [], "device": []}
+    loss = CDM.loss
+
+    def spy(self: CDM, given: AlignedChunk) -> LossSums:
+        handed["host" if given.paired is None else "device"].append(given)
+        return loss(self, given)
+
+    monkeypatch.setattr(CDM, "loss", spy)
+    compare(distiller, made.batch(examples, chunk_rows=3), monkeypatch)
+    ours, theirs = ([pair for each in handed[way] for pair in pairs_of(each)] for way in ("host", "device"))
+    assert len(ours) == len(theirs) > 20
+    for pair, wanted in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(pair, wanted, rtol=1e-12, atol=1e-12)
+    tokens = sum(each.example.sides[STUDENT].response.size for each in examples)
+    assert sum(each.groups for each in handed["device"]) == tokens
+
+
+def pairs_of(given: AlignedChunk) -> list[list[Tensor]]:
+    """Of each group of one token a side: logits, targets and tokens of both."""
+    chosen = range(given.groups) if given.paired is None else given.paired.nonzero()[:, 0].tolist()
+    sides = (given.student, given.teacher)
+    return [
+        [each for side in sides for row in [side.index[k]] for each in (side.logits[row].detach(), side.targets[row])]
+        + [side.tokens[k] for side in sides]
+        for k in chosen
+    ]
+
+
+def test_losses_of_whole_responses_can_not_pair_tokens() -> None:
+    class Whole(CDM):
+        needs = frozenset({Need.ENTROPY, Need.ROW_SCALARS})
+
+    with pytest.raises(ValueError, match="pairs tokens on the device, where it can't ask for numbers of rows too"):
+        Collator((Term(Whole(), "cross", 1.0),), {STUDENT: 0, "cross": 0})
+
+
+def test_room_for_a_teachers_row_beside_each_of_the_students() -> None:
+    """Where pairs are made on a device: elsewhere a chunk holds the rows that its groups have."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert teacher_rows_beside(CDM(), 0.7, gpu) == 1.0
+    assert teacher_rows_beside(CDM(), 1.3, gpu) == 1.3
+    for method, on in ((CDM(), cpu), (CDM(pieces="mean"), gpu), (CDM(alignment="bytes"), gpu), (FKD(), gpu)):
+        assert teacher_rows_beside(method, 0.7, on) == 0.7
+
+
+def test_what_breaks_groups_breaks_them_on_a_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mutant whose groups are other ones makes no pairs, which would be whole."""
+    made = contract.bench(CDM())
+    breaks = [mutant for mutant in mutants_of(CDM()) if "align_all" in mutant.changes(CDM())]
+    assert breaks
+    for mutant in breaks:
+        broken = mutant.broken(CDM())
+        made.objective = Objective("broken", 0.5, (Term(broken, made.role, 1.0),))
+        broken.prepare(TokenizerPair(*(made.sides[role].vocabulary for role in (STUDENT, made.role))))
+        batch = made.batch()
+        divisors = made.objective.divisors(batch.counts)
+        wanted, _ = passed(made.distiller(), batch, divisors)
+        with on_device(monkeypatch) as pairs:
+            found, _ = passed(made.distiller(), batch, divisors)
+        assert not pairs
+        torch.testing.assert_close(found.kd, wanted.kd)
 
 
 @PIECES

@@ -98,8 +98,9 @@ def test_a_micro_batch_that_aligns_at_the_step_waits_for_nothing(pieces: str, mo
     with kernels_that_do_nothing(gpu, monkeypatch), gpu:
         rows, teacher_rows = put(rows), {role: put(each) for role, each in teacher_rows.items()}
         for _ in range(2):  # tables of the vocabularies are copied by the first
+            moved = batch.sent(GPU)
             gpu.waits.clear()
-            aligned = made.distiller()._align(batch.to(GPU, non_blocking=True), rows, teacher_rows)
+            aligned = made.distiller()._align(moved, rows, teacher_rows)
             parts, _ = walk_over(made, aligned, teacher_rows).run(rows, [put(head)], [True, True])
     assert aligned.terms[0].paired is not None
     assert aligned.terms[0].paired.device == parts.loss.device == GPU
@@ -136,7 +137,10 @@ def test_the_paths_of_a_batch_are_waited_for_once() -> None:
         (lambda x: x.to("cpu"), 1),
         (lambda x: x.to(torch.device("cpu"), non_blocking=True), 0),
         (lambda x: torch.ones(3).to(x.device), 1),
-        (lambda x: torch.ones(3).to(x.device, non_blocking=True), 0),
+        (lambda x: torch.ones(3).to(x.device, non_blocking=True), 1),
+        (lambda x: torch.ones(3).pin_memory().to(x.device), 1),
+        (lambda x: torch.ones(3).pin_memory().to(x.device, non_blocking=True), 0),
+        (lambda x: torch.ones(3).pin_memory().add(1).to(x.device, non_blocking=True), 1),
         (lambda x: torch.ones(3, device=x.device), 0),
         (lambda x: torch.tensor([1.0, 2.0], device=x.device), 1),
         (lambda x: torch.tensor([1.0, 2.0]).max().item(), 0),

@@ -17,6 +17,7 @@ from methods.library.vocabulary import Vocabulary
 from methods.library.warping import EditCosts, entropy_weights, warp_all
 from methods.library.warping_device import DeviceCosts, padded_weights, warp_cells
 from tests import tiny
+from tests.methods.library.test_warping import by_hand
 
 STUDENT, TEACHER = (Vocabulary.of(tiny.tokenizer(f).backend_tokenizer, f, (2,)) for f in ("byte_level", "unigram"))
 COSTS = EditCosts(STUDENT, TEACHER)
@@ -78,10 +79,20 @@ def test_paths_of_responses(monkeypatch: pytest.MonkeyPatch, cells_at_once: int)
 
 
 @pytest.mark.parametrize("pieces", ["one_to_one", "first"])
-@given(sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5), seed=SEEDS)
-@settings(max_examples=60, deadline=None)
-def test_pairs_of_responses(pieces: str, sizes: list[tuple[int, int]], seed: int) -> None:
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5),
+    seed=SEEDS,
+    cells_at_once=st.sampled_from([warping._CELLS_AT_ONCE, 50]),
+)
+@settings(max_examples=100, deadline=None)
+def test_pairs_of_responses(pieces: str, sizes: list[tuple[int, int]], seed: int, cells_at_once: int) -> None:
     """Those of the groups that a host makes of the same paths, and their notes; bytes that both sides share or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warping, "_CELLS_AT_ONCE", cells_at_once)
+        compare_pairs(pieces, sizes, seed)
+
+
+def compare_pairs(pieces: str, sizes: list[tuple[int, int]], seed: int) -> None:
     generator = np.random.default_rng(seed)
     method = CDM(pieces=pieces)
     method.costs = COSTS
@@ -107,6 +118,10 @@ def test_pairs_of_responses(pieces: str, sizes: list[tuple[int, int]], seed: int
 
 
 def test_special_tokens_of_one_meaning_cost_nothing() -> None:
-    found = DeviceCosts(COSTS)._between([AlignedResponse(*(np.array([2]) for _ in range(4)))], torch.device("cpu"))
-    assert STUDENT.pieces[2] != ""
-    assert found.tolist() == [[[0]]]
+    """Ends of a response whatever their names, others by name."""
+    student = by_hand([b"<|im_end|>", b"<pad>", b"a", b"<s>"], {0, 1, 3}, eos=0)
+    teacher = by_hand([b"<eos>", b"<bos>", b"a", b"<pad>"], {0, 1, 3}, eos=0)
+    costs, every = EditCosts(student, teacher), np.arange(4)
+    (found,) = DeviceCosts(costs)._between([AlignedResponse(*[every] * 4)], torch.device("cpu"))
+    assert found[0, 0] == found[3, 1] == 0
+    assert found.tolist() == costs.costs(every, every).tolist()
