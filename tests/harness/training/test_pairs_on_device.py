@@ -102,13 +102,6 @@ def test_a_response_may_have_no_token_of_one_side(monkeypatch: pytest.MonkeyPatc
     compare(made.distiller(), made.batch(examples, chunk_rows=9), monkeypatch)
 
 
-def test_beside_a_teacher_whose_groups_are_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """dual(fkd, cdm): one term's groups, the other's pairs, in the same chunks."""
-    made, other = contract.bench(CDM()), contract.bench(FKD())
-    distiller, examples = both(made, other)
-    compare(distiller, made.batch(examples, chunk_rows=8), monkeypatch)
-
-
 def both(made: contract.Bench, other: contract.Bench) -> tuple[Distiller, list[AlignedExample]]:
     """Two benches' terms in the first one's objective."""
     assert made.teacher is not None
@@ -116,8 +109,8 @@ def both(made: contract.Bench, other: contract.Bench) -> tuple[Distiller, list[A
     terms = (Term(other.method, other.role, 0.4), Term(made.method, made.role, 0.3))
     examples: list[AlignedExample] = []
     for ours, theirs in zip(made.examples, other.examples, strict=True):
-        both = replace(ours.example, sides={**ours.example.sides, **theirs.example.sides})
-        examples.append(align(both, terms))
+        merged = replace(ours.example, sides={**ours.example.sides, **theirs.example.sides})
+        examples.append(align(merged, terms))
     made.objective = Objective("both", 0.5, terms)
     return Distiller(made.student, made.objective, {other.role: other.teacher, made.role: made.teacher}), examples
 
@@ -131,7 +124,10 @@ def test_batching_does_not_matter(pieces: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("window", [FKD(), FKD(fidelity="released"), ALM()], ids=lambda method: method.rows.value)
 def test_beside_a_term_of_other_rows(window: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of the prompt, or behind the response, are no pair; a chunk of none but these is passed over."""
+    """dual(fkd, cdm) and others: one term's groups beside the other's pairs, in the same chunks.
+
+    Rows of the prompt, or behind the response, are no pair; a chunk of none but these is passed over.
+    """
     made, other = contract.bench(CDM()), contract.bench(window)
     distiller, examples = both(made, other)
     handed: dict[str, list[AlignedChunk]] = {"host": [], "device": []}
@@ -152,14 +148,13 @@ def test_beside_a_term_of_other_rows(window: Method, monkeypatch: pytest.MonkeyP
 
 
 def pairs_of(given: AlignedChunk) -> list[list[Tensor]]:
-    """Of each group of one token a side: logits, targets and tokens of both."""
-    chosen = range(given.groups) if given.paired is None else given.paired.nonzero()[:, 0].tolist()
-    sides = (given.student, given.teacher)
-    return [
-        [each for side in sides for row in [side.index[k]] for each in (side.logits[row].detach(), side.targets[row])]
-        + [side.tokens[k] for side in sides]
-        for k in chosen
-    ]
+    """Of each group, one token a side: the logits and the target of its row, and the token; student and teacher."""
+    chosen = torch.ones(given.groups, dtype=torch.bool) if given.paired is None else given.paired
+    parts: list[Tensor] = []
+    for side in (given.student, given.teacher):
+        rows = side.index[chosen]
+        parts += [side.logits[rows].detach(), side.targets[rows], side.tokens[chosen]]
+    return [list(pair) for pair in zip(*parts, strict=True)]
 
 
 def test_losses_of_whole_responses_can_not_pair_tokens() -> None:
