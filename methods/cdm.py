@@ -39,7 +39,15 @@ from methods.base import (
     TeacherKind,
     register,
 )
-from methods.library.alignment import AlignedResponse, Groups, IntArray, PairedTokens, first_members, group_bytes
+from methods.library.alignment import (
+    AlignedResponse,
+    Groups,
+    IntArray,
+    PairedTokens,
+    first_members,
+    group_bytes,
+    starts_of,
+)
 from methods.library.cdm_released import maps_of_response, released_groups, released_loss, turned
 from methods.library.contextual import (
     MASKED,
@@ -189,8 +197,7 @@ class CDM(Method[CDMOptions]):
         groups = self._compared(link_groups(teacher, student), notes)
         ours = first_members(groups.student_index, groups.student_group)
         theirs = first_members(groups.teacher_index, groups.teacher_group)
-        starts = [np.concatenate([[0], ends])[:-1] for ends in (response.student_ends, response.teacher_ends)]
-        apart = np.sum(starts[0][ours] != starts[1][theirs])
+        apart = np.sum(starts_of(response.student_ends)[ours] != starts_of(response.teacher_ends)[theirs])
         notes[APART] = (float(apart), float(groups.count))
         return groups
 

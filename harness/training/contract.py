@@ -181,9 +181,9 @@ def a_batch_aligns_like_its_responses(method: Method) -> None:
         return
     for number, (found, response) in enumerate(zip(pairs.partners, responses, strict=True)):
         groups, partners = method.align(response), np.full(len(response.student_ids), UNMAPPED)
-        partners[groups.student_index] = groups.teacher_index
         alone = len(groups.student_index) == len(groups.teacher_index) == groups.count
         _promise(alone, f"response {number} is paired, but has groups of several tokens")
+        partners[groups.student_index] = groups.teacher_index
         _promise(np.array_equal(found.cpu().numpy(), partners), f"response {number} is paired otherwise than aligned")
 
 

@@ -169,6 +169,11 @@ def first_members(index: IntArray, group: IntArray) -> IntArray:
     return index[np.flatnonzero(np.diff(group, prepend=-1))]
 
 
+def starts_of(ends: IntArray) -> IntArray:
+    """int64 [n]: where each token begins, in bytes of the response; spans are contiguous."""
+    return np.concatenate([[0], ends])[:-1].astype(np.int64)
+
+
 def cut_at_common_boundary(ends: Sequence[IntArray], limits: Sequence[int]) -> list[int] | None:
     """How many tokens of each side to keep so that none exceeds its limit and all end on the same byte.
 

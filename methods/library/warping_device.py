@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.library.alignment import AlignedResponse, PairedTokens
+from methods.library.alignment import AlignedResponse, PairedTokens, starts_of
 from methods.library.edit_distance import TextTable, edit_distances
 from methods.library.kernels import warping_for
 from methods.library.maps import UNMAPPED
@@ -141,7 +141,7 @@ class _Links(NamedTuple):
         for each in responses:
             ends = each.student_ends, each.teacher_ends
             for side, groups, own in zip(sides, groups_by_bytes(*ends), ends, strict=True):
-                side.append(torch.from_numpy(np.stack([groups, np.concatenate([[0], own[:-1]])], axis=1)))
+                side.append(torch.from_numpy(np.stack([groups, starts_of(own)], axis=1)))
         found = []
         for side, tokens in zip(sides, (self.student, self.teacher), strict=True):
             padded = sent(torch.nn.utils.rnn.pad_sequence(side, batch_first=True), tokens.device)
